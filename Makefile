@@ -1,0 +1,97 @@
+# ds - there is no library to build: the headers are the library. This file builds programs, examples and tests.
+#   make help      the list of targets
+# Variables: config=release|debug|asan|tsan|coverage|fuzz, CC, CXX, NVCC, and LIBAIO=0 BLAS=0 MPI=0 to leave an
+# optional part out. Everything is written below build/.
+config ?= release
+CC ?= cc
+CXX ?= c++
+ifeq ($(origin CC),default)
+CC := cc
+endif
+ifeq ($(origin CXX),default)
+CXX := c++
+endif
+B := build$(if $(filter-out release,$(config)),/$(config))
+
+WARN := -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wundef -Werror
+FLAGS_release := -O2 -g
+FLAGS_debug := -O0 -g -DDS_DEBUG=1
+FLAGS_asan := -O1 -g -DDS_DEBUG=1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+FLAGS_tsan := -O1 -g -DDS_DEBUG=1 -fsanitize=thread -fno-omit-frame-pointer
+FLAGS_coverage := -O0 -g --coverage -DDS_COVERAGE=1
+FLAGS_fuzz := -O1 -g -fsanitize=fuzzer-no-link,address,undefined
+ifeq ($(FLAGS_$(config)),)
+$(error config=$(config) is not one of release debug asan tsan coverage fuzz)
+endif
+CFLAGS ?=
+COMMON = $(FLAGS_$(config)) $(WARN) -I. -MMD -MP $(FEATURE_FLAGS) $(CFLAGS)
+LIBS = -Wl,--as-needed $(FEATURE_LIBS) -lpthread -ldl -lm
+
+quiet_goals := help clean blocks format
+ifneq ($(filter-out $(quiet_goals),$(or $(MAKECMDGOALS),all)),)
+include build/features.mk
+endif
+
+EXAMPLES := $(patsubst examples/%.c,$(B)/%,$(wildcard examples/*.c))
+ifneq ($(MPICC),)
+EXAMPLES += $(B)/train_gpt_mpi
+endif
+UNIT := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/unit/*.c tests/multi/*.c tests/fault/*.c))
+SCRIPTS := $(wildcard tests/compile/*.sh tests/unit/*.sh tests/multi/*.sh tests/fault/*.sh tests/fuzz/*.sh)
+HEADERS := $(wildcard ds_*.h)
+
+.PHONY: all demo test soak bench peers corpus gpu gpu-test gpu-bench gpu-info blocks format help clean
+all: $(EXAMPLES)
+
+build/features.mk: tests/tools/need.sh tests/tools/probe.sh
+	@mkdir -p build
+	@tests/tools/need.sh
+	@CC="$(CC)" LIBAIO="$(LIBAIO)" BLAS="$(BLAS)" MPI="$(MPI)" tests/tools/probe.sh >$@.tmp && mv $@.tmp $@
+
+$(B)/%: examples/%.c
+	@mkdir -p $(@D)
+	$(CC) -std=gnu99 $(COMMON) -o $@ $< $(LIBS)
+
+$(B)/train_gpt_mpi: examples/train_gpt.c
+	@mkdir -p $(@D)
+	$(MPICC) -std=gnu99 $(COMMON) -DDS_COMM_USE_MPI=1 -o $@ $< $(LIBS)
+
+$(B)/tests/%: tests/%.c
+	@mkdir -p $(@D)
+	$(CC) -std=gnu99 $(COMMON) -o $@ $< $(LIBS)
+
+# `make demo`: the main job; README shows what it prints.
+demo: $(B)/ds $(B)/train_gpt
+	@B=$(B) tests/tools/demo.sh
+
+# `make test`: ends with "N passed, N failed". Select programs: make test only="config optim"
+test: $(EXAMPLES) $(UNIT)
+	@B="$(B)" CC="$(CC)" CXX="$(CXX)" CONFIG="$(config)" MPIRUN="$(MPIRUN)" MPICC="$(MPICC)" NVCC="$(NVCC)" ONLY="$(only)" \
+	    tests/run.sh $(SCRIPTS) $(UNIT)
+
+bench: $(B)/ds
+	@B="$(B)" tests/tools/bench.sh
+
+corpus:
+	@tests/tools/corpus.sh build/corpus
+
+blocks:
+	@tests/tools/blocks.sh
+
+format:
+	clang-format -i ds_*.h examples/*.[ch] tests/*.h tests/*/*.c
+
+help:
+	@sed -n 's/^# `\(make [^`]*\)`: */  \1    /p' Makefile
+	@echo '  make           build/ds, build/train_gpt and the examples'
+	@echo '  make bench     figures of this machine, each beside its ceiling'
+	@echo '  make corpus    public-domain books into build/corpus, for train_gpt --data'
+	@echo '  make blocks    copy the shared blocks from their home headers to the others'
+	@echo '  make format    clang-format'
+	@echo '  make clean     remove build/'
+	@echo 'config=release|debug|asan|tsan|coverage|fuzz selects flags; only="WORD ..." selects tests.'
+
+clean:
+	rm -rf build
+
+-include $(shell find build -name '*.d' 2>/dev/null)

@@ -1,0 +1,329 @@
+/* ds_config.h - v0.1.0 - a DeepSpeed JSON configuration, parsed, checked and resolved; and a JSON parser - public domain or MIT-0 */
+#if defined(DS_IMPLEMENTATION) && !defined(DS_CONFIG_IMPLEMENTATION)
+#define DS_CONFIG_IMPLEMENTATION
+#endif
+#ifndef DS_CONFIG_H
+#define DS_CONFIG_H
+#define DS_CONFIG_VERSION 100 /* major * 10000 + minor * 100 + patch */
+
+/*== ds block: core 1 == the same text in every ds_*.h; its home is ds_config.h, `make blocks` copies it ==*/
+#if defined(DS_CORE_BLOCK) && DS_CORE_BLOCK != 1
+#error "ds: headers of two versions meet in this file; vendor all ds_*.h from one release"
+#endif
+#ifndef DS_CORE_BLOCK
+#define DS_CORE_BLOCK 1
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Linkage of every public function. DS_STATIC (define it wherever a ds header is included in that file) makes the
+   whole of ds private to one file; the implementation must then be in the same file. */
+#ifdef DS_STATIC
+#define DS_API static
+#else
+#define DS_API extern
+#endif
+
+/* What a call came to. Zero is success; -1..-19 is misuse or wrong input, -20..-39 the environment (memory, disk,
+   device, peers), -40..-59 a numeric event. The text is in the ds_error that the call or its object fills. */
+typedef enum ds_status {
+    DS_OK = 0,
+    DS_ERR_ARGUMENT = -1,    /* an argument or descriptor field is out of its range */
+    DS_ERR_STATE = -2,       /* a right call at the wrong time */
+    DS_ERR_VERSION = -3,     /* header and implementation are of different versions */
+    DS_ERR_INPUT = -4,       /* text or file from outside is malformed or contradicts itself */
+    DS_ERR_UNSUPPORTED = -5, /* not built in, or not possible on this machine */
+    DS_ERR_MEMORY = -20,
+    DS_ERR_IO = -21,      /* the operating system refused or failed */
+    DS_ERR_SPACE = -22,   /* a disk or quota is full */
+    DS_ERR_CORRUPT = -23, /* data came back other than it was written */
+    DS_ERR_TIMEOUT = -24, /* a deadline passed */
+    DS_ERR_PEER = -25,    /* another rank died or called something else */
+    DS_ERR_DEVICE = -26,
+    DS_ERR_NUMERIC = -40 /* training cannot go on: e.g. an overflow at the smallest loss scale */
+} ds_status;
+#define DS_IS_MISUSE(status)      ((status) <= -1 && (status) >= -19)
+#define DS_IS_ENVIRONMENT(status) ((status) <= -20 && (status) >= -39)
+#define DS_IS_NUMERIC(status)     ((status) <= -40 && (status) >= -59)
+
+/* Owned by the caller; zero-initialise it once. A call writes it only when it fails: one line of UTF-8 without a
+   newline that says what failed, where, what was expected and what was found. */
+typedef struct ds_error {
+    ds_status status;
+    char message[508];
+} ds_error;
+
+/* Element types. Sizes in bytes: DS_DTYPE_SIZE. Half types round to nearest even. */
+typedef enum ds_dtype {
+    DS_F32 = 0,
+    DS_F16 = 1,
+    DS_BF16 = 2,
+    DS_F64 = 3,
+    DS_I8 = 4,
+    DS_U8 = 5,
+    DS_I16 = 6,
+    DS_U16 = 7,
+    DS_I32 = 8,
+    DS_U32 = 9,
+    DS_I64 = 10,
+    DS_U64 = 11,
+    DS_BOOL = 12
+} ds_dtype;
+#define DS_DTYPE_COUNT       13
+#define DS_DTYPE_SIZE(dtype) ((size_t)("\4\2\2\10\1\1\2\2\4\4\10\10\1"[(dtype)]))
+
+/* Partitions, buckets, sub-groups and swap splits of a tensor start at multiples of this many elements. */
+#define DS_GRAIN 1024
+
+/* Memory. A zeroed struct means malloc and free. `alloc` returns NULL on failure; `align` is a power of two, at
+   least 16; `release` gets the same bytes and align. Thread safety: as the object that uses it. */
+typedef struct ds_allocator {
+    void *(*alloc)(void *ctx, size_t bytes, size_t align);
+    void (*release)(void *ctx, void *memory, size_t bytes, size_t align);
+    void *ctx;
+} ds_allocator;
+
+/* Log lines. A NULL `log` is silence; errors are still returned. `message` ends without a newline and is valid
+   during the call only; `id` is a number that the header's manual lists. May be called from any thread of the object. */
+typedef enum ds_log_level { DS_LOG_ERROR = 0, DS_LOG_WARNING = 1, DS_LOG_INFO = 2, DS_LOG_DEBUG = 3 } ds_log_level;
+typedef struct ds_logger {
+    void (*log)(void *ctx, const char *header, int level, int id, const char *message);
+    void *ctx;
+} ds_logger;
+
+/* Parallel work. A NULL `parallel_for` is a plain loop on the calling thread. It must call
+   body(arg, begin, end, worker) over disjoint ranges that cover [0, count), each a multiple of `grain` long but for
+   the last, with worker < workers and no two ranges at once on one worker, and return after the last one ends. */
+typedef struct ds_tasks {
+    void (*parallel_for)(void *ctx, size_t count, size_t grain,
+                         void (*body)(void *arg, size_t begin, size_t end, unsigned worker), void *arg);
+    void *ctx;
+    unsigned workers; /* 0 counts as 1 */
+} ds_tasks;
+
+/* Time. Zeroed means CLOCK_MONOTONIC and nanosleep. */
+typedef struct ds_clock {
+    int64_t (*now)(void *ctx); /* ns since some fixed moment; never goes back */
+    void (*sleep)(void *ctx, int64_t ns);
+    void *ctx;
+} ds_clock;
+
+/* Files. Every member left NULL is the system's own call. Each returns -errno on failure, else 0 or what is said.
+   A seam for fault injection and for file systems of your own. Thread safety: members may be called at once. */
+typedef struct ds_files {
+    void *ctx;
+    int (*open)(void *ctx, const char *path, int flags, unsigned mode); /* a descriptor >= 0 */
+    int (*close)(void *ctx, int fd);
+    int64_t (*read)(void *ctx, int fd, void *buffer, size_t bytes, int64_t offset);        /* bytes; 0 at the end */
+    int64_t (*write)(void *ctx, int fd, const void *buffer, size_t bytes, int64_t offset); /* bytes, may be short */
+    int (*sync)(void *ctx, int fd);                                                        /* fsync */
+    int (*truncate)(void *ctx, int fd, int64_t bytes);
+    int (*reserve)(void *ctx, int fd, int64_t offset, int64_t bytes); /* fallocate */
+    int64_t (*size)(void *ctx, int fd);
+    int (*exists)(void *ctx, const char *path); /* 0 no, 1 file, 2 folder, 3 other; symlinks are not followed */
+    int (*rename)(void *ctx, const char *from, const char *to);
+    int (*unlink)(void *ctx, const char *path);
+    int (*mkdir)(void *ctx, const char *path, unsigned mode);
+    int (*rmdir)(void *ctx, const char *path);
+    int (*list)(void *ctx, const char *path, void (*entry)(void *arg, const char *name), void *arg);
+} ds_files;
+
+/* A device's memory and order of work. NULL members: see the header that uses them. A stream is the backend's own
+   handle (cudaStream_t as void *; NULL its default stream). Calls order work on a stream and may return before it is
+   done; `synchronize` waits. Source and destination of `copy` may be device, pinned or plain memory. */
+typedef struct ds_device {
+    void *ctx;
+    ds_status (*alloc)(void *ctx, size_t bytes, void **memory);
+    void (*release)(void *ctx, void *memory, size_t bytes);
+    ds_status (*pinned_alloc)(void *ctx, size_t bytes, void **memory);
+    void (*pinned_release)(void *ctx, void *memory, size_t bytes);
+    ds_status (*copy)(void *ctx, void *to, const void *from, size_t bytes, void *stream);
+    ds_status (*fill)(void *ctx, void *to, int byte, size_t bytes, void *stream);
+    ds_status (*stream_create)(void *ctx, void **stream);
+    void (*stream_destroy)(void *ctx, void *stream);
+    ds_status (*event_create)(void *ctx, void **event);
+    void (*event_destroy)(void *ctx, void *event);
+    ds_status (*event_record)(void *ctx, void *event, void *stream);
+    ds_status (*event_wait)(void *ctx, void *event, void *stream); /* the stream waits, not the caller */
+    ds_status (*event_done)(void *ctx, void *event, bool *done);
+    ds_status (*synchronize)(void *ctx, void *stream);
+    const char *(*describe)(void *ctx); /* name of the device, and the last error's text */
+} ds_device;
+
+/* The ranks that share an object, for small exchanges. `exchange` gives each rank all ranks' `bytes` bytes in rank
+   order: all is (size, bytes). Every rank must call it alike. Zeroed means one rank. */
+typedef struct ds_group {
+    ds_status (*exchange)(void *ctx, const void *mine, void *all, size_t bytes);
+    void *ctx;
+    int rank;
+    int size; /* 0 counts as 1 */
+} ds_group;
+#endif
+/*== end of ds block: core ==*/
+
+#if defined(DS_STATIC) && !defined(DS_CONFIG_IMPLEMENTATION)
+#error "ds: DS_STATIC needs the implementation in the same file; define DS_IMPLEMENTATION before including ds_config.h"
+#endif
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* DS_CONFIG_H */
+
+#if defined(DS_CONFIG_IMPLEMENTATION) && !defined(DS_CONFIG_IMPL_DONE)
+#define DS_CONFIG_IMPL_DONE
+/*== ds block: base 1 == home: ds_config.h ==*/
+#if defined(DSI_BASE_BLOCK) && DSI_BASE_BLOCK != 1
+#error "ds: implementations of two versions meet in this file; vendor all ds_*.h from one release"
+#endif
+#ifndef DSI_BASE_BLOCK
+#define DSI_BASE_BLOCK 1
+#if defined(__linux__) && defined(__STRICT_ANSI__) && !defined(_GNU_SOURCE)
+#error                                                                                                                 \
+    "ds: with -std=c99 define _GNU_SOURCE before the first #include of the file that implements ds (or use -std=gnu99)"
+#endif
+#ifdef __FAST_MATH__
+#error "ds: do not compile ds implementations with -ffast-math; results would depend on the compiler"
+#endif
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__GNUC__)
+#define DSI_FN                    static __attribute__((unused))
+#define DSI_PRINTF(text, first) __attribute__((format(printf, text, first)))
+#else
+#define DSI_FN static
+#define DSI_PRINTF(text, first)
+#endif
+
+/* Formats into a fixed buffer; a text that does not fit is cut before a UTF-8 character, never inside one. */
+DSI_FN void dsi_vformat(char *out, size_t room, const char *format, va_list args) {
+    int length = vsnprintf(out, room, format, args);
+    if (length < 0) out[0] = 0;
+    if (length >= 0 && (size_t)length >= room) {
+        size_t end = room - 1;
+        while (end && ((unsigned char)out[end - 1] & 0xC0) == 0x80) end--;
+        if (end && (unsigned char)out[end - 1] >= 0xC0) out[end - 1] = 0;
+    }
+}
+
+/* Fills `error` (which may be NULL) and returns the status, so that a caller can `return dsi_fail(...)`. */
+DSI_PRINTF(3, 4) DSI_FN ds_status dsi_fail(ds_error *error, ds_status status, const char *format, ...) {
+    if (error) {
+        va_list args;
+        va_start(args, format);
+        error->status = status;
+        dsi_vformat(error->message, sizeof error->message, format, args);
+        va_end(args);
+    }
+    return status;
+}
+
+DSI_PRINTF(5, 6)
+DSI_FN void dsi_log(const ds_logger *logger, const char *header, int level, int id, const char *format, ...) {
+    if (logger && logger->log) {
+        char message[1024];
+        va_list args;
+        va_start(args, format);
+        dsi_vformat(message, sizeof message, format, args);
+        va_end(args);
+        logger->log(logger->ctx, header, level, id, message);
+    }
+}
+
+/* a * b, or SIZE_MAX when that does not fit; an allocation of SIZE_MAX bytes always fails. */
+DSI_FN size_t dsi_mul(size_t a, size_t b) {
+    return b && a > SIZE_MAX / b ? SIZE_MAX : a * b;
+}
+DSI_FN size_t dsi_add(size_t a, size_t b) {
+    return a > SIZE_MAX - b ? SIZE_MAX : a + b;
+}
+DSI_FN size_t dsi_round_up(size_t n, size_t multiple) {
+    size_t rest = n % multiple;
+    return rest ? dsi_add(n, multiple - rest) : n;
+}
+
+/* Zero bytes are given one, so that NULL always means failure; release needs the same numbers as alloc. */
+DSI_FN void *dsi_alloc_aligned(const ds_allocator *a, size_t bytes, size_t align) {
+    void *memory = NULL;
+    if (bytes > SIZE_MAX / 2) return NULL;
+    if (bytes == 0) bytes = 1;
+    if (a && a->alloc) return a->alloc(a->ctx, bytes, align);
+    if (align <= 16) return malloc(bytes);
+    return posix_memalign(&memory, align, bytes) ? NULL : memory;
+}
+DSI_FN void dsi_release_aligned(const ds_allocator *a, void *memory, size_t bytes, size_t align) {
+    if (!memory) return;
+    if (bytes == 0) bytes = 1;
+    if (a && a->alloc) {
+        if (a->release) a->release(a->ctx, memory, bytes, align);
+    } else
+        free(memory);
+}
+DSI_FN void *dsi_alloc(const ds_allocator *a, size_t bytes) {
+    return dsi_alloc_aligned(a, bytes, 16);
+}
+DSI_FN void *dsi_alloc_zero(const ds_allocator *a, size_t bytes) {
+    void *memory = dsi_alloc_aligned(a, bytes, 16);
+    if (memory) memset(memory, 0, bytes);
+    return memory;
+}
+DSI_FN void dsi_release(const ds_allocator *a, void *memory, size_t bytes) {
+    dsi_release_aligned(a, memory, bytes, 16);
+}
+#endif
+/*== end of ds block: base ==*/
+
+#endif /* DS_CONFIG_IMPL_DONE */
+
+/*
+  This software is available under two licences; choose whichever you prefer.
+
+  ------------------------------------------------------------------------------
+  ALTERNATIVE A - MIT No Attribution (MIT-0)
+
+  Copyright (c) 2026 the ds authors
+
+  Permission is hereby granted, free of charge, to any person obtaining a copy of
+  this software and associated documentation files (the "Software"), to deal in
+  the Software without restriction, including without limitation the rights to
+  use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies
+  of the Software, and to permit persons to whom the Software is furnished to do
+  so.
+
+  THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+  IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+  FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+  AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER
+  LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+  OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
+  SOFTWARE.
+
+  ------------------------------------------------------------------------------
+  ALTERNATIVE B - Public domain (www.unlicense.org)
+
+  This is free and unencumbered software released into the public domain.
+
+  Anyone is free to copy, modify, publish, use, compile, sell, or distribute this
+  software, either in source code form or as a compiled binary, for any purpose,
+  commercial or non-commercial, and by any means.
+
+  In jurisdictions that recognize copyright laws, the author or authors of this
+  software dedicate any and all copyright interest in the software to the public
+  domain. We make this dedication for the benefit of the public at large and to
+  the detriment of our heirs and successors. We intend this dedication to be an
+  overt act of relinquishment in perpetuity of all present and future rights to
+  this software under copyright law.
+
+  THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+  IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+  FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+  AUTHORS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN
+  ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION
+  WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+*/
