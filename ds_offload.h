@@ -19,7 +19,7 @@
 /* Linkage of every public function. DS_STATIC (define it wherever a ds header is included in that file) makes the
    whole of ds private to one file; the implementation must then be in the same file. */
 #ifdef DS_STATIC
-#define DS_API static
+#define DS_API static __attribute__((unused))
 #else
 #define DS_API extern
 #endif
