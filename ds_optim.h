@@ -1,4 +1,80 @@
-/* ds_optim.h - v0.1.0 - fused optimizers, gradient clipping, loss scaling and learning-rate schedules - public domain or MIT-0 */
+/* ds_optim.h - v0.1.0 - fused optimizers, gradient clipping, loss scaling and learning-rate schedules - public domain or MIT-0
+
+   DO THIS
+     #define DS_IMPLEMENTATION     in one C or C++ file, before
+     #include "ds_optim.h"         and link with -lm -lpthread
+
+   SYNOPSIS (a whole trainer's step: unscale, norm, overflow check, clip, update, 16-bit weights)
+
+     ds_optim_params group;                          // plain struct of all parameters of all optimizers
+     ds_optim_params_default("AdamW", &group);       // the documents' defaults for that type
+     group.lr = 3e-4, group.weight_decay = 0.1;
+     ds_optim_tensor tensors[] = {{"wte", 50257, 768, 0}, {"ln.bias", 1, 768, 0}};   // name, rows, cols, group
+     ds_optim_desc desc = {0};
+     desc.type = "AdamW";
+     desc.groups = &group, desc.group_count = 1;
+     desc.tensors = tensors, desc.tensor_count = 2;
+     desc.own_states = true;                         // the header keeps moments and fp32 masters
+     ds_error error = {0};
+     ds_optim *o;
+     if (ds_optim_create(&desc, &o, &error)) puts(error.message);
+     ...
+     ds_optim_io io[] = {{w0, DS_F32, g0, DS_F32}, {w1, DS_F32, g1, DS_F32}};
+     ds_optim_options options = {1.0};               // clip to norm 1
+     ds_optim_report report;
+     ds_optim_step(o, io, &options, &report);        // DS_OK also for a skipped step: report.skipped
+
+   OPTIMIZERS          states (fp32, per element)               bytes read + written per element, fp32 throughout
+     Adam, AdamW       exp_avg exp_avg_sq                       16 + 12
+     SGD               momentum_buffer (if momentum)            12 + 8 (8 + 4 without)
+     Adagrad           exp_avg_sq                               12 + 8
+     Lion              exp_avg                                  12 + 8
+     Lamb              exp_avg exp_avg_sq                       28 + 12, two passes: the trust ratio needs whole norms
+     Muon              momentum_buffer (matrices) or as AdamW   12 + 8 and the matrix products
+     OneBitAdam        exp_avg exp_avg_sq                       16 + 12 and the compressed average
+     ZeroOneAdam       exp_avg exp_avg_sq momentum_accumulator  20 + 16 and the compressed average
+     OneBitLamb        exp_avg exp_avg_sq exp_avg_sq_fresh      36 + 20 and the compressed average
+   A 16-bit gradient reads 2 bytes less, a 16-bit copy of the weights writes 2 more, a global norm (clipping, overflow
+   check) reads the gradient once more. "Adam" decays decoupled, as AdamW, unless adam_w_mode is false.
+
+   OPTIONS  DS_OPTIM_SIMD  1   in the implementation's file: 0 leaves out AVX2 and AVX-512 (else chosen at run time)
+
+   WHAT IT DOES NOT DO
+   It does not reduce gradients between ranks, own a training loop, or read files. 16-bit moments are not kept.
+
+   CONCEPTS
+   tensor   a logical tensor, registered at create in a fixed order: name, shape, group. Its elements are cut only at
+            multiples of DS_GRAIN (1,024), so that a rank, a thread or a disk block can hold a part of it.
+   slice    a part of one tensor for one call: where its master weights, states and gradient lie just now. Memory
+            belongs to the caller; nothing is kept after the call.
+   step     begin, apply as often as needed in any order and cutting, end. end advances the step count t; cancel does not.
+   work     what an optimizer needs to see: single grains (Adam), norms over the tensor first (LAMB: measure all slices,
+            combine, then apply), or the whole tensor in one slice (Muon's matrices, the 1-bit family).
+   factor   every gradient is multiplied by inv_scale * clip_coefficient as it is read: never a separate pass.
+   Results depend on neither cutting, order, threads nor SIMD level: one formula, sums of products through explicit
+   fused multiply-adds only, so contraction has nothing to contract; denormals are kept (flush-to-zero is refused).
+   Parallel matrix products keep the order of each sum. The 16-bit output rounds to nearest even.
+
+   STEP BY STEP for an engine that partitions
+     1. ds_optim_norm_grains over each slice's gradient; gather the grains; ds_optim_norm_tree per tensor; add the
+        tensors' sums in registration order; norm = sqrt. Not finite: the step is skipped.
+     2. ds_loss_scaler_update(overflow); skipped: drop the gradients, go on.
+     3. ds_optim_begin(o, 1 / scale, ds_optim_clip_coefficient(norm, max_norm), norm)
+     4. if ds_optim_work() of a tensor is DS_OPTIM_BY_NORM: ds_optim_measure(slices), once all are done ds_optim_combine
+     5. ds_optim_apply(slices); 6. ds_optim_end; 7. ds_optim_schedule_step
+
+   MEMORY   The object itself, one copy of the descriptor's tables, and (own_states) the states. Muon keeps scratch for
+   its largest matrix, LAMB two doubles per grain, the 1-bit family its error feedback. All of it is taken at create.
+   ds_optim_memory() states it; no later call allocates.
+
+   ERRORS   Each call returns ds_status; ds_optim_error() has the text. Log ids: 1 error feedback reset at another world
+   size (warning), 2 SIMD level chosen (debug), 3 step skipped (info).
+
+   THREADS  One thread at a time per object. desc.threads starts a pool, or desc.tasks plugs in yours. Pure functions
+   (norms, casts, schedules, scaler) may be called from anywhere.
+
+   CONFIG KEYS  optimizer.type, optimizer.params.*, scheduler.type, scheduler.params.*, gradient_clipping, fp16.loss_scale,
+   initial_scale_power, loss_scale_window, hysteresis, consecutive_hysteresis, min_loss_scale (an engine maps them). */
 #if defined(DS_IMPLEMENTATION) && !defined(DS_OPTIM_IMPLEMENTATION)
 #define DS_OPTIM_IMPLEMENTATION
 #endif
@@ -167,6 +243,366 @@ typedef struct ds_group {
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+#define DS_OPTIM_MAX_STATES 3
+
+/* ---- hyper-parameters ---- */
+
+/* How Muon orthogonalises. */
+typedef enum ds_optim_ns { DS_OPTIM_NS_GRAM = 0, DS_OPTIM_NS_STANDARD = 1 } ds_optim_ns;
+
+/* All documented parameters of all optimizers; each reads its own. Fill with ds_optim_params_default, then change:
+   here a zero is a value, not a default. One per parameter group. [cfg: optimizer.params] */
+typedef struct ds_optim_params {
+    double lr, beta1, beta2, eps, weight_decay;
+    bool adam_w_mode;            /* Adam, Muon's Adam: decoupled decay; false: L2 */
+    bool bias_correction;        /* Adam, Lamb */
+    bool nesterov;               /* SGD, Muon */
+    bool eps_inside_sqrt;        /* Lamb */
+    double momentum, dampening;  /* SGD; momentum also Muon */
+    double max_coeff, min_coeff; /* Lamb, OneBitLamb: range of the trust ratio */
+    double max_grad_norm;        /* Lamb: clips to this norm by itself; 0: off */
+    int64_t freeze_step;         /* OneBitAdam, OneBitLamb: steps of warm-up */
+    int64_t var_freeze_step;     /* ZeroOneAdam: the variance is fixed after this step */
+    int64_t var_update_scaler;   /* ZeroOneAdam: variance updates until their interval doubles */
+    int64_t local_step_scaler;   /* ZeroOneAdam: steps until the interval of synchronisation doubles */
+    int64_t local_step_clipper;  /* ZeroOneAdam: its largest value */
+    double coeff_beta;           /* OneBitLamb: average of the trust ratio in warm-up */
+    double factor_max, factor_min, factor_threshold; /* OneBitLamb: range of its factor, and of one step's change */
+    double adam_lr;                                  /* Muon: rate of the tensors that Adam takes; negative: lr */
+    double ns_a, ns_b, ns_c;                         /* Muon: coefficients of Newton-Schulz */
+    int ns_steps;                                    /* Muon */
+    ds_optim_ns ns_method;                           /* Muon */
+} ds_optim_params;
+
+/* Defaults of a built-in type (case is ignored, as in DeepSpeed). DS_ERR_INPUT for an unknown name. Thread-safe. */
+DS_API ds_status ds_optim_params_default(const char *type, ds_optim_params *out);
+
+/* ---- what is optimised ---- */
+
+typedef enum ds_optim_muon { DS_OPTIM_MUON_AUTO = 0, DS_OPTIM_MUON_ON = 1, DS_OPTIM_MUON_OFF = 2 } ds_optim_muon;
+
+/* A logical tensor of rows x cols elements, row-major; a vector has rows 1. Sizes 0 and 1 are fine. The name is copied. */
+typedef struct ds_optim_tensor {
+    const char *name;
+    size_t rows, cols;
+    size_t group;           /* index into desc.groups */
+    ds_dtype weights_dtype; /* own_states: dtype of ds_optim_io.weights; a 16-bit one gets a master of its own */
+    ds_optim_muon muon; /* Muon: AUTO takes rows > 1 and cols > 1 whose name lacks "embed", "wte", "wpe", "lm_head" */
+} ds_optim_tensor;
+
+/* Where a part of a tensor lies during one call. `begin` is a multiple of DS_GRAIN, and so is count but at the tensor's
+   end. Pointers need the alignment of their element only. grad and weights16 may not overlap master or states. */
+typedef struct ds_optim_slice {
+    size_t tensor, begin, count;
+    float *master;
+    float *state[DS_OPTIM_MAX_STATES]; /* as many as ds_optim_state_count(tensor) */
+    const void *grad;
+    ds_dtype grad_dtype;      /* DS_F32, DS_F16, DS_BF16 */
+    void *weights16;          /* receives the new weights in 16 bits; may be NULL */
+    ds_dtype weights16_dtype; /* DS_F16, DS_BF16 */
+} ds_optim_slice;
+
+/* What an optimizer must see of a tensor at once. */
+typedef enum ds_optim_work {
+    DS_OPTIM_BY_GRAIN = 0, /* apply at once */
+    DS_OPTIM_BY_NORM = 1,  /* measure every slice of the tensor, combine, then apply */
+    DS_OPTIM_WHOLE = 2     /* apply with one slice that is the whole tensor */
+} ds_optim_work;
+
+/* One call of a table's function. Constants are those of this step. */
+typedef struct ds_optim_pass {
+    const ds_optim_params *params; /* of the tensor's group, with the lr in force */
+    const ds_optim_tensor *tensor;
+    size_t begin;   /* first element of this part */
+    int64_t step;   /* t, from 1 */
+    double norm[2]; /* BY_NORM, in update: square roots of the two combined sums */
+    void *ctx;      /* the table's */
+} ds_optim_pass;
+
+/* An optimizer of the user's own; the built-in ones are entries of the same table. `update` gets one grain (WHOLE: the
+   tensor), the gradient in fp32, unscaled and clipped; it may run on several threads for different parts, and must treat
+   each element alike for results not to depend on the cutting. `measure` (BY_NORM) may change states, not master, and
+   writes two partial sums of the grain. */
+typedef struct ds_optim_table {
+    const char *name;
+    ds_optim_work work;
+    size_t state_count;
+    const char *state_names[DS_OPTIM_MAX_STATES];
+    void (*measure)(const ds_optim_pass *pass, const float *grad, const float *master, float *const *state,
+                    size_t count, double sums[2]);
+    void (*update)(const ds_optim_pass *pass, const float *grad, float *master, float *const *state, size_t count);
+    void *ctx;
+} ds_optim_table;
+
+/* The average over ranks with one bit per element that the 1-bit optimizers use in their compressed phase; NULL members:
+   the header's own over desc.group. buffer, worker_error: count elements, a multiple of 8 * ranks; server_error:
+   count / ranks. Replaces buffer by the average of what the ranks sent. (Tang et al. 2021) */
+typedef struct ds_optim_average {
+    ds_status (*average)(void *ctx, float *buffer, float *worker_error, float *server_error, size_t count);
+    void *ctx;
+} ds_optim_average;
+
+/* c = alpha * op(a) * op(b) + beta * c, row-major, for Muon: a BLAS of yours. NULL: the header's own product, whose
+   results do not depend on threads or SIMD level. */
+typedef struct ds_optim_gemm {
+    void (*gemm)(void *ctx, bool transpose_a, bool transpose_b, size_t m, size_t n, size_t k, float alpha,
+                 const float *a, size_t lda, const float *b, size_t ldb, float beta, float *c, size_t ldc);
+    void *ctx;
+} ds_optim_gemm;
+
+typedef enum ds_optim_level {
+    DS_OPTIM_LEVEL_BEST = 0,
+    DS_OPTIM_LEVEL_SCALAR = 1,
+    DS_OPTIM_LEVEL_AVX2 = 2,
+    DS_OPTIM_LEVEL_AVX512 = 3
+} ds_optim_level;
+
+/* Constants of one Adam step, as every formula takes them; made by the header in double, rounded once. */
+typedef struct ds_optim_adam {
+    float factor;                 /* of the gradient */
+    float beta1, one_minus_beta1; /* beta and 1 - beta, each rounded from double */
+    float beta2, one_minus_beta2;
+    float l2;              /* weight decay added to the gradient */
+    float decay;           /* -lr * weight decay, decoupled */
+    float root_correction; /* 1 / sqrt(1 - beta2^t) */
+    float eps, step_size;  /* step_size: -lr / (1 - beta1^t) */
+} ds_optim_adam;
+
+/* GPU kernels over the same formulas; ds_kernels.cu fills it. All pointers are device memory; calls order work on the
+   stream and return. Elements, rounding and bits are those of the CPU. */
+typedef struct ds_optim_kernels {
+    void *ctx;
+    ds_status (*adam)(void *ctx, const ds_optim_adam *constants, const ds_optim_slice *slice, void *stream);
+    ds_status (*norm_grains)(void *ctx, const void *grad, ds_dtype dtype, size_t count, float factor, double *per_grain,
+                             void *stream);
+    ds_status (*cast)(void *ctx, void *to, ds_dtype to_dtype, const void *from, ds_dtype from_dtype, size_t count,
+                      void *stream);
+} ds_optim_kernels;
+
+/* ---- the optimizer ---- */
+
+typedef struct ds_optim_desc {
+    const char *type; /* "AdamW", ... or the name of one of `tables` */
+    const ds_optim_params *groups;
+    size_t group_count;
+    const ds_optim_tensor *tensors;
+    size_t tensor_count;
+    bool own_states;              /* the header keeps states and masters; needed by ds_optim_step */
+    const ds_optim_table *tables; /* user's own optimizers */
+    size_t table_count;
+    ds_optim_level level; /* for tests: a level that the machine lacks is DS_ERR_UNSUPPORTED */
+    unsigned threads;     /* built-in pool, the caller included; 0 and 1: none. Ignored when tasks is set */
+    ds_tasks tasks;
+    ds_group group; /* BY_NORM partials and the 1-bit average; zeroed: one rank */
+    ds_optim_average average;
+    ds_optim_gemm gemm;
+    const float *const *masks; /* OneBitAdam: exp_avg_mask per tensor, whole tensors, kept by the caller; may be NULL */
+    const ds_optim_kernels *kernels; /* Adam and AdamW: slices are device memory */
+    ds_allocator allocator;
+    ds_logger logger;
+} ds_optim_desc;
+
+typedef struct ds_optim ds_optim;
+
+/* Copies all of desc but hooks' targets, masks and kernels. On failure *out is NULL and error says why; an unknown type
+   is answered with the list of names. */
+DS_API ds_status ds_optim_create_(const ds_optim_desc *desc, ds_optim **out, ds_error *error, int version, size_t size);
+static inline ds_status ds_optim_create(const ds_optim_desc *desc, ds_optim **out, ds_error *error) {
+    return ds_optim_create_(desc, out, error, DS_OPTIM_VERSION, sizeof(ds_optim_desc));
+}
+DS_API void ds_optim_destroy(ds_optim *o);                /* NULL is fine */
+DS_API const ds_error *ds_optim_error(const ds_optim *o); /* of the last call that failed */
+
+/* Facts that hold from create on. `tensor` is the index in desc.tensors. */
+DS_API ds_optim_work ds_optim_tensor_work(const ds_optim *o, size_t tensor);
+DS_API size_t ds_optim_state_count(const ds_optim *o, size_t tensor);
+DS_API const char *ds_optim_state_name(const ds_optim *o, size_t tensor, size_t k); /* "exp_avg"; as in PyTorch */
+DS_API size_t ds_optim_state_count_max(const ds_optim *o);
+DS_API size_t ds_optim_memory(const ds_optim *o); /* bytes that the object holds */
+DS_API ds_optim_level ds_optim_simd_level(const ds_optim *o);
+DS_API const char *ds_optim_type_name(const ds_optim *o); /* in the documents' spelling */
+
+/* Rates and betas in force for the next step. */
+DS_API double ds_optim_lr(const ds_optim *o, size_t group);
+DS_API ds_status ds_optim_set_lr(ds_optim *o, size_t group, double lr);
+DS_API const ds_optim_params *ds_optim_group_params(const ds_optim *o, size_t group);
+DS_API ds_status ds_optim_set_group_params(ds_optim *o, size_t group, const ds_optim_params *params);
+
+/* True in the 1-bit optimizers' compressed phase: the next step takes this rank's own gradient instead of the average. */
+DS_API bool ds_optim_wants_local_gradients(const ds_optim *o);
+/* True when clipping may not be used from the next step on (the 1-bit optimizers after their freeze). */
+DS_API bool ds_optim_refuses_clipping(const ds_optim *o);
+
+/* Steps taken so far; t of the next step is this plus 1. */
+DS_API int64_t ds_optim_step_count(const ds_optim *o);
+DS_API ds_status ds_optim_set_step_count(ds_optim *o, int64_t count);
+
+/* One step over slices. inv_scale: 1 / (loss scale * ...); clip_coefficient: <= 1; their product multiplies each
+   gradient in fp32. grad_norm: of the unscaled gradient, needed only by Lamb's max_grad_norm (else 0). DS_ERR_STATE out
+   of order, DS_ERR_ARGUMENT for a slice off the grain or without its pointers; nothing is changed then. */
+DS_API ds_status ds_optim_begin(ds_optim *o, double inv_scale, double clip_coefficient, double grad_norm);
+DS_API ds_status ds_optim_measure(ds_optim *o, const ds_optim_slice *slices, size_t count); /* BY_NORM tensors only */
+DS_API ds_status ds_optim_combine(ds_optim *o);                                             /* collective over group */
+DS_API ds_status ds_optim_apply(ds_optim *o, const ds_optim_slice *slices, size_t count);
+DS_API ds_status ds_optim_apply_on(ds_optim *o, const ds_optim_slice *slices, size_t count, void *stream); /* kernels */
+DS_API ds_status ds_optim_end(ds_optim *o);
+DS_API void ds_optim_cancel(ds_optim *o); /* t stays; what was applied stays applied */
+
+/* ---- the simple path (own_states) ---- */
+
+typedef struct ds_optim_io {
+    void *weights; /* updated in place; its dtype is that of the tensor's weights_dtype */
+    ds_dtype weights_dtype;
+    const void *grad;
+    ds_dtype grad_dtype;
+} ds_optim_io;
+
+typedef enum ds_optim_skip { DS_OPTIM_STEPPED = 0, DS_OPTIM_OVERFLOW = 1 } ds_optim_skip;
+
+typedef struct ds_loss_scaler ds_loss_scaler;
+
+typedef struct ds_optim_options {
+    double max_norm;        /* clip to this global norm; 0: off [cfg: gradient_clipping] */
+    ds_loss_scaler *scaler; /* its scale multiplied the loss; updated; may be NULL */
+    bool unchecked;         /* no norm, no overflow check: reads the gradient once. Not with max_norm or scaler */
+} ds_optim_options;
+
+typedef struct ds_optim_report {
+    ds_optim_skip skipped;
+    size_t overflow_tensor;  /* first tensor whose gradient was not finite; SIZE_MAX: none */
+    double grad_norm;        /* unscaled, before clipping; 0 when unchecked */
+    double clip_coefficient; /* 1: not clipped */
+    double loss_scale;       /* that multiplied this step's loss */
+} ds_optim_report;
+
+/* The whole step for one rank: io has one entry per registered tensor, in order. options, report may be NULL. A skipped
+   step is DS_OK; DS_ERR_NUMERIC when it overflowed at the smallest loss scale. */
+DS_API ds_status ds_optim_step(ds_optim *o, const ds_optim_io *io, const ds_optim_options *options,
+                               ds_optim_report *report);
+
+/* State k of a tensor, fp32, all its elements (own_states; else NULL). ds_optim_own_master: the fp32 weights of a
+   16-bit tensor, NULL for others; filled from the weights by the first step unless set before with
+   ds_optim_set_master. These are what a checkpoint holds, by name, independent of partitioning. */
+DS_API float *ds_optim_own_state(ds_optim *o, size_t tensor, size_t k);
+DS_API float *ds_optim_own_master(ds_optim *o, size_t tensor);
+DS_API ds_status ds_optim_set_master(ds_optim *o, size_t tensor, const float *values);
+
+/* ---- saving ---- */
+
+/* What the object itself remembers: step count, schedule, the 1-bit family's counters and factors. The same bytes on
+   every rank, little-endian. load: DS_ERR_INPUT when they are of another optimizer or other tensors. */
+DS_API size_t ds_optim_save_bytes(const ds_optim *o);
+DS_API void ds_optim_save(const ds_optim *o, void *bytes);
+DS_API ds_status ds_optim_load(ds_optim *o, const void *bytes, size_t count);
+
+/* The 1-bit family's error feedback, of this rank alone: buffers i < count, `which` 0 worker, 1 server. Contents may be
+   saved and written back through the pointer at the same world size. After a resume at another size call
+   ds_optim_reset_errors (or skip loading: they start as zero), which logs id 1. */
+DS_API size_t ds_optim_error_buffers(const ds_optim *o);
+DS_API float *ds_optim_error_buffer(ds_optim *o, size_t i, int which, size_t *count);
+DS_API void ds_optim_reset_errors(ds_optim *o);
+
+/* ---- norms and clipping; pure ---- */
+
+/* Sum of squares of each grain of `count` elements: per_grain[ceil(count / DS_GRAIN)]. Each element is widened to fp32,
+   multiplied by factor in fp32, squared and added in fp64 in 16 fixed lanes. NaN and infinity carry through. */
+DS_API void ds_optim_norm_grains(const void *grad, ds_dtype dtype, size_t count, float factor, double *per_grain);
+/* Sum of n partials in a binary tree: neighbours are added level by level, an odd one moves up. Overwrites grains. */
+DS_API double ds_optim_norm_tree(double *grains, size_t n);
+/* 1 / max(1, (norm + 1e-6) / max_norm), as DeepSpeed's ZeRO does; 1 when max_norm is 0. */
+DS_API double ds_optim_clip_coefficient(double norm, double max_norm);
+
+/* ---- elementwise; exact by definition, at the best SIMD level; arrays may not overlap but where to == from ---- */
+
+/* DS_F32, DS_F16, DS_BF16 in any pair; to nearest even. */
+DS_API ds_status ds_optim_cast(void *to, ds_dtype to_dtype, const void *from, ds_dtype from_dtype, size_t count);
+/* to[i] += from[i], in fp32, rounded once to to_dtype. */
+DS_API ds_status ds_optim_accumulate(void *to, ds_dtype to_dtype, const void *from, ds_dtype from_dtype, size_t count);
+/* x[i] *= factor, in fp32, rounded once to dtype. */
+DS_API ds_status ds_optim_scale(void *x, ds_dtype dtype, float factor, size_t count);
+
+/* ---- loss scaling ---- */
+
+/* [cfg: fp16.*] */
+typedef struct ds_loss_scaler_params {
+    bool dynamic;
+    double initial;              /* the static scale, or 2^initial_scale_power */
+    int64_t window;              /* loss_scale_window */
+    int64_t hysteresis;          /* overflows until the scale shrinks */
+    bool consecutive_hysteresis; /* a good step refills it */
+    double minimum;              /* min_loss_scale */
+    double factor;               /* 2 */
+    bool go_on_at_minimum;       /* false: an overflow at the minimum is DS_ERR_NUMERIC */
+} ds_loss_scaler_params;
+
+/* Plain data: copy it, save it, restore it. */
+struct ds_loss_scaler {
+    ds_loss_scaler_params params;
+    double scale;      /* multiply the loss of the next step by this */
+    int64_t iteration; /* steps seen */
+    int64_t last_overflow;
+    int64_t hysteresis_left;
+    int64_t skipped; /* steps that overflowed */
+};
+
+/* dynamic, 2^16, window 1000, hysteresis 2, minimum 1, factor 2: the documents' fp16 section. */
+DS_API void ds_loss_scaler_params_default(ds_loss_scaler_params *out);
+/* params NULL: scale 1 for ever (fp32, bf16). DS_ERR_ARGUMENT with a sentence for a scale that is not positive and
+   finite, a window below 1. */
+DS_API ds_status ds_loss_scaler_init(ds_loss_scaler *s, const ds_loss_scaler_params *params, ds_error *error);
+/* After each step, with the overflow of any rank. Divide this step's gradients by the scale from before this call. DS_OK,
+   or DS_ERR_NUMERIC: overflow at the minimum, training cannot go on. */
+DS_API ds_status ds_loss_scaler_update(ds_loss_scaler *s, bool overflow);
+
+/* ---- schedules ---- */
+
+typedef enum ds_schedule_kind {
+    DS_SCHEDULE_NONE = 0, /* the group's own rate */
+    DS_SCHEDULE_WARMUP = 1,
+    DS_SCHEDULE_WARMUP_DECAY = 2,
+    DS_SCHEDULE_WARMUP_COSINE = 3,
+    DS_SCHEDULE_ONE_CYCLE = 4,
+    DS_SCHEDULE_RANGE_TEST = 5,
+    DS_SCHEDULE_CUSTOM = 6
+} ds_schedule_kind;
+
+/* One schedule, for one group. Plain data; fill with ds_schedule_default. [cfg: scheduler.params] */
+typedef struct ds_schedule {
+    ds_schedule_kind kind;
+    double warmup_min_lr, warmup_max_lr; /* Warmup*; a negative maximum: the group's own rate */
+    int64_t warmup_num_steps, total_num_steps;
+    bool warmup_linear;                                        /* warmup_type "linear"; else log */
+    double warmup_min_ratio, cos_min_ratio;                    /* WarmupCosineLR */
+    double cycle_min_lr, cycle_max_lr, decay_lr_rate;          /* OneCycle */
+    double cycle_first_step_size, cycle_second_step_size;      /* second negative: as the first */
+    int64_t cycle_first_stair_count, cycle_second_stair_count; /* second negative: as the first */
+    double decay_step_size;
+    bool cycle_momentum;
+    double cycle_min_mom, cycle_max_mom, decay_mom_rate;
+    double lr_range_test_min_lr, lr_range_test_step_rate; /* LRRangeTest; a negative minimum: the group's own rate */
+    int64_t lr_range_test_step_size;
+    bool lr_range_test_staircase;
+    double (*custom)(void *ctx, int64_t k, double base_lr); /* DS_SCHEDULE_CUSTOM */
+    void *ctx;
+} ds_schedule;
+
+/* Defaults of a type: "WarmupLR", "WarmupDecayLR", "WarmupCosineLR", "OneCycle" or "1Cycle", "LRRangeTest" (case is
+   ignored). DS_ERR_INPUT with the names for another. Thread-safe, as all of these. */
+DS_API ds_status ds_schedule_default(const char *type, ds_schedule *out, ds_error *error);
+DS_API ds_status ds_schedule_check(const ds_schedule *s, ds_error *error);
+/* The rate after k scheduler steps, so the one that optimizer step k (from 0) uses. base_lr: the group's own. */
+DS_API double ds_schedule_lr(const ds_schedule *s, int64_t k, double base_lr);
+/* Likewise beta1 (and beta2, which becomes 0.99); false and nothing written when this schedule cycles none. */
+DS_API bool ds_schedule_betas(const ds_schedule *s, int64_t k, double *beta1, double *beta2);
+
+/* Attaches a schedule to a group and sets its rate (and betas) for the scheduler's current step count, 0 at first. The
+   group's lr at create is its base rate. */
+DS_API ds_status ds_optim_set_schedule(ds_optim *o, size_t group, const ds_schedule *schedule);
+/* After each optimizer step that was not skipped: advances the count and sets all groups' rates. */
+DS_API void ds_optim_schedule_step(ds_optim *o);
+DS_API int64_t ds_optim_schedule_count(const ds_optim *o);
+DS_API ds_status ds_optim_set_schedule_count(ds_optim *o, int64_t count);
 
 #ifdef __cplusplus
 }
