@@ -1,4 +1,82 @@
-/* ds_comm.h - v0.1.0 - collectives between ranks: threads, shared memory, MPI, NCCL - public domain or MIT-0 */
+/* ds_comm.h - v0.1.0 - collectives between ranks: threads, shared memory, MPI - public domain or MIT-0 */
+/*
+DO THIS
+
+    #define DS_COMM_IMPLEMENTATION
+    #include "ds_comm.h"
+
+in one C or C++ file, link with -lpthread, and include it plainly elsewhere. MPI is compiled in where that file is
+built with mpicc and -DDS_COMM_USE_MPI=1; nothing else is needed.
+
+SYNOPSIS (every rank runs this; `ds run -n 2`, torchrun, mpirun and srun all say who is who)
+
+    ds_error error = {DS_OK, ""};
+    ds_comm_desc desc = {0};                            // backend "auto", ranks from the launcher's variables
+    ds_comm *comm = NULL;
+    float gradients[1000];
+    if (ds_comm_create(&desc, &comm, &error)) return fail(error.message);
+    fill(gradients, ds_comm_rank(comm));
+    if (ds_comm_all_reduce(comm, gradients, gradients, 1000, DS_F32, DS_COMM_AVERAGE))
+        return fail(ds_comm_error(comm)->message);      // names the rank, the call and what went wrong
+    ds_comm_destroy(comm);
+
+OPTIONS (macros of the implementing file)
+
+    DS_COMM_USE_MPI    0    1: includes <mpi.h> and builds the backend "mpi"
+    DS_STATIC          -    defined: every function is private to the file
+
+WHAT IT DOES NOT DO. It starts no processes (ds run, mpirun, srun, torchrun do). It does not encrypt or authenticate:
+"shm" refuses other users, a network is as safe as its MPI. It never retries a failed communicator: training restarts
+from a checkpoint. send and receive have no tags and no wildcard.
+
+CONCEPTS
+
+A communicator is an ordered set of ranks 0..world-1. Every rank makes the same collective calls in the same order with
+the same count, type, operation and root. Counts are elements. A process may have any number of communicators;
+`ds_comm_split` makes one from another. Names of backends:
+
+    self      one rank; every call is a copy
+    threads   ranks are threads of one process (ds_comm_threads_create); pointers are read directly
+    shm       processes of one user on one Linux machine: an anonymous memory file, handed over a local socket
+    mpi       whatever MPI reaches; non-blocking point-to-point messages, polled
+    auto      one rank: self. Started by mpirun and MPI compiled in: mpi. All ranks on this machine: shm. Else an error
+              that says why each was refused; the same goes to the log
+    or your own messages: desc.transport
+
+Sums are the same bits on every backend. A reducing call is an all-to-all of pieces, then a sum on the rank that owns the
+piece, then (all_reduce) a gather of the pieces. The sum of W inputs is one binary tree over rank numbers: neighbours are
+added level by level, ((0+1)+(2+3))+..., and an odd one out moves up unchanged; for 5 ranks ((0+1)+(2+3))+4. fp16, bf16
+and fp32 are added in fp32, fp64 in fp64, each rounded once to the output type; integers wrap around and are exact.
+average divides the sum by the number of ranks before that rounding. min and max give NaN when any input is NaN.
+
+STEP BY STEP
+
+1. Fill a ds_comm_desc; zeroes are right for most. Rank and world come from it or from the launcher, see
+   ds_comm_resolve_env for the precedence.
+2. Memory from ds_comm_alloc is read by the peers in place; under "shm" anything else passes through a staging buffer
+   (one more copy). Both work everywhere.
+3. Call collectives, or fill a ds_comm_call and ds_comm_start it; then ds_comm_wait. Calls of one communicator run in
+   the order they were made, started or not. Started ones run on a thread that the first start creates.
+4. ds_comm_destroy. A rank that leaves while others still wait for it makes their calls fail, not hang.
+
+MEMORY. Made at create: under "shm" desc.stage_bytes per rank (4 MiB) of shared memory, touched when first used, and an
+address range for ds_comm_alloc of desc.arena_bytes per rank that costs nothing until allocated. Message backends grow
+one scratch buffer to stage_bytes. After the first calls of a trace nothing is allocated. Nothing is left behind in
+/dev/shm, however a process ends: the memory has no name.
+
+ERRORS. A wait has a deadline (desc.timeout, 300 s). A rank that was killed is noticed within half a second (shm) and
+named; a rank that never came, one that calls something else, one that left or called ds_comm_abort are named, with
+the call and its number. Then the communicator is dead: this and each later call returns the same status and text. Only
+wrong arguments, found before anything was sent (DS_ERR_ARGUMENT), leave it alive.
+Log ids: 1 backend chosen, 2 backend refused, 3 communicator ready, 4 communicator failed, 5 arena made smaller,
+6 comms log, 7 environment.
+
+THREADS. One thread at a time per communicator; different communicators are independent. ds_comm_abort, ds_comm_stats
+and ds_comm_rank/world may be called from any thread at any time.
+
+CONFIG KEYS that the engine maps onto this header: communication_data_type, fp32_allreduce, prescale_gradients,
+gradient_predivide_factor, comms_logger, timeouts and the backend under "ds".
+*/
 #if defined(DS_IMPLEMENTATION) && !defined(DS_COMM_IMPLEMENTATION)
 #define DS_COMM_IMPLEMENTATION
 #endif
@@ -168,6 +246,228 @@ typedef struct ds_group {
 extern "C" {
 #endif
 
+/*---- who is who -----------------------------------------------------------------------------------------------*/
+
+/* One process's place, as a launcher's variables tell it. */
+typedef struct ds_comm_env {
+    int rank, world;             /* 0, 1 when no launcher spoke */
+    int local_rank, local_world; /* on this machine; -1 when unknown */
+    char master_addr[256];       /* "" when unknown */
+    int master_port;             /* 0 when unknown */
+    char run_id[128];            /* the same on each rank of a run and different between runs of one user at a time */
+    const char *source;          /* "torchrun", "Open MPI", "PMI", "MVAPICH2", "Slurm", "none" */
+} ds_comm_env;
+
+/* Reads the launcher's variables, first complete set wins:
+     1. RANK WORLD_SIZE [LOCAL_RANK, LOCAL_WORLD_SIZE or LOCAL_SIZE] [MASTER_ADDR MASTER_PORT]: torchrun, deepspeed, ds run
+     2. OMPI_COMM_WORLD_RANK _SIZE _LOCAL_RANK _LOCAL_SIZE: Open MPI's mpirun
+     3. PMI_RANK PMI_SIZE [MPI_LOCALRANKID MPI_LOCALNRANKS]: MPICH, Intel MPI
+     4. MV2_COMM_WORLD_RANK _SIZE _LOCAL_RANK _LOCAL_SIZE: MVAPICH2
+     5. SLURM_PROCID with SLURM_STEP_NUM_TASKS [SLURM_LOCALID, SLURM_STEP_TASKS_PER_NODE]: srun only. sbatch and salloc
+        export SLURM_NTASKS to programs that they start once, so that one is not trusted
+     6. none: rank 0 of 1
+   MASTER_ADDR and MASTER_PORT are read in each case. run_id comes from DS_RUN_ID, else TORCHELASTIC_RUN_ID with the
+   restart count, else the launcher's job id, else MASTER_PORT, else the parent process. Half a set, text that is no
+   number, a rank outside the world, or two sets that disagree are DS_ERR_INPUT and the text names the variables.
+   `get` looks a name up (NULL: getenv); `out` is written on every path. Thread safety: as getenv. */
+DS_API ds_status ds_comm_resolve_env(const char *(*get)(void *ctx, const char *name), void *ctx, ds_comm_env *out,
+                                     ds_error *error);
+
+/*---- a communicator -------------------------------------------------------------------------------------------*/
+
+typedef struct ds_comm ds_comm;
+
+/* Your own messages. `exchange` moves, for each of `count` parts, send_bytes to the peer and receive_bytes from it
+   (either may be 0), all at once, and returns when all are through. Messages between two ranks on one channel arrive
+   in order; those of different channels must not meet. Past `deadline` (ds_clock time, INT64_MAX never) it returns
+   DS_ERR_TIMEOUT with `done` set on the parts that did finish; other failures likewise with a text. It is never called
+   by two threads at once for one communicator; with `concurrent` false, never from another thread than the caller's
+   (ds_comm_start then runs the call at once). */
+typedef struct ds_comm_part {
+    int peer;
+    const void *send;
+    void *receive;
+    size_t send_bytes, receive_bytes;
+    bool done;
+} ds_comm_part;
+typedef struct ds_comm_transport {
+    const char *name;
+    void *ctx;
+    ds_status (*exchange)(void *ctx, unsigned channel, ds_comm_part *parts, int count, int64_t deadline,
+                          ds_error *error);
+    void (*close)(void *ctx); /* at the last destroy; may be NULL */
+    bool concurrent;
+} ds_comm_transport;
+
+/* The comms log. [cfg: comms_logger.enabled, .verbose, .prof_all, .prof_ops, .debug] */
+typedef struct ds_comm_log_options {
+    bool enabled;
+    bool verbose;                  /* a line per call */
+    bool debug;                    /* the line also says rank, call number and backend */
+    bool only;                     /* keep only the operations named in `operations` (prof_all false) */
+    const char *const *operations; /* "all_reduce", ... as ds_comm_kind_name */
+    int operation_count;
+} ds_comm_log_options;
+
+typedef struct ds_comm_desc {
+    const char *backend; /* "auto" (NULL), "self", "shm", "mpi", "user" (needs `transport`) [cfg: comm_backend_name] */
+    int world;           /* 0: rank, world and run id come from ds_comm_resolve_env */
+    int rank;
+    int local_world;    /* ranks on this machine; 0: from the environment, else unknown */
+    const char *run_id; /* "shm": what the ranks of this communicator have in common; NULL: from the environment */
+    int64_t timeout;    /* ns that any wait may last; 0: 300 s; negative: for ever */
+    size_t stage_bytes; /* staging or scratch memory per rank; 0: 4 MiB */
+    size_t arena_bytes; /* "shm": address range per rank for ds_comm_alloc; 0: as large as this machine's memory */
+    const ds_comm_transport *transport; /* copied */
+    ds_comm_log_options log;
+    ds_allocator allocator;
+    ds_logger logger;
+    ds_clock clock; /* for deadlines; futexes sleep in real time */
+} ds_comm_desc;
+
+/* Connects this process with the others; collective. On failure *out is NULL. Ownership: ds_comm_destroy. */
+DS_API ds_status dsi_comm_create(const ds_comm_desc *desc, size_t desc_bytes, int version, ds_comm **out,
+                                 ds_error *error);
+static inline ds_status ds_comm_create(const ds_comm_desc *desc, ds_comm **out, ds_error *error) {
+    return dsi_comm_create(desc, sizeof *desc, DS_COMM_VERSION, out, error);
+}
+
+/* Makes `world` connected communicators in this process; out[r] is for the thread that plays rank r, and is destroyed
+   by it or by anyone after it. `desc` gives timeout and hooks, which all ranks' threads then use at once. */
+DS_API ds_status dsi_comm_threads_create(const ds_comm_desc *desc, size_t desc_bytes, int version, int world,
+                                         ds_comm **out, ds_error *error);
+static inline ds_status ds_comm_threads_create(const ds_comm_desc *desc, int world, ds_comm **out, ds_error *error) {
+    return dsi_comm_threads_create(desc, sizeof *desc, DS_COMM_VERSION, world, out, error);
+}
+
+/* Sub-communicators: ranks that give the same color share one, ordered by key, then by rank. A negative color takes
+   part and gets NULL. Collective over `comm`, which stays usable; either may be destroyed first. A duplicate is
+   color 0, key 0. The failure of one leaves the other alone. */
+DS_API ds_status ds_comm_split(ds_comm *comm, int color, int key, ds_comm **out, ds_error *error);
+
+/* Not collective: waits for calls in flight, tells the others that this rank has left, frees. NULL is fine. */
+DS_API void ds_comm_destroy(ds_comm *comm);
+
+DS_API int ds_comm_rank(const ds_comm *comm);
+DS_API int ds_comm_world(const ds_comm *comm);
+DS_API const char *ds_comm_backend(const ds_comm *comm); /* "self", "threads", "shm", "mpi" or transport.name */
+/* The status and text of the last failed call; status DS_OK and "" before any. Valid until the next call. */
+DS_API const ds_error *ds_comm_error(const ds_comm *comm);
+
+/* Tells the other ranks that this one cannot go on: their present and later calls return DS_ERR_PEER with `message`.
+   This rank's calls return it too. Any thread; never blocks for long (message backends: at most a second). */
+DS_API void ds_comm_abort(ds_comm *comm, const char *message);
+
+/* The ranks as a ds_group, for headers that ask for small exchanges. Valid as long as `comm`. */
+DS_API ds_group ds_comm_group(ds_comm *comm);
+
+/* Page-aligned memory that peers can read and write in place. Not collective; not zeroed ("shm": zeroed). NULL when
+   there is none. Thread safety: as calls on `comm`. Must be freed before `comm` is destroyed. */
+DS_API void *ds_comm_alloc(ds_comm *comm, size_t bytes);
+DS_API void ds_comm_free(ds_comm *comm, void *memory, size_t bytes);
+
+/*---- collectives ----------------------------------------------------------------------------------------------*/
+
+typedef enum ds_comm_op { DS_COMM_SUM = 0, DS_COMM_AVERAGE = 1, DS_COMM_MIN = 2, DS_COMM_MAX = 3 } ds_comm_op;
+typedef enum ds_comm_kind {
+    DS_COMM_BARRIER = 0,
+    DS_COMM_ALL_REDUCE = 1,
+    DS_COMM_REDUCE = 2,
+    DS_COMM_REDUCE_SCATTER = 3,
+    DS_COMM_ALL_GATHER = 4,
+    DS_COMM_BROADCAST = 5,
+    DS_COMM_ALL_TO_ALL = 6,
+    DS_COMM_GATHER = 7,
+    DS_COMM_SCATTER = 8,
+    DS_COMM_SEND = 9,
+    DS_COMM_RECEIVE = 10
+} ds_comm_kind;
+#define DS_COMM_KIND_COUNT 11
+DS_API const char *ds_comm_kind_name(ds_comm_kind kind); /* "all_reduce" */
+
+/* One call as data, for ds_comm_start; the functions below say what the fields mean for each kind. */
+typedef struct ds_comm_call {
+    ds_comm_kind kind;
+    const void *in;
+    void *out;
+    size_t count;
+    const size_t *counts;         /* NULL: equal parts of `count` */
+    const size_t *receive_counts; /* all_to_all with `counts` */
+    ds_dtype dtype;
+    ds_dtype out_dtype; /* reduce_scatter: also DS_F32 for half types */
+    ds_comm_op op;
+    int root; /* or the peer of send and receive */
+} ds_comm_call;
+
+/* Collective calls block until this rank's `out` is complete and its `in` may be reused. `counts` has one number per
+   rank, the same numbers on every rank, zeros allowed; parts lie one after the other in rank order. `in` and `out` are
+   either the same memory (in place, as said), or do not overlap; both are aligned to their element size. NULL is fine
+   where the count is 0. Integer averages, and sums of DS_BOOL, are DS_ERR_ARGUMENT; min and max of it are and / or.
+   Bytes that each rank sends ("theory"; W ranks, S bytes of the whole buffer, p its own part) are with each. */
+
+/* out = op over all ranks' in[count]. In place: out == in. 2 S (W-1)/W, as a ring; up to 512 bytes: S (W-1). */
+DS_API ds_status ds_comm_all_reduce(ds_comm *comm, const void *in, void *out, size_t count, ds_dtype dtype,
+                                    ds_comm_op op);
+/* The same with `out` on the root only (ignored elsewhere). Root S (W-1)/W, others S. */
+DS_API ds_status ds_comm_reduce(ds_comm *comm, const void *in, void *out, size_t count, ds_dtype dtype, ds_comm_op op,
+                                int root);
+/* Rank r gets out = op over part r of all ranks' `in`. counts NULL: parts of `count`; else `count` is ignored. out_dtype
+   is dtype, or DS_F32 with DS_F16 or DS_BF16 input: then the sum is not rounded. In place (equal types): out == in + the
+   offset of part r. S - p. */
+DS_API ds_status ds_comm_reduce_scatter(ds_comm *comm, const void *in, void *out, size_t count, const size_t *counts,
+                                        ds_dtype dtype, ds_dtype out_dtype, ds_comm_op op);
+/* out = all ranks' parts in rank order; this rank's part is in[count] or in[counts[rank]]. In place: in == out + the
+   offset of the own part. p (W-1). */
+DS_API ds_status ds_comm_all_gather(ds_comm *comm, const void *in, void *out, size_t count, const size_t *counts,
+                                    ds_dtype dtype);
+/* Everyone's data[count] becomes the root's. Root S (W-1). */
+DS_API ds_status ds_comm_broadcast(ds_comm *comm, void *data, size_t count, ds_dtype dtype, int root);
+/* Part r of `in` goes to rank r; out gets the parts for this rank in rank order; `count` elements each. Not in place.
+   S (W-1)/W. */
+DS_API ds_status ds_comm_all_to_all(ds_comm *comm, const void *in, void *out, size_t count, ds_dtype dtype);
+/* Uneven: send_counts[r] go to rank r and receive_counts[r] come from it; they must match the peer's. S - p. */
+DS_API ds_status ds_comm_all_to_all_uneven(ds_comm *comm, const void *in, const size_t *send_counts, void *out,
+                                           const size_t *receive_counts, ds_dtype dtype);
+/* The root gets all parts in rank order (out ignored elsewhere). In place at the root as all_gather. Others p. */
+DS_API ds_status ds_comm_gather(ds_comm *comm, const void *in, void *out, size_t count, const size_t *counts,
+                                ds_dtype dtype, int root);
+/* Part r of the root's `in` (ignored elsewhere) goes to rank r. In place at the root: out == in + its offset. Root S - p. */
+DS_API ds_status ds_comm_scatter(ds_comm *comm, const void *in, void *out, size_t count, const size_t *counts,
+                                 ds_dtype dtype, int root);
+/* Returns after every rank has called it. */
+DS_API ds_status ds_comm_barrier(ds_comm *comm);
+/* One message between two ranks, in order per pair. Both block until it is through. */
+DS_API ds_status ds_comm_send(ds_comm *comm, const void *data, size_t count, ds_dtype dtype, int to);
+DS_API ds_status ds_comm_receive(ds_comm *comm, void *data, size_t count, ds_dtype dtype, int from);
+
+/* Begins a call and returns. Its buffers and count arrays must stay until ds_comm_wait has returned for this handle or
+   a later one; calls complete in order. Blocks while 64 are waiting. Where the backend cannot work in the background
+   (self; MPI without MPI_THREAD_MULTIPLE; a transport not `concurrent`) it does the call at once. */
+typedef uint64_t ds_comm_handle;
+DS_API ds_status ds_comm_start(ds_comm *comm, const ds_comm_call *call, ds_comm_handle *handle);
+DS_API ds_status ds_comm_wait(ds_comm *comm, ds_comm_handle handle);
+/* *done says whether wait would return at once; a failed call is done. */
+DS_API ds_status ds_comm_test(ds_comm *comm, ds_comm_handle handle, bool *done);
+/* A call as ds_comm_start takes it, blocking. */
+DS_API ds_status ds_comm_run(ds_comm *comm, const ds_comm_call *call);
+
+/* The sum of `count` elements of `inputs` arrays in the order above, as each collective does it: fp16, bf16 or fp32 in,
+   fp32 out. out may be one of fp32 inputs. Pure; any thread. */
+DS_API void ds_comm_tree_sum_f32(float *out, const void *const *inputs, int input_count, ds_dtype dtype, size_t count);
+
+/*---- figures --------------------------------------------------------------------------------------------------*/
+
+/* Since create, of this rank. Bytes are payload given to other ranks as in the formulas above. Any thread. */
+typedef struct ds_comm_stats {
+    uint64_t calls[DS_COMM_KIND_COUNT];
+    uint64_t bytes_sent[DS_COMM_KIND_COUNT];
+    uint64_t bytes_received[DS_COMM_KIND_COUNT];
+    uint64_t staged_bytes; /* copied through the staging buffer because the memory was not ds_comm_alloc's */
+    int64_t wait_ns;       /* time spent waiting for other ranks */
+    int64_t busy_ns;       /* time inside calls, waiting included */
+} ds_comm_stats;
+DS_API void ds_comm_get_stats(const ds_comm *comm, ds_comm_stats *out);
+
 #ifdef __cplusplus
 }
 #endif
@@ -194,7 +494,7 @@ extern "C" {
 #include <string.h>
 
 #if defined(__GNUC__)
-#define DSI_FN                    static __attribute__((unused))
+#define DSI_FN                  static __attribute__((unused))
 #define DSI_PRINTF(text, first) __attribute__((format(printf, text, first)))
 #else
 #define DSI_FN static
