@@ -162,11 +162,116 @@ typedef struct ds_group {
 /*== end of ds block: core ==*/
 
 #if defined(DS_STATIC) && !defined(DS_CHECKPOINT_IMPLEMENTATION)
-#error "ds: DS_STATIC needs the implementation in the same file; define DS_IMPLEMENTATION before including ds_checkpoint.h"
+#error                                                                                                                 \
+    "ds: DS_STATIC needs the implementation in the same file; define DS_IMPLEMENTATION before including ds_checkpoint.h"
 #endif
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+/*---- saving ---------------------------------------------------------------------------------------------------*/
+
+/* How a folder is used; shared by saving and loading. */
+typedef struct ds_checkpoint_desc {
+    const char *folder; /* holds tags and `latest` */
+    ds_group group;     /* the ranks that save or load together; zeroed: one */
+    int tag_validation; /* 0 Warn, 1 Ignore, 2 Fail: tags that differ between ranks [cfg: checkpoint.tag_validation] */
+    bool node_local;    /* every node has its own folder [cfg: checkpoint.use_node_local_storage] */
+    int local_rank;     /* with node_local: rank 0 of a node makes folders and commits */
+    int keep_last;      /* complete tags to keep, the oldest go after a commit; 0: all */
+    bool background;    /* write and commit on a thread; ds_checkpoint_finish waits */
+    ds_allocator allocator;
+    ds_logger logger;
+    ds_files files;
+    ds_clock clock;
+} ds_checkpoint_desc;
+
+typedef struct ds_checkpoint_writer ds_checkpoint_writer;
+
+/* Begins folder/tag. Collective, as are commit and abandon. The tag is a plain file name. */
+DS_API ds_status ds_checkpoint_begin_versioned(const ds_checkpoint_desc *desc, size_t desc_bytes, int version,
+                                               const char *tag, ds_checkpoint_writer **out, ds_error *error);
+static inline ds_status ds_checkpoint_begin(const ds_checkpoint_desc *desc, const char *tag, ds_checkpoint_writer **out,
+                                            ds_error *error) {
+    return ds_checkpoint_begin_versioned(desc, sizeof *desc, DS_CHECKPOINT_VERSION, tag, out, error);
+}
+
+/* A logical tensor, or a flat range of one: elements [begin, begin + count) of the row-major whole. */
+typedef struct ds_checkpoint_tensor {
+    const char *name;
+    ds_dtype dtype;
+    const size_t *shape; /* (dims) of the whole tensor */
+    int dims;
+    size_t begin, count;
+    const void *data; /* count elements; NULL: `read` gives them piece by piece */
+    ds_status (*read)(void *ctx, size_t begin, size_t count, void *out); /* elements of the whole tensor */
+    void *ctx;
+} ds_checkpoint_tensor;
+
+/* Declares this rank's part of a tensor; names are unique per rank, and over all ranks the parts of a tensor must cover
+   it once. Data is read during commit (background: copied there first). */
+DS_API ds_status ds_checkpoint_add(ds_checkpoint_writer *writer, const ds_checkpoint_tensor *tensor);
+/* A named value in the manifest; rank 0's count. Text is UTF-8, bytes are anything. */
+DS_API ds_status ds_checkpoint_set_text(ds_checkpoint_writer *writer, const char *key, const char *value);
+DS_API ds_status ds_checkpoint_set_number(ds_checkpoint_writer *writer, const char *key, double value);
+DS_API ds_status ds_checkpoint_set_integer(ds_checkpoint_writer *writer, const char *key, int64_t value);
+DS_API ds_status ds_checkpoint_set_bytes(ds_checkpoint_writer *writer, const char *key, const void *data, size_t bytes);
+/* Writes this rank's shard, syncs, and lets the group's first rank write manifest, rename and point `latest` to the tag.
+   On failure of any rank all return an error that names it and the previous checkpoint stands. Frees the writer, but
+   with `background` (then ds_checkpoint_finish does). */
+DS_API ds_status ds_checkpoint_commit(ds_checkpoint_writer *writer, ds_error *error);
+DS_API ds_status ds_checkpoint_finish(ds_checkpoint_writer *writer, ds_error *error);
+DS_API void ds_checkpoint_abandon(ds_checkpoint_writer *writer);
+DS_API const ds_error *ds_checkpoint_writer_error(const ds_checkpoint_writer *writer);
+
+/*---- loading --------------------------------------------------------------------------------------------------*/
+
+typedef struct ds_checkpoint ds_checkpoint; /* an open checkpoint, read-only */
+
+/* Opens folder/tag; tag NULL: what `latest` names, or when that is damaged the newest complete one, said in the log.
+   Verifies manifest and shard headers; data is verified as it is read. Not collective.
+   Errors: DS_ERR_INPUT (none there), DS_ERR_CORRUPT (names the file). */
+DS_API ds_status ds_checkpoint_open_versioned(const ds_checkpoint_desc *desc, size_t desc_bytes, int version,
+                                              const char *tag, ds_checkpoint **out, ds_error *error);
+static inline ds_status ds_checkpoint_open(const ds_checkpoint_desc *desc, const char *tag, ds_checkpoint **out,
+                                           ds_error *error) {
+    return ds_checkpoint_open_versioned(desc, sizeof *desc, DS_CHECKPOINT_VERSION, tag, out, error);
+}
+DS_API void ds_checkpoint_close(ds_checkpoint *checkpoint);
+DS_API const ds_error *ds_checkpoint_error(const ds_checkpoint *checkpoint);
+DS_API const char *ds_checkpoint_tag(const ds_checkpoint *checkpoint);
+
+typedef struct ds_checkpoint_info {
+    const char *name; /* the checkpoint's own, until close */
+    ds_dtype dtype;
+    size_t shape[8];
+    int dims;
+    size_t numel;
+    size_t parts; /* shards that hold a piece */
+} ds_checkpoint_info;
+DS_API size_t ds_checkpoint_count(const ds_checkpoint *checkpoint);
+DS_API ds_status ds_checkpoint_at(const ds_checkpoint *checkpoint, size_t index, ds_checkpoint_info *out);
+/* DS_ERR_INPUT when there is none of that name. */
+DS_API ds_status ds_checkpoint_find(const ds_checkpoint *checkpoint, const char *name, ds_checkpoint_info *out);
+/* Elements [begin, begin + count) of the whole tensor, from whichever shards hold them, converted to `dtype`. */
+DS_API ds_status ds_checkpoint_read(ds_checkpoint *checkpoint, const char *name, size_t begin, size_t count,
+                                    ds_dtype dtype, void *out);
+/* Checks every byte of every shard against its checksum. */
+DS_API ds_status ds_checkpoint_verify(ds_checkpoint *checkpoint);
+/* Values of the manifest; DS_ERR_INPUT when absent or of another kind. Text and bytes are the checkpoint's own. */
+DS_API ds_status ds_checkpoint_get_text(const ds_checkpoint *checkpoint, const char *key, const char **value);
+DS_API ds_status ds_checkpoint_get_number(const ds_checkpoint *checkpoint, const char *key, double *value);
+DS_API ds_status ds_checkpoint_get_integer(const ds_checkpoint *checkpoint, const char *key, int64_t *value);
+DS_API ds_status ds_checkpoint_get_bytes(const ds_checkpoint *checkpoint, const char *key, const void **data,
+                                         size_t *bytes);
+
+/*---- safetensors ----------------------------------------------------------------------------------------------*/
+
+/* One file (or with max_shard_bytes shards and an index) of whole tensors that other tools open; written beside the
+   target and renamed. tensors[i].begin is 0 and count the whole. */
+DS_API ds_status ds_safetensors_write(const char *path, const ds_checkpoint_tensor *tensors, size_t count,
+                                      const char *const *metadata, size_t metadata_pairs, size_t max_shard_bytes,
+                                      const ds_checkpoint_desc *hooks, ds_error *error);
 
 #ifdef __cplusplus
 }
@@ -194,7 +299,7 @@ extern "C" {
 #include <string.h>
 
 #if defined(__GNUC__)
-#define DSI_FN                    static __attribute__((unused))
+#define DSI_FN                  static __attribute__((unused))
 #define DSI_PRINTF(text, first) __attribute__((format(printf, text, first)))
 #else
 #define DSI_FN static

@@ -168,6 +168,67 @@ typedef struct ds_group {
 extern "C" {
 #endif
 
+/* Where metrics go. Each writer that is enabled gets every value. [cfg: tensorboard, csv_monitor, wandb, comet] */
+typedef struct ds_monitor_writer {
+    bool enabled;
+    const char *output_path; /* NULL or "": the working folder */
+    const char *job_name;    /* NULL: "DeepSpeedJobName" */
+} ds_monitor_writer;
+
+typedef struct ds_monitor_desc {
+    int rank; /* only rank 0 writes */
+    ds_monitor_writer tensorboard, csv;
+    ds_allocator allocator;
+    ds_logger logger;
+    ds_files files;
+    ds_clock clock;
+    double (*wall)(void *ctx); /* seconds since 1970, for TensorBoard; NULL: the system's */
+    void *wall_ctx;
+} ds_monitor_desc;
+
+typedef struct ds_monitor ds_monitor;
+
+DS_API ds_status ds_monitor_create_versioned(const ds_monitor_desc *desc, size_t desc_bytes, int version,
+                                             ds_monitor **out, ds_error *error);
+static inline ds_status ds_monitor_create(const ds_monitor_desc *desc, ds_monitor **out, ds_error *error) {
+    return ds_monitor_create_versioned(desc, sizeof *desc, DS_MONITOR_VERSION, out, error);
+}
+DS_API void ds_monitor_destroy(ds_monitor *monitor); /* flushes; NULL is allowed */
+DS_API const ds_error *ds_monitor_error(const ds_monitor *monitor);
+
+/* One value, at `step` (for DeepSpeed's tags: samples so far). Buffered; the first failure to write is kept, returned by
+   every later call, and logged once: training goes on without it. */
+DS_API ds_status ds_monitor_write(ds_monitor *monitor, const char *tag, double value, int64_t step);
+DS_API ds_status ds_monitor_flush(ds_monitor *monitor);
+/* The same as an engine's event callback: ctx is the monitor. */
+DS_API void ds_monitor_event(void *monitor, const char *tag, double value, int64_t step);
+
+/*---- for people -----------------------------------------------------------------------------------------------*/
+
+/* A curve for ds_monitor_svg: points in the order drawn. */
+typedef struct ds_monitor_curve {
+    const char *label;
+    const double *x, *y; /* (count); NaN breaks the line */
+    size_t count;
+} ds_monitor_curve;
+
+/* A plot as one self-contained SVG file: axes with round ticks, grid, legend, curves in colours that differ in print
+   too. Written beside the target and renamed. */
+DS_API ds_status ds_monitor_svg(const char *path, const char *title, const char *x_label, const char *y_label,
+                                const ds_monitor_curve *curves, size_t count, const ds_monitor_desc *hooks,
+                                ds_error *error);
+
+/* One live line. On a terminal (`live`) the text ends with a carriage return and is cut to `columns`; otherwise it is the
+   same text as a line, every `interval` steps. Pure formatting: the caller prints. Returns the length written. */
+typedef struct ds_monitor_progress {
+    int64_t step, steps;
+    double loss, lr, grad_norm, tokens_per_second;
+    size_t resident_bytes;
+    int64_t elapsed; /* ns since the first step began */
+} ds_monitor_progress;
+DS_API size_t ds_monitor_progress_line(const ds_monitor_progress *progress, bool live, int columns, char *out,
+                                       size_t room);
+
 #ifdef __cplusplus
 }
 #endif
@@ -194,7 +255,7 @@ extern "C" {
 #include <string.h>
 
 #if defined(__GNUC__)
-#define DSI_FN                    static __attribute__((unused))
+#define DSI_FN                  static __attribute__((unused))
 #define DSI_PRINTF(text, first) __attribute__((format(printf, text, first)))
 #else
 #define DSI_FN static

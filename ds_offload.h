@@ -168,6 +168,108 @@ typedef struct ds_group {
 extern "C" {
 #endif
 
+/*---- a store --------------------------------------------------------------------------------------------------*/
+
+typedef struct ds_offload ds_offload; /* opaque, never moves */
+
+typedef enum ds_offload_tier { DS_OFFLOAD_HOST = 0, DS_OFFLOAD_NVME = 1 } ds_offload_tier;
+typedef enum ds_offload_engine {
+    DS_OFFLOAD_ENGINE_AUTO = 0,   /* libaio, else the kernel's own calls, else threads; each refusal is logged */
+    DS_OFFLOAD_ENGINE_LIBAIO = 1, /* DS_OFFLOAD_USE_LIBAIO 1 */
+    DS_OFFLOAD_ENGINE_KERNEL = 2, /* io_submit and its like as system calls */
+    DS_OFFLOAD_ENGINE_THREADS = 3 /* plain reads and writes on a pool */
+} ds_offload_engine;
+
+/* The calls of asynchronous I/O, for tests and other engines. NULL members: the engine's own. Each returns -errno on
+   failure. Requests are plain reads and writes. */
+typedef struct ds_offload_request {
+    int fd;
+    bool write;
+    void *buffer;
+    size_t bytes;
+    int64_t offset;
+    void *user;     /* given back with the event */
+    int64_t result; /* of the event: bytes or -errno */
+} ds_offload_request;
+typedef struct ds_offload_aio {
+    void *ctx;
+    int (*setup)(void *ctx, unsigned depth, void **queue);
+    void (*teardown)(void *ctx, void *queue);
+    int (*submit)(void *ctx, void *queue, ds_offload_request **requests, int count); /* number taken, may be fewer */
+    int (*events)(void *ctx, void *queue, int at_least, int at_most, ds_offload_request **done, int64_t timeout);
+} ds_offload_aio;
+
+typedef struct ds_offload_desc {
+    const char *folder; /* where the swap file goes; NULL: no disk tier [cfg: ...offload_*.nvme_path] */
+    const char *name;   /* file name to keep in `folder`; NULL: anonymous, gone with the process however it ends */
+    int rank;           /* in messages, and in the file's name */
+    size_t max_in_cpu;  /* bytes of NVMe tensors that may stay in host memory, least recently used go to disk first
+                            [cfg: ...offload_param.max_in_cpu] */
+    bool pin_memory;    /* lock host buffers in memory [cfg: ...offload_*.pin_memory] */
+    ds_offload_engine engine;
+    size_t block_size;     /* bytes of one request; 0: 1 MiB [cfg: aio.block_size] */
+    unsigned queue_depth;  /* requests in flight per thread; 0: 8 [cfg: aio.queue_depth] */
+    unsigned thread_count; /* threads that share one transfer; 0: 1 [cfg: aio.thread_count] */
+    bool single_submit;    /* hand requests to the kernel one by one [cfg: aio.single_submit] */
+    bool no_overlap;       /* wait for a batch before submitting the next [cfg: aio.overlap_events false] */
+    bool buffered;         /* do not ask for O_DIRECT */
+    bool checksums;        /* CRC-32C of every block, checked when it is read */
+    bool skip_preflight;
+    int64_t timeout; /* ns that a wait may last; 0: 60 s; negative: for ever */
+    ds_offload_aio aio;
+    ds_allocator allocator;
+    ds_logger logger;
+    ds_clock clock;
+    ds_files files;
+    ds_device device;
+} ds_offload_desc;
+
+/* Opens a store. With a folder: preflight (exists, is a folder, writable, O_DIRECT, alignment, bandwidth), then one file.
+   Errors: DS_ERR_IO, DS_ERR_SPACE with path and reason. Not collective. */
+DS_API ds_status ds_offload_create_versioned(const ds_offload_desc *desc, size_t desc_bytes, int version,
+                                             ds_offload **out, ds_error *error);
+static inline ds_status ds_offload_create(const ds_offload_desc *desc, ds_offload **out, ds_error *error) {
+    return ds_offload_create_versioned(desc, sizeof *desc, DS_OFFLOAD_VERSION, out, error);
+}
+DS_API void ds_offload_destroy(ds_offload *store); /* waits for what is in flight; NULL is allowed */
+DS_API const ds_error *ds_offload_error(const ds_offload *store);
+
+/* Adds a tensor of `bytes` bytes that reads as zeros until it is written; space is reserved now, so that a full disk is
+   an error here (DS_ERR_SPACE). `name` is copied. */
+typedef uint32_t ds_offload_id;
+DS_API ds_status ds_offload_add(ds_offload *store, const char *name, size_t bytes, ds_offload_tier tier,
+                                ds_offload_id *id);
+
+/* Moves bytes [offset, offset + bytes) of a tensor; any offset, size and address, aligned ones without a copy. A started
+   transfer's buffer must stay until its wait. Transfers of overlapping ranges take effect in the order of their starts.
+   Tickets are never 0, may be waited for once, in any order; a failed transfer says file, offset and tensor. */
+typedef uint64_t ds_offload_ticket;
+DS_API ds_status ds_offload_start_read(ds_offload *store, ds_offload_id id, size_t offset, size_t bytes, void *to,
+                                       ds_offload_ticket *ticket);
+DS_API ds_status ds_offload_start_write(ds_offload *store, ds_offload_id id, size_t offset, size_t bytes,
+                                        const void *from, ds_offload_ticket *ticket);
+DS_API ds_status ds_offload_wait(ds_offload *store, ds_offload_ticket ticket);
+DS_API ds_status ds_offload_test(ds_offload *store, ds_offload_ticket ticket, bool *done);
+DS_API ds_status ds_offload_read(ds_offload *store, ds_offload_id id, size_t offset, size_t bytes, void *to);
+DS_API ds_status ds_offload_write(ds_offload *store, ds_offload_id id, size_t offset, size_t bytes, const void *from);
+
+/* Locks memory of the caller's own (page-aligned) so that it is never paged out; DS_ERR_IO when the limit is reached
+   (RLIMIT_MEMLOCK): the memory is usable all the same. */
+DS_API ds_status ds_offload_pin(void *memory, size_t bytes, ds_error *error);
+DS_API void ds_offload_unpin(void *memory, size_t bytes);
+
+typedef struct ds_offload_stats {
+    uint64_t reads, writes;             /* transfers started */
+    uint64_t requests;                  /* handed to the kernel */
+    uint64_t bytes_read, bytes_written; /* from and to the disk */
+    size_t file_bytes;                  /* reserved */
+    size_t host_bytes, host_peak;       /* of tensors held in memory, and bounce buffers */
+    bool direct;                        /* O_DIRECT is in force */
+    ds_offload_engine engine;
+} ds_offload_stats;
+DS_API void ds_offload_get_stats(const ds_offload *store, ds_offload_stats *out);
+DS_API const char *ds_offload_engine_name(ds_offload_engine engine); /* "libaio", ... */
+
 #ifdef __cplusplus
 }
 #endif
@@ -194,7 +296,7 @@ extern "C" {
 #include <string.h>
 
 #if defined(__GNUC__)
-#define DSI_FN                    static __attribute__((unused))
+#define DSI_FN                  static __attribute__((unused))
 #define DSI_PRINTF(text, first) __attribute__((format(printf, text, first)))
 #else
 #define DSI_FN static
