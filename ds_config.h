@@ -1,4 +1,87 @@
-/* ds_config.h - v0.1.0 - a DeepSpeed JSON configuration, parsed, checked and resolved; and a JSON parser - public domain or MIT-0 */
+/* ds_config.h - v0.1.0 - a DeepSpeed JSON configuration, parsed, checked and resolved; and a JSON parser - public domain or MIT-0
+
+   DO THIS
+       #define DS_CONFIG_IMPLEMENTATION   in one C or C++ file, before
+       #include "ds_config.h"             and the include alone in all others.
+
+   SYNOPSIS
+       static void say(void *ctx, const ds_config_problem *p) {
+           fprintf((FILE *)ctx, "%d:%d: %s: %s\n", p->line, p->column, p->path, p->message);
+       }
+       ...
+       ds_config_options options = {0};
+       ds_config *config;
+       ds_error error = {DS_OK, ""};
+       options.world_size = 8;
+       options.problem = say;
+       options.ctx = stderr;
+       if (ds_config_parse(text, strlen(text), &options, &config, &error)) return 1;
+       if (config->zero_optimization.stage == 3) ...
+       if (config->zero_optimization.offload_optimizer.device == DS_CONFIG_NVME) ...
+       ds_config_free(config);
+
+   OPTIONS  (define before including)
+       DS_CONFIG_IMPLEMENTATION  -  this file implements ds_config.h; DS_IMPLEMENTATION: every ds header
+       DS_STATIC                 -  all functions are private to the file; wherever the header is included in it
+
+   WHAT IT DOES NOT DO
+       It opens no file, reads no environment variable and prints nothing. It does not know which keys the rest of a
+       program acts on: ask ds_config_unclaimed. It does not look at paths, devices or the model.
+
+   CONCEPTS
+       Key: what the documents call a key, by its path ("zero_optimization.stage"). One table, DS_CONFIG_KEYS below, has
+       them all, of every vintage of the reference; the struct ds_config, the defaults, the reader, the printer and the
+       lists for people are made from it. A key of a named object (a compression group, a curriculum metric) has its own
+       table, and its path the object's name.
+       Value: 0, 5e8, "auto" and null are values, not absences. null is what the table says: mostly "not set".
+       Origin: default, given, derived or auto; ds_config_where tells it for each key, with line and column.
+       World size: the number of data-parallel ranks, an argument. The batch keys are resolved for it.
+
+   STEP BY STEP
+       1. ds_config_parse. The text may hold comments and trailing commas, as DeepSpeed's own reader allows, unless
+          options.strict_json. Unknown keys are errors; options.unknown makes them warnings or ignores them.
+       2. Read config->... ; text values point into the configuration.
+       3. ds_config_unclaimed with the lists of claims that your headers export; stop when a key is left.
+       4. ds_config_print or ds_config_explain for a log.
+       Batch keys: train_batch_size = train_micro_batch_size_per_gpu * gradient_accumulation_steps * world size. Any two
+       give the third; train_batch_size alone, or the micro batch alone, takes an accumulation of 1; accumulation alone
+       is an error. A contradiction is answered with the equation and the nearest triples that work.
+       "auto": filled in from options.hints. Without its hint it is an error where a value is needed (batch keys,
+       gradient_clipping, optimizer and scheduler parameters); in zero_optimization, fp16 and bf16 it is the default.
+       A batch key with "auto" that the two others determine needs no hint.
+
+   MEMORY
+       One allocation for ds_config_parse (about 60 bytes for each comma, colon and bracket of the text, and 24 KiB), one
+       for ds_json_parse, given back by the free functions; ds_config_explain makes one for a long value. No recursion,
+       nesting is bounded by options.max_depth, text by options.max_bytes.
+
+   ERRORS
+       options.problem gets every problem of a file, ds_error the first. DS_ERR_INPUT: the text is wrong.
+       DS_ERR_MEMORY. DS_ERR_VERSION: header and implementation differ. There are no log lines.
+
+   THREADS
+       Functions share nothing. A configuration or document never changes once made; any number of threads may read it.
+
+   DECISIONS, where the documents, their vintages and DeepSpeed's code disagree
+       Defaults: the newest document that states one, if some release had it, else the code of 0.19.6. So
+       gradient_clipping 0, steps_per_print 10, fp16.initial_scale_power 16, fp16.min_loss_scale 1, contiguous_gradients
+       true, overlap_comm true at stage 3 only, stage3_prefetch_bucket_size 5e7, stage3_param_persistence_threshold 1e5,
+       sub_group_size 1e9, offload device none, pin_memory false, flops_profiler.top_modules 1, range_calibration dynamic.
+       Refused here, accepted by DeepSpeed: unknown keys in any section; values of another type that Python would convert
+       ("5" or true for 5, 1 for true); numbers, modes and types without meaning in sections that it does not look at;
+       "auto" where nothing fills it in; nvme without nvme_path; offload_param below stage 3; offload_optimizer at stage
+       0, or on nvme below stage 3; amp with ZeRO, fp16 or bf16; 1-bit optimizers with ZeRO; a partition size of ZeRO++
+       that does not divide the world size; an absent total_num_steps, cycle_min_lr or cycle_max_lr.
+       Accepted here, refused by newer DeepSpeed: amp, sparse_gradients, sparse_attention, curriculum_learning, elasticity
+       and compression_training (which 0.19.8 dropped); zero_optimization.grad_hooks; null for a section (as if absent).
+       Lifted: train_batch_size required; the micro batch together with accumulation; ZeRO with fp16 or with Adam only.
+       As DeepSpeed: optimizer names that it implements become lower case, data types fp16, bf16, fp32; fp16 and bf16
+       together are an error; wall_clock_breakdown is on with the flops profiler; an absent optimizer is accepted.
+       aio.thread_count counts (DeepSpeed reads only intra_op_parallelism, its newer name).
+       Sections that are off keep and show their values (DeepSpeed drops some of them).
+
+   KEYS COVERED
+       All of the four reference documents and those of the code beside them; see DS_CONFIG_KEYS. */
 #if defined(DS_IMPLEMENTATION) && !defined(DS_CONFIG_IMPLEMENTATION)
 #define DS_CONFIG_IMPLEMENTATION
 #endif
@@ -167,6 +250,812 @@ typedef struct ds_group {
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+/* >>json: a JSON reader and writer, used by the rest and useful alone. */
+typedef struct ds_json ds_json; /* a document; immutable once read, so that many threads may look at it */
+typedef enum ds_json_type {
+    DS_JSON_NONE = 0, /* no such node */
+    DS_JSON_NULL = 1,
+    DS_JSON_BOOL = 2,
+    DS_JSON_NUMBER = 3,
+    DS_JSON_STRING = 4,
+    DS_JSON_ARRAY = 5,
+    DS_JSON_OBJECT = 6
+} ds_json_type;
+/* A value of a document is a number; the root is 0. DS_JSON_NO_NODE stands for what is not there, and every function
+   takes it: a chain such as ds_json_get(d, ds_json_get(d, 0, "a"), "b") needs no checks between. */
+typedef uint32_t ds_json_node;
+#define DS_JSON_NO_NODE UINT32_MAX
+
+typedef struct ds_json_options {
+    bool comments;          /* also accept comments: two slashes, #, and the block comments of C */
+    bool trailing_commas;   /* also accept a comma before a closing bracket */
+    unsigned max_depth;     /* containers inside each other; 0: 1000 */
+    size_t max_bytes;       /* 0: 1 GiB; the text must be shorter than 2 GiB */
+    ds_allocator allocator; /* one allocation, given back by ds_json_free */
+} ds_json_options;
+
+/* Reads a text, RFC 8259 to the letter unless options (may be NULL) say otherwise. The text is copied. On failure
+   *out is NULL and error says "line:column: what". Strings are checked to be UTF-8; numbers are rounded correctly and a
+   number beyond the range of a double is an error; nothing depends on the locale. Duplicate keys are kept: ds_json_get
+   finds the first, ds_json_duplicate the second. */
+DS_API ds_status ds_json_parse(const char *text, size_t bytes, const ds_json_options *options, ds_json **out,
+                               ds_error *error);
+DS_API void ds_json_free(ds_json *json); /* NULL is fine */
+DS_API ds_json_type ds_json_typeof(const ds_json *json, ds_json_node node);
+DS_API size_t ds_json_count(const ds_json *json, ds_json_node node); /* elements or members; 0 for other types */
+/* The value of a member by key, or an element by index (members count too); the first takes O(members), the second
+   O(index): walk with ds_json_first and ds_json_next instead. */
+DS_API ds_json_node ds_json_get(const ds_json *json, ds_json_node object, const char *key);
+DS_API ds_json_node ds_json_at(const ds_json *json, ds_json_node container, size_t index);
+/* for (v = ds_json_first(d, c); v != DS_JSON_NO_NODE; v = ds_json_next(d, c, v)) visits the values of a container. */
+DS_API ds_json_node ds_json_first(const ds_json *json, ds_json_node container);
+DS_API ds_json_node ds_json_next(const ds_json *json, ds_json_node container, ds_json_node value);
+/* The key of a value that came from an object. */
+DS_API const char *ds_json_key(const ds_json *json, ds_json_node object, ds_json_node value, size_t *bytes);
+/* The first key of the document that repeats one of its object, or DS_JSON_NO_NODE. */
+DS_API ds_json_node ds_json_duplicate(const ds_json *json);
+/* Values. NULL, or false with *value 0, when the type is another. Strings end with a NUL; `bytes` (may be NULL) tells
+   of NULs inside. ds_json_integer takes numbers that are whole as written, exactly: 5e8 and 32.0, not 5.5. */
+DS_API const char *ds_json_string(const ds_json *json, ds_json_node node, size_t *bytes);
+DS_API bool ds_json_number(const ds_json *json, ds_json_node node, double *value);
+DS_API bool ds_json_integer(const ds_json *json, ds_json_node node, int64_t *value);
+DS_API bool ds_json_bool(const ds_json *json, ds_json_node node, bool *value);
+/* Where a value stands in the text, both from 1; columns count characters. */
+DS_API void ds_json_position(const ds_json *json, ds_json_node node, int *line, int *column);
+
+/* Writing. Set out, room and indent (spaces a level; 0: one line), zero the rest; what exceeds the room is counted in
+   `length` but not stored, and no NUL is added. A key is NULL for an element of an array and for the root. */
+typedef struct ds_json_writer {
+    char *out;
+    size_t room, length;
+    unsigned indent, depth;
+    bool comma; /* private */
+} ds_json_writer;
+DS_API void ds_json_write_open(ds_json_writer *writer, const char *key, char bracket); /* '{' or '[' */
+DS_API void ds_json_write_close(ds_json_writer *writer, char bracket);                 /* '}' or ']' */
+DS_API void ds_json_write_null(ds_json_writer *writer, const char *key);
+DS_API void ds_json_write_bool(ds_json_writer *writer, const char *key, bool value);
+DS_API void ds_json_write_integer(ds_json_writer *writer, const char *key, int64_t value);
+/* The shortest text that reads back as the same double; null for infinities and NaN. */
+DS_API void ds_json_write_number(ds_json_writer *writer, const char *key, double value);
+DS_API void ds_json_write_string(ds_json_writer *writer, const char *key, const char *text); /* NULL: null */
+
+/* >>config */
+typedef enum ds_config_device { DS_CONFIG_NONE = 0, DS_CONFIG_CPU = 1, DS_CONFIG_NVME = 2 } ds_config_device;
+
+/* Lists; `at` is NULL when count is 0. */
+typedef struct ds_config_ints {
+    const int64_t *at;
+    size_t count;
+} ds_config_ints;
+typedef struct ds_config_texts {
+    const char *const *at;
+    size_t count;
+} ds_config_texts;
+typedef struct ds_config_textlists {
+    const ds_config_texts *at;
+    size_t count;
+} ds_config_textlists;
+
+/* >>table: every key, in the order in which it is printed.
+   KEY(type, path of the section with its final dot, name, default, accepted, seen in, status, what it does)
+     type      BOOL INT SIZE REAL TEXT DEVICE; PAIR two numbers; INTS TEXTS TEXTLISTS lists; JSON any value, as its text;
+               METRICS and the three kinds of GROUPS: named objects with the keys of their own tables below
+     accepted  "" anything of the type; ">0", ">=1", "0..1", "0<..<1" a range; "a|b" a choice ("~a|b": in any case);
+               a leading "?" admits null, which is stored as 0, false, NULL or an empty list
+     seen in   the vintages of the reference that have it, oldest first: 0, 1, 3 and the short one 2; "" only in code
+     status    "" in force; "ds" our extension
+   OLD(type, section, name, accepted, seen in, the key that replaces it, what it does) is a former spelling.
+   OPEN and CLOSE bracket a section; "open" as its status admits keys of others, which are kept and printed. */
+// clang-format off
+#define DS_CONFIG_KEYS(OPEN, KEY, OLD, CLOSE) \
+KEY(SIZE, , train_batch_size, "null", "?>=1", "0123", "", "samples per optimizer step over all ranks: micro batch * accumulation * world size") \
+KEY(SIZE, , train_micro_batch_size_per_gpu, "null", "?>=1", "0123", "", "samples that one rank processes in one forward and backward pass") \
+KEY(SIZE, , gradient_accumulation_steps, "null", "?>=1", "0123", "", "micro-batches whose gradients are averaged into one optimizer step") \
+OPEN(, optimizer, "") \
+KEY(TEXT, optimizer., type, "null", "?", "0123", "", "Adam, AdamW, SGD, Adagrad, Lion, Lamb, Muon, OneBitAdam, OneBitLamb, ZeroOneAdam, or a foreign name") \
+OPEN(optimizer., params, "open") \
+KEY(REAL, optimizer.params., lr, "0.001", ">=0", "0123", "", "learning rate") \
+KEY(PAIR, optimizer.params., betas, "[0.9, 0.999]", "0..<1", "0123", "", "decay of the running averages of gradient and square") \
+KEY(REAL, optimizer.params., eps, "1e-8", ">=0", "0123", "", "added to the denominator") \
+KEY(REAL, optimizer.params., weight_decay, "0", ">=0", "0123", "", "weight decay") \
+KEY(REAL, optimizer.params., momentum, "0", ">=0", "2", "", "SGD, Muon: momentum") \
+KEY(REAL, optimizer.params., dampening, "0", "", "", "", "SGD: dampening of the momentum") \
+KEY(BOOL, optimizer.params., nesterov, "false", "", "", "", "SGD, Muon: Nesterov momentum") \
+KEY(BOOL, optimizer.params., amsgrad, "false", "", "", "", "Adam: AMSGrad's maximum of the squares") \
+KEY(BOOL, optimizer.params., torch_adam, "false", "", "1", "", "Adam: use the plain implementation instead of the fused one") \
+KEY(BOOL, optimizer.params., adam_w_mode, "true", "", "1", "", "Adam: decoupled weight decay (AdamW) instead of L2") \
+KEY(BOOL, optimizer.params., bias_correction, "true", "", "13", "", "Adam, Lamb and their kin: correct the bias of the first steps") \
+KEY(REAL, optimizer.params., max_coeff, "10", ">0", "13", "", "Lamb: upper bound of the scaling coefficient") \
+KEY(REAL, optimizer.params., min_coeff, "0.01", ">=0", "13", "", "Lamb: lower bound of the scaling coefficient") \
+KEY(REAL, optimizer.params., max_grad_norm, "0", ">=0", "", "", "Lamb: clip to this norm by itself; 0 is off") \
+KEY(BOOL, optimizer.params., eps_inside_sqrt, "false", "", "", "", "Lamb: add eps under the root") \
+KEY(INT, optimizer.params., freeze_step, "100000", ">=0", "13", "", "1-bit optimizers: steps before communication is compressed") \
+KEY(BOOL, optimizer.params., cuda_aware, "false", "", "13", "", "1-bit optimizers: the MPI library supports CUDA-aware communication") \
+KEY(TEXT, optimizer.params., comm_backend_name, "nccl", "", "13", "", "1-bit optimizers: backend of the communication") \
+KEY(REAL, optimizer.params., coeff_beta, "0.9", "0..<1", "13", "", "OneBitLamb: decay of the averages of the lamb coefficient") \
+KEY(REAL, optimizer.params., factor_max, "4", ">0", "13", "", "OneBitLamb: largest scaling factor of the frozen coefficient") \
+KEY(REAL, optimizer.params., factor_min, "0.5", ">0", "13", "", "OneBitLamb: smallest scaling factor of the frozen coefficient") \
+KEY(REAL, optimizer.params., factor_threshold, "0.1", ">0", "13", "", "OneBitLamb: how much the factor may change in a step") \
+KEY(INT, optimizer.params., var_freeze_step, "100000", ">=0", "3", "", "ZeroOneAdam: the variance is fixed after this step") \
+KEY(INT, optimizer.params., var_update_scaler, "16", ">=1", "3", "", "ZeroOneAdam: variance updates until their interval doubles") \
+KEY(INT, optimizer.params., local_step_scaler, "32678", ">=1", "3", "", "ZeroOneAdam: steps until the interval of local steps doubles") \
+KEY(INT, optimizer.params., local_step_clipper, "16", ">=1", "3", "", "ZeroOneAdam: the largest interval of local steps") \
+KEY(REAL, optimizer.params., muon_lr, "null", "?>=0", "", "", "Muon: rate of the matrices; null: lr") \
+KEY(REAL, optimizer.params., adam_lr, "null", "?>=0", "", "", "Muon: rate of the tensors that Adam updates; null: lr") \
+KEY(INT, optimizer.params., ns_steps, "5", ">=1", "", "", "Muon: iterations of Newton-Schulz") \
+CLOSE(optimizer., params) \
+KEY(BOOL, optimizer., legacy_fusion, "false", "", "", "", "use the former fused optimizer wrapper") \
+CLOSE(, optimizer) \
+OPEN(, scheduler, "") \
+KEY(TEXT, scheduler., type, "null", "?", "0123", "", "WarmupLR, WarmupDecayLR, WarmupCosineLR, OneCycle (also 1Cycle), LRRangeTest, or a foreign name") \
+OPEN(scheduler., params, "open") \
+KEY(REAL, scheduler.params., warmup_min_lr, "0", ">=0", "0123", "", "rate at the start of the warm-up") \
+KEY(REAL, scheduler.params., warmup_max_lr, "null", "?>=0", "0123", "", "rate at its end; null: the optimizer's lr (WarmupDecayLR: 0.001)") \
+KEY(INT, scheduler.params., warmup_num_steps, "1000", ">=0", "0123", "", "steps of the warm-up") \
+KEY(TEXT, scheduler.params., warmup_type, "log", "log|linear", "", "", "shape of the warm-up") \
+KEY(INT, scheduler.params., total_num_steps, "0", ">=0", "2", "", "WarmupDecayLR, WarmupCosineLR: steps of the whole schedule") \
+KEY(REAL, scheduler.params., warmup_min_ratio, "0", ">=0", "", "", "WarmupCosineLR: first rate as a part of lr") \
+KEY(REAL, scheduler.params., cos_min_ratio, "0.0001", ">=0", "", "", "WarmupCosineLR: last rate as a part of lr") \
+KEY(REAL, scheduler.params., cycle_min_lr, "0", ">=0", "", "", "OneCycle: lowest rate of the cycle") \
+KEY(REAL, scheduler.params., cycle_max_lr, "0", ">=0", "", "", "OneCycle: highest rate of the cycle") \
+KEY(REAL, scheduler.params., decay_lr_rate, "0", ">=0", "", "", "OneCycle: decay of the rate after the cycle") \
+KEY(INT, scheduler.params., cycle_first_step_size, "2000", ">=1", "", "", "OneCycle: steps of the rising half") \
+KEY(INT, scheduler.params., cycle_second_step_size, "null", "?>=0", "", "", "OneCycle: steps of the falling half; null: as the first") \
+KEY(INT, scheduler.params., cycle_first_stair_count, "0", ">=0", "", "", "OneCycle: stairs in the rising half; 0: continuous") \
+KEY(INT, scheduler.params., cycle_second_stair_count, "null", "?>=0", "", "", "OneCycle: stairs in the falling half; null: as the first") \
+KEY(INT, scheduler.params., decay_step_size, "0", ">=0", "", "", "OneCycle: interval of the decay; 0: none") \
+KEY(BOOL, scheduler.params., cycle_momentum, "true", "", "", "", "OneCycle: cycle the momentum against the rate") \
+KEY(REAL, scheduler.params., cycle_min_mom, "0.8", ">=0", "", "", "OneCycle: lowest momentum") \
+KEY(REAL, scheduler.params., cycle_max_mom, "0.9", ">=0", "", "", "OneCycle: highest momentum") \
+KEY(REAL, scheduler.params., decay_mom_rate, "0", ">=0", "", "", "OneCycle: decay of the momentum after the cycle") \
+KEY(REAL, scheduler.params., lr_range_test_min_lr, "0.001", ">=0", "", "", "LRRangeTest: first rate") \
+KEY(INT, scheduler.params., lr_range_test_step_size, "2000", ">=1", "", "", "LRRangeTest: interval") \
+KEY(REAL, scheduler.params., lr_range_test_step_rate, "1", ">=0", "", "", "LRRangeTest: growth in an interval") \
+KEY(BOOL, scheduler.params., lr_range_test_staircase, "false", "", "", "", "LRRangeTest: rise in stairs") \
+KEY(INT, scheduler.params., last_batch_iteration, "-1", ">=-1", "", "", "step that the schedule starts after") \
+CLOSE(scheduler., params) \
+CLOSE(, scheduler) \
+KEY(TEXT, , communication_data_type, "null", "?~fp16|bf16|fp32", "3", "", "type in which gradients are averaged; null: that of the training") \
+KEY(TEXT, , seq_parallel_communication_data_type, "fp32", "?~fp16|bf16|fp32", "", "", "type of communication in sequence parallelism") \
+KEY(BOOL, , fp32_allreduce, "false", "", "01", "", "average gradients with 32-bit values") \
+KEY(BOOL, , prescale_gradients, "false", "", "01", "", "scale gradients before averaging them") \
+KEY(REAL, , gradient_predivide_factor, "1", ">0", "013", "", "divide gradients by this before averaging, multiply after") \
+KEY(TEXT, , gradient_allreduce_op, "mean", "~mean|sum", "", "", "how gradients of ranks are combined") \
+KEY(BOOL, , sparse_gradients, "false", "", "013", "", "send gradients of embeddings as rows that are not zero") \
+KEY(BOOL, , disable_allgather, "false", "", "", "", "former switch of the all-gather of parameters") \
+KEY(REAL, , gradient_clipping, "0", ">=0", "012", "", "clip gradients to this global norm; 0: off") \
+OPEN(, fp16, "") \
+KEY(BOOL, fp16., enabled, "false", "", "0123", "", "train in 16-bit floating point with fp32 master weights") \
+KEY(BOOL, fp16., auto_cast, "false", "", "", "", "convert inputs to fp16") \
+KEY(REAL, fp16., loss_scale, "0", ">=0", "0123", "", "fixed loss scale; 0: dynamic") \
+KEY(INT, fp16., initial_scale_power, "16", ">=0", "0123", "", "the dynamic scale starts at 2 to this power") \
+KEY(INT, fp16., loss_scale_window, "1000", "", "0123", "", "good steps before the scale is doubled") \
+KEY(INT, fp16., hysteresis, "2", "", "0123", "", "overflows before the scale is halved") \
+KEY(BOOL, fp16., consecutive_hysteresis, "false", "", "3", "", "refill the hysteresis at a step without overflow") \
+KEY(INT, fp16., min_loss_scale, "1", "", "012", "", "smallest dynamic scale") \
+KEY(BOOL, fp16., fp16_master_weights_and_grads, "false", "", "", "", "keep master weights and gradients in fp16") \
+CLOSE(, fp16) \
+OPEN(, bf16, "") \
+KEY(BOOL, bf16., enabled, "false", "", "23", "", "train in bfloat16 with fp32 master weights") \
+KEY(BOOL, bf16., immediate_grad_update, "false", "", "", "", "add gradients to fp32 as soon as they are made") \
+KEY(BOOL, bf16., check_grad_overflow, "true", "", "", "", "skip a step whose gradients are not finite") \
+KEY(BOOL, bf16., bf16_master_weights_and_grads, "false", "", "", "", "keep master weights and gradients in bf16") \
+KEY(BOOL, bf16., bf16_optimizer_states, "false", "", "", "", "keep optimizer states in bf16") \
+CLOSE(, bf16) \
+OPEN(, amp, "open") \
+KEY(BOOL, amp., enabled, "false", "", "013", "", "Apex's automatic mixed precision; its other keys are passed on") \
+KEY(TEXT, amp., opt_level, "null", "?", "01", "", "Apex's level, O0 to O3") \
+CLOSE(, amp) \
+OPEN(, torch_autocast, "") \
+KEY(BOOL, torch_autocast., enabled, "false", "", "", "", "PyTorch's autocast") \
+KEY(TEXT, torch_autocast., dtype, "null", "?", "", "", "its type") \
+KEY(TEXTS, torch_autocast., lower_precision_safe_modules, "null", "?", "", "", "modules that may run in the lower precision") \
+CLOSE(, torch_autocast) \
+OPEN(, data_types, "") \
+KEY(TEXT, data_types., grad_accum_dtype, "null", "?~fp16|bf16|fp32", "3", "", "type in which gradients are accumulated; null: that of the model") \
+KEY(TEXT, data_types., param_dtype, "null", "?", "", "", "type of the parameters") \
+KEY(TEXT, data_types., buffer_dtype, "null", "?", "", "", "type of the buffers") \
+KEY(JSON, data_types., keep_in_fp32_modules, "\"auto\"", "?", "", "", "modules that stay in fp32") \
+CLOSE(, data_types) \
+OPEN(, zero_optimization, "") \
+KEY(INT, zero_optimization., stage, "0", "0..3", "0123", "", "partitions nothing (0), optimizer states (1), and gradients (2), and parameters (3)") \
+KEY(BOOL, zero_optimization., allgather_partitions, "true", "", "013", "", "gather updated parameters by all-gather instead of broadcasts") \
+KEY(SIZE, zero_optimization., allgather_bucket_size, "500000000", ">=0", "0123", "", "elements gathered at a time") \
+KEY(BOOL, zero_optimization., overlap_comm, "null", "?", "0123", "", "reduce gradients during the backward pass; null: at stage 3") \
+KEY(BOOL, zero_optimization., reduce_scatter, "true", "", "0123", "", "average gradients by reduce-scatter instead of all-reduce") \
+KEY(SIZE, zero_optimization., reduce_bucket_size, "500000000", ">=1", "0123", "", "elements reduced at a time") \
+KEY(BOOL, zero_optimization., use_multi_rank_bucket_allreduce, "true", "", "", "", "reduce buckets that belong to several ranks at once") \
+KEY(BOOL, zero_optimization., contiguous_gradients, "true", "", "0123", "", "copy gradients to a contiguous buffer as they are produced") \
+KEY(BOOL, zero_optimization., compute_grad_norm, "true", "", "", "", "compute the gradients' norm") \
+KEY(BOOL, zero_optimization., load_from_fp32_weights, "true", "", "3", "", "take master weights from the checkpoint's fp32 copies") \
+KEY(BOOL, zero_optimization., grad_hooks, "true", "", "3", "", "stage 1: reduce during the backward pass by hooks") \
+KEY(BOOL, zero_optimization., elastic_checkpoint, "false", "", "13", "", "write checkpoints that another world size can load") \
+KEY(BOOL, zero_optimization., round_robin_gradients, "false", "", "3", "", "stages 1, 2: share the copying of gradients to CPU memory among ranks") \
+OPEN(zero_optimization., offload_param, "") \
+KEY(DEVICE, zero_optimization.offload_param., device, "none", "none|cpu|nvme", "123", "", "where parameters live") \
+KEY(TEXT, zero_optimization.offload_param., nvme_path, "null", "?", "13", "", "folder of the swap files") \
+KEY(BOOL, zero_optimization.offload_param., pin_memory, "false", "", "23", "", "keep them in page-locked memory") \
+KEY(SIZE, zero_optimization.offload_param., buffer_count, "5", ">=0", "13", "", "buffers in the pool for nvme") \
+KEY(SIZE, zero_optimization.offload_param., buffer_size, "100000000", ">=0", "13", "", "elements in a buffer of the pool") \
+KEY(SIZE, zero_optimization.offload_param., max_in_cpu, "1000000000", ">=0", "13", "", "elements kept in CPU memory when offloading to nvme") \
+CLOSE(zero_optimization., offload_param) \
+OPEN(zero_optimization., offload_optimizer, "") \
+KEY(DEVICE, zero_optimization.offload_optimizer., device, "none", "none|cpu|nvme", "123", "", "where optimizer states live; the update then runs on the CPU") \
+KEY(TEXT, zero_optimization.offload_optimizer., nvme_path, "null", "?", "13", "", "folder of the swap files") \
+KEY(BOOL, zero_optimization.offload_optimizer., pin_memory, "false", "", "123", "", "keep them in page-locked memory") \
+KEY(SIZE, zero_optimization.offload_optimizer., buffer_count, "4", ">=0", "13", "", "buffers in the pool for nvme, at least the states of a parameter") \
+KEY(BOOL, zero_optimization.offload_optimizer., fast_init, "false", "", "13", "", "initialise faster when offloading to nvme") \
+KEY(REAL, zero_optimization.offload_optimizer., ratio, "1", "0..1", "3", "", "part of the parameters whose update runs on the CPU; below 1 at stage 3 only") \
+KEY(BOOL, zero_optimization.offload_optimizer., pipeline_read, "false", "", "", "", "read the next tile during the update") \
+KEY(BOOL, zero_optimization.offload_optimizer., pipeline_write, "false", "", "", "", "write the last tile during the update") \
+CLOSE(zero_optimization., offload_optimizer) \
+KEY(JSON, zero_optimization., zenflow, "null", "?", "", "", "settings of ZenFlow") \
+KEY(SIZE, zero_optimization., sub_group_size, "1000000000", ">=1", "123", "", "elements of a group of parameters that is updated at once") \
+KEY(SIZE, zero_optimization., stage3_max_live_parameters, "1000000000", ">=0", "13", "", "elements that may be gathered at once") \
+KEY(SIZE, zero_optimization., stage3_max_reuse_distance, "1000000000", ">=0", "13", "", "keep a parameter that is used again within this many elements") \
+KEY(SIZE, zero_optimization., stage3_prefetch_bucket_size, "50000000", ">=0", "123", "", "elements fetched ahead") \
+KEY(SIZE, zero_optimization., stage3_param_persistence_threshold, "100000", ">=0", "123", "", "parameters with fewer elements are not partitioned") \
+KEY(SIZE, zero_optimization., stage3_model_persistence_threshold, "9223372036854775807", ">=0", "", "", "elements that may stay unpartitioned in all") \
+KEY(BOOL, zero_optimization., stage3_gather_16bit_weights_on_model_save, "false", "", "23", "", "consolidate weights before saving a 16-bit model") \
+KEY(SIZE, zero_optimization., stage3_module_granularity_threshold, "0", ">=0", "", "", "modules with a finer granularity are fetched whole") \
+KEY(BOOL, zero_optimization., stage3_use_all_reduce_for_fetch_params, "false", "", "", "", "fetch parameters by all-reduce") \
+KEY(BOOL, zero_optimization., stage3_allgather_sequential, "false", "", "", "", "gather one parameter at a time") \
+KEY(BOOL, zero_optimization., ignore_unused_parameters, "true", "", "3", "", "a parameter without a gradient counts as zero instead of ending the training") \
+KEY(BOOL, zero_optimization., legacy_stage1, "false", "", "", "", "the former stage 1") \
+KEY(BOOL, zero_optimization., parameter_alignment, "false", "", "", "", "align parameters in the flat buffer") \
+KEY(SIZE, zero_optimization., zero_hpz_partition_size, "1", ">=0", "3", "", "ZeRO++: ranks that share a secondary copy of the parameters") \
+KEY(BOOL, zero_optimization., zero_quantized_weights, "false", "", "3", "", "ZeRO++: gather quantized weights") \
+KEY(BOOL, zero_optimization., zero_quantized_nontrainable_weights, "false", "", "", "", "ZeRO++: keep frozen weights quantized") \
+KEY(BOOL, zero_optimization., zero_quantized_gradients, "false", "", "3", "", "ZeRO++: reduce quantized gradients") \
+KEY(JSON, zero_optimization., zeropp_loco_param, "null", "?", "", "", "ZeRO++: error feedback of quantized gradients") \
+KEY(INT, zero_optimization., mics_shard_size, "-1", ">=-1", "", "", "MiCS: ranks in a partition; -1: off") \
+KEY(BOOL, zero_optimization., mics_hierarchical_params_gather, "false", "", "", "", "MiCS: gather in two levels") \
+KEY(BOOL, zero_optimization., memory_efficient_linear, "true", "", "", "", "linear layers that save memory at stage 3") \
+KEY(BOOL, zero_optimization., pipeline_loading_checkpoint, "false", "", "", "", "load checkpoints in a pipeline") \
+KEY(BOOL, zero_optimization., override_module_apply, "true", "", "", "", "gather parameters in a module's apply") \
+KEY(BOOL, zero_optimization., log_trace_cache_warnings, "false", "", "", "", "warn when the order of fetches changes") \
+KEY(BOOL, zero_optimization., enable_sanity_checks, "false", "", "", "", "check the engine's state as it runs") \
+KEY(BOOL, zero_optimization., save_muon_momentum_buffer_in_memory, "false", "", "", "", "Muon: keep the momentum in memory") \
+OLD(BOOL, zero_optimization., cpu_offload, "?", "13", "zero_optimization.offload_optimizer.device", "offload optimizer memory and computation to the CPU") \
+OLD(BOOL, zero_optimization., cpu_offload_param, "?", "", "zero_optimization.offload_param.device", "offload parameters to the CPU") \
+OLD(BOOL, zero_optimization., cpu_offload_use_pin_memory, "?", "", "zero_optimization.offload_optimizer.pin_memory", "page-locked memory for cpu_offload") \
+OLD(BOOL, zero_optimization., stage3_gather_fp16_weights_on_model_save, "", "1", "zero_optimization.stage3_gather_16bit_weights_on_model_save", "consolidate weights before saving") \
+CLOSE(, zero_optimization) \
+OLD(SIZE, , allgather_size, ">=0", "", "zero_optimization.allgather_bucket_size", "bucket size beside \"zero_optimization\": true") \
+OPEN(, aio, "") \
+KEY(SIZE, aio., block_size, "1048576", ">=1", "3", "", "bytes of one I/O request") \
+KEY(SIZE, aio., queue_depth, "8", ">=1", "3", "", "requests in flight") \
+KEY(SIZE, aio., thread_count, "1", ">=1", "3", "", "threads that submit requests for one tensor") \
+KEY(SIZE, aio., intra_op_parallelism, "null", "?>=1", "", "", "the newer name of thread_count; null: as that") \
+KEY(BOOL, aio., single_submit, "false", "", "3", "", "submit requests one by one") \
+KEY(BOOL, aio., overlap_events, "true", "", "3", "", "submit without waiting for earlier requests") \
+KEY(BOOL, aio., use_gds, "false", "", "", "", "GPUDirect storage") \
+CLOSE(, aio) \
+KEY(BOOL, , zero_allow_untested_optimizer, "false", "", "", "", "let ZeRO run with an optimizer of the client") \
+KEY(BOOL, , zero_force_ds_cpu_optimizer, "true", "", "", "", "demand the CPU optimizer when offloading") \
+KEY(SIZE, , steps_per_print, "10", "?>=0", "013", "", "report progress every so many steps; null or 0: never") \
+KEY(BOOL, , wall_clock_breakdown, "false", "", "01", "", "time the forward, backward and update phases") \
+KEY(BOOL, , memory_breakdown, "false", "", "", "", "report memory in each phase") \
+KEY(BOOL, , dump_state, "false", "", "01", "", "print the state after initialisation") \
+KEY(BOOL, , dataloader_drop_last, "false", "", "", "", "drop an incomplete last batch") \
+KEY(BOOL, , managed_gradient_accumulation, "true", "", "", "", "the engine divides by the accumulation steps") \
+KEY(BOOL, , disable_python_gc, "false", "", "", "", "Python's garbage collection off") \
+KEY(TEXT, , log_level, "null", "?", "", "", "least level of log lines") \
+KEY(SIZE, , sequence_parallel_size, "1", ">=1", "", "", "ranks that share a sequence") \
+KEY(BOOL, , use_data_before_expert_parallelism, "false", "", "", "", "order of data and expert groups") \
+KEY(JSON, , graph_harvesting, "false", "?", "", "", "capture CUDA graphs") \
+OPEN(, timers, "") \
+OPEN(timers., throughput, "") \
+KEY(BOOL, timers.throughput., enabled, "true", "", "", "", "measure throughput") \
+KEY(BOOL, timers.throughput., synchronized, "true", "", "", "", "synchronise the device for it") \
+CLOSE(timers., throughput) \
+CLOSE(, timers) \
+OPEN(, flops_profiler, "") \
+KEY(BOOL, flops_profiler., enabled, "false", "", "1", "", "count floating-point operations") \
+KEY(INT, flops_profiler., profile_step, "1", ">=0", "13", "", "step that is profiled") \
+KEY(INT, flops_profiler., module_depth, "-1", ">=-1", "13", "", "depth of modules that are printed; -1: all") \
+KEY(INT, flops_profiler., top_modules, "1", ">=0", "1", "", "modules listed at each depth") \
+KEY(BOOL, flops_profiler., detailed, "true", "", "1", "", "print the whole profile") \
+KEY(TEXT, flops_profiler., output_file, "null", "?", "", "", "file for the profile; null: the log") \
+KEY(REAL, flops_profiler., recompute_fwd_factor, "0", ">=0", "", "", "forward passes that recomputation adds") \
+CLOSE(, flops_profiler) \
+OPEN(, autotuning, "") \
+KEY(BOOL, autotuning., enabled, "false", "", "3", "", "search for a fast configuration") \
+KEY(TEXT, autotuning., results_dir, "autotuning_results", "?", "3", "", "folder of the results") \
+KEY(TEXT, autotuning., exps_dir, "autotuning_exps", "?", "3", "", "folder of the experiments") \
+KEY(BOOL, autotuning., overwrite, "true", "", "3", "", "repeat experiments whose results exist") \
+KEY(TEXT, autotuning., metric, "throughput", "~throughput|latency|flops", "3", "", "what to rank by") \
+KEY(TEXT, autotuning., metric_path, "null", "?", "", "", "file with the metric") \
+KEY(INT, autotuning., start_profile_step, "3", ">=0", "3", "", "first step that is measured") \
+KEY(INT, autotuning., end_profile_step, "5", ">=0", "3", "", "last step that is measured") \
+KEY(BOOL, autotuning., fast, "true", "", "3", "", "tune ZeRO stages and micro batches only") \
+KEY(SIZE, autotuning., max_train_batch_size, "null", "?>=1", "3", "", "largest batch tried") \
+KEY(SIZE, autotuning., min_train_batch_size, "1", ">=1", "", "", "smallest batch tried") \
+KEY(SIZE, autotuning., max_train_micro_batch_size_per_gpu, "1024", ">=1", "", "", "largest micro batch tried") \
+KEY(SIZE, autotuning., min_train_micro_batch_size_per_gpu, "1", ">=1", "", "", "smallest micro batch tried") \
+KEY(SIZE, autotuning., mp_size, "1", ">=1", "3", "", "model-parallel size") \
+KEY(SIZE, autotuning., num_tuning_micro_batch_sizes, "3", ">=1", "3", "", "micro batches tried") \
+KEY(TEXT, autotuning., tuner_type, "gridsearch", "gridsearch|random|model_based", "3", "", "search") \
+KEY(INT, autotuning., tuner_early_stopping, "5", ">=0", "3", "", "experiments without a gain before it stops") \
+KEY(INT, autotuning., tuner_num_trials, "50", ">=0", "3", "", "experiments at most") \
+KEY(JSON, autotuning., arg_mappings, "null", "?", "3", "", "names of the program's own arguments") \
+KEY(JSON, autotuning., model_info, "null", "?", "", "", "figures of the model") \
+KEY(TEXT, autotuning., model_info_path, "null", "?", "", "", "file with them") \
+CLOSE(, autotuning) \
+OPEN(, activation_checkpointing, "") \
+KEY(BOOL, activation_checkpointing., partition_activations, "false", "", "013", "", "partition activations over model-parallel ranks") \
+KEY(BOOL, activation_checkpointing., cpu_checkpointing, "false", "", "013", "", "move partitioned activations to the CPU") \
+KEY(BOOL, activation_checkpointing., contiguous_memory_optimization, "false", "", "013", "", "copy partitioned activations to one buffer") \
+KEY(SIZE, activation_checkpointing., number_checkpoints, "null", "?>=0", "013", "", "checkpoints that the buffer is made for") \
+KEY(BOOL, activation_checkpointing., synchronize_checkpoint_boundary, "false", "", "013", "", "synchronise the device at each checkpoint") \
+KEY(BOOL, activation_checkpointing., profile, "false", "", "013", "", "time each checkpointed function") \
+CLOSE(, activation_checkpointing) \
+OPEN(, sparse_attention, "") \
+KEY(TEXT, sparse_attention., mode, "fixed", "dense|fixed|bigbird|bslongformer|variable", "13", "", "structure of the sparsity") \
+KEY(SIZE, sparse_attention., block, "16", ">=1", "13", "", "side of a block") \
+KEY(BOOL, sparse_attention., different_layout_per_head, "false", "", "13", "", "each head may get its own layout") \
+KEY(SIZE, sparse_attention., num_local_blocks, "4", ">=1", "13", "", "fixed: blocks of a local window") \
+KEY(SIZE, sparse_attention., num_global_blocks, "1", ">=0", "13", "", "fixed, bigbird: blocks of a window that represent it") \
+KEY(TEXT, sparse_attention., attention, "bidirectional", "unidirectional|bidirectional", "13", "", "fixed, variable: which tokens attend") \
+KEY(BOOL, sparse_attention., horizontal_global_attention, "false", "", "13", "", "fixed, variable: global blocks attend to all") \
+KEY(SIZE, sparse_attention., num_different_global_patterns, "1", ">=1", "13", "", "fixed: layouts of global attention over heads") \
+KEY(SIZE, sparse_attention., num_random_blocks, "0", ">=0", "13", "", "variable, bigbird: random blocks in a row") \
+KEY(INTS, sparse_attention., local_window_blocks, "[4]", ">=0", "13", "", "variable: blocks of each local window; the last for the rest") \
+KEY(INTS, sparse_attention., global_block_indices, "[0]", ">=0", "13", "", "variable, bslongformer: global blocks, or starts of global windows") \
+KEY(INTS, sparse_attention., global_block_end_indices, "null", "?>=0", "13", "", "variable, bslongformer: ends of global windows, exclusive") \
+KEY(SIZE, sparse_attention., num_sliding_window_blocks, "3", ">=0", "13", "", "bigbird, bslongformer: blocks of the sliding window") \
+CLOSE(, sparse_attention) \
+OPEN(, data_efficiency, "") \
+KEY(BOOL, data_efficiency., enabled, "false", "", "3", "", "data sampling and routing") \
+KEY(INT, data_efficiency., seed, "1234", "", "3", "", "seed of the sampling") \
+OPEN(data_efficiency., data_routing, "") \
+KEY(BOOL, data_efficiency.data_routing., enabled, "false", "", "3", "", "random layerwise token dropping") \
+OPEN(data_efficiency.data_routing., random_ltd, "") \
+KEY(BOOL, data_efficiency.data_routing.random_ltd., enabled, "false", "", "3", "", "random-LTD") \
+KEY(SIZE, data_efficiency.data_routing.random_ltd., total_layer_num, "null", "?>=1", "3", "", "layers of the model") \
+KEY(SIZE, data_efficiency.data_routing.random_ltd., random_ltd_layer_num, "null", "?>=0", "3", "", "layers that drop tokens") \
+KEY(INTS, data_efficiency.data_routing.random_ltd., random_ltd_layer_id, "null", "?>=0", "3", "", "their numbers") \
+KEY(TEXT, data_efficiency.data_routing.random_ltd., model_mask_name, "null", "?", "3", "", "name of the attention mask") \
+KEY(TEXT, data_efficiency.data_routing.random_ltd., model_type, "null", "?decoder|encoder", "3", "", "kind of model") \
+KEY(SIZE, data_efficiency.data_routing.random_ltd., micro_batch_size, "null", "?>=1", "", "", "micro batch of training") \
+KEY(SIZE, data_efficiency.data_routing.random_ltd., global_batch_size, "null", "?>=1", "", "", "batch of training") \
+KEY(TEXT, data_efficiency.data_routing.random_ltd., hidden_state_order, "null", "?batch_seq_dim|seq_batch_dim", "3", "", "order of the hidden state's dimensions") \
+OPEN(data_efficiency.data_routing.random_ltd., random_ltd_schedule, "") \
+KEY(SIZE, data_efficiency.data_routing.random_ltd.random_ltd_schedule., min_value, "null", "?>=0", "3", "", "tokens kept at step 0") \
+KEY(SIZE, data_efficiency.data_routing.random_ltd.random_ltd_schedule., max_value, "null", "?>=0", "3", "", "tokens kept at the end") \
+KEY(TEXT, data_efficiency.data_routing.random_ltd.random_ltd_schedule., schedule_type, "null", "?fixed_linear", "3", "", "shape of the schedule") \
+OPEN(data_efficiency.data_routing.random_ltd.random_ltd_schedule., schedule_config, "") \
+KEY(INT, data_efficiency.data_routing.random_ltd.random_ltd_schedule.schedule_config., require_steps, "null", "?>=1", "3", "", "steps from the first to the last value") \
+KEY(SIZE, data_efficiency.data_routing.random_ltd.random_ltd_schedule.schedule_config., seq_per_step, "null", "?>=1", "3", "", "the length is a multiple of this") \
+CLOSE(data_efficiency.data_routing.random_ltd.random_ltd_schedule., schedule_config) \
+CLOSE(data_efficiency.data_routing.random_ltd., random_ltd_schedule) \
+OPEN(data_efficiency.data_routing.random_ltd., layer_token_lr_schedule, "open") \
+KEY(BOOL, data_efficiency.data_routing.random_ltd.layer_token_lr_schedule., enabled, "false", "", "", "", "learning rate by consumed tokens") \
+CLOSE(data_efficiency.data_routing.random_ltd., layer_token_lr_schedule) \
+CLOSE(data_efficiency.data_routing., random_ltd) \
+CLOSE(data_efficiency., data_routing) \
+OPEN(data_efficiency., data_sampling, "") \
+KEY(BOOL, data_efficiency.data_sampling., enabled, "false", "", "3", "", "sample by difficulty") \
+KEY(SIZE, data_efficiency.data_sampling., num_epochs, "1000", ">=1", "3", "", "epochs of the data at most") \
+KEY(SIZE, data_efficiency.data_sampling., num_workers, "0", ">=0", "3", "", "workers of the data loader") \
+KEY(BOOL, data_efficiency.data_sampling., pin_memory, "false", "", "", "", "page-locked batches") \
+OPEN(data_efficiency.data_sampling., curriculum_learning, "") \
+KEY(BOOL, data_efficiency.data_sampling.curriculum_learning., enabled, "false", "", "3", "", "curriculum learning") \
+KEY(TEXT, data_efficiency.data_sampling.curriculum_learning., data_cluster_path, "null", "?", "3", "", "folder of the clusters' indices") \
+KEY(METRICS, data_efficiency.data_sampling.curriculum_learning., curriculum_metrics, "null", "?", "3", "", "metrics of difficulty by name") \
+CLOSE(data_efficiency.data_sampling., curriculum_learning) \
+OPEN(data_efficiency.data_sampling., dynamic_batching, "") \
+KEY(BOOL, data_efficiency.data_sampling.dynamic_batching., enabled, "false", "", "", "", "batches by tokens") \
+KEY(TEXT, data_efficiency.data_sampling.dynamic_batching., metrics_path, "null", "?", "", "", "file with the lengths") \
+KEY(TEXT, data_efficiency.data_sampling.dynamic_batching., lr_scaling_method, "linear", "?", "", "", "how the rate follows the batch") \
+KEY(SIZE, data_efficiency.data_sampling.dynamic_batching., min_batch_size, "1", ">=1", "", "", "smallest batch") \
+KEY(SIZE, data_efficiency.data_sampling.dynamic_batching., max_batch_size, "null", "?>=1", "", "", "largest batch") \
+KEY(SIZE, data_efficiency.data_sampling.dynamic_batching., max_tokens, "null", "?>=1", "", "", "tokens of a batch") \
+KEY(TEXT, data_efficiency.data_sampling.dynamic_batching., sequence_picking_order, "dataloader", "", "", "", "order of sequences") \
+KEY(BOOL, data_efficiency.data_sampling.dynamic_batching., verbose, "false", "", "", "", "log the batches") \
+CLOSE(data_efficiency.data_sampling., dynamic_batching) \
+CLOSE(data_efficiency., data_sampling) \
+CLOSE(, data_efficiency) \
+OPEN(, curriculum_learning, "") \
+KEY(BOOL, curriculum_learning., enabled, "false", "", "3", "", "the legacy curriculum") \
+KEY(TEXT, curriculum_learning., curriculum_type, "null", "?", "3", "", "metric of difficulty, e.g. seqlen") \
+KEY(INT, curriculum_learning., min_difficulty, "null", "?>=0", "3", "", "difficulty at the first step") \
+KEY(INT, curriculum_learning., max_difficulty, "null", "?>=0", "3", "", "difficulty at the end") \
+KEY(TEXT, curriculum_learning., schedule_type, "null", "?fixed_linear|fixed_root|fixed_discrete|custom", "3", "", "shape of the schedule") \
+OPEN(curriculum_learning., schedule_config, "") \
+KEY(INT, curriculum_learning.schedule_config., total_curriculum_step, "null", "?>=1", "3", "", "steps from the first to the last difficulty") \
+KEY(INT, curriculum_learning.schedule_config., difficulty_step, "null", "?>=1", "3", "", "the difficulty is a multiple of this") \
+KEY(INT, curriculum_learning.schedule_config., root_degree, "null", "?>=1", "3", "", "fixed_root: degree of the root") \
+KEY(INTS, curriculum_learning.schedule_config., difficulty, "null", "?>=0", "3", "", "fixed_discrete: difficulties") \
+KEY(INTS, curriculum_learning.schedule_config., max_step, "null", "?>=0", "3", "", "fixed_discrete: last step of each") \
+CLOSE(curriculum_learning., schedule_config) \
+CLOSE(, curriculum_learning) \
+OPEN(, progressive_layer_drop, "") \
+KEY(BOOL, progressive_layer_drop., enabled, "false", "", "", "", "drop layers progressively") \
+KEY(REAL, progressive_layer_drop., theta, "1", "0..1", "", "", "smallest keep ratio") \
+KEY(REAL, progressive_layer_drop., gamma, "0.001", ">=0", "", "", "how fast it falls") \
+CLOSE(, progressive_layer_drop) \
+OPEN(, eigenvalue, "") \
+KEY(BOOL, eigenvalue., enabled, "false", "", "3", "", "eigenvalues of the Hessian's blocks") \
+KEY(BOOL, eigenvalue., verbose, "false", "", "", "", "log them") \
+KEY(INT, eigenvalue., max_iter, "100", ">=1", "", "", "iterations at most") \
+KEY(REAL, eigenvalue., tol, "0.01", ">=0", "", "", "tolerance") \
+KEY(REAL, eigenvalue., stability, "1e-6", ">=0", "", "", "added to denominators") \
+KEY(INT, eigenvalue., gas_boundary_resolution, "1", ">=1", "", "", "optimizer steps between computations") \
+KEY(TEXT, eigenvalue., layer_name, "bert.encoder.layer", "", "", "", "module whose layers are taken") \
+KEY(INT, eigenvalue., layer_num, "0", ">=0", "", "", "its layers") \
+CLOSE(, eigenvalue) \
+OPEN(, tensorboard, "") \
+KEY(BOOL, tensorboard., enabled, "false", "", "3", "", "write event files for TensorBoard") \
+KEY(TEXT, tensorboard., output_path, "", "?", "3", "", "folder; empty or null: beside the program") \
+KEY(TEXT, tensorboard., job_name, "DeepSpeedJobName", "", "3", "", "folder of this job in it") \
+CLOSE(, tensorboard) \
+OPEN(, csv_monitor, "") \
+KEY(BOOL, csv_monitor., enabled, "false", "", "3", "", "write CSV files") \
+KEY(TEXT, csv_monitor., output_path, "", "?", "3", "", "folder; empty or null: beside the program") \
+KEY(TEXT, csv_monitor., job_name, "DeepSpeedJobName", "", "3", "", "folder of this job in it") \
+CLOSE(, csv_monitor) \
+OPEN(, wandb, "") \
+KEY(BOOL, wandb., enabled, "false", "", "3", "", "log to Weights & Biases") \
+KEY(TEXT, wandb., group, "null", "?", "3", "", "group of the run") \
+KEY(TEXT, wandb., team, "null", "?", "3", "", "team of the project") \
+KEY(TEXT, wandb., project, "deepspeed", "", "3", "", "project") \
+CLOSE(, wandb) \
+OPEN(, comet, "") \
+KEY(BOOL, comet., enabled, "false", "", "3", "", "log to Comet") \
+KEY(TEXT, comet., workspace, "null", "?", "3", "", "workspace") \
+KEY(TEXT, comet., project, "null", "?", "3", "", "project") \
+KEY(SIZE, comet., samples_log_interval, "100", ">=1", "3", "", "samples between submissions") \
+KEY(TEXT, comet., experiment_name, "null", "?", "3", "", "name of the experiment") \
+KEY(TEXT, comet., api_key, "null", "?", "3", "", "API key; better kept out of the file") \
+KEY(TEXT, comet., experiment_key, "null", "?", "3", "", "key of the experiment, 32 to 50 letters and digits") \
+KEY(BOOL, comet., online, "null", "?", "3", "", "send to the server, or store locally; null: the library's choice, online") \
+KEY(TEXT, comet., mode, "null", "?get|create|get_or_create", "3", "", "how the experiment is started; null: get_or_create") \
+CLOSE(, comet) \
+OPEN(, elasticity, "") \
+KEY(BOOL, elasticity., enabled, "false", "", "3", "", "choose batch sizes that fit many world sizes") \
+KEY(SIZE, elasticity., max_train_batch_size, "2000", ">=1", "3", "", "largest batch") \
+KEY(INTS, elasticity., micro_batch_sizes, "[2, 4, 6]", ">=1", "3", "", "acceptable micro batches") \
+KEY(SIZE, elasticity., min_gpus, "1", ">=1", "3", "", "fewest GPUs") \
+KEY(SIZE, elasticity., max_gpus, "10000", ">=1", "3", "", "most GPUs") \
+KEY(INT, elasticity., min_time, "0", ">=0", "3", "", "minutes before the next change; 0: unknown") \
+KEY(REAL, elasticity., version, "0.2", "0..0.2", "3", "", "version of the logic: 0.1 or 0.2") \
+KEY(BOOL, elasticity., ignore_non_elastic_batch_info, "false", "", "3", "", "ignore batch sizes outside this section") \
+KEY(SIZE, elasticity., num_gpus_per_node, "1", ">=1", "3", "", "GPUs of a node (version 0.2)") \
+KEY(SIZE, elasticity., model_parallel_size, "1", ">=1", "3", "", "model-parallel size (version 0.2)") \
+KEY(BOOL, elasticity., prefer_larger_batch, "true", "", "", "", "prefer the batch nearest to the largest") \
+OLD(BOOL, elasticity., prefer_large_batch, "", "3", "elasticity.prefer_larger_batch", "prefer the batch nearest to the largest") \
+CLOSE(, elasticity) \
+OPEN(, comms_logger, "") \
+KEY(BOOL, comms_logger., enabled, "false", "", "3", "", "log communication") \
+KEY(BOOL, comms_logger., verbose, "false", "", "3", "", "a line for each operation") \
+KEY(BOOL, comms_logger., prof_all, "true", "", "3", "", "profile all operations") \
+KEY(BOOL, comms_logger., debug, "false", "", "3", "", "add the caller's name") \
+KEY(TEXTS, comms_logger., prof_ops, "[]", "", "3", "", "operations to profile when not all") \
+CLOSE(, comms_logger) \
+OPEN(, compression_training, "") \
+OPEN(compression_training., layer_reduction, "") \
+KEY(BOOL, compression_training.layer_reduction., enabled, "false", "", "3", "", "keep some layers of a teacher") \
+KEY(SIZE, compression_training.layer_reduction., keep_number_layer, "null", "?>=1", "3", "", "layers kept") \
+KEY(TEXT, compression_training.layer_reduction., module_name_prefix, "null", "?", "3", "", "common prefix of the layers' names") \
+KEY(INTS, compression_training.layer_reduction., teacher_layer, "null", "?>=0", "3", "", "the teacher's layer for each") \
+KEY(TEXTS, compression_training.layer_reduction., other_module_name, "null", "?", "3", "", "other modules taken over") \
+CLOSE(compression_training., layer_reduction) \
+OPEN(compression_training., weight_quantization, "") \
+OPEN(compression_training.weight_quantization., shared_parameters, "") \
+KEY(BOOL, compression_training.weight_quantization.shared_parameters., enabled, "false", "", "3", "", "quantize weights") \
+KEY(BOOL, compression_training.weight_quantization.shared_parameters., quantizer_kernel, "false", "", "3", "", "the kernel for 4 bits and more; with the fp16 optimizer only") \
+KEY(INT, compression_training.weight_quantization.shared_parameters., schedule_offset, "0", ">=0", "3", "", "first step") \
+KEY(SIZE, compression_training.weight_quantization.shared_parameters., quantize_groups, "1", ">=1", "3", "", "groups of a matrix with a scale each") \
+KEY(BOOL, compression_training.weight_quantization.shared_parameters., quantize_verbose, "false", "", "3", "", "log it") \
+KEY(TEXT, compression_training.weight_quantization.shared_parameters., quantization_type, "symmetric", "symmetric|asymmetric", "3", "", "algorithm") \
+KEY(TEXT, compression_training.weight_quantization.shared_parameters., rounding, "nearest", "nearest|stochastic", "3", "", "rounding") \
+KEY(BOOL, compression_training.weight_quantization.shared_parameters., quantize_weight_in_forward, "false", "", "3", "", "in the forward pass instead of the optimizer; for fp32 training") \
+OPEN(compression_training.weight_quantization.shared_parameters., fp16_mixed_quantize, "") \
+KEY(BOOL, compression_training.weight_quantization.shared_parameters.fp16_mixed_quantize., enabled, "false", "", "3", "", "mix fp16 and quantized values") \
+KEY(REAL, compression_training.weight_quantization.shared_parameters.fp16_mixed_quantize., quantize_change_ratio, "0.001", "0..1", "3", "", "how fast the quantized part grows to 1") \
+CLOSE(compression_training.weight_quantization.shared_parameters., fp16_mixed_quantize) \
+CLOSE(compression_training.weight_quantization., shared_parameters) \
+KEY(WEIGHT_GROUPS, compression_training.weight_quantization., different_groups, "null", "?", "3", "", "sets of modules by name") \
+CLOSE(compression_training., weight_quantization) \
+OPEN(compression_training., activation_quantization, "") \
+OPEN(compression_training.activation_quantization., shared_parameters, "") \
+KEY(BOOL, compression_training.activation_quantization.shared_parameters., enabled, "false", "", "3", "", "quantize activations") \
+KEY(TEXT, compression_training.activation_quantization.shared_parameters., quantization_type, "symmetric", "symmetric|asymmetric", "3", "", "algorithm") \
+KEY(TEXT, compression_training.activation_quantization.shared_parameters., range_calibration, "dynamic", "dynamic|static", "3", "", "range by token or image, or fixed") \
+KEY(INT, compression_training.activation_quantization.shared_parameters., schedule_offset, "1000", ">=0", "3", "", "first step") \
+CLOSE(compression_training.activation_quantization., shared_parameters) \
+KEY(ACTIVATION_GROUPS, compression_training.activation_quantization., different_groups, "null", "?", "3", "", "sets of modules by name") \
+CLOSE(compression_training., activation_quantization) \
+OPEN(compression_training., sparse_pruning, "") \
+OPEN(compression_training.sparse_pruning., shared_parameters, "") \
+KEY(BOOL, compression_training.sparse_pruning.shared_parameters., enabled, "false", "", "3", "", "prune single weights or blocks") \
+KEY(INT, compression_training.sparse_pruning.shared_parameters., schedule_offset, "1000", ">=0", "3", "", "first step") \
+KEY(INT, compression_training.sparse_pruning.shared_parameters., schedule_offset_end, "null", "?>=0", "3", "", "last step (snip_momentum); null: schedule_offset") \
+KEY(INT, compression_training.sparse_pruning.shared_parameters., schedule_offset_stride, "1", ">=1", "3", "", "steps between prunings (snip_momentum)") \
+KEY(TEXT, compression_training.sparse_pruning.shared_parameters., method, "l1", "l1|topk|snip_momentum", "3", "", "method") \
+KEY(TEXT, compression_training.sparse_pruning.shared_parameters., block_pattern, "4x1", "", "3", "", "NxM or N:M (snip_momentum)") \
+KEY(REAL, compression_training.sparse_pruning.shared_parameters., dense_ratio, "0.1", "0<..<1", "3", "", "part that stays (snip_momentum)") \
+KEY(TEXTS, compression_training.sparse_pruning.shared_parameters., excluded_modules, "[]", "", "3", "", "modules left alone (snip_momentum)") \
+CLOSE(compression_training.sparse_pruning., shared_parameters) \
+KEY(PRUNING_GROUPS, compression_training.sparse_pruning., different_groups, "null", "?", "3", "", "sets of modules by name") \
+CLOSE(compression_training., sparse_pruning) \
+OPEN(compression_training., row_pruning, "") \
+OPEN(compression_training.row_pruning., shared_parameters, "") \
+KEY(BOOL, compression_training.row_pruning.shared_parameters., enabled, "false", "", "3", "", "prune rows") \
+KEY(INT, compression_training.row_pruning.shared_parameters., schedule_offset, "1000", ">=0", "3", "", "first step") \
+KEY(TEXT, compression_training.row_pruning.shared_parameters., method, "l1", "l1|topk", "3", "", "method") \
+CLOSE(compression_training.row_pruning., shared_parameters) \
+KEY(PRUNING_GROUPS, compression_training.row_pruning., different_groups, "null", "?", "3", "", "sets of modules by name") \
+CLOSE(compression_training., row_pruning) \
+OPEN(compression_training., head_pruning, "") \
+OPEN(compression_training.head_pruning., shared_parameters, "") \
+KEY(BOOL, compression_training.head_pruning.shared_parameters., enabled, "false", "", "3", "", "prune attention heads") \
+KEY(INT, compression_training.head_pruning.shared_parameters., schedule_offset, "1000", ">=0", "3", "", "first step") \
+KEY(TEXT, compression_training.head_pruning.shared_parameters., method, "topk", "topk|l1", "3", "", "method") \
+KEY(SIZE, compression_training.head_pruning.shared_parameters., num_heads, "null", "?>=1", "3", "", "heads of the model") \
+CLOSE(compression_training.head_pruning., shared_parameters) \
+KEY(PRUNING_GROUPS, compression_training.head_pruning., different_groups, "null", "?", "3", "", "sets of modules by name") \
+CLOSE(compression_training., head_pruning) \
+OPEN(compression_training., channel_pruning, "") \
+OPEN(compression_training.channel_pruning., shared_parameters, "") \
+KEY(BOOL, compression_training.channel_pruning.shared_parameters., enabled, "false", "", "3", "", "prune channels of convolutions") \
+KEY(INT, compression_training.channel_pruning.shared_parameters., schedule_offset, "1000", ">=0", "3", "", "first step") \
+KEY(TEXT, compression_training.channel_pruning.shared_parameters., method, "l1", "l1|topk", "3", "", "method") \
+CLOSE(compression_training.channel_pruning., shared_parameters) \
+KEY(PRUNING_GROUPS, compression_training.channel_pruning., different_groups, "null", "?", "3", "", "sets of modules by name") \
+CLOSE(compression_training., channel_pruning) \
+CLOSE(, compression_training) \
+OPEN(, checkpoint, "") \
+KEY(TEXT, checkpoint., tag_validation, "WARN", "~IGNORE|WARN|FAIL", "3", "", "what to do when ranks disagree about a checkpoint's tag") \
+KEY(BOOL, checkpoint., load_universal, "false", "", "", "", "load a universal checkpoint") \
+KEY(BOOL, checkpoint., use_node_local_storage, "false", "", "3", "", "each node keeps its own files") \
+OPEN(checkpoint., parallel_write, "") \
+KEY(BOOL, checkpoint.parallel_write., pipeline_stage, "false", "", "", "", "pipeline stages write in parallel") \
+CLOSE(checkpoint., parallel_write) \
+KEY(BOOL, checkpoint., checkpoint_serialization, "true", "", "", "", "serialise tensors") \
+KEY(JSON, checkpoint., writer, "null", "?", "", "", "settings of the writer") \
+CLOSE(, checkpoint) \
+OPEN(, pipeline, "open") \
+KEY(JSON, pipeline., stages, "\"auto\"", "?", "", "", "pipeline stages") \
+KEY(TEXT, pipeline., partition, "best", "", "", "", "how layers are split") \
+KEY(BOOL, pipeline., seed_layers, "false", "", "", "", "seed each layer") \
+KEY(INT, pipeline., activation_checkpoint_interval, "0", ">=0", "", "", "layers between checkpoints") \
+KEY(BOOL, pipeline., pipe_partitioned, "true", "", "", "", "partition activations between stages") \
+KEY(BOOL, pipeline., grad_partitioned, "true", "", "", "", "partition gradients between stages") \
+CLOSE(, pipeline) \
+OPEN(, hybrid_engine, "") \
+KEY(BOOL, hybrid_engine., enabled, "false", "", "", "", "switch between training and generation") \
+KEY(SIZE, hybrid_engine., max_out_tokens, "512", ">=1", "", "", "tokens generated at most") \
+KEY(SIZE, hybrid_engine., inference_tp_size, "1", ">=1", "", "", "tensor parallelism of generation") \
+KEY(BOOL, hybrid_engine., release_inference_cache, "false", "", "", "", "free the cache after generation") \
+KEY(BOOL, hybrid_engine., pin_parameters, "true", "", "", "", "keep parameters in place") \
+KEY(SIZE, hybrid_engine., tp_gather_partition_size, "8", ">=1", "", "", "ranks gathered at a time") \
+KEY(BOOL, hybrid_engine., enable_cuda_graph, "false", "", "", "", "CUDA graphs for generation") \
+CLOSE(, hybrid_engine) \
+OPEN(, ds, "") \
+KEY(BOOL, ds., reduce_at_boundary, "false", "", "", "ds", "stages 0 and 1 reduce once per optimizer step instead of each micro-batch") \
+KEY(BOOL, ds., native_reduce, "false", "", "", "ds", "reductions of MPI or NCCL, outside the promise of one result") \
+KEY(BOOL, ds., world_invariant, "false", "", "", "ds", "the same bits at each world size that is a power of two") \
+CLOSE(, ds)
+
+/* The keys of one object of each named kind; paths are relative to it. */
+#define DS_CONFIG_METRIC_KEYS(OPEN, KEY, CLOSE) \
+KEY(TEXT, , index_to_sample_path, "null", "?", "3", "", "file from index to samples") \
+KEY(TEXT, , index_to_metric_path, "null", "?", "3", "", "file from index to metric") \
+KEY(TEXT, , difficulty_type, "null", "?value|percentile", "3", "", "difficulty by value or percentile") \
+KEY(TEXT, , clustering_type, "null", "?schedule_based|single_cluster", "3", "", "how samples are clustered") \
+KEY(INT, , min_difficulty, "null", "?>=0", "3", "", "difficulty at the first step") \
+KEY(INT, , max_difficulty, "null", "?>=0", "3", "", "difficulty at the end") \
+KEY(TEXT, , schedule_type, "null", "?fixed_linear|fixed_root|fixed_discrete|custom", "3", "", "shape of the schedule") \
+OPEN(, schedule_config, "") \
+KEY(INT, schedule_config., total_curriculum_step, "null", "?>=1", "3", "", "steps from the first to the last difficulty") \
+KEY(INT, schedule_config., difficulty_step, "null", "?>=1", "3", "", "the difficulty is a multiple of this") \
+KEY(INT, schedule_config., root_degree, "null", "?>=1", "3", "", "fixed_root: degree of the root") \
+KEY(INTS, schedule_config., difficulty, "null", "?>=0", "3", "", "fixed_discrete: difficulties") \
+KEY(INTS, schedule_config., max_step, "null", "?>=0", "3", "", "fixed_discrete: last step of each") \
+CLOSE(, schedule_config)
+#define DS_CONFIG_WEIGHT_GROUP_KEYS(OPEN, KEY, CLOSE) \
+OPEN(, params, "") \
+KEY(INT, params., start_bits, "null", "?>=1", "3", "", "bits at the first step") \
+KEY(INT, params., target_bits, "null", "?>=1", "3", "", "bits at the end") \
+KEY(INT, params., quantization_period, "1", ">=0", "3", "", "steps until there is a bit less") \
+CLOSE(, params) \
+KEY(TEXTS, , modules, "[\"*\"]", "", "3", "", "modules of the set; *: all") \
+KEY(TEXTLISTS, , related_modules, "null", "?", "3", "", "modules that follow them")
+#define DS_CONFIG_ACTIVATION_GROUP_KEYS(OPEN, KEY, CLOSE) \
+OPEN(, params, "") \
+KEY(INT, params., bits, "null", "?>=1", "3", "", "bits") \
+CLOSE(, params) \
+KEY(TEXTS, , modules, "[\"*\"]", "", "3", "", "modules of the set; *: all") \
+KEY(TEXTLISTS, , related_modules, "null", "?", "3", "", "modules that follow them")
+#define DS_CONFIG_PRUNING_GROUP_KEYS(OPEN, KEY, CLOSE) \
+OPEN(, params, "") \
+KEY(REAL, params., dense_ratio, "null", "?0..1", "3", "", "part that stays") \
+CLOSE(, params) \
+KEY(TEXTS, , modules, "[\"*\"]", "", "3", "", "modules of the set; *: all") \
+KEY(TEXTLISTS, , related_modules, "null", "?", "3", "", "modules that follow them")
+// clang-format on
+
+#define DS_CONFIG_BOOL(name)                                                       bool name
+#define DS_CONFIG_INT(name)                                                        int64_t name
+#define DS_CONFIG_SIZE(name)                                                       size_t name
+#define DS_CONFIG_REAL(name)                                                       double name
+#define DS_CONFIG_PAIR(name)                                                       double name[2]
+#define DS_CONFIG_TEXT(name)                                                       const char *name
+#define DS_CONFIG_JSON(name)                                                       const char *name
+#define DS_CONFIG_DEVICE(name)                                                     ds_config_device name
+#define DS_CONFIG_INTS(name)                                                       ds_config_ints name
+#define DS_CONFIG_TEXTS(name)                                                      ds_config_texts name
+#define DS_CONFIG_TEXTLISTS(name)                                                  ds_config_textlists name
+#define DS_CONFIG_METRICS(name)                                                    ds_config_metrics name
+#define DS_CONFIG_WEIGHT_GROUPS(name)                                              ds_config_weight_groups name
+#define DS_CONFIG_ACTIVATION_GROUPS(name)                                          ds_config_activation_groups name
+#define DS_CONFIG_PRUNING_GROUPS(name)                                             ds_config_pruning_groups name
+#define DS_CONFIG_FIELD(type, section, name, initial, accepted, seen, status, doc) DS_CONFIG_##type(name);
+#define DS_CONFIG_OLD(type, section, name, accepted, seen, newer, doc)
+#define DS_CONFIG_OPEN(section, name, status) struct {
+#define DS_CONFIG_CLOSE(section, name)                                                                                 \
+    }                                                                                                                  \
+    name;
+
+/* Named objects: the keys of their tables, and their name. */
+typedef struct ds_config_metric {
+    const char *name;
+    DS_CONFIG_METRIC_KEYS(DS_CONFIG_OPEN, DS_CONFIG_FIELD, DS_CONFIG_CLOSE)
+} ds_config_metric;
+typedef struct ds_config_weight_group {
+    const char *name;
+    DS_CONFIG_WEIGHT_GROUP_KEYS(DS_CONFIG_OPEN, DS_CONFIG_FIELD, DS_CONFIG_CLOSE)
+} ds_config_weight_group;
+typedef struct ds_config_activation_group {
+    const char *name;
+    DS_CONFIG_ACTIVATION_GROUP_KEYS(DS_CONFIG_OPEN, DS_CONFIG_FIELD, DS_CONFIG_CLOSE)
+} ds_config_activation_group;
+typedef struct ds_config_pruning_group {
+    const char *name;
+    DS_CONFIG_PRUNING_GROUP_KEYS(DS_CONFIG_OPEN, DS_CONFIG_FIELD, DS_CONFIG_CLOSE)
+} ds_config_pruning_group;
+typedef struct ds_config_metrics {
+    const ds_config_metric *at;
+    size_t count;
+} ds_config_metrics;
+typedef struct ds_config_weight_groups {
+    const ds_config_weight_group *at;
+    size_t count;
+} ds_config_weight_groups;
+typedef struct ds_config_activation_groups {
+    const ds_config_activation_group *at;
+    size_t count;
+} ds_config_activation_groups;
+typedef struct ds_config_pruning_groups {
+    const ds_config_pruning_group *at;
+    size_t count;
+} ds_config_pruning_groups;
+
+/* The configuration: one member for each key of the table, nested as in the JSON, e.g.
+   config->zero_optimization.offload_optimizer.device. Everything points into one block of memory that
+   ds_config_free gives back. Nothing changes it after ds_config_parse: many threads may read it. */
+typedef struct ds_config {
+    size_t world_size;
+    DS_CONFIG_KEYS(DS_CONFIG_OPEN, DS_CONFIG_FIELD, DS_CONFIG_OLD, DS_CONFIG_CLOSE)
+    const struct ds_config_state *state; /* private: where each value came from */
+} ds_config;
+
+/* Sources of "auto", as the Hugging Face integration fills them in. `given` names the members that are set. */
+enum {
+    DS_CONFIG_HINT_MICRO_BATCH = 1 << 0,   /* per_device_train_batch_size */
+    DS_CONFIG_HINT_ACCUMULATION = 1 << 1,  /* gradient_accumulation_steps */
+    DS_CONFIG_HINT_MAX_GRAD_NORM = 1 << 2, /* gradient_clipping */
+    DS_CONFIG_HINT_LEARNING_RATE = 1 << 3, /* optimizer lr, warmup_max_lr */
+    DS_CONFIG_HINT_BETAS = 1 << 4,         /* adam_beta1, adam_beta2 */
+    DS_CONFIG_HINT_EPSILON = 1 << 5,       /* adam_epsilon */
+    DS_CONFIG_HINT_WEIGHT_DECAY = 1 << 6,
+    DS_CONFIG_HINT_WARMUP_STEPS = 1 << 7,   /* warmup_num_steps */
+    DS_CONFIG_HINT_TRAINING_STEPS = 1 << 8, /* total_num_steps */
+    DS_CONFIG_HINT_HIDDEN_SIZE = 1 << 9,    /* h: reduce_bucket_size h*h, stage3_prefetch_bucket_size 0.9*h*h,
+                                               stage3_param_persistence_threshold 10*h */
+    DS_CONFIG_HINT_FP16 = 1 << 10,          /* fp16.enabled */
+    DS_CONFIG_HINT_BF16 = 1 << 11           /* bf16.enabled */
+};
+typedef struct ds_config_hints {
+    unsigned given; /* DS_CONFIG_HINT_... */
+    size_t micro_batch, accumulation, hidden_size;
+    double max_grad_norm, learning_rate, betas[2], epsilon, weight_decay;
+    int64_t warmup_steps, training_steps;
+    bool fp16, bf16;
+} ds_config_hints;
+
+/* One thing wrong (or, as a warning, doubtful) with a file. Valid during the call. */
+typedef struct ds_config_problem {
+    int level;        /* DS_LOG_ERROR or DS_LOG_WARNING */
+    const char *path; /* e.g. "zero_optimization.stage"; "" for the text as a whole */
+    int line, column; /* from 1; 0: nowhere in the text */
+    const char *message;
+} ds_config_problem;
+
+enum { DS_CONFIG_UNKNOWN_ERROR = 0, DS_CONFIG_UNKNOWN_WARN = 1, DS_CONFIG_UNKNOWN_IGNORE = 2 };
+typedef struct ds_config_options {
+    size_t world_size;                                            /* data-parallel ranks; 0: 1 */
+    int unknown;                                                  /* what an unknown key is: DS_CONFIG_UNKNOWN_... */
+    bool strict_json;                                             /* refuse comments and trailing commas */
+    const ds_config_hints *hints;                                 /* for "auto"; NULL: none */
+    size_t max_bytes;                                             /* of the text; 0: 16 MiB */
+    unsigned max_depth;                                           /* 0: 100 */
+    ds_allocator allocator;                                       /* one allocation */
+    void (*problem)(void *ctx, const ds_config_problem *problem); /* each problem, in the order found; may be NULL */
+    void *ctx;
+} ds_config_options;
+
+/* Reads, checks and resolves a configuration for options->world_size ranks (options may be NULL). All problems of the
+   text are found in one call and given to options->problem; `error` holds the first and how many follow. On failure
+   *out is NULL. DS_ERR_INPUT: the text is wrong; DS_ERR_MEMORY: the one allocation failed. Thread safety: any number
+   of calls at once. */
+DS_API ds_status ds_config_parse_(const char *text, size_t bytes, const ds_config_options *options, ds_config **out,
+                                  ds_error *error, int version, size_t options_size);
+static inline ds_status ds_config_parse(const char *text, size_t bytes, const ds_config_options *options,
+                                        ds_config **out, ds_error *error) {
+    return ds_config_parse_(text, bytes, options, out, error, DS_CONFIG_VERSION, sizeof(ds_config_options));
+}
+DS_API void ds_config_free(ds_config *config); /* NULL is fine */
+
+/* The resolved configuration as one JSON object with the documents' nesting and every known key, indented, with a final
+   newline. Like snprintf: stores at most room bytes (room 0: out may be NULL), a NUL last, and returns the length.
+   Reading it again gives the same configuration, at the same world size. */
+DS_API size_t ds_config_print(const ds_config *config, char *out, size_t room);
+
+typedef enum ds_config_origin {
+    DS_CONFIG_DEFAULT = 0, /* not in the file */
+    DS_CONFIG_GIVEN = 1,   /* as in the file */
+    DS_CONFIG_DERIVED = 2, /* computed from other keys */
+    DS_CONFIG_AUTO = 3     /* "auto" in the file, filled in from the hints or by default */
+} ds_config_origin;
+typedef struct ds_config_row {
+    const char *path, *value; /* value: as JSON */
+    ds_config_origin origin;
+    int line, column; /* of the value in the file; 0 when it is not there */
+    const char *doc;
+} ds_config_row;
+/* Each effective value with where it came from. Rows are valid during the call. DS_ERR_MEMORY: a value needed room. */
+DS_API ds_status ds_config_explain(const ds_config *config, void (*row)(void *ctx, const ds_config_row *row),
+                                   void *ctx);
+/* The origin of one key and its place (line, column may be NULL; 0 when not in the file). False: no such key. Named
+   objects are reached by their name: "compression_training.weight_quantization.different_groups.wq1.params.start_bits". */
+DS_API bool ds_config_where(const ds_config *config, const char *path, ds_config_origin *origin, int *line,
+                            int *column);
+
+/* Calls `unclaimed` for each key that the file gives and that no claim covers, and returns their count. A claim is the
+   path of a key, or of a section, which covers all below it. A program that trains calls this with the lists that its
+   headers export, and stops when something is left, so that no key is silently without effect. */
+DS_API size_t ds_config_unclaimed(const ds_config *config, const char *const *claims, size_t count,
+                                  void (*unclaimed)(void *ctx, const char *path, int line, int column), void *ctx);
+
+/* The table of keys, for documentation and tools. Strings are valid during the call. */
+typedef struct ds_config_key {
+    const char *path;     /* "*" stands for the name of a named object */
+    const char *type;     /* BOOL, SIZE, ...: see the table */
+    const char *initial;  /* default */
+    const char *accepted; /* range or choice */
+    const char *seen;     /* vintages of the reference */
+    const char *status;   /* "", "ds", or "old" */
+    const char *newer;    /* the key that replaces an old one, else "" */
+    const char *doc;
+} ds_config_key;
+DS_API void ds_config_keys(void (*key)(void *ctx, const ds_config_key *key), void *ctx);
+
+/* DeepSpeed's estimates of model-state memory, in bytes, for a model trained in 16 bits with Adam
+   (estimate_zero2/zero3_model_states_mem_needs). Zero means: gpus_per_node 1, nodes 1, buffer_factor 1.5. A value that
+   exceeds size_t is SIZE_MAX. */
+typedef struct ds_config_memory_desc {
+    int stage; /* 2 (also for what 0 and 1 would need at most) or 3 */
+    size_t params, largest_layer, gpus_per_node, nodes;
+    bool offload_optimizer, offload_param; /* to the CPU; the second at stage 3 with the first */
+    bool keep_init;                        /* stage 3: parameters are not partitioned while the model is built */
+    double buffer_factor;                  /* share of additional buffers */
+} ds_config_memory_desc;
+DS_API void ds_config_memory(const ds_config_memory_desc *desc, size_t *cpu_bytes, size_t *gpu_bytes);
 
 #ifdef __cplusplus
 }
