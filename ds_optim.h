@@ -60,7 +60,7 @@
         tensors' sums in registration order; norm = sqrt. Not finite: the step is skipped.
      2. ds_loss_scaler_update(overflow); skipped: drop the gradients, go on.
      3. ds_optim_begin(o, 1 / scale, ds_optim_clip_coefficient(norm, max_norm), norm)
-     4. if ds_optim_work() of a tensor is DS_OPTIM_BY_NORM: ds_optim_measure(slices), once all are done ds_optim_combine
+     4. tensors whose ds_optim_tensor_work() is .._BY_NORM: ds_optim_measure(slices), once all are done ds_optim_combine
      5. ds_optim_apply(slices); 6. ds_optim_end; 7. ds_optim_schedule_step
 
    MEMORY   The object itself, one copy of the descriptor's tables, and (own_states) the states. Muon keeps scratch for
@@ -305,9 +305,10 @@ typedef struct ds_optim_slice {
 
 /* What an optimizer must see of a tensor at once. */
 typedef enum ds_optim_work {
-    DS_OPTIM_BY_GRAIN = 0, /* apply at once */
-    DS_OPTIM_BY_NORM = 1,  /* measure every slice of the tensor, combine, then apply */
-    DS_OPTIM_WHOLE = 2     /* apply with one slice that is the whole tensor */
+    DS_OPTIM_BY_GRAIN = 0,     /* apply at once */
+    DS_OPTIM_BY_NORM = 1,      /* measure every slice of the tensor, combine, then apply */
+    DS_OPTIM_WHOLE = 2,        /* apply with one slice that is the whole tensor */
+    DS_OPTIM_WHOLE_BY_NORM = 3 /* measure, combine and apply, with slices that are whole tensors (OneBitLamb) */
 } ds_optim_work;
 
 /* One call of a table's function. Constants are those of this step. */
@@ -572,10 +573,11 @@ typedef struct ds_schedule {
     ds_schedule_kind kind;
     double warmup_min_lr, warmup_max_lr; /* Warmup*; a negative maximum: the group's own rate */
     int64_t warmup_num_steps, total_num_steps;
-    bool warmup_linear;                                        /* warmup_type "linear"; else log */
-    double warmup_min_ratio, cos_min_ratio;                    /* WarmupCosineLR */
-    double cycle_min_lr, cycle_max_lr, decay_lr_rate;          /* OneCycle */
-    double cycle_first_step_size, cycle_second_step_size;      /* second negative: as the first */
+    bool warmup_linear;                               /* warmup_type "linear"; else log */
+    double warmup_min_ratio, cos_min_ratio;           /* WarmupCosineLR */
+    double cycle_min_lr, cycle_max_lr, decay_lr_rate; /* OneCycle */
+    double cycle_first_step_size, cycle_second_step_size;
+    bool cycle_symmetric; /* the default: the second half is as long as the first, cycle_second_step_size is not read */
     int64_t cycle_first_stair_count, cycle_second_stair_count; /* second negative: as the first */
     double decay_step_size;
     bool cycle_momentum;
@@ -609,6 +611,119 @@ DS_API ds_status ds_optim_set_schedule_count(ds_optim *o, int64_t count);
 #endif
 #endif /* DS_OPTIM_H */
 
+#if (defined(DS_OPTIM_IMPLEMENTATION) || defined(DS_OPTIM_FORMULAS)) && !defined(DSI_OPTIM_FORMULAS_DONE)
+#define DSI_OPTIM_FORMULAS_DONE
+/*== ds block: half 1 == home: ds_optim.h ==*/
+#if defined(DSI_HALF_BLOCK) && DSI_HALF_BLOCK != 1
+#error "ds: implementations of two versions meet in this file; vendor all ds_*.h from one release"
+#endif
+#ifndef DSI_HALF_BLOCK
+#define DSI_HALF_BLOCK 1
+/* fp16 and bf16 <-> fp32 in integer arithmetic: the same bits on every machine, denormals kept, ties to even. NaN
+   stays NaN (quiet); a value beyond the largest half becomes infinity. */
+#if defined(__CUDACC__)
+#define DSI_HALF_FN static inline __host__ __device__
+#elif defined(__GNUC__)
+#define DSI_HALF_FN static inline __attribute__((unused))
+#else
+#define DSI_HALF_FN static inline
+#endif
+DSI_HALF_FN float dsi_f32_of_bits(uint32_t bits) {
+    union {
+        uint32_t u;
+        float f;
+    } both;
+    both.u = bits;
+    return both.f;
+}
+DSI_HALF_FN uint32_t dsi_bits_of_f32(float value) {
+    union {
+        uint32_t u;
+        float f;
+    } both;
+    both.f = value;
+    return both.u;
+}
+DSI_HALF_FN float dsi_f32_of_bf16(uint16_t h) {
+    return dsi_f32_of_bits((uint32_t)h << 16);
+}
+DSI_HALF_FN uint16_t dsi_bf16_of_f32(float value) {
+    uint32_t u = dsi_bits_of_f32(value);
+    if ((u & 0x7FFFFFFFu) > 0x7F800000u) return (uint16_t)((u >> 16) | 0x40u);
+    return (uint16_t)((u + 0x7FFFu + ((u >> 16) & 1u)) >> 16);
+}
+DSI_HALF_FN float dsi_f32_of_f16(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = (h >> 10) & 0x1Fu, fraction = h & 0x3FFu;
+    if (exponent == 31) return dsi_f32_of_bits(sign | 0x7F800000u | (fraction ? 0x400000u : 0u) | fraction << 13);
+    if (exponent) return dsi_f32_of_bits(sign | (exponent + 112u) << 23 | fraction << 13);
+    /* zero and denormals: fraction * 2^-24, exact in fp32 */
+    return sign ? -((float)fraction * 5.9604644775390625e-8f) : (float)fraction * 5.9604644775390625e-8f;
+}
+DSI_HALF_FN uint16_t dsi_f16_of_f32(float value) {
+    uint32_t u = dsi_bits_of_f32(value), sign = (u >> 16) & 0x8000u, magnitude = u & 0x7FFFFFFFu;
+    if (magnitude > 0x7F800000u) return (uint16_t)(sign | 0x7E00u | ((magnitude >> 13) & 0x3FFu));
+    if (magnitude >= 0x477FF000u) return (uint16_t)(sign | 0x7C00u); /* rounds to 65536 or more */
+    if (magnitude >= 0x38800000u)
+        return (uint16_t)(sign | ((magnitude - 0x38000000u + 0xFFFu + ((u >> 13) & 1u)) >> 13));
+    if (magnitude < 0x33000000u) return (uint16_t)sign; /* below half the smallest denormal */
+    {
+        uint32_t shift = 126u - (magnitude >> 23), fraction = (magnitude & 0x7FFFFFu) | 0x800000u;
+        uint32_t kept = fraction >> shift, rest = fraction & ((1u << shift) - 1u), middle = 1u << (shift - 1u);
+        return (uint16_t)(sign | (kept + (rest > middle || (rest == middle && (kept & 1u)))));
+    }
+}
+#endif
+/*== end of ds block: half ==*/
+
+// >>formulas
+// Each update is written once, over operations dsi_L_fma, dsi_L_mul, ... where L is x1 (float), x8 (AVX2), x16 (AVX-512)
+// or cu (CUDA). Products reach sums through fma alone, so there is nothing a compiler could contract, and every L gives
+// the same bits. `c` is the struct of constants; DSI_K(L, field) is one of them in L's type.
+#define DSI_K(L, field) dsi_##L##_set(c.field)
+
+#define DSI_OPTIM_MOMENTS(L, g, m, v)                                                                                  \
+    m = dsi_##L##_fma(g, DSI_K(L, one_minus_beta1), dsi_##L##_mul(m, DSI_K(L, beta1)));                                \
+    v = dsi_##L##_fma(dsi_##L##_mul(g, g), DSI_K(L, one_minus_beta2), dsi_##L##_mul(v, DSI_K(L, beta2)));
+
+#define DSI_OPTIM_ADAM(L, g, p, m, v)                                                                                  \
+    if (c.l2 != 0) g = dsi_##L##_fma(p, DSI_K(L, l2), g);                                                              \
+    DSI_OPTIM_MOMENTS(L, g, m, v)                                                                                      \
+    if (c.decay != 0) p = dsi_##L##_fma(p, DSI_K(L, decay), p);                                                        \
+    p = dsi_##L##_fma(dsi_##L##_div(m, dsi_##L##_fma(dsi_##L##_sqrt(v), DSI_K(L, root_correction), DSI_K(L, eps))),    \
+                      DSI_K(L, step_size), p);
+
+// as torch.optim.SGD: the first momentum is the gradient itself
+#define DSI_OPTIM_SGD(L, g, p, m)                                                                                      \
+    if (c.l2 != 0) g = dsi_##L##_fma(p, DSI_K(L, l2), g);                                                              \
+    if (c.first)                                                                                                       \
+        m = g;                                                                                                         \
+    else                                                                                                               \
+        m = dsi_##L##_fma(g, DSI_K(L, gain), dsi_##L##_mul(m, DSI_K(L, momentum)));                                    \
+    if (c.nesterov)                                                                                                    \
+        g = dsi_##L##_fma(m, DSI_K(L, momentum), g);                                                                   \
+    else                                                                                                               \
+        g = m;                                                                                                         \
+    p = dsi_##L##_fma(g, DSI_K(L, minus_lr), p);
+
+#define DSI_OPTIM_ADAGRAD(L, g, p, v)                                                                                  \
+    if (c.l2 != 0) g = dsi_##L##_fma(p, DSI_K(L, l2), g);                                                              \
+    v = dsi_##L##_fma(g, g, v);                                                                                        \
+    p = dsi_##L##_fma(dsi_##L##_div(g, dsi_##L##_add(dsi_##L##_sqrt(v), DSI_K(L, eps_out))), DSI_K(L, minus_lr), p);
+
+// sign(0) is 0: a parameter that never saw a gradient stays where it is
+#define DSI_OPTIM_LION(L, g, p, m)                                                                                     \
+    dsi_##L##_t u = dsi_##L##_fma(g, DSI_K(L, one_minus_beta1), dsi_##L##_mul(m, DSI_K(L, beta1)));                    \
+    if (c.decay != 0) p = dsi_##L##_fma(p, DSI_K(L, decay), p);                                                        \
+    p = dsi_##L##_fma(dsi_##L##_sign(u), DSI_K(L, minus_lr), p);                                                       \
+    m = dsi_##L##_fma(g, DSI_K(L, one_minus_beta2), dsi_##L##_mul(m, DSI_K(L, beta2)));
+
+// LAMB's direction, before the trust ratio
+#define DSI_OPTIM_TRUST(L, u, p, m, v)                                                                                 \
+    u = dsi_##L##_div(m, dsi_##L##_add(dsi_##L##_sqrt(dsi_##L##_add(v, DSI_K(L, eps_in))), DSI_K(L, eps_out)));        \
+    if (c.l2 != 0) u = dsi_##L##_fma(p, DSI_K(L, l2), u);
+
+#endif /* DSI_OPTIM_FORMULAS_DONE */
+
 #if defined(DS_OPTIM_IMPLEMENTATION) && !defined(DS_OPTIM_IMPL_DONE)
 #define DS_OPTIM_IMPL_DONE
 /*== ds block: base 1 == home: ds_config.h ==*/
@@ -630,7 +745,7 @@ DS_API ds_status ds_optim_set_schedule_count(ds_optim *o, int64_t count);
 #include <string.h>
 
 #if defined(__GNUC__)
-#define DSI_FN                    static __attribute__((unused))
+#define DSI_FN                  static __attribute__((unused))
 #define DSI_PRINTF(text, first) __attribute__((format(printf, text, first)))
 #else
 #define DSI_FN static
@@ -714,67 +829,6 @@ DSI_FN void dsi_release(const ds_allocator *a, void *memory, size_t bytes) {
 }
 #endif
 /*== end of ds block: base ==*/
-/*== ds block: half 1 == home: ds_optim.h ==*/
-#if defined(DSI_HALF_BLOCK) && DSI_HALF_BLOCK != 1
-#error "ds: implementations of two versions meet in this file; vendor all ds_*.h from one release"
-#endif
-#ifndef DSI_HALF_BLOCK
-#define DSI_HALF_BLOCK 1
-/* fp16 and bf16 <-> fp32 in integer arithmetic: the same bits on every machine, denormals kept, ties to even. NaN
-   stays NaN (quiet); a value beyond the largest half becomes infinity. */
-#if defined(__CUDACC__)
-#define DSI_HALF_FN static inline __host__ __device__
-#elif defined(__GNUC__)
-#define DSI_HALF_FN static inline __attribute__((unused))
-#else
-#define DSI_HALF_FN static inline
-#endif
-DSI_HALF_FN float dsi_f32_of_bits(uint32_t bits) {
-    union {
-        uint32_t u;
-        float f;
-    } both;
-    both.u = bits;
-    return both.f;
-}
-DSI_HALF_FN uint32_t dsi_bits_of_f32(float value) {
-    union {
-        uint32_t u;
-        float f;
-    } both;
-    both.f = value;
-    return both.u;
-}
-DSI_HALF_FN float dsi_f32_of_bf16(uint16_t h) {
-    return dsi_f32_of_bits((uint32_t)h << 16);
-}
-DSI_HALF_FN uint16_t dsi_bf16_of_f32(float value) {
-    uint32_t u = dsi_bits_of_f32(value);
-    if ((u & 0x7FFFFFFFu) > 0x7F800000u) return (uint16_t)((u >> 16) | 0x40u);
-    return (uint16_t)((u + 0x7FFFu + ((u >> 16) & 1u)) >> 16);
-}
-DSI_HALF_FN float dsi_f32_of_f16(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = (h >> 10) & 0x1Fu, fraction = h & 0x3FFu;
-    if (exponent == 31) return dsi_f32_of_bits(sign | 0x7F800000u | (fraction ? 0x400000u : 0u) | fraction << 13);
-    if (exponent) return dsi_f32_of_bits(sign | (exponent + 112u) << 23 | fraction << 13);
-    /* zero and denormals: fraction * 2^-24, exact in fp32 */
-    return sign ? -((float)fraction * 5.9604644775390625e-8f) : (float)fraction * 5.9604644775390625e-8f;
-}
-DSI_HALF_FN uint16_t dsi_f16_of_f32(float value) {
-    uint32_t u = dsi_bits_of_f32(value), sign = (u >> 16) & 0x8000u, magnitude = u & 0x7FFFFFFFu;
-    if (magnitude > 0x7F800000u) return (uint16_t)(sign | 0x7E00u | ((magnitude >> 13) & 0x3FFu));
-    if (magnitude >= 0x477FF000u) return (uint16_t)(sign | 0x7C00u); /* rounds to 65536 or more */
-    if (magnitude >= 0x38800000u)
-        return (uint16_t)(sign | ((magnitude - 0x38000000u + 0xFFFu + ((u >> 13) & 1u)) >> 13));
-    if (magnitude < 0x33000000u) return (uint16_t)sign; /* below half the smallest denormal */
-    {
-        uint32_t shift = 126u - (magnitude >> 23), fraction = (magnitude & 0x7FFFFFu) | 0x800000u;
-        uint32_t kept = fraction >> shift, rest = fraction & ((1u << shift) - 1u), middle = 1u << (shift - 1u);
-        return (uint16_t)(sign | (kept + (rest > middle || (rest == middle && (kept & 1u)))));
-    }
-}
-#endif
-/*== end of ds block: half ==*/
 /*== ds block: threads 1 == home: ds_comm.h ==*/
 #if defined(DSI_THREADS_BLOCK) && DSI_THREADS_BLOCK != 1
 #error "ds: implementations of two versions meet in this file; vendor all ds_*.h from one release"
@@ -911,6 +965,2227 @@ DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers
 }
 #endif
 /*== end of ds block: threads ==*/
+
+#include <float.h>
+#include <math.h>
+#if defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ != 0
+#error "ds_optim.h: fp32 arithmetic with more precision than fp32 would give other bits; use SSE (-mfpmath=sse)"
+#endif
+#ifndef DS_OPTIM_SIMD
+#define DS_OPTIM_SIMD 1
+#endif
+#if DS_OPTIM_SIMD && defined(__x86_64__) && defined(__GNUC__)
+#define DSI_OPTIM_X86 1
+#include <immintrin.h>
+#else
+#define DSI_OPTIM_X86 0
+#endif
+
+// >>simd
+#define dsi_x1_t            float
+#define dsi_x1_width        ((size_t)1)
+#define dsi_x1_load(from)   (*(from))
+#define dsi_x1_store(to, x) (*(to) = (x))
+#define dsi_x1_set(x)       (x)
+#define dsi_x1_add(a, b)    ((a) + (b))
+#define dsi_x1_mul(a, b)    ((a) * (b))
+#define dsi_x1_div(a, b)    ((a) / (b))
+#define dsi_x1_sqrt(a)      sqrtf(a)
+#define dsi_x1_fma(a, b, c) fmaf(a, b, c)
+#define dsi_x1_sign(a)      ((a) > 0 ? 1.0f : (a) < 0 ? -1.0f : (a))
+
+#define dsi_x8_t            __m256
+#define dsi_x8_width        ((size_t)8)
+#define dsi_x8_load(from)   _mm256_loadu_ps(from)
+#define dsi_x8_store(to, x) _mm256_storeu_ps(to, x)
+#define dsi_x8_set(x)       _mm256_set1_ps(x)
+#define dsi_x8_add(a, b)    _mm256_add_ps(a, b)
+#define dsi_x8_mul(a, b)    _mm256_mul_ps(a, b)
+#define dsi_x8_div(a, b)    _mm256_div_ps(a, b)
+#define dsi_x8_sqrt(a)      _mm256_sqrt_ps(a)
+#define dsi_x8_fma(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define dsi_x8_sign(a)                                                                                                 \
+    _mm256_blendv_ps(a, _mm256_or_ps(_mm256_and_ps(a, _mm256_set1_ps(-0.0f)), _mm256_set1_ps(1.0f)),                   \
+                     _mm256_cmp_ps(a, _mm256_setzero_ps(), _CMP_NEQ_OQ))
+
+#define dsi_x16_t            __m512
+#define dsi_x16_width        ((size_t)16)
+#define dsi_x16_load(from)   _mm512_loadu_ps(from)
+#define dsi_x16_store(to, x) _mm512_storeu_ps(to, x)
+#define dsi_x16_set(x)       _mm512_set1_ps(x)
+#define dsi_x16_add(a, b)    _mm512_add_ps(a, b)
+#define dsi_x16_mul(a, b)    _mm512_mul_ps(a, b)
+#define dsi_x16_div(a, b)    _mm512_div_ps(a, b)
+#define dsi_x16_sqrt(a)      _mm512_sqrt_ps(a)
+#define dsi_x16_fma(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define dsi_x16_sign(a)                                                                                                \
+    _mm512_mask_blend_ps(                                                                                              \
+        _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_NEQ_OQ), a,                                                    \
+        _mm512_castsi512_ps(_mm512_or_si512(_mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(INT32_MIN)),    \
+                                            _mm512_castps_si512(_mm512_set1_ps(1.0f)))))
+
+// What a step needs besides the elements; one per group (two for Muon: matrices, and the rest by Adam).
+typedef struct dsi_optim_constants {
+    ds_optim_adam adam;
+    float beta1, one_minus_beta1, beta2, one_minus_beta2;
+    float l2, decay, minus_lr, eps_in, eps_out, momentum, gain;
+    bool nesterov, first;
+    double rate; // Lamb: lr with its bias corrections
+    const struct dsi_optim_simd *simd;
+    ds_optim *o;
+} dsi_optim_constants;
+
+// The kernels of one level. Arrays may have any alignment; n is any number.
+typedef struct dsi_optim_simd {
+    ds_optim_level level;
+    size_t tile_columns;
+    void (*adam)(const ds_optim_adam *k, const float *grad, float *p, float *m, float *v, size_t n);
+    void (*sgd)(const dsi_optim_constants *k, const float *grad, float *p, float *m, size_t n); // m may be NULL
+    void (*adagrad)(const dsi_optim_constants *k, const float *grad, float *p, float *v, size_t n);
+    void (*lion)(const dsi_optim_constants *k, const float *grad, float *p, float *m, size_t n);
+    void (*moments)(const dsi_optim_constants *k, const float *grad, float *m, float *v, size_t n);
+    void (*trust)(const dsi_optim_constants *k, float *u, const float *p, const float *m, const float *v, size_t n);
+    void (*axpy)(float *y, const float *x, float a, size_t n);         // y = x * a + y
+    void (*mix)(float *y, const float *x, float a, float b, size_t n); // y = x * a + y * b
+    void (*add)(float *y, const float *x, size_t n);
+    double (*squares)(const float *x, size_t n);
+    void (*widen)(float *to, const void *from, ds_dtype dtype, float factor, size_t n);
+    void (*narrow)(void *to, ds_dtype dtype, const float *from, size_t n);
+    void (*tile)(const float *a, const float *b, size_t k, float *c); // c (6, columns) = a (k, 6)^T * b (k, columns)
+} dsi_optim_simd;
+
+// The lanes of a sum of squares: element i goes to lane i mod 16, and lanes fold by halves.
+static double dsi_optim_fold(double *lane) {
+    for (int half = 8; half; half /= 2)
+        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
+    return lane[0];
+}
+static void dsi_optim_squares_from(double *lane, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) lane[i % 16] += (double)x[i] * (double)x[i]; // exact: 24 + 24 bits fit in 53
+}
+static double dsi_optim_squares_x1(const float *x, size_t n) {
+    double lane[16] = {0};
+    dsi_optim_squares_from(lane, x, n);
+    return dsi_optim_fold(lane);
+}
+static void dsi_optim_widen_x1(float *to, const void *from, ds_dtype dtype, float factor, size_t n) {
+    const uint16_t *half = (const uint16_t *)from;
+    if (dtype == DS_BF16)
+        for (size_t i = 0; i < n; i++) to[i] = dsi_f32_of_bf16(half[i]) * factor;
+    else if (dtype == DS_F16)
+        for (size_t i = 0; i < n; i++) to[i] = dsi_f32_of_f16(half[i]) * factor;
+    else
+        for (size_t i = 0; i < n; i++) to[i] = ((const float *)from)[i] * factor;
+}
+static void dsi_optim_narrow_x1(void *to, ds_dtype dtype, const float *from, size_t n) {
+    uint16_t *half = (uint16_t *)to;
+    if (dtype == DS_BF16)
+        for (size_t i = 0; i < n; i++) half[i] = dsi_bf16_of_f32(from[i]);
+    else if (dtype == DS_F16)
+        for (size_t i = 0; i < n; i++) half[i] = dsi_f16_of_f32(from[i]);
+    else if (to != from)
+        memmove(to, from, n * sizeof(float));
+}
+static void dsi_optim_tile_x1(const float *a, const float *b, size_t k, float *c) {
+    memset(c, 0, sizeof(float) * 6 * 8);
+    for (size_t l = 0; l < k; l++)
+        for (size_t i = 0; i < 6; i++)
+            for (size_t j = 0; j < 8; j++) c[i * 8 + j] = fmaf(a[l * 6 + i], b[l * 8 + j], c[i * 8 + j]);
+}
+
+// The elementwise kernels of a level; what is left of a vector's width goes to x1.
+#define DSI_OPTIM_EACH(L) for (; n - i >= dsi_##L##_width; i += dsi_##L##_width)
+#define DSI_OPTIM_LEVEL(L, TARGET)                                                                                     \
+    TARGET static void dsi_optim_adam_##L(const ds_optim_adam *k, const float *grad, float *weights, float *moment,    \
+                                          float *variance, size_t n) {                                                 \
+        const ds_optim_adam c = *k;                                                                                    \
+        size_t i = 0;                                                                                                  \
+        DSI_OPTIM_EACH(L) {                                                                                            \
+            dsi_##L##_t g = dsi_##L##_load(grad + i), p = dsi_##L##_load(weights + i);                                 \
+            dsi_##L##_t m = dsi_##L##_load(moment + i), v = dsi_##L##_load(variance + i);                              \
+            DSI_OPTIM_ADAM(L, g, p, m, v)                                                                              \
+            dsi_##L##_store(weights + i, p);                                                                           \
+            dsi_##L##_store(moment + i, m);                                                                            \
+            dsi_##L##_store(variance + i, v);                                                                          \
+        }                                                                                                              \
+        if (i < n) dsi_optim_adam_x1(k, grad + i, weights + i, moment + i, variance + i, n - i);                       \
+    }                                                                                                                  \
+    TARGET static void dsi_optim_sgd_##L(const dsi_optim_constants *k, const float *grad, float *weights,              \
+                                         float *moment, size_t n) {                                                    \
+        const dsi_optim_constants c = *k;                                                                              \
+        size_t i = 0;                                                                                                  \
+        DSI_OPTIM_EACH(L) {                                                                                            \
+            dsi_##L##_t g = dsi_##L##_load(grad + i), p = dsi_##L##_load(weights + i), m = g;                          \
+            if (moment) m = dsi_##L##_load(moment + i);                                                                \
+            DSI_OPTIM_SGD(L, g, p, m)                                                                                  \
+            dsi_##L##_store(weights + i, p);                                                                           \
+            if (moment) dsi_##L##_store(moment + i, m);                                                                \
+        }                                                                                                              \
+        if (i < n) dsi_optim_sgd_x1(k, grad + i, weights + i, moment ? moment + i : NULL, n - i);                      \
+    }                                                                                                                  \
+    TARGET static void dsi_optim_adagrad_##L(const dsi_optim_constants *k, const float *grad, float *weights,          \
+                                             float *variance, size_t n) {                                              \
+        const dsi_optim_constants c = *k;                                                                              \
+        size_t i = 0;                                                                                                  \
+        DSI_OPTIM_EACH(L) {                                                                                            \
+            dsi_##L##_t g = dsi_##L##_load(grad + i), p = dsi_##L##_load(weights + i);                                 \
+            dsi_##L##_t v = dsi_##L##_load(variance + i);                                                              \
+            DSI_OPTIM_ADAGRAD(L, g, p, v)                                                                              \
+            dsi_##L##_store(weights + i, p);                                                                           \
+            dsi_##L##_store(variance + i, v);                                                                          \
+        }                                                                                                              \
+        if (i < n) dsi_optim_adagrad_x1(k, grad + i, weights + i, variance + i, n - i);                                \
+    }                                                                                                                  \
+    TARGET static void dsi_optim_lion_##L(const dsi_optim_constants *k, const float *grad, float *weights,             \
+                                          float *moment, size_t n) {                                                   \
+        const dsi_optim_constants c = *k;                                                                              \
+        size_t i = 0;                                                                                                  \
+        DSI_OPTIM_EACH(L) {                                                                                            \
+            dsi_##L##_t g = dsi_##L##_load(grad + i), p = dsi_##L##_load(weights + i);                                 \
+            dsi_##L##_t m = dsi_##L##_load(moment + i);                                                                \
+            DSI_OPTIM_LION(L, g, p, m)                                                                                 \
+            dsi_##L##_store(weights + i, p);                                                                           \
+            dsi_##L##_store(moment + i, m);                                                                            \
+        }                                                                                                              \
+        if (i < n) dsi_optim_lion_x1(k, grad + i, weights + i, moment + i, n - i);                                     \
+    }                                                                                                                  \
+    TARGET static void dsi_optim_moments_##L(const dsi_optim_constants *k, const float *grad, float *moment,           \
+                                             float *variance, size_t n) {                                              \
+        const dsi_optim_constants c = *k;                                                                              \
+        size_t i = 0;                                                                                                  \
+        DSI_OPTIM_EACH(L) {                                                                                            \
+            dsi_##L##_t g = dsi_##L##_load(grad + i), m = dsi_##L##_load(moment + i);                                  \
+            dsi_##L##_t v = dsi_##L##_load(variance + i);                                                              \
+            DSI_OPTIM_MOMENTS(L, g, m, v)                                                                              \
+            dsi_##L##_store(moment + i, m);                                                                            \
+            dsi_##L##_store(variance + i, v);                                                                          \
+        }                                                                                                              \
+        if (i < n) dsi_optim_moments_x1(k, grad + i, moment + i, variance + i, n - i);                                 \
+    }                                                                                                                  \
+    TARGET static void dsi_optim_trust_##L(const dsi_optim_constants *k, float *update, const float *weights,          \
+                                           const float *moment, const float *variance, size_t n) {                     \
+        const dsi_optim_constants c = *k;                                                                              \
+        size_t i = 0;                                                                                                  \
+        DSI_OPTIM_EACH(L) {                                                                                            \
+            dsi_##L##_t p = dsi_##L##_load(weights + i), m = dsi_##L##_load(moment + i);                               \
+            dsi_##L##_t v = dsi_##L##_load(variance + i), u;                                                           \
+            DSI_OPTIM_TRUST(L, u, p, m, v)                                                                             \
+            dsi_##L##_store(update + i, u);                                                                            \
+        }                                                                                                              \
+        if (i < n) dsi_optim_trust_x1(k, update + i, weights + i, moment + i, variance + i, n - i);                    \
+    }                                                                                                                  \
+    TARGET static void dsi_optim_axpy_##L(float *y, const float *x, float a, size_t n) {                               \
+        size_t i = 0;                                                                                                  \
+        DSI_OPTIM_EACH(L)                                                                                              \
+        dsi_##L##_store(y + i, dsi_##L##_fma(dsi_##L##_load(x + i), dsi_##L##_set(a), dsi_##L##_load(y + i)));         \
+        if (i < n) dsi_optim_axpy_x1(y + i, x + i, a, n - i);                                                          \
+    }                                                                                                                  \
+    TARGET static void dsi_optim_mix_##L(float *y, const float *x, float a, float b, size_t n) {                       \
+        size_t i = 0;                                                                                                  \
+        DSI_OPTIM_EACH(L)                                                                                              \
+        dsi_##L##_store(y + i, dsi_##L##_fma(dsi_##L##_load(x + i), dsi_##L##_set(a),                                  \
+                                             dsi_##L##_mul(dsi_##L##_load(y + i), dsi_##L##_set(b))));                 \
+        if (i < n) dsi_optim_mix_x1(y + i, x + i, a, b, n - i);                                                        \
+    }                                                                                                                  \
+    TARGET static void dsi_optim_add_##L(float *y, const float *x, size_t n) {                                         \
+        size_t i = 0;                                                                                                  \
+        DSI_OPTIM_EACH(L)                                                                                              \
+        dsi_##L##_store(y + i, dsi_##L##_add(dsi_##L##_load(y + i), dsi_##L##_load(x + i)));                           \
+        if (i < n) dsi_optim_add_x1(y + i, x + i, n - i);                                                              \
+    }                                                                                                                  \
+    static const dsi_optim_simd dsi_optim_##L = {                                                                      \
+        DSI_OPTIM_LEVEL_##L, DSI_OPTIM_TILE_##L,    dsi_optim_adam_##L,  dsi_optim_sgd_##L,    dsi_optim_adagrad_##L,  \
+        dsi_optim_lion_##L,  dsi_optim_moments_##L, dsi_optim_trust_##L, dsi_optim_axpy_##L,   dsi_optim_mix_##L,      \
+        dsi_optim_add_##L,   dsi_optim_squares_##L, dsi_optim_widen_##L, dsi_optim_narrow_##L, dsi_optim_tile_##L};
+
+#define DSI_OPTIM_LEVEL_x1  DS_OPTIM_LEVEL_SCALAR
+#define DSI_OPTIM_LEVEL_x8  DS_OPTIM_LEVEL_AVX2
+#define DSI_OPTIM_LEVEL_x16 DS_OPTIM_LEVEL_AVX512
+#define DSI_OPTIM_TILE_x1   8
+#define DSI_OPTIM_TILE_x8   16
+#define DSI_OPTIM_TILE_x16  32
+
+DSI_OPTIM_LEVEL(x1, )
+
+#if DSI_OPTIM_X86
+#define DSI_OPTIM_AVX2   __attribute__((target("avx2,fma,f16c")))
+#define DSI_OPTIM_AVX512 __attribute__((target("avx512f,avx2,fma,f16c")))
+
+DSI_OPTIM_AVX2 static double dsi_optim_squares_x8(const float *x, size_t n) {
+    __m256d s0 = _mm256_setzero_pd(), s1 = s0, s2 = s0, s3 = s0, d;
+    double lane[16];
+    size_t i = 0;
+    for (; n - i >= 16; i += 16) {
+        d = _mm256_cvtps_pd(_mm_loadu_ps(x + i)), s0 = _mm256_fmadd_pd(d, d, s0);
+        d = _mm256_cvtps_pd(_mm_loadu_ps(x + i + 4)), s1 = _mm256_fmadd_pd(d, d, s1);
+        d = _mm256_cvtps_pd(_mm_loadu_ps(x + i + 8)), s2 = _mm256_fmadd_pd(d, d, s2);
+        d = _mm256_cvtps_pd(_mm_loadu_ps(x + i + 12)), s3 = _mm256_fmadd_pd(d, d, s3);
+    }
+    _mm256_storeu_pd(lane, s0), _mm256_storeu_pd(lane + 4, s1);
+    _mm256_storeu_pd(lane + 8, s2), _mm256_storeu_pd(lane + 12, s3);
+    dsi_optim_squares_from(lane, x + i, n - i);
+    return dsi_optim_fold(lane);
+}
+DSI_OPTIM_AVX2 static void dsi_optim_widen_x8(float *to, const void *from, ds_dtype dtype, float factor, size_t n) {
+    const uint16_t *half = (const uint16_t *)from;
+    const __m256 f = _mm256_set1_ps(factor);
+    size_t i = 0;
+    if (dtype == DS_F32) {
+        for (; n - i >= 8; i += 8) _mm256_storeu_ps(to + i, _mm256_mul_ps(_mm256_loadu_ps((const float *)from + i), f));
+        dsi_optim_widen_x1(to + i, (const float *)from + i, dtype, factor, n - i);
+        return;
+    }
+    for (; n - i >= 8; i += 8) {
+        __m128i h = _mm_loadu_si128((const __m128i *)(const void *)(half + i));
+        __m256 x =
+            dtype == DS_F16 ? _mm256_cvtph_ps(h) : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+        _mm256_storeu_ps(to + i, _mm256_mul_ps(x, f));
+    }
+    dsi_optim_widen_x1(to + i, half + i, dtype, factor, n - i);
+}
+// bf16 by the integer rule of dsi_bf16_of_f32; the instruction for it would flush denormals
+DSI_OPTIM_AVX2 static __m128i dsi_optim_bf16_x8(__m256 x) {
+    const __m256i u = _mm256_castps_si256(x), high = _mm256_srli_epi32(u, 16);
+    const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+    const __m256i rounded =
+        _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))), 16);
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    const __m256i r = _mm256_blendv_epi8(rounded, _mm256_or_si256(high, _mm256_set1_epi32(0x40)), nan);
+    return _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
+}
+DSI_OPTIM_AVX2 static void dsi_optim_narrow_x8(void *to, ds_dtype dtype, const float *from, size_t n) {
+    uint16_t *half = (uint16_t *)to;
+    size_t i = 0;
+    if (dtype == DS_F32) {
+        dsi_optim_narrow_x1(to, dtype, from, n);
+        return;
+    }
+    for (; n - i >= 8; i += 8) {
+        __m256 x = _mm256_loadu_ps(from + i);
+        _mm_storeu_si128((__m128i *)(void *)(half + i),
+                         dtype == DS_F16 ? _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT) : dsi_optim_bf16_x8(x));
+    }
+    dsi_optim_narrow_x1(half + i, dtype, from + i, n - i);
+}
+
+// Six rows of two vectors stay in registers over the whole of k, so each element is one chain of fused multiply-adds
+// in the order of k, at any width.
+#define DSI_OPTIM_TILE(L, TARGET)                                                                                      \
+    TARGET static void dsi_optim_tile_##L(const float *a, const float *b, size_t k, float *c) {                        \
+        const size_t w = dsi_##L##_width;                                                                              \
+        dsi_##L##_t b0, b1, e, c00 = dsi_##L##_set(0), c01 = c00, c10 = c00, c11 = c00, c20 = c00, c21 = c00,          \
+                               c30 = c00, c31 = c00, c40 = c00, c41 = c00, c50 = c00, c51 = c00;                       \
+        for (size_t l = 0; l < k; l++, a += 6, b += 2 * w) {                                                           \
+            b0 = dsi_##L##_load(b), b1 = dsi_##L##_load(b + w);                                                        \
+            e = dsi_##L##_set(a[0]), c00 = dsi_##L##_fma(e, b0, c00), c01 = dsi_##L##_fma(e, b1, c01);                 \
+            e = dsi_##L##_set(a[1]), c10 = dsi_##L##_fma(e, b0, c10), c11 = dsi_##L##_fma(e, b1, c11);                 \
+            e = dsi_##L##_set(a[2]), c20 = dsi_##L##_fma(e, b0, c20), c21 = dsi_##L##_fma(e, b1, c21);                 \
+            e = dsi_##L##_set(a[3]), c30 = dsi_##L##_fma(e, b0, c30), c31 = dsi_##L##_fma(e, b1, c31);                 \
+            e = dsi_##L##_set(a[4]), c40 = dsi_##L##_fma(e, b0, c40), c41 = dsi_##L##_fma(e, b1, c41);                 \
+            e = dsi_##L##_set(a[5]), c50 = dsi_##L##_fma(e, b0, c50), c51 = dsi_##L##_fma(e, b1, c51);                 \
+        }                                                                                                              \
+        dsi_##L##_store(c, c00), dsi_##L##_store(c + w, c01);                                                          \
+        dsi_##L##_store(c + 2 * w, c10), dsi_##L##_store(c + 3 * w, c11);                                              \
+        dsi_##L##_store(c + 4 * w, c20), dsi_##L##_store(c + 5 * w, c21);                                              \
+        dsi_##L##_store(c + 6 * w, c30), dsi_##L##_store(c + 7 * w, c31);                                              \
+        dsi_##L##_store(c + 8 * w, c40), dsi_##L##_store(c + 9 * w, c41);                                              \
+        dsi_##L##_store(c + 10 * w, c50), dsi_##L##_store(c + 11 * w, c51);                                            \
+    }
+
+// gcc 12 takes the don't-care operand inside its own AVX-512 intrinsics for an uninitialised variable
+#if !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+DSI_OPTIM_AVX512 static double dsi_optim_squares_x16(const float *x, size_t n) {
+    __m512d s0 = _mm512_setzero_pd(), s1 = s0, d;
+    double lane[16];
+    size_t i = 0;
+    for (; n - i >= 16; i += 16) {
+        d = _mm512_cvtps_pd(_mm256_loadu_ps(x + i)), s0 = _mm512_fmadd_pd(d, d, s0);
+        d = _mm512_cvtps_pd(_mm256_loadu_ps(x + i + 8)), s1 = _mm512_fmadd_pd(d, d, s1);
+    }
+    _mm512_storeu_pd(lane, s0), _mm512_storeu_pd(lane + 8, s1);
+    dsi_optim_squares_from(lane, x + i, n - i);
+    return dsi_optim_fold(lane);
+}
+DSI_OPTIM_AVX512 static void dsi_optim_widen_x16(float *to, const void *from, ds_dtype dtype, float factor, size_t n) {
+    const uint16_t *half = (const uint16_t *)from;
+    const __m512 f = _mm512_set1_ps(factor);
+    size_t i = 0;
+    if (dtype == DS_F32) {
+        for (; n - i >= 16; i += 16)
+            _mm512_storeu_ps(to + i, _mm512_mul_ps(_mm512_loadu_ps((const float *)from + i), f));
+        dsi_optim_widen_x1(to + i, (const float *)from + i, dtype, factor, n - i);
+        return;
+    }
+    for (; n - i >= 16; i += 16) {
+        __m256i h = _mm256_loadu_si256((const __m256i *)(const void *)(half + i));
+        __m512 x =
+            dtype == DS_F16 ? _mm512_cvtph_ps(h) : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+        _mm512_storeu_ps(to + i, _mm512_mul_ps(x, f));
+    }
+    dsi_optim_widen_x1(to + i, half + i, dtype, factor, n - i);
+}
+DSI_OPTIM_AVX512 static __m256i dsi_optim_bf16_x16(__m512 x) {
+    const __m512i u = _mm512_castps_si512(x), high = _mm512_srli_epi32(u, 16);
+    const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+    const __m512i rounded =
+        _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16);
+    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40)));
+}
+DSI_OPTIM_AVX512 static void dsi_optim_narrow_x16(void *to, ds_dtype dtype, const float *from, size_t n) {
+    uint16_t *half = (uint16_t *)to;
+    size_t i = 0;
+    if (dtype == DS_F32) {
+        dsi_optim_narrow_x1(to, dtype, from, n);
+        return;
+    }
+    for (; n - i >= 16; i += 16) {
+        __m512 x = _mm512_loadu_ps(from + i);
+        _mm256_storeu_si256((__m256i *)(void *)(half + i),
+                            dtype == DS_F16 ? _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT) : dsi_optim_bf16_x16(x));
+    }
+    dsi_optim_narrow_x1(half + i, dtype, from + i, n - i);
+}
+DSI_OPTIM_TILE(x8, DSI_OPTIM_AVX2)
+DSI_OPTIM_TILE(x16, DSI_OPTIM_AVX512)
+DSI_OPTIM_LEVEL(x8, DSI_OPTIM_AVX2)
+DSI_OPTIM_LEVEL(x16, DSI_OPTIM_AVX512)
+#if !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
+#endif
+
+// The kernels of `level`, or NULL where the machine lacks it.
+static const dsi_optim_simd *dsi_optim_kernels_of(ds_optim_level level) {
+    const bool best = level == DS_OPTIM_LEVEL_BEST;
+#if DSI_OPTIM_X86
+    __builtin_cpu_init();
+    if ((best || level == DS_OPTIM_LEVEL_AVX512) && __builtin_cpu_supports("avx512f")) return &dsi_optim_x16;
+    if ((best || level == DS_OPTIM_LEVEL_AVX2) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return &dsi_optim_x8;
+#endif
+    return best || level == DS_OPTIM_LEVEL_SCALAR ? &dsi_optim_x1 : NULL;
+}
+
+// >>norms and casts
+static bool dsi_optim_is_float(ds_dtype dtype) {
+    return dtype == DS_F32 || dtype == DS_F16 || dtype == DS_BF16;
+}
+static const void *dsi_optim_at(const void *base, ds_dtype dtype, size_t i) {
+    return (const char *)base + i * DS_DTYPE_SIZE(dtype);
+}
+static size_t dsi_optim_grains(size_t count) {
+    return count / DS_GRAIN + (count % DS_GRAIN != 0);
+}
+// The gradient as every formula takes it: fp32, times factor. Uses `buffer` (a grain) unless it is so already.
+static const float *dsi_optim_grad(const dsi_optim_simd *simd, const void *grad, ds_dtype dtype, float factor, size_t n,
+                                   float *buffer) {
+    if (dtype == DS_F32 && factor == 1.0f) return (const float *)grad;
+    simd->widen(buffer, grad, dtype, factor, n);
+    return buffer;
+}
+static void dsi_optim_norms(const dsi_optim_simd *simd, const void *grad, ds_dtype dtype, size_t count, float factor,
+                            double *per_grain) {
+    float buffer[DS_GRAIN];
+    for (size_t i = 0; i < count; i += DS_GRAIN) {
+        size_t n = count - i < DS_GRAIN ? count - i : DS_GRAIN;
+        per_grain[i / DS_GRAIN] =
+            simd->squares(dsi_optim_grad(simd, dsi_optim_at(grad, dtype, i), dtype, factor, n, buffer), n);
+    }
+}
+DS_API void ds_optim_norm_grains(const void *grad, ds_dtype dtype, size_t count, float factor, double *per_grain) {
+    dsi_optim_norms(dsi_optim_kernels_of(DS_OPTIM_LEVEL_BEST), grad, dtype, count, factor, per_grain);
+}
+// `step` apart lie the partials, so that LAMB's pairs need no copy.
+static double dsi_optim_tree(double *sums, size_t n, size_t step) {
+    if (n == 0) return 0;
+    for (; n > 1; n = n / 2 + n % 2) {
+        for (size_t i = 0; i < n / 2; i++) sums[i * step] = sums[2 * i * step] + sums[(2 * i + 1) * step];
+        if (n % 2) sums[n / 2 * step] = sums[(n - 1) * step];
+    }
+    return sums[0];
+}
+DS_API double ds_optim_norm_tree(double *grains, size_t n) {
+    return dsi_optim_tree(grains, n, 1);
+}
+DS_API double ds_optim_clip_coefficient(double norm, double max_norm) {
+    double excess = max_norm > 0 ? (norm + 1e-6) / max_norm : 0;
+    return excess > 1 ? 1 / excess : 1;
+}
+DS_API ds_status ds_optim_cast(void *to, ds_dtype to_dtype, const void *from, ds_dtype from_dtype, size_t count) {
+    const dsi_optim_simd *simd = dsi_optim_kernels_of(DS_OPTIM_LEVEL_BEST);
+    float buffer[DS_GRAIN];
+    if (!dsi_optim_is_float(to_dtype) || !dsi_optim_is_float(from_dtype)) return DS_ERR_ARGUMENT;
+    if (to_dtype == from_dtype) {
+        if (count && to != from) memmove(to, from, count * DS_DTYPE_SIZE(to_dtype));
+        return DS_OK;
+    }
+    for (size_t i = 0; i < count; i += DS_GRAIN) {
+        size_t n = count - i < DS_GRAIN ? count - i : DS_GRAIN;
+        void *out = (char *)to + i * DS_DTYPE_SIZE(to_dtype);
+        const void *in = dsi_optim_at(from, from_dtype, i);
+        float *wide = to_dtype == DS_F32 ? (float *)out : buffer;
+        const float *x = (const float *)in;
+        if (from_dtype != DS_F32) simd->widen(wide, in, from_dtype, 1.0f, n), x = wide;
+        simd->narrow(out, to_dtype, x, n);
+    }
+    return DS_OK;
+}
+DS_API ds_status ds_optim_accumulate(void *to, ds_dtype to_dtype, const void *from, ds_dtype from_dtype, size_t count) {
+    const dsi_optim_simd *simd = dsi_optim_kernels_of(DS_OPTIM_LEVEL_BEST);
+    float sum[DS_GRAIN], buffer[DS_GRAIN];
+    if (!dsi_optim_is_float(to_dtype) || !dsi_optim_is_float(from_dtype)) return DS_ERR_ARGUMENT;
+    for (size_t i = 0; i < count; i += DS_GRAIN) {
+        size_t n = count - i < DS_GRAIN ? count - i : DS_GRAIN;
+        void *out = (char *)to + i * DS_DTYPE_SIZE(to_dtype);
+        float *wide = to_dtype == DS_F32 ? (float *)out : sum;
+        if (to_dtype != DS_F32) simd->widen(sum, out, to_dtype, 1.0f, n);
+        simd->add(wide, dsi_optim_grad(simd, dsi_optim_at(from, from_dtype, i), from_dtype, 1.0f, n, buffer), n);
+        if (to_dtype != DS_F32) simd->narrow(out, to_dtype, sum, n);
+    }
+    return DS_OK;
+}
+DS_API ds_status ds_optim_scale(void *x, ds_dtype dtype, float factor, size_t count) {
+    const dsi_optim_simd *simd = dsi_optim_kernels_of(DS_OPTIM_LEVEL_BEST);
+    float buffer[DS_GRAIN];
+    if (!dsi_optim_is_float(dtype)) return DS_ERR_ARGUMENT;
+    if (dtype == DS_F32) {
+        simd->widen((float *)x, x, DS_F32, factor, count);
+        return DS_OK;
+    }
+    for (size_t i = 0; i < count; i += DS_GRAIN) {
+        size_t n = count - i < DS_GRAIN ? count - i : DS_GRAIN;
+        void *at = (char *)x + i * DS_DTYPE_SIZE(dtype);
+        simd->widen(buffer, at, dtype, factor, n);
+        simd->narrow(at, dtype, buffer, n);
+    }
+    return DS_OK;
+}
+
+// >>object
+enum {
+    DSI_OPTIM_MATRIX = 1,
+    DSI_OPTIM_ONE_BIT = 2,
+    DSI_OPTIM_BETAS = 4,
+    DSI_OPTIM_LOCAL_STEPS = 8
+}; // facts of a built-in optimizer
+typedef struct dsi_optim_item dsi_optim_item;
+
+// A built-in optimizer: an entry of the table that users extend, and what only the built-in ones need.
+typedef struct dsi_optim_entry {
+    ds_optim_table table;
+    unsigned facts;
+    // WHOLE: the tensor at once, with its gradient in fp32
+    ds_status (*whole)(ds_optim *o, dsi_optim_item *item, const ds_optim_slice *slice, float *grad);
+} dsi_optim_entry;
+
+enum { DSI_OPTIM_SCALARS = 6 };
+struct dsi_optim_item {
+    ds_optim_tensor tensor;
+    size_t count, grains, first_grain; // first_grain: in the object's table of sums
+    const ds_optim_table *table;
+    const dsi_optim_entry *entry; // NULL for a user's table
+    const dsi_optim_constants *constants;
+    size_t state_count;
+    ds_optim_pass pass;
+    float *state[DS_OPTIM_MAX_STATES], *master; // own_states
+    bool master_set;
+    double scalar[DSI_OPTIM_SCALARS]; // of the 1-bit family
+    size_t error_begin;               // into the object's error feedback (OneBitLamb: into the fused buffer)
+    size_t padded;
+};
+
+typedef struct dsi_optim_block {
+    struct dsi_optim_block *next;
+    size_t bytes;
+} dsi_optim_block;
+
+struct ds_optim {
+    ds_optim_desc desc;
+    const ds_optim_table *table;
+    const dsi_optim_entry *entry;
+    const dsi_optim_simd *simd;
+    ds_error error;
+    dsi_optim_block *blocks;
+    size_t bytes;
+    dsi_pool *pool;
+    ds_tasks tasks;
+    ds_optim_params *groups;
+    double *base_lr;
+    ds_schedule *schedules;
+    int64_t schedule_count, step;
+    dsi_optim_item *items;
+    dsi_optim_constants *constants; // two per group
+    size_t grains;
+    double *sums, *all_sums; // two per grain; -1: not measured
+    bool open, combined;
+    float factor;
+    float *gradient;                                                // of the largest whole tensor
+    float *matrices[2], *squares[4], *packed_rows, *packed_columns; // Muon's scratch
+    float *worker_error, *server_error, *average;                   // the 1-bit family's
+    unsigned char *packed, *all_packed;
+    size_t error_count;
+};
+
+static void *dsi_optim_take(ds_optim *o, size_t count, size_t size) {
+    size_t bytes = dsi_add(dsi_mul(count, size), 64);
+    dsi_optim_block *block = (dsi_optim_block *)dsi_alloc_aligned(&o->desc.allocator, bytes, 64);
+    if (!block) return NULL;
+    memset(block, 0, bytes);
+    block->next = o->blocks;
+    block->bytes = bytes;
+    o->blocks = block;
+    o->bytes += bytes;
+    return (char *)block + 64;
+}
+static int dsi_optim_ranks(const ds_optim *o) {
+    return o->desc.group.size > 1 ? o->desc.group.size : 1;
+}
+static bool dsi_optim_is(const ds_optim *o, unsigned fact) {
+    return o->entry && (o->entry->facts & fact) != 0;
+}
+
+static bool dsi_optim_same(const char *a, const char *b) {
+    for (; *a && *b; a++, b++) {
+        char x = *a >= 'A' && *a <= 'Z' ? (char)(*a + 32) : *a, y = *b >= 'A' && *b <= 'Z' ? (char)(*b + 32) : *b;
+        if (x != y) return false;
+    }
+    return *a == *b;
+}
+
+static void dsi_optim_parallel(const ds_optim *o, size_t count,
+                               void (*body)(void *arg, size_t begin, size_t end, unsigned worker), void *arg) {
+    if (!count) return;
+    if (o->tasks.parallel_for && count > 1)
+        o->tasks.parallel_for(o->tasks.ctx, count, 1, body, arg);
+    else
+        body(arg, 0, count, 0);
+}
+
+// >>table
+static const dsi_optim_constants *dsi_optim_k(const ds_optim_pass *pass) {
+    return (const dsi_optim_constants *)pass->ctx;
+}
+static void dsi_optim_update_adam(const ds_optim_pass *pass, const float *grad, float *master, float *const *state,
+                                  size_t count) {
+    const dsi_optim_constants *k = dsi_optim_k(pass);
+    k->simd->adam(&k->adam, grad, master, state[0], state[1], count);
+}
+static void dsi_optim_update_sgd(const ds_optim_pass *pass, const float *grad, float *master, float *const *state,
+                                 size_t count) {
+    const dsi_optim_constants *k = dsi_optim_k(pass);
+    k->simd->sgd(k, grad, master, state[0], count);
+}
+static void dsi_optim_update_adagrad(const ds_optim_pass *pass, const float *grad, float *master, float *const *state,
+                                     size_t count) {
+    const dsi_optim_constants *k = dsi_optim_k(pass);
+    k->simd->adagrad(k, grad, master, state[0], count);
+}
+static void dsi_optim_update_lion(const ds_optim_pass *pass, const float *grad, float *master, float *const *state,
+                                  size_t count) {
+    const dsi_optim_constants *k = dsi_optim_k(pass);
+    k->simd->lion(k, grad, master, state[0], count);
+}
+// LAMB (You et al. 2020): the direction's length is set to the weights', tensor by tensor.
+static void dsi_optim_measure_lamb(const ds_optim_pass *pass, const float *grad, const float *master,
+                                   float *const *state, size_t count, double sums[2]) {
+    const dsi_optim_constants *k = dsi_optim_k(pass);
+    float direction[DS_GRAIN];
+    k->simd->moments(k, grad, state[0], state[1], count);
+    k->simd->trust(k, direction, master, state[0], state[1], count);
+    sums[0] = k->simd->squares(master, count);
+    sums[1] = k->simd->squares(direction, count);
+}
+static double dsi_optim_trust_ratio(const ds_optim_params *p, const double norm[2]) {
+    double ratio = norm[0] / norm[1];
+    if (norm[0] == 0 || norm[1] == 0) return 1;
+    return ratio > p->max_coeff ? p->max_coeff : ratio < p->min_coeff ? p->min_coeff : ratio;
+}
+static void dsi_optim_update_lamb(const ds_optim_pass *pass, const float *grad, float *master, float *const *state,
+                                  size_t count) {
+    const dsi_optim_constants *k = dsi_optim_k(pass);
+    float direction[DS_GRAIN];
+    (void)grad;
+    k->simd->trust(k, direction, master, state[0], state[1], count);
+    k->simd->axpy(master, direction, (float)(-k->rate * dsi_optim_trust_ratio(pass->params, pass->norm)), count);
+}
+
+// >>matrix
+// c = alpha * a * op(b) + beta * c, row-major, a (m, k). a is packed once in panels of six rows, b by each worker in panels
+// of a tile's columns; k is never cut, so each element is one chain of fused multiply-adds. Of a result known to be
+// symmetric only the tiles that touch the upper half are computed, then mirrored.
+typedef struct dsi_optim_product {
+    const dsi_optim_simd *simd;
+    size_t m, n, k;
+    float alpha, beta;
+    const float *a, *b;
+    float *c, *packed, *panels; // panels: one of k * 32 for each worker
+    bool transpose, symmetric;
+} dsi_optim_product;
+
+static void dsi_optim_pack_share(void *arg, size_t begin, size_t end, unsigned worker) {
+    const dsi_optim_product *x = (const dsi_optim_product *)arg;
+    (void)worker;
+    for (size_t panel = begin; panel < end; panel++) {
+        float *to = x->packed + panel * 6 * x->k;
+        for (size_t row = 0; row < 6; row++) {
+            const bool inside = panel * 6 + row < x->m;
+            const float *from = inside ? x->a + (panel * 6 + row) * x->k : NULL;
+            for (size_t l = 0; l < x->k; l++) to[l * 6 + row] = inside ? from[l] : 0;
+        }
+    }
+}
+static void dsi_optim_pack_columns(const dsi_optim_product *x, size_t column, size_t width, float *to) {
+    const size_t tile = x->simd->tile_columns;
+    for (size_t l = 0; l < x->k; l++)
+        for (size_t j = width; j < tile; j++) to[l * tile + j] = 0;
+    if (x->transpose) {
+        for (size_t j = 0; j < width; j++)
+            for (size_t l = 0; l < x->k; l++) to[l * tile + j] = x->b[(column + j) * x->k + l];
+    } else
+        for (size_t l = 0; l < x->k; l++) memcpy(to + l * tile, x->b + l * x->n + column, width * sizeof(float));
+}
+static void dsi_optim_product_share(void *arg, size_t begin, size_t end, unsigned worker) {
+    const dsi_optim_product *x = (const dsi_optim_product *)arg;
+    const size_t tile = x->simd->tile_columns;
+    float *panel = x->panels + (size_t)worker * x->k * 32, out[6 * 32];
+    for (size_t t = begin; t < end; t++) {
+        const size_t column = t * tile, width = x->n - column < tile ? x->n - column : tile;
+        dsi_optim_pack_columns(x, column, width, panel);
+        for (size_t row = 0; row < x->m && !(x->symmetric && row >= column + width); row += 6) {
+            x->simd->tile(x->packed + row * x->k, panel, x->k, out);
+            for (size_t i = 0; i < 6 && row + i < x->m; i++) {
+                float *c = x->c + (row + i) * x->n + column;
+                if (x->beta == 0)
+                    x->simd->widen(c, out + i * tile, DS_F32, x->alpha, width);
+                else
+                    x->simd->mix(c, out + i * tile, x->alpha, x->beta, width);
+            }
+        }
+    }
+}
+static void dsi_optim_multiply(ds_optim *o, bool transpose, bool symmetric, size_t m, size_t n, size_t k, float alpha,
+                               const float *a, const float *b, float beta, float *c) {
+    dsi_optim_product x;
+    if (o->desc.gemm.gemm) {
+        o->desc.gemm.gemm(o->desc.gemm.ctx, false, transpose, m, n, k, alpha, a, k, b, transpose ? k : n, beta, c, n);
+        return;
+    }
+    x.simd = o->simd, x.m = m, x.n = n, x.k = k, x.alpha = alpha, x.beta = beta;
+    x.a = a, x.b = b, x.c = c, x.transpose = transpose, x.symmetric = symmetric;
+    x.packed = o->packed_rows, x.panels = o->packed_columns;
+    dsi_optim_parallel(o, (m + 5) / 6, dsi_optim_pack_share, &x);
+    dsi_optim_parallel(o, (n + o->simd->tile_columns - 1) / o->simd->tile_columns, dsi_optim_product_share, &x);
+    for (size_t i = 0; symmetric && i < m; i++)
+        for (size_t j = 0; j < i; j++) c[i * n + j] = c[j * n + i];
+}
+
+// Newton-Schulz: with X X^T = R, each step is X = Z X, Z = aI + bR + cR^2, which drives X's singular values to about one.
+static void dsi_optim_newton_schulz_plain(ds_optim *o, const ds_optim_params *p, float *x, float *y, size_t n,
+                                          size_t m) {
+    float *r = o->squares[0], *z = o->squares[1], *in = x, *out = y;
+    for (int i = 0; i < p->ns_steps; i++) {
+        float *swap = in;
+        dsi_optim_multiply(o, true, true, n, n, m, 1, in, in, 0, r);
+        memcpy(z, r, n * n * sizeof(float));
+        dsi_optim_multiply(o, false, true, n, n, n, (float)p->ns_c, r, r, (float)p->ns_b, z);
+        memcpy(out, in, n * m * sizeof(float));
+        dsi_optim_multiply(o, false, false, n, m, n, 1, z, in, (float)p->ns_a, out);
+        in = out, out = swap;
+    }
+    if (in != x) memcpy(x, in, n * m * sizeof(float));
+}
+// The Gram form keeps R (n, n) and the product Q of all Z, and touches X (n, m) only at the end; once on the way it starts
+// afresh from X, since R = Z R Z drifts from X X^T in fp32.
+static void dsi_optim_newton_schulz_gram(ds_optim *o, const ds_optim_params *p, float *x, float *y, size_t n,
+                                         size_t m) {
+    const size_t bytes = n * n * sizeof(float);
+    float *r = o->squares[0], *z = o->squares[1], *q = o->squares[2], *t = o->squares[3];
+    dsi_optim_multiply(o, true, true, n, n, m, 1, x, x, 0, r);
+    for (int i = 0; i < p->ns_steps; i++) {
+        const bool fresh = i == 0 || i == 2;
+        if (i == 2) {
+            dsi_optim_multiply(o, false, false, n, m, n, 1, q, x, 0, y);
+            memcpy(x, y, n * m * sizeof(float));
+            dsi_optim_multiply(o, true, true, n, n, m, 1, x, x, 0, r);
+        }
+        memcpy(z, r, bytes);
+        dsi_optim_multiply(o, false, true, n, n, n, (float)p->ns_c, r, r, (float)p->ns_b, z);
+        for (size_t j = 0; j < n; j++) z[j * n + j] += (float)p->ns_a;
+        if (fresh)
+            memcpy(q, z, bytes);
+        else {
+            dsi_optim_multiply(o, false, true, n, n, n, 1, z, q, 0, t);
+            memcpy(q, t, bytes);
+        }
+        if (i + 1 < p->ns_steps && i != 1) {
+            dsi_optim_multiply(o, false, true, n, n, n, 1, z, r, 0, t);
+            dsi_optim_multiply(o, false, true, n, n, n, 1, t, z, 0, r);
+        }
+    }
+    if (p->ns_steps) {
+        dsi_optim_multiply(o, false, false, n, m, n, 1, q, x, 0, y);
+        memcpy(x, y, n * m * sizeof(float));
+    }
+}
+// Orthogonalises update (rows, cols) in place.
+static void dsi_optim_orthogonalize(ds_optim *o, const ds_optim_params *p, float *update, size_t rows, size_t cols) {
+    const bool tall = rows > cols;
+    const size_t n = tall ? cols : rows, m = tall ? rows : cols, count = n * m;
+    float *x = o->matrices[0], *y = o->matrices[1];
+    double sum = 0;
+    for (size_t i = 0; i < count; i += DS_GRAIN)
+        sum += o->simd->squares(update + i, count - i < DS_GRAIN ? count - i : DS_GRAIN);
+    o->simd->widen(update, update, DS_F32, (float)(1 / (sqrt(sum) + 1e-7)), count);
+    for (size_t i = 0; i < rows; i++)
+        for (size_t j = 0; j < cols; j++) x[tall ? j * rows + i : i * cols + j] = update[i * cols + j];
+    if (p->ns_method == DS_OPTIM_NS_GRAM && n != m)
+        dsi_optim_newton_schulz_gram(o, p, x, y, n, m);
+    else
+        dsi_optim_newton_schulz_plain(o, p, x, y, n, m);
+    for (size_t i = 0; i < rows; i++)
+        for (size_t j = 0; j < cols; j++) update[i * cols + j] = x[tall ? j * rows + i : i * cols + j];
+}
+// Muon (Jordan 2024). A gradient that is not finite leaves the momentum alone and goes into the weights as it is.
+static ds_status dsi_optim_whole_muon(ds_optim *o, dsi_optim_item *item, const ds_optim_slice *s, float *grad) {
+    const ds_optim_params *p = item->pass.params;
+    const float beta = (float)p->momentum, rest = (float)(1 - p->momentum);
+    const size_t rows = item->tensor.rows, cols = item->tensor.cols;
+    double shape = rows > cols ? sqrt((double)rows / (double)cols) : 1;
+    if (!s->count) return DS_OK;
+    if (o->simd->squares(grad, s->count) <= DBL_MAX) {
+        o->simd->mix(s->state[0], grad, rest, beta, s->count);
+        if (p->nesterov)
+            o->simd->mix(grad, s->state[0], beta, rest, s->count);
+        else
+            memcpy(grad, s->state[0], s->count * sizeof(float));
+        dsi_optim_orthogonalize(o, p, grad, rows, cols);
+    } else
+        shape = 1;
+    if (item->constants->decay != 0) o->simd->axpy(s->master, s->master, item->constants->decay, s->count);
+    o->simd->axpy(s->master, grad, (float)(-p->lr * shape), s->count);
+    return DS_OK;
+}
+static ds_status dsi_optim_matrix_scratch(ds_optim *o) {
+    size_t whole = 0, square = 0, longest = 0;
+    for (size_t i = 0; i < o->desc.tensor_count; i++) {
+        const dsi_optim_item *item = &o->items[i];
+        const size_t rows = item->tensor.rows, cols = item->tensor.cols, n = rows < cols ? rows : cols;
+        if (!item->entry || item->entry->whole != dsi_optim_whole_muon) continue;
+        if (dsi_mul(n, n) > square) square = n * n;
+        if (rows > longest) longest = rows;
+        if (cols > longest) longest = cols;
+        if (item->count > whole) whole = item->count;
+    }
+    if (!whole) return DS_OK;
+    for (int i = 0; i < 2; i++)
+        if (!(o->matrices[i] = (float *)dsi_optim_take(o, whole, sizeof(float)))) return DS_ERR_MEMORY;
+    for (int i = 0; i < 4; i++)
+        if (!(o->squares[i] = (float *)dsi_optim_take(o, square, sizeof(float)))) return DS_ERR_MEMORY;
+    if (o->desc.gemm.gemm) return DS_OK;
+    // rows are packed in sixes, with the last panel filled up
+    o->packed_rows = (float *)dsi_optim_take(o, dsi_add(whole, dsi_mul(6, longest)), sizeof(float));
+    o->packed_columns = (float *)dsi_optim_take(o, dsi_mul(dsi_mul(longest, 32), o->tasks.workers), sizeof(float));
+    return o->packed_rows && o->packed_columns ? DS_OK : DS_ERR_MEMORY;
+}
+
+// >>one bit
+// 1-bit Adam (Tang et al. 2021), 0/1 Adam (Lu et al. 2022), 1-bit LAMB (Li et al. 2021), as DeepSpeed 0.19.6 has them: the
+// first step only counts; no bias correction; after the warm-up ranks exchange signs, with error feedback.
+enum { DSI_OPTIM_INTERVAL, DSI_OPTIM_COUNTER, DSI_OPTIM_LOCAL_INTERVAL, DSI_OPTIM_LOCAL_COUNTER, DSI_OPTIM_RATES };
+enum { DSI_OPTIM_COEFF, DSI_OPTIM_FACTOR, DSI_OPTIM_SCALING, DSI_OPTIM_RMS };
+
+static bool dsi_optim_zero_one(const ds_optim *o) {
+    return dsi_optim_is(o, DSI_OPTIM_LOCAL_STEPS);
+}
+static bool dsi_optim_fused(const ds_optim *o) {
+    return dsi_optim_is(o, DSI_OPTIM_ONE_BIT) && o->table->measure != NULL;
+}
+static int64_t dsi_optim_freeze_step(const ds_optim *o) {
+    int64_t step = dsi_optim_zero_one(o) ? o->groups[0].var_freeze_step + 1 : o->groups[0].freeze_step;
+    return step > 2 ? step : 2; // the first step never freezes
+}
+static bool dsi_optim_frozen(const ds_optim *o) {
+    return o->step >= dsi_optim_freeze_step(o);
+}
+// Does the step to come work on whole tensors? 0/1 Adam always, once it has begun.
+static bool dsi_optim_compressing(const ds_optim *o) {
+    return dsi_optim_zero_one(o) ? o->step > 0 : dsi_optim_frozen(o);
+}
+DS_API bool ds_optim_wants_local_gradients(const ds_optim *o) {
+    if (!dsi_optim_is(o, DSI_OPTIM_ONE_BIT) || !o->desc.tensor_count) return false;
+    if (dsi_optim_frozen(o)) return true;
+    return dsi_optim_zero_one(o) && (o->step + 1) % (int64_t)o->items[0].scalar[DSI_OPTIM_INTERVAL] != 0;
+}
+DS_API bool ds_optim_refuses_clipping(const ds_optim *o) {
+    return ds_optim_wants_local_gradients(o);
+}
+
+// One bit per element, the highest first: set for b >= 0. What the sign and the scale miss stays in `error`.
+static float dsi_optim_signs(const dsi_optim_simd *simd, const float *b, size_t n, unsigned char *bits, float *error) {
+    double sum = 0;
+    float scale;
+    for (size_t i = 0; i < n; i += DS_GRAIN) sum += simd->squares(b + i, n - i < DS_GRAIN ? n - i : DS_GRAIN);
+    scale = n ? (float)(sqrt(sum) / sqrt((double)n)) : 0;
+    for (size_t i = 0; i < n; i += 8) {
+        unsigned byte = 0;
+        for (size_t j = 0; j < 8; j++) {
+            const bool up = b[i + j] >= 0;
+            byte = byte << 1 | up;
+            error[i + j] = up ? b[i + j] - scale : b[i + j] + scale;
+        }
+        bits[i / 8] = (unsigned char)byte;
+    }
+    return scale;
+}
+static bool dsi_optim_sign(const unsigned char *bits, size_t i) {
+    return bits[i / 8] >> (7 - i % 8) & 1;
+}
+// Each rank sends its signs and one scale; rank r adds up chunk r, and sends its signs and scale in turn.
+static ds_status dsi_optim_compress(ds_optim *o, float *b, float *worker_error, float *server_error, size_t n) {
+    const size_t ranks = (size_t)dsi_optim_ranks(o), chunk = n / ranks, rank = (size_t)o->desc.group.rank;
+    const size_t bytes = sizeof(float) + n / 8, part = sizeof(float) + chunk / 8;
+    float *own = b + rank * chunk, scale;
+    ds_status status;
+    if (o->desc.average.average) return o->desc.average.average(o->desc.average.ctx, b, worker_error, server_error, n);
+    if (ranks == 1 || !n) return DS_OK;
+    o->simd->add(b, worker_error, n);
+    scale = dsi_optim_signs(o->simd, b, n, o->packed + sizeof scale, worker_error);
+    memcpy(o->packed, &scale, sizeof scale);
+    status = o->desc.group.exchange(o->desc.group.ctx, o->packed, o->all_packed, bytes);
+    if (status) return status;
+    memset(own, 0, chunk * sizeof(float));
+    for (size_t r = 0; r < ranks; r++) {
+        const unsigned char *bits = o->all_packed + r * bytes + sizeof scale;
+        memcpy(&scale, o->all_packed + r * bytes, sizeof scale);
+        scale /= (float)ranks;
+        for (size_t i = 0; i < chunk; i++) own[i] += dsi_optim_sign(bits, rank * chunk + i) ? scale : -scale;
+    }
+    o->simd->add(own, server_error, chunk);
+    scale = dsi_optim_signs(o->simd, own, chunk, o->packed + sizeof scale, server_error);
+    memcpy(o->packed, &scale, sizeof scale);
+    status = o->desc.group.exchange(o->desc.group.ctx, o->packed, o->all_packed, part);
+    for (size_t r = 0; r < ranks && !status; r++) {
+        memcpy(&scale, o->all_packed + r * part, sizeof scale);
+        for (size_t i = 0; i < chunk; i++)
+            b[r * chunk + i] = dsi_optim_sign(o->all_packed + r * part + sizeof scale, i) ? scale : -scale;
+    }
+    return status;
+}
+// x (count elements of the item) becomes its compressed average, times the mask.
+static ds_status dsi_optim_average_item(ds_optim *o, const dsi_optim_item *item, float *x) {
+    const size_t tensor = (size_t)(item - o->items), server = item->error_begin / (size_t)dsi_optim_ranks(o);
+    const float *mask = o->desc.masks ? o->desc.masks[tensor] : NULL;
+    ds_status status;
+    if (dsi_optim_ranks(o) == 1 && !o->desc.average.average) return DS_OK;
+    memcpy(o->average, x, item->count * sizeof(float));
+    memset(o->average + item->count, 0, (item->padded - item->count) * sizeof(float));
+    status =
+        dsi_optim_compress(o, o->average, o->worker_error + item->error_begin, o->server_error + server, item->padded);
+    if (status)
+        return dsi_fail(&o->error, status, "ds_optim_apply: the compressed average of \"%s\" failed",
+                        item->tensor.name);
+    memcpy(x, o->average, item->count * sizeof(float));
+    for (size_t i = 0; mask && i < item->count; i++) x[i] *= mask[i];
+    return DS_OK;
+}
+// master -= rate * (m / (sqrt(v) + eps) + decay * master); `moved` (may be NULL) gets the same change.
+static void dsi_optim_direct(const dsi_optim_item *item, const ds_optim_slice *s, float minus_rate, float *moved) {
+    const dsi_optim_constants *k = item->constants;
+    float direction[DS_GRAIN];
+    for (size_t i = 0; i < s->count; i += DS_GRAIN) {
+        const size_t n = s->count - i < DS_GRAIN ? s->count - i : DS_GRAIN;
+        k->simd->trust(k, direction, s->master + i, s->state[0] + i, s->state[1] + i, n);
+        k->simd->axpy(s->master + i, direction, minus_rate, n);
+        if (moved) k->simd->axpy(moved + i, direction, minus_rate, n);
+    }
+}
+static ds_status dsi_optim_whole_one_bit_adam(ds_optim *o, dsi_optim_item *item, const ds_optim_slice *s, float *grad) {
+    const dsi_optim_constants *k = item->constants;
+    ds_status status;
+    if (!s->count) return DS_OK;
+    o->simd->mix(s->state[0], grad, k->one_minus_beta1, k->beta1, s->count);
+    if ((status = dsi_optim_average_item(o, item, s->state[0])) != DS_OK) return status;
+    dsi_optim_direct(item, s, k->minus_lr, NULL);
+    return DS_OK;
+}
+// The accumulated local change, in units of the momentum, is averaged; the local steps are undone and done again alike.
+static ds_status dsi_optim_synchronize(ds_optim *o, dsi_optim_item *item, const ds_optim_slice *s) {
+    const float eps = item->constants->eps_out, rates = (float)item->scalar[DSI_OPTIM_RATES];
+    float *moved = s->state[2];
+    ds_status status;
+    o->simd->axpy(s->master, moved, -1, s->count);
+    for (size_t i = 0; i < s->count; i++) moved[i] *= sqrtf(s->state[1][i]) + eps;
+    if ((status = dsi_optim_average_item(o, item, moved)) != DS_OK) return status;
+    for (size_t i = 0; i < s->count; i++) {
+        s->state[0][i] = -(moved[i] / rates);
+        s->master[i] += moved[i] / (sqrtf(s->state[1][i]) + eps);
+    }
+    memset(moved, 0, s->count * sizeof(float));
+    item->scalar[DSI_OPTIM_RATES] = 0;
+    return DS_OK;
+}
+static ds_status dsi_optim_whole_zero_one(ds_optim *o, dsi_optim_item *item, const ds_optim_slice *s, float *grad) {
+    const dsi_optim_constants *k = item->constants;
+    const ds_optim_params *p = item->pass.params;
+    const int64_t t = o->step + 1;
+    const bool frozen = dsi_optim_frozen(o);
+    ds_status status = DS_OK;
+    double *scalar = item->scalar;
+    if (!frozen && t % (int64_t)scalar[DSI_OPTIM_INTERVAL] == 0) {
+        o->simd->moments(k, grad, s->state[0], s->state[1], s->count);
+        scalar[DSI_OPTIM_COUNTER]++;
+        if (scalar[DSI_OPTIM_COUNTER] == (double)p->var_update_scaler)
+            scalar[DSI_OPTIM_COUNTER] = 0, scalar[DSI_OPTIM_INTERVAL] *= 2;
+    } else {
+        if (!frozen && s->count) status = dsi_optim_average_item(o, item, grad);
+        if (status) return status;
+        o->simd->mix(s->state[0], grad, k->one_minus_beta1, k->beta1, s->count);
+    }
+    if (frozen) scalar[DSI_OPTIM_RATES] += p->lr;
+    dsi_optim_direct(item, s, k->minus_lr, frozen ? s->state[2] : NULL);
+    if (!frozen) return DS_OK;
+    if (t % (int64_t)scalar[DSI_OPTIM_LOCAL_INTERVAL] == 0 && s->count) status = dsi_optim_synchronize(o, item, s);
+    if (status) return status;
+    if (++scalar[DSI_OPTIM_LOCAL_COUNTER] == (double)p->local_step_scaler) {
+        const double twice = 2 * scalar[DSI_OPTIM_LOCAL_INTERVAL], most = (double)p->local_step_clipper;
+        scalar[DSI_OPTIM_LOCAL_COUNTER] = 0;
+        scalar[DSI_OPTIM_LOCAL_INTERVAL] = twice < most ? twice : most;
+    }
+    return DS_OK;
+}
+
+// 1-bit LAMB, compressed phase: all momenta, each scaled to one size, share a buffer whose padding lives on.
+static void dsi_optim_fuse(ds_optim *o, const ds_optim_slice *s, const float *grad) {
+    const dsi_optim_item *item = &o->items[s->tensor];
+    float *fused = o->average + item->error_begin;
+    memcpy(fused, s->state[0], s->count * sizeof(float));
+    o->simd->mix(fused, grad, item->constants->one_minus_beta1, item->constants->beta1, s->count);
+    o->simd->widen(fused, fused, DS_F32, (float)item->scalar[DSI_OPTIM_SCALING], s->count);
+}
+static ds_status dsi_optim_average_fused(ds_optim *o) {
+    ds_status status = dsi_optim_compress(o, o->average, o->worker_error, o->server_error, o->error_count);
+    return status ? dsi_fail(&o->error, status, "ds_optim_combine: the compressed average failed") : DS_OK;
+}
+// The variance that the averaged momenta imply is compared with the frozen one; their largest ratio, kept in bounds,
+// scales the trust ratio that the warm-up averaged.
+static double dsi_optim_lamb_factor(const ds_optim_params *p, double factor, double last) {
+    factor = factor > p->factor_max ? p->factor_max : factor < p->factor_min ? p->factor_min : factor;
+    if (factor > last * (1 + p->factor_threshold)) factor = last * (1 + p->factor_threshold);
+    if (factor < last * (1 - p->factor_threshold)) factor = last * (1 - p->factor_threshold);
+    return factor;
+}
+static ds_status dsi_optim_whole_one_bit_lamb(ds_optim *o, dsi_optim_item *item, const ds_optim_slice *s, float *grad) {
+    const dsi_optim_constants *k = item->constants;
+    const ds_optim_params *p = item->pass.params;
+    const float *mask = o->desc.masks ? o->desc.masks[s->tensor] : NULL, *fused = o->average + item->error_begin;
+    const float scaling = (float)item->scalar[DSI_OPTIM_SCALING];
+    double factor = 0, sum = 0, plain_sum = 0;
+    dsi_optim_constants plain = *k;
+    float fresh[DS_GRAIN], direction[DS_GRAIN];
+    (void)grad;
+    plain.l2 = 0;
+    for (size_t at = 0; at < s->count; at += DS_GRAIN) {
+        const size_t n = s->count - at < DS_GRAIN ? s->count - at : DS_GRAIN;
+        float *m = s->state[0] + at, *v = s->state[1] + at, *real = s->state[2] + at;
+        for (size_t i = 0; i < n; i++) fresh[i] = direction[i] = fused[at + i] / scaling * (mask ? mask[at + i] : 1);
+        o->simd->axpy(direction, m, -k->beta1, n); // the gradient that would have led there
+        for (size_t i = 0; i < n; i++) direction[i] /= k->one_minus_beta1, direction[i] *= direction[i];
+        o->simd->mix(real, direction, k->one_minus_beta2, k->beta2, n);
+        memcpy(m, fresh, n * sizeof(float));
+        for (size_t i = 0; i < n; i++) {
+            double ratio = (double)((sqrtf(v[i]) + k->eps_out) / (sqrtf(real[i]) + k->eps_out));
+            if (ratio > factor) factor = ratio;
+        }
+        o->simd->trust(&plain, direction, s->master + at, m, v, n);
+        plain_sum += o->simd->squares(direction, n);
+        o->simd->trust(k, direction, s->master + at, m, v, n);
+        sum += o->simd->squares(direction, n);
+    }
+    if (!s->count) return DS_OK;
+    if (p->weight_decay > 0) {
+        double share = sqrt(plain_sum) / sqrt(sum);
+        if (!(share < 1)) share = 1;
+        factor = factor * share + (1 - share);
+    }
+    factor = item->scalar[DSI_OPTIM_FACTOR] = dsi_optim_lamb_factor(p, factor, item->scalar[DSI_OPTIM_FACTOR]);
+    dsi_optim_direct(item, s, (float)(-p->lr * item->scalar[DSI_OPTIM_COEFF] * factor), NULL);
+    return DS_OK;
+}
+
+// After a step: trust ratios are averaged, and at the freeze the momenta's sizes are taken.
+static void dsi_optim_end_lamb(ds_optim *o) {
+    const bool last = o->step == dsi_optim_freeze_step(o);
+    double all = 0;
+    size_t count = 0;
+    if (o->step < 2 || o->step > dsi_optim_freeze_step(o)) return;
+    for (size_t i = 0; i < o->desc.tensor_count; i++) {
+        dsi_optim_item *item = &o->items[i];
+        const ds_optim_params *p = item->pass.params;
+        double ratio = dsi_optim_trust_ratio(p, item->pass.norm), *scalar = item->scalar;
+        if (!item->count) continue;
+        if (ratio != 1) scalar[DSI_OPTIM_COEFF] = p->coeff_beta * scalar[DSI_OPTIM_COEFF] + (1 - p->coeff_beta) * ratio;
+        if (!last) continue;
+        scalar[DSI_OPTIM_RMS] =
+            sqrt(dsi_optim_tree(o->sums + 2 * item->first_grain, item->grains, 2)) / sqrt((double)item->count);
+        all += scalar[DSI_OPTIM_RMS];
+        count++;
+    }
+    for (size_t i = 0; last && i < o->desc.tensor_count; i++) {
+        double *scalar = o->items[i].scalar;
+        scalar[DSI_OPTIM_SCALING] = scalar[DSI_OPTIM_RMS] > 0 ? all / (double)count / scalar[DSI_OPTIM_RMS] : 1;
+    }
+}
+// Called when the step count has advanced.
+static void dsi_optim_one_bit_end(ds_optim *o) {
+    if (dsi_optim_fused(o)) dsi_optim_end_lamb(o);
+    if (dsi_optim_zero_one(o) && o->step == dsi_optim_freeze_step(o)) { // errors change their meaning
+        memset(o->worker_error, 0, o->error_count * sizeof(float));
+        memset(o->server_error, 0, o->error_count / (size_t)dsi_optim_ranks(o) * sizeof(float));
+    }
+}
+static ds_status dsi_optim_one_bit_scratch(ds_optim *o) {
+    const size_t ranks = (size_t)dsi_optim_ranks(o);
+    const size_t divider = ranks * (ranks % 8 == 0   ? ranks
+                                    : ranks % 4 == 0 ? 2 * ranks
+                                    : ranks % 2 == 0 ? 4 * ranks
+                                                     : 8 * ranks);
+    size_t elements = 0, largest = 0;
+    if (!dsi_optim_is(o, DSI_OPTIM_ONE_BIT)) return DS_OK;
+    for (size_t i = 0; i < o->desc.tensor_count; i++) {
+        dsi_optim_item *item = &o->items[i];
+        item->padded = dsi_round_up(item->count, divider);
+        item->error_begin = elements;
+        elements += dsi_optim_fused(o) ? item->count : item->padded;
+        if (item->padded > largest) largest = item->padded;
+        if (dsi_optim_fused(o))
+            item->scalar[DSI_OPTIM_FACTOR] = 1;
+        else
+            item->scalar[DSI_OPTIM_INTERVAL] = item->scalar[DSI_OPTIM_LOCAL_INTERVAL] = 1;
+    }
+    o->error_count = dsi_round_up(elements, divider);
+    if (dsi_optim_fused(o)) largest = o->error_count;
+    o->worker_error = (float *)dsi_optim_take(o, o->error_count, sizeof(float));
+    o->server_error = (float *)dsi_optim_take(o, o->error_count / ranks, sizeof(float));
+    o->average = (float *)dsi_optim_take(o, largest, sizeof(float));
+    o->packed = (unsigned char *)dsi_optim_take(o, largest / 8 + sizeof(float), 1);
+    o->all_packed = (unsigned char *)dsi_optim_take(o, largest / 8 + sizeof(float), ranks);
+    return o->worker_error && o->server_error && o->average && o->packed && o->all_packed ? DS_OK : DS_ERR_MEMORY;
+}
+DS_API size_t ds_optim_error_buffers(const ds_optim *o) {
+    return !dsi_optim_is(o, DSI_OPTIM_ONE_BIT) ? 0 : dsi_optim_fused(o) ? 1 : o->desc.tensor_count;
+}
+DS_API float *ds_optim_error_buffer(ds_optim *o, size_t i, int which, size_t *count) {
+    const size_t ranks = (size_t)dsi_optim_ranks(o);
+    const bool fused = dsi_optim_fused(o);
+    const size_t begin = fused ? 0 : o->items[i].error_begin, n = fused ? o->error_count : o->items[i].padded;
+    *count = which ? n / ranks : n;
+    return which ? o->server_error + begin / ranks : o->worker_error + begin;
+}
+DS_API void ds_optim_reset_errors(ds_optim *o) {
+    if (!dsi_optim_is(o, DSI_OPTIM_ONE_BIT)) return;
+    memset(o->worker_error, 0, o->error_count * sizeof(float));
+    memset(o->server_error, 0, o->error_count / (size_t)dsi_optim_ranks(o) * sizeof(float));
+    dsi_log(&o->desc.logger, "ds_optim", DS_LOG_WARNING, 1,
+            "the error feedback of %s starts from zero: it belongs to one world size", ds_optim_type_name(o));
+}
+
+static void dsi_optim_update_one_bit_adam(const ds_optim_pass *pass, const float *grad, float *master,
+                                          float *const *state, size_t count) {
+    const dsi_optim_constants *k = dsi_optim_k(pass);
+    float direction[DS_GRAIN];
+    k->simd->moments(k, grad, state[0], state[1], count);
+    k->simd->trust(k, direction, master, state[0], state[1], count);
+    k->simd->axpy(master, direction, k->minus_lr, count);
+}
+static void dsi_optim_update_one_bit_lamb(const ds_optim_pass *pass, const float *grad, float *master,
+                                          float *const *state, size_t count) {
+    const dsi_optim_constants *k = dsi_optim_k(pass);
+    const dsi_optim_item *item = (const dsi_optim_item *)(const void *)pass->tensor; // its first member
+    dsi_optim_update_lamb(pass, grad, master, state, count);
+    if (pass->step != dsi_optim_freeze_step(k->o)) return;
+    memcpy(state[2], state[1], count * sizeof(float));
+    k->o->sums[2 * (item->first_grain + pass->begin / DS_GRAIN)] = k->simd->squares(state[0], count);
+}
+// clang-format off
+static const dsi_optim_entry dsi_optim_entries[] = {
+    {{"Adam",        DS_OPTIM_BY_GRAIN,      2, {"exp_avg", "exp_avg_sq", NULL},                   NULL,                   dsi_optim_update_adam,    NULL}, DSI_OPTIM_BETAS, NULL},
+    {{"AdamW",       DS_OPTIM_BY_GRAIN,      2, {"exp_avg", "exp_avg_sq", NULL},                   NULL,                   dsi_optim_update_adam,    NULL}, DSI_OPTIM_BETAS, NULL},
+    {{"SGD",         DS_OPTIM_BY_GRAIN,      1, {"momentum_buffer", NULL, NULL},                   NULL,                   dsi_optim_update_sgd,     NULL}, 0, NULL},
+    {{"Adagrad",     DS_OPTIM_BY_GRAIN,      1, {"exp_avg_sq", NULL, NULL},                        NULL,                   dsi_optim_update_adagrad, NULL}, 0, NULL},
+    {{"Lion",        DS_OPTIM_BY_GRAIN,      1, {"exp_avg", NULL, NULL},                           NULL,                   dsi_optim_update_lion,    NULL}, DSI_OPTIM_BETAS, NULL},
+    {{"Lamb",        DS_OPTIM_BY_NORM,       2, {"exp_avg", "exp_avg_sq", NULL},                   dsi_optim_measure_lamb, dsi_optim_update_lamb,    NULL}, DSI_OPTIM_BETAS, NULL},
+    {{"Muon",        DS_OPTIM_WHOLE,         1, {"momentum_buffer", NULL, NULL},                   NULL,                   NULL,                     NULL}, DSI_OPTIM_MATRIX | DSI_OPTIM_BETAS, dsi_optim_whole_muon},
+    {{"OneBitAdam",  DS_OPTIM_WHOLE,         2, {"exp_avg", "exp_avg_sq", NULL},                   NULL,                   dsi_optim_update_one_bit_adam, NULL}, DSI_OPTIM_ONE_BIT | DSI_OPTIM_BETAS, dsi_optim_whole_one_bit_adam},
+    {{"ZeroOneAdam", DS_OPTIM_WHOLE,         3, {"exp_avg", "exp_avg_sq", "momentum_accumulator"}, NULL,                   dsi_optim_update_one_bit_adam, NULL}, DSI_OPTIM_ONE_BIT | DSI_OPTIM_LOCAL_STEPS | DSI_OPTIM_BETAS, dsi_optim_whole_zero_one},
+    {{"OneBitLamb",  DS_OPTIM_WHOLE_BY_NORM, 3, {"exp_avg", "exp_avg_sq", "exp_avg_sq_fresh"},     dsi_optim_measure_lamb, dsi_optim_update_one_bit_lamb, NULL}, DSI_OPTIM_ONE_BIT | DSI_OPTIM_BETAS, dsi_optim_whole_one_bit_lamb},
+};
+// clang-format on
+enum { DSI_OPTIM_ENTRIES = sizeof dsi_optim_entries / sizeof *dsi_optim_entries };
+
+static const dsi_optim_entry *dsi_optim_find(const char *type) {
+    for (size_t i = 0; i < DSI_OPTIM_ENTRIES; i++)
+        if (dsi_optim_same(type, dsi_optim_entries[i].table.name)) return &dsi_optim_entries[i];
+    return NULL;
+}
+DS_API ds_status ds_optim_params_default(const char *type, ds_optim_params *out) {
+    static const ds_optim_params base = {
+        1e-3,   0.9,    0.999,           1e-8, 0,     true, true, false, false, 0,   0,  10,     0.01,
+        0,      100000, 100000,          16,   32678, 16,   0.9,  4.0,   0.5,   0.1, -1, 3.4445, -4.7750,
+        2.0315, 5,      DS_OPTIM_NS_GRAM};
+    const dsi_optim_entry *entry = type ? dsi_optim_find(type) : NULL;
+    *out = base;
+    if (!entry) return DS_ERR_INPUT;
+    if (dsi_optim_same(type, "AdamW")) out->weight_decay = 0.01;
+    if (dsi_optim_same(type, "Adagrad")) out->lr = 1e-2, out->eps = 1e-10;
+    if (dsi_optim_same(type, "Lion")) out->lr = 1e-4, out->beta2 = 0.99;
+    if (entry->facts & DSI_OPTIM_MATRIX)
+        out->lr = 0.02, out->momentum = 0.95, out->nesterov = true, out->beta2 = 0.95, out->eps = 1e-10;
+    return DS_OK;
+}
+
+// >>create
+static bool dsi_optim_range(double x, double low, double high) {
+    return x >= low && x <= high; // false for NaN
+}
+// The parameters that are used must make sense; beta may be above 1 only where a schedule puts it.
+static ds_status dsi_optim_check_params(const ds_optim_params *p, size_t group, ds_error *error) {
+    const char *bad = NULL;
+    double value = 0;
+    // clang-format off
+    const struct { const char *name; double value, low, high; } rows[] = {
+        {"lr", p->lr, 0, DBL_MAX}, {"beta1", p->beta1, 0, 1}, {"beta2", p->beta2, 0, 1}, {"eps", p->eps, 0, DBL_MAX},
+        {"weight_decay", p->weight_decay, 0, DBL_MAX}, {"momentum", p->momentum, 0, DBL_MAX},
+        {"dampening", p->dampening, -DBL_MAX, DBL_MAX}, {"min_coeff", p->min_coeff, 0, p->max_coeff},
+        {"max_coeff", p->max_coeff, 0, DBL_MAX}, {"max_grad_norm", p->max_grad_norm, 0, DBL_MAX},
+        {"freeze_step", (double)p->freeze_step, 0, 1e18}, {"var_freeze_step", (double)p->var_freeze_step, 0, 1e18},
+        {"var_update_scaler", (double)p->var_update_scaler, 1, 1e18},
+        {"local_step_scaler", (double)p->local_step_scaler, 1, 1e18},
+        {"local_step_clipper", (double)p->local_step_clipper, 1, 1e18}, {"coeff_beta", p->coeff_beta, 0, 1},
+        {"factor_min", p->factor_min, 0, p->factor_max}, {"factor_max", p->factor_max, 0, DBL_MAX},
+        {"factor_threshold", p->factor_threshold, 0, DBL_MAX}, {"ns_steps", (double)p->ns_steps, 0, 1000},
+        {"adam_lr", p->adam_lr, -DBL_MAX, DBL_MAX},
+    };
+    // clang-format on
+    for (size_t i = 0; i < sizeof rows / sizeof *rows && !bad; i++)
+        if (!dsi_optim_range(rows[i].value, rows[i].low, rows[i].high)) bad = rows[i].name, value = rows[i].value;
+    if (!bad) return DS_OK;
+    return dsi_fail(error, DS_ERR_ARGUMENT, "ds_optim: group %zu: %s is %g, out of its range", group, bad, value);
+}
+
+static ds_status dsi_optim_unknown(const ds_optim_desc *desc, ds_error *error) {
+    char names[400] = "";
+    size_t n = 0;
+    for (size_t i = 0; i < DSI_OPTIM_ENTRIES + desc->table_count && n < sizeof names; i++) {
+        const char *name =
+            i < DSI_OPTIM_ENTRIES ? dsi_optim_entries[i].table.name : desc->tables[i - DSI_OPTIM_ENTRIES].name;
+        int m = snprintf(names + n, sizeof names - n, "%s%s", i ? ", " : "", name);
+        n += m > 0 ? (size_t)m : 0;
+    }
+    return dsi_fail(error, DS_ERR_INPUT, "ds_optim: no optimizer is named \"%s\"; there are %s",
+                    desc->type ? desc->type : "", names);
+}
+
+// Everything that can be said about a descriptor before memory is taken.
+static ds_status dsi_optim_check(const ds_optim_desc *d, ds_error *error) {
+    volatile float tiny = FLT_MIN;
+    volatile float flushed = tiny * 0.5f;
+    volatile float kept = dsi_f32_of_bits(1); // the smallest denormal; read as zero when denormals are zeros
+    if (flushed == 0 || kept * 16777216.0f == 0)
+        return dsi_fail(error, DS_ERR_UNSUPPORTED,
+                        "ds_optim: this thread flushes denormals to zero (MXCSR FTZ or DAZ); results would differ "
+                        "between machines. Clear it before training");
+    if (!d->groups || !d->group_count)
+        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_optim: no parameter group; at least one is needed");
+    if (d->tensor_count && !d->tensors) return dsi_fail(error, DS_ERR_ARGUMENT, "ds_optim: tensors is NULL");
+    for (size_t g = 0; g < d->group_count; g++) {
+        ds_status status = dsi_optim_check_params(&d->groups[g], g, error);
+        if (status) return status;
+    }
+    for (size_t i = 0; i < d->tensor_count; i++) {
+        const ds_optim_tensor *t = &d->tensors[i];
+        if (!t->name) return dsi_fail(error, DS_ERR_ARGUMENT, "ds_optim: tensor %zu has no name", i);
+        if (t->group >= d->group_count)
+            return dsi_fail(error, DS_ERR_ARGUMENT, "ds_optim: tensor \"%s\" is in group %zu of %zu", t->name, t->group,
+                            d->group_count);
+        if (dsi_mul(t->rows, t->cols) > SIZE_MAX / 8)
+            return dsi_fail(error, DS_ERR_ARGUMENT, "ds_optim: tensor \"%s\" of %zu x %zu elements is too large",
+                            t->name, t->rows, t->cols);
+        if (!dsi_optim_is_float(t->weights_dtype))
+            return dsi_fail(error, DS_ERR_ARGUMENT, "ds_optim: tensor \"%s\": weights are fp32, fp16 or bf16", t->name);
+    }
+    if (d->group.size > 1 && !d->group.exchange)
+        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_optim: a group of %d ranks without exchange", d->group.size);
+    return DS_OK;
+}
+
+static bool dsi_optim_is_hidden(const ds_optim_tensor *t) {
+    static const char *const outer[] = {"embed", "wte", "wpe", "lm_head"};
+    if (t->muon != DS_OPTIM_MUON_AUTO) return t->muon == DS_OPTIM_MUON_ON;
+    for (size_t i = 0; i < sizeof outer / sizeof *outer; i++)
+        if (strstr(t->name, outer[i])) return false;
+    return t->rows > 1 && t->cols > 1;
+}
+
+// Copies tables and tensors, and settles which optimizer takes each tensor.
+static ds_status dsi_optim_register(ds_optim *o, const ds_optim_desc *d) {
+    const size_t groups = d->group_count;
+    o->groups = (ds_optim_params *)dsi_optim_take(o, groups, sizeof *o->groups);
+    o->base_lr = (double *)dsi_optim_take(o, groups, sizeof *o->base_lr);
+    o->schedules = (ds_schedule *)dsi_optim_take(o, groups, sizeof *o->schedules);
+    o->constants = (dsi_optim_constants *)dsi_optim_take(o, dsi_mul(2, groups), sizeof *o->constants);
+    o->items = (dsi_optim_item *)dsi_optim_take(o, d->tensor_count, sizeof *o->items);
+    if (!o->groups || !o->base_lr || !o->schedules || !o->constants || !o->items) return DS_ERR_MEMORY;
+    for (size_t g = 0; g < groups; g++) o->groups[g] = d->groups[g], o->base_lr[g] = d->groups[g].lr;
+    for (size_t i = 0; i < d->tensor_count; i++) {
+        dsi_optim_item *item = &o->items[i];
+        size_t length = strlen(d->tensors[i].name) + 1;
+        char *name = (char *)dsi_optim_take(o, length, 1);
+        bool aux = dsi_optim_is(o, DSI_OPTIM_MATRIX) && !dsi_optim_is_hidden(&d->tensors[i]);
+        if (!name) return DS_ERR_MEMORY;
+        memcpy(name, d->tensors[i].name, length);
+        item->tensor = d->tensors[i];
+        item->tensor.name = name;
+        item->count = item->tensor.rows * item->tensor.cols;
+        item->grains = dsi_optim_grains(item->count);
+        item->first_grain = o->grains;
+        o->grains += item->grains;
+        item->entry = aux ? &dsi_optim_entries[0] : o->entry;
+        item->table = item->entry ? &item->entry->table : o->table;
+        item->constants = &o->constants[2 * item->tensor.group + aux];
+        item->state_count = item->table->state_count;
+        if (item->table->update == dsi_optim_update_sgd && o->groups[item->tensor.group].momentum == 0)
+            item->state_count = 0;
+        item->pass.params = &o->groups[item->tensor.group];
+        item->pass.tensor = &item->tensor;
+        item->pass.ctx = item->entry ? (void *)&o->constants[2 * item->tensor.group + aux] : item->table->ctx;
+    }
+    return DS_OK;
+}
+
+static ds_status dsi_optim_own(ds_optim *o) {
+    for (size_t i = 0; i < o->desc.tensor_count; i++) {
+        dsi_optim_item *item = &o->items[i];
+        for (size_t k = 0; k < item->state_count; k++)
+            if (!(item->state[k] = (float *)dsi_optim_take(o, item->count, sizeof(float)))) return DS_ERR_MEMORY;
+        if (item->tensor.weights_dtype != DS_F32 &&
+            !(item->master = (float *)dsi_optim_take(o, item->count, sizeof(float))))
+            return DS_ERR_MEMORY;
+    }
+    return DS_OK;
+}
+
+// Scratch for the largest tensor of each kind, so that no step allocates.
+static ds_status dsi_optim_scratch(ds_optim *o) {
+    const size_t ranks = (size_t)dsi_optim_ranks(o);
+    size_t whole = 0;
+    bool by_norm = false;
+    for (size_t i = 0; i < o->desc.tensor_count; i++) {
+        const dsi_optim_item *item = &o->items[i];
+        if (item->table->work >= DS_OPTIM_WHOLE && item->count > whole) whole = item->count;
+        if (item->table->measure) by_norm = true;
+    }
+    if (whole && !(o->gradient = (float *)dsi_optim_take(o, whole, sizeof(float)))) return DS_ERR_MEMORY;
+    if (by_norm || o->desc.own_states) {
+        o->sums = (double *)dsi_optim_take(o, dsi_mul(o->grains, 2), sizeof(double));
+        if (!o->sums) return DS_ERR_MEMORY;
+    }
+    if (by_norm && ranks > 1) {
+        o->all_sums = (double *)dsi_optim_take(o, dsi_mul(dsi_mul(o->grains, 2), ranks), sizeof(double));
+        if (!o->all_sums) return DS_ERR_MEMORY;
+    }
+    return DS_OK;
+}
+
+static ds_status dsi_optim_workers(ds_optim *o) {
+    if (o->desc.tasks.parallel_for)
+        o->tasks = o->desc.tasks;
+    else if (o->desc.threads > 1) {
+        o->pool = dsi_pool_create(&o->desc.allocator, o->desc.threads);
+        if (!o->pool) return DS_ERR_MEMORY;
+        o->bytes += dsi_pool_bytes(o->desc.threads);
+        o->tasks.parallel_for = dsi_pool_for;
+        o->tasks.ctx = o->pool;
+        o->tasks.workers = o->desc.threads;
+    }
+    if (!o->tasks.workers) o->tasks.workers = 1;
+    return DS_OK;
+}
+
+DS_API ds_status ds_optim_create_(const ds_optim_desc *desc, ds_optim **out, ds_error *error, int version,
+                                  size_t size) {
+    const ds_optim_table *table = NULL;
+    const dsi_optim_entry *entry;
+    ds_optim *o;
+    ds_status status;
+    if (!out) return dsi_fail(error, DS_ERR_ARGUMENT, "ds_optim: out is NULL");
+    *out = NULL;
+    if (version != DS_OPTIM_VERSION || size != sizeof(ds_optim_desc))
+        return dsi_fail(error, DS_ERR_VERSION,
+                        "ds_optim: the caller was compiled with version %d of the header, the implementation is %d",
+                        version, DS_OPTIM_VERSION);
+    if (!desc) return dsi_fail(error, DS_ERR_ARGUMENT, "ds_optim: desc is NULL");
+    if ((status = dsi_optim_check(desc, error)) != DS_OK) return status;
+    entry = desc->type ? dsi_optim_find(desc->type) : NULL;
+    for (size_t i = 0; desc->type && i < desc->table_count; i++)
+        if (strcmp(desc->type, desc->tables[i].name) == 0) table = &desc->tables[i], entry = NULL;
+    if (!table && !entry) return dsi_optim_unknown(desc, error);
+    if (table && (!table->update || table->state_count > DS_OPTIM_MAX_STATES || table->work > DS_OPTIM_WHOLE ||
+                  (table->work == DS_OPTIM_BY_NORM) != (table->measure != NULL)))
+        return dsi_fail(error, DS_ERR_ARGUMENT,
+                        "ds_optim: table \"%s\" needs update, at most %d states, and measure exactly for BY_NORM",
+                        table->name, DS_OPTIM_MAX_STATES);
+    if (desc->kernels && (desc->own_states || !entry || entry->table.update != dsi_optim_update_adam))
+        return dsi_fail(error, DS_ERR_UNSUPPORTED, "ds_optim: device kernels serve Adam and AdamW over slices only");
+    if (!dsi_optim_kernels_of(desc->level))
+        return dsi_fail(error, DS_ERR_UNSUPPORTED, "ds_optim: this machine lacks the SIMD level that is forced (%d)",
+                        (int)desc->level);
+    o = (ds_optim *)dsi_alloc_zero(&desc->allocator, sizeof *o);
+    if (!o) return dsi_fail(error, DS_ERR_MEMORY, "ds_optim: no memory for the object (%zu bytes)", sizeof *o);
+    o->desc = *desc;
+    o->bytes = sizeof *o;
+    o->entry = entry;
+    o->table = entry ? &entry->table : table;
+    o->simd = dsi_optim_kernels_of(desc->level);
+    if (table) { // the user's array need not outlive this call
+        ds_optim_table *copy = (ds_optim_table *)dsi_optim_take(o, 1, sizeof *copy);
+        if (copy) *copy = *table;
+        o->table = copy;
+        status = copy ? DS_OK : DS_ERR_MEMORY;
+    }
+    if (!status) status = dsi_optim_register(o, desc);
+    if (!status) status = dsi_optim_workers(o);
+    if (!status) status = dsi_optim_scratch(o);
+    if (!status) status = dsi_optim_matrix_scratch(o);
+    if (!status) status = dsi_optim_one_bit_scratch(o);
+    if (!status && desc->own_states) status = dsi_optim_own(o);
+    if (status) {
+        dsi_fail(error, status, "ds_optim: no memory for %s's states and scratch (%zu bytes so far)",
+                 ds_optim_type_name(o), o->bytes);
+        ds_optim_destroy(o);
+        return status;
+    }
+    o->desc.groups = NULL, o->desc.tensors = NULL, o->desc.tables = NULL, o->desc.type = NULL;
+    dsi_log(&o->desc.logger, "ds_optim", DS_LOG_DEBUG, 2, "%s over %zu tensors, %s", ds_optim_type_name(o),
+            o->desc.tensor_count,
+            o->simd->level == DS_OPTIM_LEVEL_AVX512 ? "AVX-512"
+            : o->simd->level == DS_OPTIM_LEVEL_AVX2 ? "AVX2"
+                                                    : "scalar");
+    *out = o;
+    return DS_OK;
+}
+
+DS_API void ds_optim_destroy(ds_optim *o) {
+    if (!o) return;
+    dsi_pool_destroy(o->pool);
+    while (o->blocks) {
+        dsi_optim_block *block = o->blocks;
+        o->blocks = block->next;
+        dsi_release_aligned(&o->desc.allocator, block, block->bytes, 64);
+    }
+    {
+        ds_allocator allocator = o->desc.allocator;
+        dsi_release(&allocator, o, sizeof *o);
+    }
+}
+
+DS_API const ds_error *ds_optim_error(const ds_optim *o) {
+    return &o->error;
+}
+DS_API ds_optim_work ds_optim_tensor_work(const ds_optim *o, size_t tensor) {
+    return o->items[tensor].table->work;
+}
+DS_API size_t ds_optim_state_count(const ds_optim *o, size_t tensor) {
+    return o->items[tensor].state_count;
+}
+DS_API const char *ds_optim_state_name(const ds_optim *o, size_t tensor, size_t k) {
+    return k < o->items[tensor].state_count ? o->items[tensor].table->state_names[k] : NULL;
+}
+DS_API size_t ds_optim_state_count_max(const ds_optim *o) {
+    size_t most = 0;
+    for (size_t i = 0; i < o->desc.tensor_count; i++)
+        if (o->items[i].state_count > most) most = o->items[i].state_count;
+    return most;
+}
+DS_API size_t ds_optim_memory(const ds_optim *o) {
+    return o->bytes;
+}
+DS_API ds_optim_level ds_optim_simd_level(const ds_optim *o) {
+    return o->simd->level;
+}
+DS_API const char *ds_optim_type_name(const ds_optim *o) {
+    return o->table->name;
+}
+DS_API double ds_optim_lr(const ds_optim *o, size_t group) {
+    return o->groups[group].lr;
+}
+DS_API const ds_optim_params *ds_optim_group_params(const ds_optim *o, size_t group) {
+    return &o->groups[group];
+}
+DS_API ds_status ds_optim_set_lr(ds_optim *o, size_t group, double lr) {
+    if (group >= o->desc.group_count || !dsi_optim_range(lr, 0, DBL_MAX))
+        return dsi_fail(&o->error, DS_ERR_ARGUMENT, "ds_optim_set_lr: group %zu of %zu, rate %g", group,
+                        o->desc.group_count, lr);
+    o->groups[group].lr = lr;
+    return DS_OK;
+}
+DS_API ds_status ds_optim_set_group_params(ds_optim *o, size_t group, const ds_optim_params *params) {
+    ds_status status;
+    if (group >= o->desc.group_count || o->open)
+        return dsi_fail(&o->error, DS_ERR_ARGUMENT, "ds_optim_set_group_params: group %zu of %zu, or a step is open",
+                        group, o->desc.group_count);
+    if ((status = dsi_optim_check_params(params, group, &o->error)) != DS_OK) return status;
+    if (o->table->update == dsi_optim_update_sgd && (params->momentum == 0) != (o->groups[group].momentum == 0))
+        return dsi_fail(&o->error, DS_ERR_STATE,
+                        "ds_optim_set_group_params: momentum decides whether SGD has a state, "
+                        "so it cannot become or cease to be 0");
+    o->groups[group] = *params;
+    return DS_OK;
+}
+DS_API int64_t ds_optim_step_count(const ds_optim *o) {
+    return o->step;
+}
+DS_API ds_status ds_optim_set_step_count(ds_optim *o, int64_t count) {
+    if (count < 0 || o->open)
+        return dsi_fail(&o->error, DS_ERR_ARGUMENT, "ds_optim_set_step_count: %lld is negative, or a step is open",
+                        (long long)count);
+    o->step = count;
+    return DS_OK;
+}
+
+// >>step
+// Constants are made in double and rounded once; t is exact to 2^53.
+static void dsi_optim_prepare(ds_optim *o, size_t group, bool aux, float factor) {
+    dsi_optim_constants *k = &o->constants[2 * group + aux];
+    const ds_optim_params *p = &o->groups[group];
+    const double t = (double)(o->step + 1), lr = aux && p->adam_lr >= 0 ? p->adam_lr : p->lr;
+    const double c1 = p->bias_correction ? 1 - pow(p->beta1, t) : 1, c2 = p->bias_correction ? 1 - pow(p->beta2, t) : 1;
+    const bool lamb = !aux && o->table->measure != NULL, one_bit = dsi_optim_is(o, DSI_OPTIM_ONE_BIT);
+    const bool decoupled = p->adam_w_mode || (o->entry && strcmp(o->entry->table.name, "AdamW") == 0);
+    k->simd = o->simd;
+    k->o = o;
+    k->beta1 = (float)p->beta1, k->one_minus_beta1 = (float)(1 - p->beta1);
+    k->beta2 = (float)p->beta2, k->one_minus_beta2 = (float)(1 - p->beta2);
+    k->l2 = (float)p->weight_decay;
+    k->decay = (float)(-lr * p->weight_decay);
+    k->minus_lr = (float)-lr;
+    k->eps_in = (float)(lamb && p->eps_inside_sqrt ? p->eps : 0);
+    k->eps_out = (float)(lamb && p->eps_inside_sqrt ? 0 : p->eps);
+    k->momentum = (float)p->momentum, k->gain = (float)(1 - p->dampening);
+    k->nesterov = p->nesterov, k->first = o->step == 0 || p->momentum == 0;
+    k->rate = one_bit ? lr : lr * sqrt(c2) / c1;
+    k->adam.factor = factor;
+    k->adam.beta1 = k->beta1, k->adam.one_minus_beta1 = k->one_minus_beta1;
+    k->adam.beta2 = k->beta2, k->adam.one_minus_beta2 = k->one_minus_beta2;
+    k->adam.l2 = decoupled ? 0 : k->l2;
+    k->adam.decay = decoupled ? k->decay : 0;
+    k->adam.root_correction = (float)(1 / sqrt(c2));
+    k->adam.eps = (float)p->eps;
+    k->adam.step_size = (float)(-lr / c1);
+}
+
+DS_API ds_status ds_optim_begin(ds_optim *o, double inv_scale, double clip_coefficient, double grad_norm) {
+    if (o->open)
+        return dsi_fail(&o->error, DS_ERR_STATE, "ds_optim_begin: the step before was neither ended nor cancelled");
+    if (!dsi_optim_range(inv_scale, 0, DBL_MAX) || !dsi_optim_range(clip_coefficient, 0, 1) || inv_scale == 0 ||
+        !dsi_optim_range(grad_norm, 0, DBL_MAX))
+        return dsi_fail(&o->error, DS_ERR_ARGUMENT,
+                        "ds_optim_begin: inv_scale %g must be positive, clip_coefficient %g in 0..1, grad_norm %g not "
+                        "negative, all finite; skip a step that overflowed",
+                        inv_scale, clip_coefficient, grad_norm);
+    if (clip_coefficient < 1 && ds_optim_refuses_clipping(o))
+        return dsi_fail(&o->error, DS_ERR_UNSUPPORTED,
+                        "ds_optim_begin: %s cannot clip once its compressed phase has begun (step %lld)",
+                        ds_optim_type_name(o), (long long)o->step + 1);
+    for (size_t g = 0; g < o->desc.group_count; g++)
+        for (int aux = 0; aux < 2; aux++) {
+            double limit = o->groups[g].max_grad_norm, own = ds_optim_clip_coefficient(grad_norm, limit);
+            dsi_optim_prepare(o, g, aux != 0, (float)(inv_scale * clip_coefficient * own));
+        }
+    for (size_t i = 0; i < o->desc.tensor_count; i++) o->items[i].pass.step = o->step + 1;
+    for (size_t i = 0; o->sums && i < 2 * o->grains; i++) o->sums[i] = -1;
+    o->open = true;
+    o->combined = false;
+    return DS_OK;
+}
+
+// Is this tensor, in this step, taken as a whole?
+static bool dsi_optim_now_whole(const ds_optim *o, const dsi_optim_item *item) {
+    if (item->table->work < DS_OPTIM_WHOLE) return false;
+    return !dsi_optim_is(o, DSI_OPTIM_ONE_BIT) || dsi_optim_compressing(o);
+}
+
+static ds_status dsi_optim_check_slices(ds_optim *o, const char *call, const ds_optim_slice *slices, size_t count) {
+    if (!o->open) return dsi_fail(&o->error, DS_ERR_STATE, "%s: no step is open; call ds_optim_begin", call);
+    for (size_t i = 0; i < count; i++) {
+        const ds_optim_slice *s = &slices[i];
+        const dsi_optim_item *item;
+        const char *wrong = NULL;
+        if (s->tensor >= o->desc.tensor_count)
+            return dsi_fail(&o->error, DS_ERR_ARGUMENT, "%s: slice %zu is of tensor %zu of %zu", call, i, s->tensor,
+                            o->desc.tensor_count);
+        item = &o->items[s->tensor];
+        if (s->begin > item->count || s->count > item->count - s->begin)
+            wrong = "reaches past the tensor's end";
+        else if (s->begin % DS_GRAIN || (s->count % DS_GRAIN && s->begin + s->count != item->count))
+            wrong = "is not cut at a multiple of DS_GRAIN";
+        else if (item->table->work >= DS_OPTIM_WHOLE && s->count != item->count)
+            wrong = "must be the whole tensor for this optimizer";
+        else if (s->count && (!s->master || !s->grad))
+            wrong = "lacks master or grad";
+        else if (!dsi_optim_is_float(s->grad_dtype))
+            wrong = "has a gradient that is not fp32, fp16 or bf16";
+        else if (s->weights16 && s->weights16_dtype != DS_F16 && s->weights16_dtype != DS_BF16)
+            wrong = "has weights16 that are not fp16 or bf16";
+        for (size_t k = 0; !wrong && k < item->state_count; k++)
+            if (s->count && !s->state[k]) wrong = "lacks a state";
+        if (wrong)
+            return dsi_fail(&o->error, DS_ERR_ARGUMENT, "%s: slice %zu (\"%s\" of %zu elements, from %zu, %zu long) %s",
+                            call, i, item->tensor.name, item->count, s->begin, s->count, wrong);
+    }
+    return DS_OK;
+}
+
+typedef enum dsi_optim_what { DSI_OPTIM_NORM, DSI_OPTIM_MEASURE, DSI_OPTIM_UPDATE } dsi_optim_what;
+typedef struct dsi_optim_job {
+    ds_optim *o;
+    const ds_optim_slice *slices;
+    size_t count;
+    dsi_optim_what what;
+    float factor; // DSI_OPTIM_NORM
+} dsi_optim_job;
+
+static size_t dsi_optim_slice_grains(const dsi_optim_job *job, const ds_optim_slice *s) {
+    return job->what != DSI_OPTIM_NORM && dsi_optim_now_whole(job->o, &job->o->items[s->tensor])
+               ? 0
+               : dsi_optim_grains(s->count);
+}
+
+static void dsi_optim_grain(const dsi_optim_job *job, const ds_optim_slice *s, size_t grain) {
+    ds_optim *o = job->o;
+    const dsi_optim_item *item = &o->items[s->tensor];
+    const size_t at = grain * DS_GRAIN, n = s->count - at < DS_GRAIN ? s->count - at : DS_GRAIN;
+    double *sums = o->sums ? o->sums + 2 * (item->first_grain + s->begin / DS_GRAIN + grain) : NULL;
+    const float factor = job->what == DSI_OPTIM_NORM ? job->factor : item->constants->adam.factor;
+    float buffer[DS_GRAIN], *state[DS_OPTIM_MAX_STATES] = {NULL, NULL, NULL}, *master = s->master + at;
+    const float *grad =
+        dsi_optim_grad(o->simd, dsi_optim_at(s->grad, s->grad_dtype, at), s->grad_dtype, factor, n, buffer);
+    ds_optim_pass pass = item->pass;
+    if (job->what == DSI_OPTIM_NORM) {
+        sums[0] = o->simd->squares(grad, n);
+        return;
+    }
+    pass.begin = s->begin + at;
+    for (size_t k = 0; k < item->state_count; k++) state[k] = s->state[k] + at;
+    if (job->what == DSI_OPTIM_MEASURE) {
+        item->table->measure(&pass, grad, master, state, n, sums);
+        return;
+    }
+    if (!dsi_optim_is(o, DSI_OPTIM_ONE_BIT) || o->step > 0) item->table->update(&pass, grad, master, state, n);
+    if (s->weights16)
+        o->simd->narrow((char *)s->weights16 + at * DS_DTYPE_SIZE(s->weights16_dtype), s->weights16_dtype, master, n);
+}
+
+// Grains of all slices in one row, cut among the workers.
+static void dsi_optim_share(void *arg, size_t begin, size_t end, unsigned worker) {
+    const dsi_optim_job *job = (const dsi_optim_job *)arg;
+    size_t first = 0;
+    (void)worker;
+    for (size_t i = 0; i < job->count && first < end; i++) {
+        size_t n = dsi_optim_slice_grains(job, &job->slices[i]);
+        for (size_t g = begin > first ? begin - first : 0; g < n && first + g < end; g++)
+            dsi_optim_grain(job, &job->slices[i], g);
+        first += n;
+    }
+}
+static void dsi_optim_run(ds_optim *o, dsi_optim_what what, float factor, const ds_optim_slice *slices, size_t count) {
+    dsi_optim_job job;
+    size_t grains = 0;
+    job.o = o, job.slices = slices, job.count = count, job.what = what, job.factor = factor;
+    for (size_t i = 0; i < count; i++) grains += dsi_optim_slice_grains(&job, &slices[i]);
+    dsi_optim_parallel(o, grains, dsi_optim_share, &job);
+}
+
+typedef struct dsi_optim_convert {
+    const dsi_optim_simd *simd;
+    const ds_optim_slice *slice;
+    float *wide;
+    float factor;
+    bool back;
+} dsi_optim_convert;
+static void dsi_optim_convert_share(void *arg, size_t begin, size_t end, unsigned worker) {
+    const dsi_optim_convert *c = (const dsi_optim_convert *)arg;
+    const ds_optim_slice *s = c->slice;
+    const size_t at = begin * DS_GRAIN, n = (end * DS_GRAIN < s->count ? end * DS_GRAIN : s->count) - at;
+    (void)worker;
+    if (c->back)
+        c->simd->narrow((char *)s->weights16 + at * DS_DTYPE_SIZE(s->weights16_dtype), s->weights16_dtype,
+                        s->master + at, n);
+    else
+        c->simd->widen(c->wide + at, dsi_optim_at(s->grad, s->grad_dtype, at), s->grad_dtype, c->factor, n);
+}
+static dsi_optim_convert dsi_optim_convert_grad(ds_optim *o, const ds_optim_slice *s) {
+    dsi_optim_convert c;
+    c.simd = o->simd, c.slice = s, c.wide = o->gradient, c.back = false;
+    c.factor = o->items[s->tensor].constants->adam.factor;
+    dsi_optim_parallel(o, dsi_optim_grains(s->count), dsi_optim_convert_share, &c);
+    return c;
+}
+// A tensor as a whole: its gradient in fp32, the optimizer's own parallelism, the 16-bit weights.
+static ds_status dsi_optim_whole(ds_optim *o, const ds_optim_slice *s) {
+    dsi_optim_item *item = &o->items[s->tensor];
+    ds_optim_pass pass = item->pass;
+    ds_status status = DS_OK;
+    dsi_optim_convert c = dsi_optim_convert_grad(o, s);
+    if (item->entry)
+        status = item->entry->whole(o, item, s, o->gradient);
+    else
+        item->table->update(&pass, o->gradient, s->master, s->state, s->count);
+    c.back = true;
+    if (!status && s->weights16) dsi_optim_parallel(o, item->grains, dsi_optim_convert_share, &c);
+    return status;
+}
+
+DS_API ds_status ds_optim_measure(ds_optim *o, const ds_optim_slice *slices, size_t count) {
+    ds_status status = dsi_optim_check_slices(o, "ds_optim_measure", slices, count);
+    if (status) return status;
+    for (size_t i = 0; i < count; i++)
+        if (!o->items[slices[i].tensor].table->measure)
+            return dsi_fail(&o->error, DS_ERR_STATE, "ds_optim_measure: \"%s\" needs no norms",
+                            o->items[slices[i].tensor].tensor.name);
+    if (o->combined) return dsi_fail(&o->error, DS_ERR_STATE, "ds_optim_measure: norms were combined already");
+    if (dsi_optim_is(o, DSI_OPTIM_ONE_BIT) && o->step == 0) return DS_OK;
+    dsi_optim_run(o, DSI_OPTIM_MEASURE, 0, slices, count);
+    for (size_t i = 0; i < count; i++)
+        if (dsi_optim_now_whole(o, &o->items[slices[i].tensor])) {
+            (void)dsi_optim_convert_grad(o, &slices[i]);
+            dsi_optim_fuse(o, &slices[i], o->gradient);
+        }
+    return DS_OK;
+}
+
+// A grain counts once, however many ranks measured it: the lowest rank's numbers stand.
+static ds_status dsi_optim_gather(ds_optim *o) {
+    const size_t n = 2 * o->grains, ranks = (size_t)dsi_optim_ranks(o);
+    ds_status status;
+    if (ranks == 1 || !n) return DS_OK;
+    status = o->desc.group.exchange(o->desc.group.ctx, o->sums, o->all_sums, n * sizeof(double));
+    if (status) return dsi_fail(&o->error, status, "ds_optim_combine: the exchange of norms failed");
+    for (size_t i = 0; i < n; i++)
+        for (size_t r = ranks; r--;)
+            if (o->all_sums[r * n + i] != -1) o->sums[i] = o->all_sums[r * n + i];
+    return DS_OK;
+}
+DS_API ds_status ds_optim_combine(ds_optim *o) {
+    ds_status status;
+    if (!o->open || o->combined)
+        return dsi_fail(&o->error, DS_ERR_STATE, "ds_optim_combine: no step is open, or it was combined already");
+    if (dsi_optim_is(o, DSI_OPTIM_ONE_BIT) && (o->step == 0 || dsi_optim_compressing(o))) {
+        if (o->table->measure && o->step > 0 && (status = dsi_optim_average_fused(o)) != DS_OK) return status;
+        o->combined = true;
+        return DS_OK;
+    }
+    if ((status = dsi_optim_gather(o)) != DS_OK) return status;
+    for (size_t i = 0; i < o->desc.tensor_count; i++) {
+        dsi_optim_item *item = &o->items[i];
+        double *sums = o->sums + 2 * item->first_grain;
+        if (!item->table->measure) continue;
+        for (size_t g = 0; g < item->grains; g++)
+            if (sums[2 * g] == -1)
+                return dsi_fail(&o->error, DS_ERR_STATE,
+                                "ds_optim_combine: elements %zu on of \"%s\" were not measured", g * DS_GRAIN,
+                                item->tensor.name);
+        item->pass.norm[0] = sqrt(dsi_optim_tree(sums, item->grains, 2));
+        item->pass.norm[1] = sqrt(dsi_optim_tree(sums + 1, item->grains, 2));
+    }
+    o->combined = true;
+    return DS_OK;
+}
+
+DS_API ds_status ds_optim_apply_on(ds_optim *o, const ds_optim_slice *slices, size_t count, void *stream) {
+    ds_status status = dsi_optim_check_slices(o, "ds_optim_apply", slices, count);
+    if (status) return status;
+    for (size_t i = 0; i < count; i++)
+        if (o->items[slices[i].tensor].table->measure && !o->combined)
+            return dsi_fail(&o->error, DS_ERR_STATE, "ds_optim_apply: \"%s\" needs ds_optim_measure and combine first",
+                            o->items[slices[i].tensor].tensor.name);
+    if (o->desc.kernels) {
+        for (size_t i = 0; i < count && !status; i++)
+            status = o->desc.kernels->adam(o->desc.kernels->ctx, &o->items[slices[i].tensor].constants->adam,
+                                           &slices[i], stream);
+        return status ? dsi_fail(&o->error, status, "ds_optim_apply: the device kernel failed") : DS_OK;
+    }
+    dsi_optim_run(o, DSI_OPTIM_UPDATE, 0, slices, count);
+    for (size_t i = 0; i < count && !status; i++)
+        if (dsi_optim_now_whole(o, &o->items[slices[i].tensor])) status = dsi_optim_whole(o, &slices[i]);
+    return status;
+}
+DS_API ds_status ds_optim_apply(ds_optim *o, const ds_optim_slice *slices, size_t count) {
+    return ds_optim_apply_on(o, slices, count, NULL);
+}
+DS_API ds_status ds_optim_end(ds_optim *o) {
+    if (!o->open) return dsi_fail(&o->error, DS_ERR_STATE, "ds_optim_end: no step is open");
+    o->step++;
+    o->open = false;
+    dsi_optim_one_bit_end(o);
+    return DS_OK;
+}
+DS_API void ds_optim_cancel(ds_optim *o) {
+    o->open = false;
+}
+
+// >>simple path
+static ds_optim_slice dsi_optim_slice_of(ds_optim *o, const ds_optim_io *io, size_t i) {
+    const dsi_optim_item *item = &o->items[i];
+    ds_optim_slice s;
+    memset(&s, 0, sizeof s);
+    s.tensor = i;
+    s.count = item->count;
+    s.master = item->master ? item->master : (float *)io->weights;
+    for (size_t k = 0; k < item->state_count; k++) s.state[k] = item->state[k];
+    s.grad = io->grad, s.grad_dtype = io->grad_dtype;
+    if (item->master) s.weights16 = io->weights, s.weights16_dtype = io->weights_dtype;
+    return s;
+}
+static ds_status dsi_optim_check_io(ds_optim *o, const ds_optim_io *io) {
+    if (!o->desc.own_states)
+        return dsi_fail(&o->error, DS_ERR_STATE, "ds_optim_step: the object was created without own_states");
+    if (o->open) return dsi_fail(&o->error, DS_ERR_STATE, "ds_optim_step: a step is open");
+    for (size_t i = 0; i < o->desc.tensor_count; i++)
+        if (io[i].weights_dtype != o->items[i].tensor.weights_dtype || !dsi_optim_is_float(io[i].grad_dtype) ||
+            (o->items[i].count && (!io[i].weights || !io[i].grad)))
+            return dsi_fail(&o->error, DS_ERR_ARGUMENT,
+                            "ds_optim_step: \"%s\" lacks weights or gradient, or has them in another type than it was "
+                            "registered with",
+                            o->items[i].tensor.name);
+    return DS_OK;
+}
+// The global norm, and the first tensor whose share of it is not finite.
+static double dsi_optim_global_norm(ds_optim *o, const ds_optim_io *io, float inv_scale, size_t *overflow) {
+    double sum = 0;
+    *overflow = SIZE_MAX;
+    for (size_t i = 0; i < o->desc.tensor_count; i++) {
+        dsi_optim_item *item = &o->items[i];
+        ds_optim_slice s = dsi_optim_slice_of(o, &io[i], i);
+        double part;
+        dsi_optim_run(o, DSI_OPTIM_NORM, inv_scale, &s, 1);
+        part = dsi_optim_tree(o->sums + 2 * item->first_grain, item->grains, 2);
+        if (!(part <= DBL_MAX) && *overflow == SIZE_MAX) *overflow = i;
+        sum += part;
+    }
+    return sqrt(sum);
+}
+static ds_status dsi_optim_pass_over(ds_optim *o, const ds_optim_io *io, int what) {
+    ds_status status = DS_OK;
+    for (size_t i = 0; i < o->desc.tensor_count && !status; i++) {
+        ds_optim_slice s = dsi_optim_slice_of(o, &io[i], i);
+        if (what == DSI_OPTIM_UPDATE)
+            status = ds_optim_apply(o, &s, 1);
+        else if (o->items[i].table->measure)
+            status = ds_optim_measure(o, &s, 1);
+    }
+    return status;
+}
+
+DS_API ds_status ds_optim_step(ds_optim *o, const ds_optim_io *io, const ds_optim_options *options,
+                               ds_optim_report *report) {
+    static const ds_optim_options none = {0, NULL, false};
+    const ds_optim_options *p = options ? options : &none;
+    ds_optim_report local, *r = report ? report : &local;
+    ds_status status = dsi_optim_check_io(o, io);
+    r->skipped = DS_OPTIM_STEPPED, r->overflow_tensor = SIZE_MAX, r->grad_norm = 0, r->clip_coefficient = 1;
+    r->loss_scale = p->scaler ? p->scaler->scale : 1;
+    if (status) return status;
+    if (p->unchecked && (p->max_norm > 0 || p->scaler))
+        return dsi_fail(&o->error, DS_ERR_ARGUMENT, "ds_optim_step: unchecked goes with neither max_norm nor scaler");
+    for (size_t i = 0; i < o->desc.tensor_count; i++) {
+        dsi_optim_item *item = &o->items[i];
+        if (!item->master || item->master_set) continue;
+        o->simd->widen(item->master, io[i].weights, io[i].weights_dtype, 1.0f, item->count);
+        item->master_set = true;
+    }
+    if (!p->unchecked) {
+        r->grad_norm = dsi_optim_global_norm(o, io, (float)(1 / r->loss_scale), &r->overflow_tensor);
+        r->clip_coefficient = ds_optim_clip_coefficient(r->grad_norm, p->max_norm);
+        if (!(r->grad_norm <= DBL_MAX)) r->skipped = DS_OPTIM_OVERFLOW, r->clip_coefficient = 1;
+    }
+    if (r->skipped) {
+        const char *name = r->overflow_tensor < o->desc.tensor_count ? o->items[r->overflow_tensor].tensor.name : "";
+        dsi_log(&o->desc.logger, "ds_optim", DS_LOG_INFO, 3, "step skipped: the gradient of \"%s\" is not finite",
+                name);
+        if (p->scaler && ds_loss_scaler_update(p->scaler, true))
+            return dsi_fail(&o->error, DS_ERR_NUMERIC,
+                            "ds_optim_step: the gradient of \"%s\" overflows at the smallest loss scale, %g", name,
+                            p->scaler->scale);
+        return DS_OK;
+    }
+    status = ds_optim_begin(o, 1 / r->loss_scale, r->clip_coefficient, r->grad_norm);
+    if (!status && o->table->measure) status = dsi_optim_pass_over(o, io, DSI_OPTIM_MEASURE);
+    if (!status && o->table->measure) status = ds_optim_combine(o);
+    if (!status) status = dsi_optim_pass_over(o, io, DSI_OPTIM_UPDATE);
+    if (status) {
+        ds_optim_cancel(o);
+        return status;
+    }
+    status = ds_optim_end(o);
+    if (!status && p->scaler) status = ds_loss_scaler_update(p->scaler, false);
+    return status;
+}
+
+DS_API float *ds_optim_own_state(ds_optim *o, size_t tensor, size_t k) {
+    return k < o->items[tensor].state_count ? o->items[tensor].state[k] : NULL;
+}
+DS_API float *ds_optim_own_master(ds_optim *o, size_t tensor) {
+    return o->items[tensor].master;
+}
+DS_API ds_status ds_optim_set_master(ds_optim *o, size_t tensor, const float *values) {
+    dsi_optim_item *item = &o->items[tensor];
+    if (!item->master)
+        return dsi_fail(&o->error, DS_ERR_STATE, "ds_optim_set_master: \"%s\" has no master of its own",
+                        item->tensor.name);
+    memcpy(item->master, values, item->count * sizeof(float));
+    item->master_set = true;
+    return DS_OK;
+}
+
+// >>saving
+static void dsi_optim_put64(unsigned char *out, size_t word, uint64_t value) {
+    for (int i = 0; i < 8; i++) out[word * 8 + (size_t)i] = (unsigned char)(value >> (8 * i));
+}
+static uint64_t dsi_optim_get64(const unsigned char *in, size_t word) {
+    uint64_t value = 0;
+    for (int i = 0; i < 8; i++) value |= (uint64_t)in[word * 8 + (size_t)i] << (8 * i);
+    return value;
+}
+// FNV-1a over what the saved words belong to: the optimizer, and each tensor's name and shape.
+static uint64_t dsi_optim_hash(uint64_t h, const char *text, size_t a, size_t b) {
+    for (; *text; text++) h = (h ^ (unsigned char)*text) * 0x100000001B3u;
+    return ((h ^ a) * 0x100000001B3u ^ b) * 0x100000001B3u;
+}
+static uint64_t dsi_optim_identity(const ds_optim *o) {
+    uint64_t h = dsi_optim_hash(0xCBF29CE484222325u, ds_optim_type_name(o), o->desc.tensor_count, DSI_OPTIM_SCALARS);
+    for (size_t i = 0; i < o->desc.tensor_count; i++)
+        h = dsi_optim_hash(h, o->items[i].tensor.name, o->items[i].tensor.rows, o->items[i].tensor.cols);
+    return h;
+}
+static size_t dsi_optim_saved_scalars(const ds_optim *o) {
+    return dsi_optim_is(o, DSI_OPTIM_ONE_BIT) ? o->desc.tensor_count * DSI_OPTIM_SCALARS : 0;
+}
+static const uint64_t dsi_optim_magic = 0x31305454504F5344u; // "DSOPTT01"
+DS_API size_t ds_optim_save_bytes(const ds_optim *o) {
+    return 8 * (4 + dsi_optim_saved_scalars(o));
+}
+DS_API void ds_optim_save(const ds_optim *o, void *bytes) {
+    unsigned char *out = (unsigned char *)bytes;
+    const size_t scalars = dsi_optim_saved_scalars(o);
+    dsi_optim_put64(out, 0, dsi_optim_magic);
+    dsi_optim_put64(out, 1, dsi_optim_identity(o));
+    dsi_optim_put64(out, 2, (uint64_t)o->step);
+    dsi_optim_put64(out, 3, (uint64_t)o->schedule_count);
+    for (size_t i = 0; i < scalars; i++) {
+        uint64_t word;
+        memcpy(&word, &o->items[i / DSI_OPTIM_SCALARS].scalar[i % DSI_OPTIM_SCALARS], 8);
+        dsi_optim_put64(out, 4 + i, word);
+    }
+}
+DS_API ds_status ds_optim_load(ds_optim *o, const void *bytes, size_t count) {
+    const unsigned char *in = (const unsigned char *)bytes;
+    const size_t scalars = dsi_optim_saved_scalars(o);
+    if (o->open) return dsi_fail(&o->error, DS_ERR_STATE, "ds_optim_load: a step is open");
+    if (count != ds_optim_save_bytes(o) || dsi_optim_get64(in, 0) != dsi_optim_magic)
+        return dsi_fail(&o->error, DS_ERR_INPUT, "ds_optim_load: %zu bytes are not a saved %s (%zu bytes)", count,
+                        ds_optim_type_name(o), ds_optim_save_bytes(o));
+    if (dsi_optim_get64(in, 1) != dsi_optim_identity(o))
+        return dsi_fail(&o->error, DS_ERR_INPUT,
+                        "ds_optim_load: saved from another optimizer than %s, or from other tensors",
+                        ds_optim_type_name(o));
+    if ((int64_t)dsi_optim_get64(in, 2) < 0 || (int64_t)dsi_optim_get64(in, 3) < 0)
+        return dsi_fail(&o->error, DS_ERR_INPUT, "ds_optim_load: a step count is negative");
+    o->step = (int64_t)dsi_optim_get64(in, 2);
+    for (size_t i = 0; i < scalars; i++) {
+        uint64_t word = dsi_optim_get64(in, 4 + i);
+        memcpy(&o->items[i / DSI_OPTIM_SCALARS].scalar[i % DSI_OPTIM_SCALARS], &word, 8);
+    }
+    return ds_optim_set_schedule_count(o, (int64_t)dsi_optim_get64(in, 3));
+}
+
+// >>loss scaling
+DS_API void ds_loss_scaler_params_default(ds_loss_scaler_params *out) {
+    static const ds_loss_scaler_params documented = {true, 65536, 1000, 2, false, 1, 2, false};
+    *out = documented;
+}
+DS_API ds_status ds_loss_scaler_init(ds_loss_scaler *s, const ds_loss_scaler_params *params, ds_error *error) {
+    memset(s, 0, sizeof *s);
+    s->scale = s->params.initial = s->params.minimum = 1;
+    s->params.factor = 2, s->params.window = 1000;
+    s->last_overflow = -1;
+    if (!params) return DS_OK;
+    if (!(params->initial > 0 && params->initial <= DBL_MAX))
+        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_loss_scaler: the scale %g must be positive and finite",
+                        params->initial);
+    if (params->dynamic && (params->window < 1 || !(params->minimum > 0 && params->minimum <= DBL_MAX) ||
+                            !(params->factor > 1 && params->factor <= DBL_MAX)))
+        return dsi_fail(error, DS_ERR_ARGUMENT,
+                        "ds_loss_scaler: window %lld must be at least 1, minimum %g positive, factor %g above 1",
+                        (long long)params->window, params->minimum, params->factor);
+    s->params = *params;
+    s->scale = params->initial;
+    s->hysteresis_left = params->hysteresis;
+    return DS_OK;
+}
+// Growth waits for window steps after the step that follows an overflow (or the start): window + 1 good ones in all.
+DS_API ds_status ds_loss_scaler_update(ds_loss_scaler *s, bool overflow) {
+    const ds_loss_scaler_params *p = &s->params;
+    ds_status status = DS_OK;
+    if (overflow) s->skipped++;
+    if (!p->dynamic) return DS_OK;
+    if (overflow) {
+        if (p->hysteresis != 1 && s->hysteresis_left != 1)
+            s->hysteresis_left--;
+        else if (s->scale == p->minimum && !p->go_on_at_minimum)
+            status = DS_ERR_NUMERIC;
+        else
+            s->scale = s->scale / p->factor > p->minimum ? s->scale / p->factor : p->minimum;
+        s->last_overflow = s->iteration;
+    } else {
+        int64_t stable = s->iteration - s->last_overflow - 1;
+        bool grow = stable > 0 && stable % p->window == 0;
+        if (grow || p->consecutive_hysteresis) s->hysteresis_left = p->hysteresis;
+        if (grow) s->scale *= p->factor;
+    }
+    s->iteration++;
+    return status;
+}
+
+// >>schedules
+DS_API ds_status ds_schedule_default(const char *type, ds_schedule *out, ds_error *error) {
+    static const struct {
+        const char *name;
+        ds_schedule_kind kind;
+    } kinds[] = {{"WarmupLR", DS_SCHEDULE_WARMUP},
+                 {"WarmupDecayLR", DS_SCHEDULE_WARMUP_DECAY},
+                 {"WarmupCosineLR", DS_SCHEDULE_WARMUP_COSINE},
+                 {"OneCycle", DS_SCHEDULE_ONE_CYCLE},
+                 {"1Cycle", DS_SCHEDULE_ONE_CYCLE},
+                 {"LRRangeTest", DS_SCHEDULE_RANGE_TEST}};
+    memset(out, 0, sizeof *out);
+    for (size_t i = 0; type && i < sizeof kinds / sizeof *kinds; i++)
+        if (dsi_optim_same(type, kinds[i].name)) out->kind = kinds[i].kind;
+    out->warmup_max_lr = out->kind == DS_SCHEDULE_WARMUP ? -1 : 0.001;
+    out->warmup_num_steps = 1000;
+    out->cos_min_ratio = 0.0001;
+    out->cycle_first_step_size = 2000;
+    out->cycle_symmetric = true;
+    out->cycle_second_stair_count = -1;
+    out->cycle_momentum = true;
+    out->cycle_min_mom = 0.8, out->cycle_max_mom = 0.9;
+    out->lr_range_test_min_lr = 0.001, out->lr_range_test_step_rate = 1;
+    out->lr_range_test_step_size = 2000;
+    if (out->kind != DS_SCHEDULE_NONE) return DS_OK;
+    return dsi_fail(error, DS_ERR_INPUT,
+                    "ds_schedule: no schedule is named \"%s\"; there are WarmupLR, WarmupDecayLR, WarmupCosineLR, "
+                    "OneCycle (1Cycle), LRRangeTest",
+                    type ? type : "");
+}
+DS_API ds_status ds_schedule_check(const ds_schedule *s, ds_error *error) {
+    const bool warmup =
+        s->kind == DS_SCHEDULE_WARMUP || s->kind == DS_SCHEDULE_WARMUP_DECAY || s->kind == DS_SCHEDULE_WARMUP_COSINE;
+    const char *wrong = NULL;
+    if (warmup && s->warmup_num_steps < 1) wrong = "warmup_num_steps must be at least 1";
+    if ((s->kind == DS_SCHEDULE_WARMUP_DECAY || s->kind == DS_SCHEDULE_WARMUP_COSINE) && s->total_num_steps < 1)
+        wrong = "total_num_steps is required and at least 1";
+    if (s->kind == DS_SCHEDULE_ONE_CYCLE) {
+        if (!(s->cycle_first_step_size > 0))
+            wrong = "cycle_first_step_size must be positive";
+        else if (!s->cycle_symmetric && !(s->cycle_second_step_size >= 0))
+            wrong = "cycle_second_step_size must not be negative";
+        else if (s->cycle_first_stair_count < 0)
+            wrong = "cycle_first_stair_count must not be negative";
+        else if (!(s->decay_step_size >= 0))
+            wrong = "decay_step_size must not be negative";
+    }
+    if (s->kind == DS_SCHEDULE_RANGE_TEST && s->lr_range_test_step_size < 1)
+        wrong = "lr_range_test_step_size must be at least 1";
+    if (s->kind == DS_SCHEDULE_CUSTOM && !s->custom) wrong = "custom is NULL";
+    if ((unsigned)s->kind > DS_SCHEDULE_CUSTOM) wrong = "the kind is none of the enum's";
+    return wrong ? dsi_fail(error, DS_ERR_ARGUMENT, "ds_schedule: %s", wrong) : DS_OK;
+}
+// How far the warm-up is at iteration i (k - 1): log(i + 1) / log(n), or i / n. One step counts as two.
+static double dsi_schedule_warmup(const ds_schedule *s, int64_t i) {
+    double n = (double)(s->warmup_num_steps > 2 ? s->warmup_num_steps : 2);
+    return s->warmup_linear ? (double)i / n : 1.0 / log(n) * log((double)(i + 1));
+}
+static bool dsi_schedule_warming(const ds_schedule *s, int64_t i) {
+    return i < (s->warmup_num_steps > 2 ? s->warmup_num_steps : 2);
+}
+static double dsi_schedule_cosine(const ds_schedule *s, int64_t i) {
+    double past, total, ratio;
+    const int64_t warmup = s->warmup_num_steps > 2 ? s->warmup_num_steps : 2;
+    if (i < 0) return 0;
+    if (dsi_schedule_warming(s, i)) return s->warmup_min_ratio + dsi_schedule_warmup(s, i) * (1 - s->warmup_min_ratio);
+    past = (double)(i - warmup + 1);
+    total = (double)(s->total_num_steps - warmup);
+    ratio = (1 + cos(3.14159265358979323846 * (past < total ? past / total : 1))) / 2;
+    ratio = s->cos_min_ratio + (1 - s->cos_min_ratio) * ratio;
+    return ratio > 0 ? ratio : 0;
+}
+static double dsi_schedule_second(const ds_schedule *s) {
+    return s->cycle_symmetric ? s->cycle_first_step_size : s->cycle_second_step_size;
+}
+// 0 at a cycle's ends, 1 at its middle, in stairs if asked.
+static double dsi_schedule_cycle(const ds_schedule *s, int64_t k) {
+    double total = s->cycle_first_step_size + dsi_schedule_second(s), middle = s->cycle_first_step_size / total;
+    double cycle = floor(1 + (double)k / total), x = 1.0 + (double)k / total - cycle;
+    bool first = x <= middle;
+    double scale = first ? x / middle : (x - 1) / (middle - 1);
+    int64_t stairs =
+        first || s->cycle_second_stair_count < 0 ? s->cycle_first_stair_count : s->cycle_second_stair_count;
+    return stairs > 0 ? floor(scale * (double)stairs) / (double)stairs : scale;
+}
+// Iterations of decay after the one cycle; 0 inside it.
+static double dsi_schedule_decayed(const ds_schedule *s, int64_t k) {
+    double total = s->cycle_first_step_size + dsi_schedule_second(s);
+    return (double)(k - 1) < total || s->decay_step_size == 0 ? 0 : ((double)k - total) / s->decay_step_size;
+}
+static bool dsi_schedule_in_cycle(const ds_schedule *s, int64_t k) {
+    return (double)(k - 1) < s->cycle_first_step_size + dsi_schedule_second(s);
+}
+
+DS_API double ds_schedule_lr(const ds_schedule *s, int64_t k, double base_lr) {
+    const int64_t i = k - 1;
+    double high = s->warmup_max_lr < 0 ? base_lr : s->warmup_max_lr, low = s->warmup_min_lr, ratio, steps;
+    switch (s->kind) {
+    case DS_SCHEDULE_WARMUP:
+    case DS_SCHEDULE_WARMUP_DECAY:
+        if (i < 0) return low;
+        ratio = 1;
+        if (dsi_schedule_warming(s, i))
+            ratio = dsi_schedule_warmup(s, i);
+        else if (s->kind == DS_SCHEDULE_WARMUP_DECAY) {
+            steps = (double)(s->total_num_steps - (s->warmup_num_steps > 2 ? s->warmup_num_steps : 2));
+            ratio = (double)(s->total_num_steps - i) / (steps > 1 ? steps : 1);
+            if (ratio < 0) ratio = 0;
+        }
+        return low + (high - low) * ratio;
+    case DS_SCHEDULE_WARMUP_COSINE: return base_lr * dsi_schedule_cosine(s, i);
+    case DS_SCHEDULE_ONE_CYCLE:
+        if (k <= 0) return s->cycle_min_lr;
+        if (dsi_schedule_in_cycle(s, k))
+            return s->cycle_min_lr + (s->cycle_max_lr - s->cycle_min_lr) * dsi_schedule_cycle(s, k);
+        return s->cycle_min_lr / (1 + s->decay_lr_rate * dsi_schedule_decayed(s, k));
+    case DS_SCHEDULE_RANGE_TEST:
+        steps = (double)k / (double)s->lr_range_test_step_size;
+        if (s->lr_range_test_staircase) steps = floor(steps);
+        low = s->lr_range_test_min_lr < 0 ? base_lr : s->lr_range_test_min_lr;
+        return low * (1 + s->lr_range_test_step_rate * steps);
+    case DS_SCHEDULE_CUSTOM: return s->custom(s->ctx, k, base_lr);
+    case DS_SCHEDULE_NONE: break;
+    }
+    return base_lr;
+}
+DS_API bool ds_schedule_betas(const ds_schedule *s, int64_t k, double *beta1, double *beta2) {
+    if (s->kind != DS_SCHEDULE_ONE_CYCLE || !s->cycle_momentum) return false;
+    *beta2 = 0.99;
+    if (k <= 0)
+        *beta1 = s->cycle_min_mom;
+    else if (dsi_schedule_in_cycle(s, k))
+        *beta1 = s->cycle_max_mom - (s->cycle_max_mom - s->cycle_min_mom) * dsi_schedule_cycle(s, k);
+    else
+        *beta1 = s->cycle_max_mom * (1 + s->decay_mom_rate * dsi_schedule_decayed(s, k));
+    return true;
+}
+
+static void dsi_optim_follow(ds_optim *o, size_t group) {
+    const ds_schedule *s = &o->schedules[group];
+    ds_optim_params *p = &o->groups[group];
+    double beta1, beta2;
+    if (s->kind == DS_SCHEDULE_NONE) return;
+    p->lr = ds_schedule_lr(s, o->schedule_count, o->base_lr[group]);
+    if (dsi_optim_is(o, DSI_OPTIM_BETAS) && ds_schedule_betas(s, o->schedule_count, &beta1, &beta2))
+        p->beta1 = beta1, p->beta2 = beta2;
+}
+DS_API ds_status ds_optim_set_schedule(ds_optim *o, size_t group, const ds_schedule *schedule) {
+    ds_status status;
+    if (group >= o->desc.group_count)
+        return dsi_fail(&o->error, DS_ERR_ARGUMENT, "ds_optim_set_schedule: group %zu of %zu", group,
+                        o->desc.group_count);
+    if ((status = ds_schedule_check(schedule, &o->error)) != DS_OK) return status;
+    o->schedules[group] = *schedule;
+    dsi_optim_follow(o, group);
+    return DS_OK;
+}
+DS_API ds_status ds_optim_set_schedule_count(ds_optim *o, int64_t count) {
+    if (count < 0)
+        return dsi_fail(&o->error, DS_ERR_ARGUMENT, "ds_optim_set_schedule_count: %lld is negative", (long long)count);
+    o->schedule_count = count;
+    for (size_t g = 0; g < o->desc.group_count; g++) dsi_optim_follow(o, g);
+    return DS_OK;
+}
+DS_API void ds_optim_schedule_step(ds_optim *o) {
+    (void)ds_optim_set_schedule_count(o, o->schedule_count + 1);
+}
+DS_API int64_t ds_optim_schedule_count(const ds_optim *o) {
+    return o->schedule_count;
+}
+
+#ifndef DS_OPTIM_FORMULAS
+#undef DSI_K
+#undef DSI_OPTIM_ADAGRAD
+#undef DSI_OPTIM_ADAM
+#undef DSI_OPTIM_LION
+#undef DSI_OPTIM_MOMENTS
+#undef DSI_OPTIM_SGD
+#undef DSI_OPTIM_TRUST
+#endif
+#undef DSI_OPTIM_EACH
+#undef DSI_OPTIM_LEVEL
+#undef DSI_OPTIM_TILE
+#undef DSI_OPTIM_X86
+#undef dsi_x1_add
+#undef dsi_x1_div
+#undef dsi_x1_fma
+#undef dsi_x1_load
+#undef dsi_x1_mul
+#undef dsi_x1_set
+#undef dsi_x1_sign
+#undef dsi_x1_sqrt
+#undef dsi_x1_store
+#undef dsi_x1_t
+#undef dsi_x1_width
+#undef dsi_x16_add
+#undef dsi_x16_div
+#undef dsi_x16_fma
+#undef dsi_x16_load
+#undef dsi_x16_mul
+#undef dsi_x16_set
+#undef dsi_x16_sign
+#undef dsi_x16_sqrt
+#undef dsi_x16_store
+#undef dsi_x16_t
+#undef dsi_x16_width
+#undef dsi_x8_add
+#undef dsi_x8_div
+#undef dsi_x8_fma
+#undef dsi_x8_load
+#undef dsi_x8_mul
+#undef dsi_x8_set
+#undef dsi_x8_sign
+#undef dsi_x8_sqrt
+#undef dsi_x8_store
+#undef dsi_x8_t
+#undef dsi_x8_width
+#undef DSI_OPTIM_LEVEL_x1
+#undef DSI_OPTIM_LEVEL_x8
+#undef DSI_OPTIM_LEVEL_x16
+#undef DSI_OPTIM_TILE_x1
+#undef DSI_OPTIM_TILE_x8
+#undef DSI_OPTIM_TILE_x16
+#undef DSI_OPTIM_AVX2
+#undef DSI_OPTIM_AVX512
 
 #endif /* DS_OPTIM_IMPL_DONE */
 
