@@ -776,6 +776,2592 @@ DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers
 #endif
 /*== end of ds block: threads ==*/
 
+#include <fcntl.h>
+#include <limits.h>
+#include <unistd.h>
+#ifdef __linux__
+#include <poll.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#endif
+#ifndef DS_COMM_USE_MPI
+#define DS_COMM_USE_MPI 0
+#endif
+#if DS_COMM_USE_MPI
+#include <mpi.h>
+#endif
+
+#define DSI_COMM_LOAD(word)         __atomic_load_n(word, __ATOMIC_SEQ_CST)
+#define DSI_COMM_STORE(word, value) __atomic_store_n(word, value, __ATOMIC_SEQ_CST)
+
+// clang-format off
+#define DSI_COMM_BLOCK 256 /* elements summed at a time, so that partial sums stay in the first cache */
+#define DSI_COMM_LEVELS 32 /* depth of the tree over up to 2^31 ranks, with one spare */
+#define DSI_COMM_SMALL 512 /* bytes that travel inside the announcement of a call */
+#define DSI_COMM_QUEUE 64  /* started calls that may wait */
+#define DSI_COMM_LINE 64   /* cache line */
+#define DSI_COMM_PAGE 4096 /* alignment of everything that is mapped */
+#define DSI_COMM_TEXT 400  /* reason given to ds_comm_abort */
+#define DSI_COMM_ABORTED 12     /* kinds beyond ds_comm_kind, seen in signs only */
+#define DSI_COMM_GATHER_SUMS 13
+// clang-format on
+
+// >>sum: the binary tree over rank numbers
+
+static float dsi_comm_f32_load(const void *p, ds_dtype dtype, size_t i) {
+    if (dtype == DS_BF16) return dsi_f32_of_bf16(((const uint16_t *)p)[i]);
+    if (dtype == DS_F16) return dsi_f32_of_f16(((const uint16_t *)p)[i]);
+    return ((const float *)p)[i];
+}
+
+/* `count` elements from `begin` on, as the type that sums them: in place where they have it already, else in `room`. */
+static const float *dsi_comm_view_f32(float *room, const void *p, ds_dtype dtype, size_t begin, size_t count) {
+    if (dtype == DS_F32) return (const float *)p + begin;
+    if (dtype == DS_BF16)
+        for (size_t i = 0; i < count; i++) room[i] = dsi_f32_of_bf16(((const uint16_t *)p)[begin + i]);
+    else
+        for (size_t i = 0; i < count; i++) room[i] = dsi_comm_f32_load(p, dtype, begin + i);
+    return room;
+}
+static const double *dsi_comm_view_f64(double *room, const void *p, ds_dtype dtype, size_t begin, size_t count) {
+    (void)room;
+    (void)dtype;
+    (void)count;
+    return (const double *)p + begin;
+}
+/* Signed values keep their sign, so that sums of both kinds are made in unsigned arithmetic, which wraps. */
+static const uint64_t *dsi_comm_view_u64(uint64_t *room, const void *p, ds_dtype dtype, size_t begin, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        size_t at = begin + i;
+        switch (dtype) {
+        case DS_BOOL: room[i] = ((const uint8_t *)p)[at] != 0; break;
+        case DS_U8: room[i] = ((const uint8_t *)p)[at]; break;
+        case DS_U16: room[i] = ((const uint16_t *)p)[at]; break;
+        case DS_U32: room[i] = ((const uint32_t *)p)[at]; break;
+        case DS_I8: room[i] = (uint64_t)((const int8_t *)p)[at]; break;
+        case DS_I16: room[i] = (uint64_t)((const int16_t *)p)[at]; break;
+        case DS_I32: room[i] = (uint64_t)((const int32_t *)p)[at]; break;
+        default: room[i] = ((const uint64_t *)p)[at]; break;
+        }
+    }
+    return room;
+}
+static const int64_t *dsi_comm_view_i64(int64_t *room, const void *p, ds_dtype dtype, size_t begin, size_t count) {
+    return (const int64_t *)dsi_comm_view_u64((uint64_t *)room, p, dtype, begin, count);
+}
+
+/* combine: to = a op b, where to may be a. A whole block is added in vectors, lane by lane, so the bits are the same.
+   fold: the tree by a binary counter. Leaf i is merged with the finished subtree to its left as often as i has
+   trailing ones; what is left over at the end is joined from the right. Returns the result, which is an input itself
+   when there is only one. */
+#define DSI_COMM_FOLD(T, tag)                                                                                          \
+    typedef T dsi_comm_vector_##tag __attribute__((vector_size(16), aligned(sizeof(T)), may_alias));                   \
+    static void dsi_comm_combine_##tag(T *to, const T *a, const T *b, size_t count, ds_comm_op op) {                   \
+        if (op == DS_COMM_MIN)                                                                                         \
+            for (size_t i = 0; i < count; i++) to[i] = b[i] < a[i] || !(b[i] == b[i]) ? b[i] : a[i];                   \
+        else if (op == DS_COMM_MAX)                                                                                    \
+            for (size_t i = 0; i < count; i++) to[i] = b[i] > a[i] || !(b[i] == b[i]) ? b[i] : a[i];                   \
+        else if (count == DSI_COMM_BLOCK)                                                                              \
+            for (size_t i = 0; i < DSI_COMM_BLOCK; i += 16 / sizeof(T))                                                \
+                *(dsi_comm_vector_##tag *)(void *)(to + i) = *(const dsi_comm_vector_##tag *)(const void *)(a + i) +   \
+                                                             *(const dsi_comm_vector_##tag *)(const void *)(b + i);    \
+        else                                                                                                           \
+            for (size_t i = 0; i < count; i++) to[i] = a[i] + b[i];                                                    \
+    }                                                                                                                  \
+    static const T *dsi_comm_fold_##tag(T(*level)[DSI_COMM_BLOCK], const void *const *inputs, int input_count,         \
+                                        ds_dtype dtype, size_t begin, size_t count, ds_comm_op op) {                   \
+        const T *view[DSI_COMM_LEVELS];                                                                                \
+        int depth = 0;                                                                                                 \
+        for (int i = 0; i < input_count; i++) {                                                                        \
+            view[depth] = dsi_comm_view_##tag(level[depth], inputs[i], dtype, begin, count);                           \
+            for (unsigned merge = (unsigned)i; merge & 1; merge >>= 1) {                                               \
+                depth--;                                                                                               \
+                dsi_comm_combine_##tag(level[depth], view[depth], view[depth + 1], count, op);                         \
+                view[depth] = level[depth];                                                                            \
+            }                                                                                                          \
+            depth++;                                                                                                   \
+        }                                                                                                              \
+        for (; depth > 1; depth--) {                                                                                   \
+            dsi_comm_combine_##tag(level[depth - 2], view[depth - 2], view[depth - 1], count, op);                     \
+            view[depth - 2] = level[depth - 2];                                                                        \
+        }                                                                                                              \
+        return view[0];                                                                                                \
+    }
+DSI_COMM_FOLD(float, f32)
+DSI_COMM_FOLD(double, f64)
+DSI_COMM_FOLD(uint64_t, u64)
+DSI_COMM_FOLD(int64_t, i64) /* min and max only */
+
+typedef struct dsi_comm_sum {
+    const void *const *inputs; /* one per rank */
+    void *const *outputs;      /* the same result goes to each */
+    int input_count, output_count;
+    ds_dtype dtype, out_dtype;
+    ds_comm_op op;
+} dsi_comm_sum;
+
+static void dsi_comm_sum_f32(const dsi_comm_sum *s, size_t begin, size_t count) {
+    float level[DSI_COMM_LEVELS][DSI_COMM_BLOCK], average[DSI_COMM_BLOCK];
+    const float *r = dsi_comm_fold_f32(level, s->inputs, s->input_count, s->dtype, begin, count, s->op);
+    if (s->op == DS_COMM_AVERAGE) {
+        for (size_t i = 0; i < count; i++) average[i] = r[i] / (float)s->input_count;
+        r = average;
+    }
+    for (int o = 0; o < s->output_count; o++) {
+        uint16_t *half = (uint16_t *)s->outputs[o];
+        if (s->out_dtype == DS_F32)
+            memmove((float *)s->outputs[o] + begin, r, count * sizeof *r);
+        else if (s->out_dtype == DS_BF16)
+            for (size_t i = 0; i < count; i++) half[begin + i] = dsi_bf16_of_f32(r[i]);
+        else
+            for (size_t i = 0; i < count; i++) half[begin + i] = dsi_f16_of_f32(r[i]);
+    }
+}
+static void dsi_comm_sum_f64(const dsi_comm_sum *s, size_t begin, size_t count) {
+    double level[DSI_COMM_LEVELS][DSI_COMM_BLOCK], average[DSI_COMM_BLOCK];
+    const double *r = dsi_comm_fold_f64(level, s->inputs, s->input_count, s->dtype, begin, count, s->op);
+    if (s->op == DS_COMM_AVERAGE) {
+        for (size_t i = 0; i < count; i++) average[i] = r[i] / (double)s->input_count;
+        r = average;
+    }
+    for (int o = 0; o < s->output_count; o++) memmove((double *)s->outputs[o] + begin, r, count * sizeof *r);
+}
+static void dsi_comm_sum_u64(const dsi_comm_sum *s, size_t begin, size_t count) {
+    uint64_t level[DSI_COMM_LEVELS][DSI_COMM_BLOCK];
+    bool is_signed = s->dtype == DS_I8 || s->dtype == DS_I16 || s->dtype == DS_I32 || s->dtype == DS_I64;
+    const uint64_t *r;
+    if (is_signed && s->op != DS_COMM_SUM)
+        r = (const uint64_t *)dsi_comm_fold_i64((int64_t(*)[DSI_COMM_BLOCK])level, s->inputs, s->input_count, s->dtype,
+                                                begin, count, s->op);
+    else
+        r = dsi_comm_fold_u64(level, s->inputs, s->input_count, s->dtype, begin, count, s->op);
+    for (int o = 0; o < s->output_count; o++)
+        for (size_t i = 0; i < count; i++) switch (DS_DTYPE_SIZE(s->dtype)) {
+            case 1: ((uint8_t *)s->outputs[o])[begin + i] = (uint8_t)r[i]; break;
+            case 2: ((uint16_t *)s->outputs[o])[begin + i] = (uint16_t)r[i]; break;
+            case 4: ((uint32_t *)s->outputs[o])[begin + i] = (uint32_t)r[i]; break;
+            default: ((uint64_t *)s->outputs[o])[begin + i] = r[i]; break;
+            }
+}
+
+static void dsi_comm_sum_run(const dsi_comm_sum *s, size_t count) {
+    if (s->input_count == 2 && s->op == DS_COMM_SUM && s->dtype == DS_F32 && s->output_count == 1) {
+        const float *a = (const float *)s->inputs[0], *b = (const float *)s->inputs[1];
+        float *out = (float *)s->outputs[0];
+        size_t i = 0;
+        for (; count - i >= DSI_COMM_BLOCK; i += DSI_COMM_BLOCK)
+            dsi_comm_combine_f32(out + i, a + i, b + i, DSI_COMM_BLOCK, s->op);
+        dsi_comm_combine_f32(out + i, a + i, b + i, count - i, s->op);
+        return;
+    }
+    for (size_t i = 0; i < count; i += DSI_COMM_BLOCK) {
+        size_t n = count - i < DSI_COMM_BLOCK ? count - i : DSI_COMM_BLOCK;
+        if (s->dtype == DS_F32 || s->dtype == DS_F16 || s->dtype == DS_BF16)
+            dsi_comm_sum_f32(s, i, n);
+        else if (s->dtype == DS_F64)
+            dsi_comm_sum_f64(s, i, n);
+        else
+            dsi_comm_sum_u64(s, i, n);
+    }
+}
+
+DS_API void ds_comm_tree_sum_f32(float *out, const void *const *inputs, int input_count, ds_dtype dtype, size_t count) {
+    void *output = out;
+    dsi_comm_sum s;
+    s.inputs = inputs;
+    s.outputs = &output;
+    s.input_count = input_count;
+    s.output_count = 1;
+    s.dtype = dtype;
+    s.out_dtype = DS_F32;
+    s.op = DS_COMM_SUM;
+    if (input_count > 0) dsi_comm_sum_run(&s, count);
+}
+
+// >>types: what ranks share, and what each has for itself
+
+/* What a rank is about to do. All ranks of a collective must agree on it; it is also what a message backend sends. */
+typedef struct dsi_comm_sign {
+    uint64_t number; /* of the collective, from 1 */
+    uint64_t count, counts_hash;
+    uint64_t bytes; /* that the reader of this sign will get; message backends and send only */
+    uint32_t kind, dtype, out_dtype, op;
+    int32_t root;
+    uint32_t reserved;
+} dsi_comm_sign;
+
+/* A seat's announcement of a call. There are two, used in turn: a rank announces call n + 2 after everyone announced
+   n + 1, which they do after they are done with n, so a reader's announcement is never overwritten. */
+typedef struct dsi_comm_notice {
+    dsi_comm_sign sign;
+    uint64_t in_address, out_address; /* where the peers reach the memory; 0: nowhere */
+    uint64_t most;                    /* bytes of the longest message to another rank */
+    uint32_t small, reserved;         /* 1: `in` is in data[] */
+    unsigned char data[DSI_COMM_SMALL];
+} dsi_comm_notice;
+
+/* One rank's place in a room. Counters only grow; each has one writer. */
+typedef struct dsi_comm_seat {
+    uint64_t posted;       /* number of the last notice */
+    uint64_t filled, done; /* rounds of staged data written, rounds read */
+    uint32_t bell, asleep; /* the futex of this rank, and whether it sleeps on it */
+    uint32_t left;
+    int32_t process;
+    char line[DSI_COMM_LINE];
+    dsi_comm_notice notice[2];
+} dsi_comm_seat;
+
+/* A queue of two messages from one rank to another. */
+typedef struct dsi_comm_slot {
+    dsi_comm_sign sign;
+    uint64_t address, offset, bytes;
+} dsi_comm_slot; /* followed by the room's pair_bytes */
+typedef struct dsi_comm_pair {
+    uint64_t posted;
+    char line1[DSI_COMM_LINE - 8];
+    uint64_t taken;
+    char line2[DSI_COMM_LINE - 8];
+} dsi_comm_pair; /* followed by two slots */
+
+/* What ranks have in common under "threads" and "shm"; offsets count from the room. */
+typedef struct dsi_comm_room {
+    uint64_t world, bytes, seats, tables, pairs, stages, stage_bytes, pair_bytes, pair_stride;
+    uint32_t left;                    /* ranks that destroyed their communicator */
+    uint32_t abort_state, abort_rank; /* 0 none, 1 being written, 2 there */
+    char abort_text[DSI_COMM_TEXT];
+} dsi_comm_room;
+
+/* The processes that share memory, and this process's part of it; threads share one of these. Counted references: the
+   communicators that were split from one another. */
+typedef struct dsi_comm_span {
+    size_t begin, bytes;
+} dsi_comm_span;
+typedef struct dsi_comm_family {
+    ds_allocator allocator;
+    int references;
+    /* shm */
+    int file, rank, world;
+    char *base;
+    size_t mapped, arena, arena_bytes; /* offset of rank 0's arena, bytes of each */
+    pthread_mutex_t lock;
+    dsi_comm_span *spans; /* used parts of the own arena, by address */
+    size_t span_count, span_room;
+    /* messages */
+    ds_comm_transport transport;
+    unsigned next_channel;
+} dsi_comm_family;
+
+typedef struct dsi_comm_queue {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    pthread_t thread;
+    ds_comm_call calls[DSI_COMM_QUEUE];
+    uint64_t submitted, completed;
+    bool stop;
+} dsi_comm_queue;
+
+struct ds_comm {
+    int rank, world;
+    char name[32];
+    dsi_comm_family *family;
+    dsi_comm_room *room; /* NULL: messages, or alone */
+    bool owns_room;
+    unsigned channel;
+    int *family_rank;        /* of each rank, for liveness and addresses; NULL: the same */
+    uint64_t number, rounds; /* collectives announced, staged rounds so far */
+    uint64_t handles;
+    int spins;
+    int64_t timeout;
+    size_t stage_bytes;
+    char *scratch;
+    size_t scratch_bytes;
+    const void **views; /* world of each */
+    void **targets;
+    size_t *tables; /* for the plan of the call that runs, and for checking one that is started: 3 * (world + 1) each */
+    dsi_comm_sign *signs; /* message backends: those received; [world] is the one to send per peer */
+    ds_comm_part *messages;
+    size_t tables_bytes;
+    uint32_t dead, abort_state;
+    char abort_text[DSI_COMM_TEXT];
+    ds_error fault; /* why the communicator ended; written once, by the thread that runs calls, before `dead` */
+    ds_error error; /* what ds_comm_error shows; of the caller's thread */
+    dsi_comm_queue *queue;
+    ds_comm_stats stats;
+    ds_comm_log_options log;
+    ds_allocator allocator;
+    ds_logger logger;
+    ds_clock clock;
+};
+
+/* A call with everything derived from it. A message from rank p to rank d is part of p's `in`; `parts` are byte
+   offsets. */
+typedef struct dsi_comm_plan {
+    ds_comm_call call;
+    dsi_comm_sign sign;
+    size_t size;           /* of an element */
+    size_t total;          /* bytes of the whole buffer */
+    bool reduces;          /* parts are summed, not copied */
+    bool shared;           /* each receiver gets the same bytes */
+    bool whole;            /* small all_reduce: everyone sums everything */
+    bool uneven;           /* all_to_all with its own tables */
+    bool push;             /* the sum is written into everyone's `out` */
+    size_t *parts;         /* byte offsets of the parts, world + 1 */
+    size_t *gives, *takes; /* uneven: offsets in `in` and in `out`, world + 1 each */
+    char *out;             /* where this rank's own result starts */
+} dsi_comm_plan;
+typedef struct dsi_comm_message {
+    size_t from, bytes, to; /* offset in the sender's `in`, length, offset in the receiver's `out` */
+} dsi_comm_message;
+
+DS_API const char *ds_comm_kind_name(ds_comm_kind kind) {
+    static const char *const names[] = {"barrier",   "all_reduce", "reduce",        "reduce_scatter", "all_gather",
+                                        "broadcast", "all_to_all", "gather",        "scatter",        "send",
+                                        "receive",   "start",      "ds_comm_abort", "all_reduce"};
+    return (unsigned)kind < sizeof names / sizeof *names ? names[kind] : "unknown";
+}
+static const char *dsi_comm_op_name(uint32_t op) {
+    static const char *const names[] = {"sum", "average", "min", "max"};
+    return op < 4 ? names[op] : "?";
+}
+static const char *dsi_comm_dtype_name(uint32_t dtype) {
+    static const char *const names[] = {"f32", "f16", "bf16", "f64", "i8",  "u8",  "i16",
+                                        "u16", "i32", "u32",  "i64", "u64", "bool"};
+    return dtype < DS_DTYPE_COUNT ? names[dtype] : "?";
+}
+
+/* "all_reduce(count 8, f32, sum)" */
+static void dsi_comm_describe(const dsi_comm_sign *s, char *out, size_t room) {
+    int n = snprintf(out, room, "%s(", ds_comm_kind_name((ds_comm_kind)s->kind));
+    size_t at = n > 0 ? (size_t)n : 0;
+    bool reduces = s->kind == DS_COMM_ALL_REDUCE || s->kind == DS_COMM_REDUCE || s->kind == DS_COMM_REDUCE_SCATTER;
+    bool rooted = s->kind == DS_COMM_REDUCE || s->kind == DS_COMM_BROADCAST || s->kind == DS_COMM_GATHER ||
+                  s->kind == DS_COMM_SCATTER || s->kind == DS_COMM_SEND || s->kind == DS_COMM_RECEIVE;
+    if (s->kind != DS_COMM_BARRIER && s->kind != DSI_COMM_ABORTED && at < room) {
+        if (s->counts_hash)
+            n = snprintf(out + at, room - at, "counts #%08x, ", (unsigned)s->counts_hash);
+        else
+            n = snprintf(out + at, room - at, "count %llu, ", (unsigned long long)s->count);
+        at += n > 0 ? (size_t)n : 0;
+        if (at < room) n = snprintf(out + at, room - at, "%s", dsi_comm_dtype_name(s->dtype));
+        at += n > 0 ? (size_t)n : 0;
+        if (s->out_dtype != s->dtype && at < room) {
+            n = snprintf(out + at, room - at, " to %s", dsi_comm_dtype_name(s->out_dtype));
+            at += n > 0 ? (size_t)n : 0;
+        }
+        if (reduces && at < room) {
+            n = snprintf(out + at, room - at, ", %s", dsi_comm_op_name(s->op));
+            at += n > 0 ? (size_t)n : 0;
+        }
+        if (rooted && at < room) {
+            n = snprintf(out + at, room - at, s->kind >= DS_COMM_SEND ? ", peer %d" : ", root %d", s->root);
+            at += n > 0 ? (size_t)n : 0;
+        }
+    }
+    if (at < room) snprintf(out + at, room - at, ")");
+}
+static bool dsi_comm_same(const dsi_comm_sign *a, const dsi_comm_sign *b) {
+    return a->number == b->number && a->kind == b->kind && a->count == b->count && a->counts_hash == b->counts_hash &&
+           a->dtype == b->dtype && a->out_dtype == b->out_dtype && a->op == b->op && a->root == b->root;
+}
+
+// >>plan: what a call means, in messages
+
+static bool dsi_comm_reduces(ds_comm_kind kind) {
+    return kind == DS_COMM_ALL_REDUCE || kind == DS_COMM_REDUCE || kind == DS_COMM_REDUCE_SCATTER;
+}
+
+/* Rank's offsets for an uneven all_to_all, one table per notice. */
+static uint64_t *dsi_comm_table_of(const ds_comm *c, int rank, uint64_t number) {
+    return (uint64_t *)(void *)((char *)c->room + c->room->tables) +
+           ((size_t)rank * 2 + (number & 1)) * ((size_t)c->world + 1);
+}
+
+/* The bytes that go from one rank to another; to itself too. */
+static dsi_comm_message dsi_comm_message_of(const ds_comm *c, const dsi_comm_plan *plan, int from, int to) {
+    const size_t *parts = plan->parts;
+    dsi_comm_message m = {0, 0, 0};
+    int root = plan->call.root;
+    if (plan->whole || (plan->call.kind == DS_COMM_BROADCAST && from == root))
+        m.bytes = plan->total;
+    else if (plan->uneven && c->room) {
+        const uint64_t *table = dsi_comm_table_of(c, from, plan->sign.number);
+        m.from = (size_t)table[to];
+        m.bytes = (size_t)(table[to + 1] - table[to]);
+        m.to = plan->takes[from];
+    } else if (plan->uneven) {
+        const size_t *table = from == c->rank ? plan->gives : plan->takes;
+        int at = from == c->rank ? to : from;
+        m.from = plan->gives[to];
+        m.bytes = table[at + 1] - table[at];
+        m.to = plan->takes[from];
+    } else if (plan->reduces || plan->call.kind == DS_COMM_ALL_TO_ALL ||
+               (plan->call.kind == DS_COMM_SCATTER && from == root)) {
+        m.from = parts[to];
+        m.bytes = parts[to + 1] - parts[to];
+        if (plan->call.kind == DS_COMM_ALL_TO_ALL) m.to = parts[from];
+    } else if (plan->call.kind == DS_COMM_ALL_GATHER || (plan->call.kind == DS_COMM_GATHER && to == root)) {
+        m.bytes = parts[from + 1] - parts[from];
+        m.to = parts[from];
+    }
+    return m;
+}
+
+static bool dsi_comm_overlap(const void *a, size_t a_bytes, const void *b, size_t b_bytes) {
+    uintptr_t x = (uintptr_t)a, y = (uintptr_t)b;
+    return a_bytes && b_bytes && x < y + b_bytes && y < x + a_bytes;
+}
+
+/* Byte offsets of parts given by counts, or of equal ones; false when they do not fit a size_t. */
+static bool dsi_comm_offsets(size_t *offsets, int world, const size_t *counts, size_t count, size_t size) {
+    offsets[0] = 0;
+    for (int r = 0; r < world; r++) {
+        size_t end = dsi_add(offsets[r], dsi_mul(counts ? counts[r] : count, size));
+        if (end > SIZE_MAX / 2) return false;
+        offsets[r + 1] = end;
+    }
+    return true;
+}
+
+/* What a wrong argument is called; the communicator stays alive. */
+DSI_PRINTF(3, 4)
+static ds_status dsi_comm_refuse(ds_comm *c, const ds_comm_call *call, const char *format, ...) {
+    char text[256];
+    va_list args;
+    va_start(args, format);
+    dsi_vformat(text, sizeof text, format, args);
+    va_end(args);
+    return dsi_fail(&c->error, DS_ERR_ARGUMENT, "%s on rank %d: %s", ds_comm_kind_name(call->kind), c->rank, text);
+}
+
+static ds_status dsi_comm_check_types(ds_comm *c, const ds_comm_call *call) {
+    bool reduces = dsi_comm_reduces(call->kind), half = call->dtype == DS_F16 || call->dtype == DS_BF16;
+    if ((unsigned)call->kind >= DS_COMM_KIND_COUNT)
+        return dsi_comm_refuse(c, call, "kind %d is unknown", (int)call->kind);
+    if ((unsigned)call->dtype >= DS_DTYPE_COUNT)
+        return dsi_comm_refuse(c, call, "dtype %d is unknown", (int)call->dtype);
+    if (call->root < 0 || call->root >= c->world)
+        return dsi_comm_refuse(c, call, "root or peer %d is not in [0, %d)", call->root, c->world);
+    if (call->kind >= DS_COMM_SEND && call->root == c->rank)
+        return dsi_comm_refuse(c, call, "the peer is this rank itself");
+    if (reduces) {
+        bool integer = call->dtype >= DS_I8;
+        if ((unsigned)call->op > DS_COMM_MAX) return dsi_comm_refuse(c, call, "operation %d is unknown", (int)call->op);
+        if (call->op == DS_COMM_AVERAGE && integer) return dsi_comm_refuse(c, call, "integers have no average");
+        if (call->op == DS_COMM_SUM && call->dtype == DS_BOOL)
+            return dsi_comm_refuse(c, call, "bool has no sum; use max");
+        if (call->kind == DS_COMM_REDUCE_SCATTER && call->out_dtype != call->dtype &&
+            !(half && call->out_dtype == DS_F32))
+            return dsi_comm_refuse(c, call, "the output type must be %s%s", dsi_comm_dtype_name((uint32_t)call->dtype),
+                                   half ? " or f32" : "");
+    }
+    return DS_OK;
+}
+
+static uint64_t dsi_comm_hash(const size_t *counts, int world) {
+    uint64_t h = 0xCBF29CE484222325u;
+    for (int r = 0; r < world; r++) h = (h ^ (uint64_t)counts[r]) * 0x100000001B3u ^ h >> 29;
+    return h | 1;
+}
+
+/* Offsets, lengths, and the bytes of `in` and `out` that this rank uses. */
+static ds_status dsi_comm_plan_parts(ds_comm *c, dsi_comm_plan *plan, size_t *in_bytes, size_t *out_bytes) {
+    const ds_comm_call *call = &plan->call;
+    int w = c->world, me = c->rank;
+    bool root = call->root == me, fits = true;
+    size_t unit = 64 / plan->size, part;
+    *in_bytes = *out_bytes = plan->total = dsi_mul(call->count, plan->size);
+    switch (call->kind) {
+    case DS_COMM_ALL_REDUCE:
+        plan->whole = plan->total <= DSI_COMM_SMALL;
+        part = dsi_round_up(call->count / (size_t)w + (call->count % (size_t)w != 0), unit);
+        for (int r = 0; r <= w; r++) {
+            size_t at = dsi_mul((size_t)r, part);
+            plan->parts[r] = (at < call->count ? at : call->count) * plan->size;
+        }
+        break;
+    case DS_COMM_REDUCE:
+        for (int r = 0; r <= w; r++) plan->parts[r] = r <= call->root ? 0 : plan->total;
+        if (!root) *out_bytes = 0;
+        break;
+    case DS_COMM_ALL_TO_ALL:
+        if (plan->uneven) {
+            fits = dsi_comm_offsets(plan->gives, w, call->counts, 0, plan->size) &&
+                   dsi_comm_offsets(plan->takes, w, call->receive_counts, 0, plan->size);
+            *in_bytes = plan->gives[w];
+            *out_bytes = plan->takes[w];
+            break;
+        } /* fall through */
+    case DS_COMM_REDUCE_SCATTER:
+    case DS_COMM_ALL_GATHER:
+    case DS_COMM_GATHER:
+    case DS_COMM_SCATTER:
+        fits = dsi_comm_offsets(plan->parts, w, call->counts, call->count, plan->size);
+        if (!fits) break;
+        plan->total = plan->parts[w];
+        part = plan->parts[me + 1] - plan->parts[me];
+        *in_bytes = call->kind == DS_COMM_ALL_GATHER || call->kind == DS_COMM_GATHER ? part : plan->total;
+        *out_bytes =
+            call->kind == DS_COMM_ALL_GATHER || call->kind == DS_COMM_GATHER || call->kind == DS_COMM_ALL_TO_ALL
+                ? plan->total
+                : part / plan->size * DS_DTYPE_SIZE(call->out_dtype);
+        if (call->kind == DS_COMM_GATHER && !root) *out_bytes = 0;
+        if (call->kind == DS_COMM_SCATTER && !root) *in_bytes = 0;
+        break;
+    case DS_COMM_BROADCAST:
+        if (!root) *in_bytes = 0;
+        break;
+    case DS_COMM_SEND: *out_bytes = 0; break;
+    case DS_COMM_RECEIVE: *in_bytes = 0; break;
+    case DS_COMM_BARRIER: *in_bytes = *out_bytes = plan->total = 0; break;
+    }
+    if (!fits || plan->total > SIZE_MAX / 2) return dsi_comm_refuse(c, call, "the counts do not fit into memory");
+    return DS_OK;
+}
+
+/* Checks a call and derives its plan; nothing is sent. */
+static ds_status dsi_comm_plan_make(ds_comm *c, const ds_comm_call *call, size_t *tables, dsi_comm_plan *plan,
+                                    size_t *in_bytes) {
+    size_t out_bytes, in_place;
+    ds_status status;
+    memset(plan, 0, sizeof *plan);
+    plan->call = *call;
+    plan->parts = tables;
+    plan->gives = tables + (c->world + 1);
+    plan->takes = tables + 2 * (c->world + 1);
+    if (call->kind != DS_COMM_REDUCE_SCATTER) plan->call.out_dtype = call->dtype;
+    if (!dsi_comm_reduces(call->kind)) plan->call.op = DS_COMM_SUM;
+    if (call->kind == DS_COMM_ALL_REDUCE || call->kind == DS_COMM_REDUCE_SCATTER || call->kind == DS_COMM_ALL_GATHER ||
+        call->kind == DS_COMM_ALL_TO_ALL || call->kind == DS_COMM_BARRIER)
+        plan->call.root = 0;
+    if ((status = dsi_comm_check_types(c, &plan->call)) != DS_OK) return status;
+    plan->size = DS_DTYPE_SIZE(call->dtype);
+    plan->reduces = dsi_comm_reduces(call->kind);
+    plan->uneven = call->kind == DS_COMM_ALL_TO_ALL && call->counts;
+    plan->shared = call->kind == DS_COMM_ALL_GATHER || call->kind == DS_COMM_GATHER ||
+                   call->kind == DS_COMM_BROADCAST || call->kind == DS_COMM_REDUCE;
+    if (plan->uneven && !call->receive_counts) return dsi_comm_refuse(c, call, "receive_counts is NULL");
+    if ((status = dsi_comm_plan_parts(c, plan, in_bytes, &out_bytes)) != DS_OK) return status;
+    if ((*in_bytes && !call->in) || (out_bytes && !call->out))
+        return dsi_comm_refuse(c, call, "%s is NULL", *in_bytes && !call->in ? "in" : "out");
+    in_place = call->kind == DS_COMM_REDUCE_SCATTER || call->kind == DS_COMM_SCATTER ? plan->parts[c->rank] : 0;
+    if (dsi_comm_overlap(call->in, *in_bytes, call->out, out_bytes) &&
+        (call->kind == DS_COMM_ALL_TO_ALL || plan->call.out_dtype != call->dtype ||
+         ((call->kind == DS_COMM_ALL_GATHER || call->kind == DS_COMM_GATHER)
+              ? (const char *)call->in != (const char *)call->out + plan->parts[c->rank]
+              : (const char *)call->in + in_place != (const char *)call->out)))
+        return dsi_comm_refuse(c, call, "in and out overlap");
+    plan->out = (char *)call->out;
+    plan->sign.kind = (uint32_t)call->kind;
+    plan->sign.dtype = (uint32_t)call->dtype;
+    plan->sign.out_dtype = (uint32_t)plan->call.out_dtype;
+    plan->sign.op = (uint32_t)plan->call.op;
+    plan->sign.root = plan->call.root;
+    plan->sign.count = plan->uneven || call->counts ? 0 : call->count;
+    plan->sign.counts_hash = call->counts && !plan->uneven ? dsi_comm_hash(call->counts, c->world) : 0;
+    return DS_OK;
+}
+
+// >>room: shared memory of threads or processes, and waiting in it
+
+static dsi_comm_seat *dsi_comm_seat_of(const ds_comm *c, int rank) {
+    return (dsi_comm_seat *)(void *)((char *)c->room + c->room->seats) + rank;
+}
+static dsi_comm_pair *dsi_comm_pair_of(const ds_comm *c, int from, int to) {
+    return (dsi_comm_pair *)(void *)((char *)c->room + c->room->pairs +
+                                     ((size_t)from * (size_t)c->world + (size_t)to) * c->room->pair_stride);
+}
+static dsi_comm_slot *dsi_comm_slot_of(const ds_comm *c, dsi_comm_pair *pair, uint64_t turn) {
+    return (dsi_comm_slot *)(void *)((char *)(pair + 1) + (turn & 1) * (sizeof(dsi_comm_slot) + c->room->pair_bytes));
+}
+static char *dsi_comm_stage_of(const ds_comm *c, int rank, uint64_t round) {
+    return (char *)c->room + c->room->stages + (size_t)rank * c->room->stage_bytes +
+           (round & 1) * (c->room->stage_bytes / 2);
+}
+
+/* Lays a room out for `world` ranks; a stage of 0 bytes is for threads, which reach every address. */
+static dsi_comm_room dsi_comm_room_plan(int world, size_t stage_bytes) {
+    dsi_comm_room r;
+    size_t w = (size_t)world, pair = 256 * 1024 / w;
+    memset(&r, 0, sizeof r);
+    r.world = w;
+    r.stage_bytes = stage_bytes;
+    r.pair_bytes = !stage_bytes || pair < DSI_COMM_SMALL ? DSI_COMM_SMALL : pair > 32768 ? 32768 : pair / 64 * 64;
+    r.pair_stride = sizeof(dsi_comm_pair) + 2 * (sizeof(dsi_comm_slot) + r.pair_bytes);
+    r.seats = dsi_round_up(sizeof r, DSI_COMM_LINE);
+    r.tables = r.seats + w * sizeof(dsi_comm_seat);
+    r.pairs = dsi_round_up(r.tables + w * 2 * (w + 1) * sizeof(uint64_t), DSI_COMM_LINE);
+    r.stages = dsi_round_up(r.pairs + w * w * r.pair_stride, DSI_COMM_PAGE);
+    r.bytes = dsi_round_up(r.stages + w * stage_bytes, DSI_COMM_PAGE);
+    return r;
+}
+
+/* An address as peers understand it: under threads itself, under shm its offset in the family's memory. */
+static uint64_t dsi_comm_address(const ds_comm *c, const void *p) {
+    const dsi_comm_family *f = c->family;
+    if (!p) return 0;
+    if (!f->base) return (uint64_t)(uintptr_t)p;
+    if ((const char *)p < f->base || (const char *)p >= f->base + f->mapped) return 0;
+    return (uint64_t)((const char *)p - f->base);
+}
+static char *dsi_comm_pointer(const ds_comm *c, uint64_t address) {
+    return c->family->base ? c->family->base + address : (char *)(uintptr_t)address;
+}
+
+static void dsi_comm_futex(uint32_t *word, bool wake, uint32_t value, int64_t ns) {
+#ifdef __linux__
+    struct timespec t;
+    t.tv_sec = (time_t)(ns / 1000000000);
+    t.tv_nsec = (long)(ns % 1000000000);
+    syscall(SYS_futex, word, wake ? 1 : 0, wake ? INT_MAX : (int)value, wake ? NULL : &t, NULL, 0);
+#else
+    (void)word, (void)value;
+    if (!wake) dsi_sleep(NULL, ns < 50000 ? ns : 50000);
+#endif
+}
+static void dsi_comm_pause(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#endif
+}
+
+/* Wakes every rank that sleeps. What they wait for was stored before, and they looked at it after they said that they
+   sleep: one of the two sees the other. */
+static void dsi_comm_ring(ds_comm *c) {
+    for (int r = 0; r < c->world; r++) {
+        dsi_comm_seat *seat = dsi_comm_seat_of(c, r);
+        if (r != c->rank && DSI_COMM_LOAD(&seat->asleep)) {
+            __atomic_fetch_add(&seat->bell, 1, __ATOMIC_SEQ_CST);
+            dsi_comm_futex(&seat->bell, true, 0, 0);
+        }
+    }
+}
+
+/* Writes the reason why this communicator ends where all ranks look; the first reason stands. */
+static void dsi_comm_post_abort(ds_comm *c, const char *text) {
+    uint32_t none = 0;
+    uint32_t *state = c->room ? &c->room->abort_state : &c->abort_state;
+    if (__atomic_compare_exchange_n(state, &none, 1, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+        char *to = c->room ? c->room->abort_text : c->abort_text;
+        if (c->room) c->room->abort_rank = (uint32_t)c->rank;
+        snprintf(to, DSI_COMM_TEXT, "%s", text);
+        DSI_COMM_STORE(state, 2);
+        if (c->room) dsi_comm_ring(c);
+    }
+}
+
+/* Ends the communicator with a text of this rank's own, and tells the others. */
+DSI_PRINTF(3, 4) static ds_status dsi_comm_break(ds_comm *c, ds_status status, const char *format, ...) {
+    char text[sizeof c->error.message];
+    va_list args;
+    va_start(args, format);
+    dsi_vformat(text, sizeof text, format, args);
+    va_end(args);
+    dsi_fail(&c->fault, status, "%s", text);
+    DSI_COMM_STORE(&c->dead, 1);
+    dsi_log(&c->logger, "ds_comm", DS_LOG_ERROR, 4, "%s", text);
+    if (c->room) dsi_comm_post_abort(c, text);
+    return status;
+}
+
+/* DS_OK while nobody has ended the communicator. */
+static ds_status dsi_comm_check(ds_comm *c) {
+    uint32_t state;
+    if (DSI_COMM_LOAD(&c->dead)) return c->fault.status;
+    state = DSI_COMM_LOAD(c->room ? &c->room->abort_state : &c->abort_state);
+    if (state != 2) return DS_OK;
+    {
+        const char *text = c->room ? c->room->abort_text : c->abort_text;
+        int rank = c->room ? (int)c->room->abort_rank : c->rank;
+        dsi_fail(&c->fault, DS_ERR_PEER, "rank %d stopped: %s", rank, text);
+        DSI_COMM_STORE(&c->dead, 1);
+        dsi_log(&c->logger, "ds_comm", DS_LOG_ERROR, 4, "%s", c->fault.message);
+    }
+    return DS_ERR_PEER;
+}
+
+/* Under shm each process holds a lock on its byte of the memory file, which the kernel drops when the process ends,
+   however it ends: no process number is trusted, and a zombie counts as gone. */
+static bool dsi_comm_gone(const ds_comm *c, int rank) {
+#ifdef __linux__
+    struct flock lock;
+    if (!c->family->base || rank == c->rank) return false;
+    memset(&lock, 0, sizeof lock);
+    lock.l_type = F_WRLCK;
+    lock.l_whence = SEEK_SET;
+    lock.l_start = c->family_rank ? c->family_rank[rank] : rank;
+    lock.l_len = 1;
+    return fcntl(c->family->file, F_GETLK, &lock) == 0 && lock.l_type == F_UNLCK;
+#else
+    (void)c, (void)rank;
+    return false;
+#endif
+}
+
+/* The text of a wait that took too long: who is not there, and where they are instead. */
+static ds_status dsi_comm_late(ds_comm *c, const dsi_comm_sign *sign, int peer, const char *what) {
+    char call[160], there[160], ranks[120] = "";
+    size_t at = 0, absent = 0;
+    dsi_comm_seat *seat = dsi_comm_seat_of(c, peer);
+    dsi_comm_sign last = seat->notice[DSI_COMM_LOAD(&seat->posted) & 1].sign;
+    dsi_comm_describe(sign, call, sizeof call);
+    if (sign->kind >= DS_COMM_SEND || DSI_COMM_LOAD(&seat->posted) >= sign->number)
+        return dsi_comm_break(c, DS_ERR_TIMEOUT, "rank %d waited %.1f s in %s for rank %d to %s", c->rank,
+                              (double)c->timeout * 1e-9, call, peer, what);
+    for (int r = 0; r < c->world; r++)
+        if (DSI_COMM_LOAD(&dsi_comm_seat_of(c, r)->posted) < sign->number) {
+            int n = at + 16 < sizeof ranks ? snprintf(ranks + at, sizeof ranks - at, at ? ", %d" : "%d", r) : 0;
+            at += n > 0 ? (size_t)n : 0;
+            absent++;
+        }
+    dsi_comm_describe(&last, there, sizeof there);
+    if (!last.number) snprintf(there, sizeof there, "nothing");
+    return dsi_comm_break(
+        c, DS_ERR_TIMEOUT,
+        "rank %d waited %.1f s in %s, call %llu; %s %s never came (the last call of rank %d: %s, %llu)", c->rank,
+        (double)c->timeout * 1e-9, call, (unsigned long long)sign->number, absent == 1 ? "rank" : "ranks", ranks, peer,
+        there, (unsigned long long)last.number);
+}
+
+/* Waits until another rank's counter reaches `value`: a short spin where every rank can have a core, then asleep. Wakes
+   by itself now and then to see whether that rank still lives. */
+static ds_status dsi_comm_await(ds_comm *c, const dsi_comm_sign *sign, int peer, uint64_t *word, uint64_t value,
+                                const char *what) {
+    dsi_comm_seat *me = dsi_comm_seat_of(c, c->rank);
+    int64_t begin, deadline, looked;
+    char call[160];
+    ds_status status = DS_OK;
+    if (DSI_COMM_LOAD(word) >= value) return DS_OK;
+    begin = looked = dsi_now(&c->clock);
+    deadline = dsi_deadline(&c->clock, c->timeout);
+    for (int i = 0; i < c->spins && DSI_COMM_LOAD(word) < value; i++) dsi_comm_pause();
+    while (DSI_COMM_LOAD(word) < value) {
+        uint32_t bell = DSI_COMM_LOAD(&me->bell);
+        int64_t now;
+        DSI_COMM_STORE(&me->asleep, 1);
+        if (DSI_COMM_LOAD(word) < value && dsi_comm_check(c) == DS_OK)
+            dsi_comm_futex(&me->bell, false, bell, 100000000);
+        DSI_COMM_STORE(&me->asleep, 0);
+        if (DSI_COMM_LOAD(word) >= value) break;
+        if ((status = dsi_comm_check(c)) != DS_OK) break;
+        now = dsi_now(&c->clock);
+        if (now - looked >= 200000000 || now >= deadline) {
+            bool left = DSI_COMM_LOAD(&dsi_comm_seat_of(c, peer)->left) != 0, gone = !left && dsi_comm_gone(c, peer);
+            looked = now;
+            if (DSI_COMM_LOAD(word) >= value) break;
+            dsi_comm_describe(sign, call, sizeof call);
+            if (gone)
+                status = dsi_comm_break(
+                    c, DS_ERR_PEER, "rank %d (process %d) died; rank %d waits for it in %s, call %llu", peer,
+                    (int)dsi_comm_seat_of(c, peer)->process, c->rank, call, (unsigned long long)sign->number);
+            else if (left)
+                status = dsi_comm_break(c, DS_ERR_PEER,
+                                        "rank %d destroyed its communicator; rank %d waits for it in %s, call %llu",
+                                        peer, c->rank, call, (unsigned long long)sign->number);
+            else if (now >= deadline)
+                status = dsi_comm_late(c, sign, peer, what);
+            if (status) break;
+        }
+    }
+    __atomic_fetch_add(&c->stats.wait_ns, dsi_now(&c->clock) - begin, __ATOMIC_RELAXED);
+    return status;
+}
+
+/* Announces the call and waits until every rank has announced the same one. */
+static ds_status dsi_comm_room_meet(ds_comm *c, dsi_comm_plan *plan, size_t most, size_t in_bytes) {
+    dsi_comm_seat *me = dsi_comm_seat_of(c, c->rank);
+    dsi_comm_notice *notice = &me->notice[plan->sign.number & 1];
+    notice->sign = plan->sign;
+    notice->most = most;
+    notice->small = in_bytes && in_bytes <= DSI_COMM_SMALL;
+    notice->in_address = most ? dsi_comm_address(c, plan->call.in) : 0;
+    notice->out_address = plan->push ? dsi_comm_address(c, plan->call.out) : 0;
+    if (notice->small) memcpy(notice->data, plan->call.in, in_bytes);
+    if (plan->uneven) {
+        uint64_t *table = dsi_comm_table_of(c, c->rank, plan->sign.number);
+        for (int r = 0; r <= c->world; r++) table[r] = plan->gives[r];
+    }
+    DSI_COMM_STORE(&me->posted, plan->sign.number);
+    dsi_comm_ring(c);
+    for (int i = 1; i < c->world; i++) {
+        int peer = (c->rank + i) % c->world;
+        dsi_comm_seat *seat = dsi_comm_seat_of(c, peer);
+        const dsi_comm_sign *other = &seat->notice[plan->sign.number & 1].sign;
+        ds_status status = dsi_comm_await(c, &plan->sign, peer, &seat->posted, plan->sign.number, "come");
+        if (status) return status;
+        if (!dsi_comm_same(other, &plan->sign)) {
+            char mine[160], theirs[160];
+            dsi_comm_describe(&plan->sign, mine, sizeof mine);
+            dsi_comm_describe(other, theirs, sizeof theirs);
+            return dsi_comm_break(c, DS_ERR_PEER, "call %llu differs: rank %d is in %s, rank %d in %s",
+                                  (unsigned long long)plan->sign.number, c->rank, mine, peer, theirs);
+        }
+    }
+    return DS_OK;
+}
+
+static const dsi_comm_notice *dsi_comm_notice_of(const ds_comm *c, const dsi_comm_plan *plan, int rank) {
+    return &dsi_comm_seat_of(c, rank)->notice[plan->sign.number & 1];
+}
+static bool dsi_comm_staged(const dsi_comm_notice *notice) {
+    return notice->most && !notice->small && !notice->in_address;
+}
+
+/* Writes this rank's bytes of one round into its stage. */
+static ds_status dsi_comm_fill(ds_comm *c, const dsi_comm_plan *plan, size_t chunk, size_t round) {
+    dsi_comm_seat *me = dsi_comm_seat_of(c, c->rank);
+    uint64_t turn = c->rounds + round;
+    size_t skip = round * chunk;
+    for (int i = 1; turn >= 2 && i < c->world; i++) { /* the same half was read two rounds ago */
+        int peer = (c->rank + i) % c->world;
+        ds_status status =
+            dsi_comm_await(c, &plan->sign, peer, &dsi_comm_seat_of(c, peer)->done, turn - 1, "read its part");
+        if (status) return status;
+    }
+    for (int i = 1; i < c->world; i++) {
+        int peer = (c->rank + i) % c->world;
+        dsi_comm_message m = dsi_comm_message_of(c, plan, c->rank, peer);
+        size_t n = m.bytes <= skip ? 0 : m.bytes - skip < chunk ? m.bytes - skip : chunk;
+        if (!n) continue;
+        memcpy(dsi_comm_stage_of(c, c->rank, turn) + (plan->shared ? 0 : chunk * (size_t)peer),
+               (const char *)plan->call.in + m.from + skip, n);
+        __atomic_fetch_add(&c->stats.staged_bytes, n, __ATOMIC_RELAXED);
+        if (plan->shared) break;
+    }
+    DSI_COMM_STORE(&me->filled, turn + 1);
+    dsi_comm_ring(c);
+    return DS_OK;
+}
+
+/* Where this rank reads the bytes of `peer` in this round. */
+static const char *dsi_comm_source(const ds_comm *c, const dsi_comm_plan *plan, int peer, size_t from, size_t chunk,
+                                   size_t round) {
+    const dsi_comm_notice *notice = dsi_comm_notice_of(c, plan, peer);
+    if (peer == c->rank) return (const char *)plan->call.in + from + round * chunk;
+    if (notice->small) return (const char *)notice->data + from + round * chunk;
+    if (notice->in_address) return dsi_comm_pointer(c, notice->in_address) + from + round * chunk;
+    return dsi_comm_stage_of(c, peer, c->rounds + round) + (plan->shared ? 0 : chunk * (size_t)c->rank);
+}
+
+static void dsi_comm_add(ds_comm *c, const dsi_comm_plan *plan, size_t elements) {
+    dsi_comm_sum s;
+    s.inputs = c->views;
+    s.outputs = c->targets;
+    s.input_count = c->world;
+    s.output_count = plan->push ? c->world : 1;
+    s.dtype = plan->call.dtype;
+    s.out_dtype = plan->call.out_dtype;
+    s.op = plan->call.op;
+    dsi_comm_sum_run(&s, elements);
+}
+
+/* Takes this rank's bytes of one round out of all peers. */
+static ds_status dsi_comm_take(ds_comm *c, const dsi_comm_plan *plan, size_t chunk, size_t round) {
+    dsi_comm_seat *me = dsi_comm_seat_of(c, c->rank);
+    size_t skip = round * chunk, n = 0;
+    ds_status status;
+    for (int i = 0; i < c->world; i++) {
+        int peer = (c->rank + i) % c->world;
+        dsi_comm_message m = dsi_comm_message_of(c, plan, peer, c->rank);
+        n = m.bytes <= skip ? 0 : m.bytes - skip < chunk ? m.bytes - skip : chunk;
+        if (peer != c->rank && dsi_comm_staged(dsi_comm_notice_of(c, plan, peer)) &&
+            (status = dsi_comm_await(c, &plan->sign, peer, &dsi_comm_seat_of(c, peer)->filled, c->rounds + round + 1,
+                                     "write its part")) != DS_OK)
+            return status;
+        if (!n) continue;
+        if (plan->push)
+            c->targets[peer] = dsi_comm_pointer(c, dsi_comm_notice_of(c, plan, peer)->out_address) + m.from + skip;
+        if (plan->reduces)
+            c->views[peer] = dsi_comm_source(c, plan, peer, m.from, chunk, round);
+        else if (peer != c->rank)
+            memcpy(plan->out + m.to + skip, dsi_comm_source(c, plan, peer, m.from, chunk, round), n);
+    }
+    if (plan->reduces && n) {
+        if (!plan->push) c->targets[0] = plan->out + skip / plan->size * DS_DTYPE_SIZE(plan->call.out_dtype);
+        dsi_comm_add(c, plan, n / plan->size);
+    }
+    DSI_COMM_STORE(&me->done, c->rounds + round + 1);
+    dsi_comm_ring(c);
+    return DS_OK;
+}
+
+/* The work of a call after everyone met. Ranks read each other's memory where they reach it; the others write chunk by
+   chunk into their stage, half of it while the other half is read. The number of rounds follows from the notices, so
+   all ranks agree on it. */
+static ds_status dsi_comm_room_carry(ds_comm *c, dsi_comm_plan *plan, size_t most) {
+    const dsi_comm_notice *mine = dsi_comm_notice_of(c, plan, c->rank);
+    size_t half = (size_t)c->room->stage_bytes / 2, longest = 0, rounds;
+    size_t chunk = plan->shared ? half : half / (size_t)c->world / 64 * 64;
+    bool staged = false, reached = plan->push;
+    ds_status status = DS_OK;
+    for (int r = 0; r < c->world; r++) {
+        const dsi_comm_notice *notice = dsi_comm_notice_of(c, plan, r);
+        staged |= dsi_comm_staged(notice);
+        reached &= notice->out_address != 0 && !dsi_comm_staged(notice);
+        if (notice->most > longest) longest = (size_t)notice->most;
+    }
+    if (plan->push && !reached) plan->push = false;
+    if (!staged) chunk = longest;
+    rounds = longest ? (longest - 1) / chunk + 1 : 0;
+    staged = dsi_comm_staged(mine);
+    if (rounds && staged) status = dsi_comm_fill(c, plan, chunk, 0);
+    for (size_t k = 0; k < rounds && !status; k++) {
+        if (staged && k + 1 < rounds) status = dsi_comm_fill(c, plan, chunk, k + 1);
+        if (!status) status = dsi_comm_take(c, plan, chunk, k);
+    }
+    c->rounds += rounds;
+    if (plan->push || (most && !staged && !mine->small)) /* others may still be in this rank's own memory */
+        for (int i = 1; i < c->world && !status; i++) {
+            int peer = (c->rank + i) % c->world;
+            status = dsi_comm_await(c, &plan->sign, peer, &dsi_comm_seat_of(c, peer)->done, c->rounds, "read its part");
+        }
+    return status;
+}
+
+/* A message through the pair's two slots: small or private ones are copied through them, the rest is read in place. */
+static ds_status dsi_comm_room_send(ds_comm *c, const dsi_comm_plan *plan) {
+    dsi_comm_pair *pair = dsi_comm_pair_of(c, c->rank, plan->call.root);
+    size_t room = (size_t)c->room->pair_bytes, at = 0, total = plan->total;
+    uint64_t address = total > room ? dsi_comm_address(c, plan->call.in) : 0;
+    do {
+        uint64_t turn = pair->posted;
+        dsi_comm_slot *slot = dsi_comm_slot_of(c, pair, turn);
+        size_t n = address ? total : total - at < room ? total - at : room;
+        ds_status status =
+            turn < 2 ? DS_OK : dsi_comm_await(c, &plan->sign, plan->call.root, &pair->taken, turn - 1, "receive");
+        if (status) return status;
+        slot->sign = plan->sign;
+        slot->sign.bytes = total;
+        slot->address = address;
+        slot->offset = at;
+        slot->bytes = n;
+        if (!address && n) memcpy(slot + 1, (const char *)plan->call.in + at, n);
+        DSI_COMM_STORE(&pair->posted, turn + 1);
+        dsi_comm_ring(c);
+        at += n;
+    } while (at < total);
+    return address ? dsi_comm_await(c, &plan->sign, plan->call.root, &pair->taken, pair->posted, "receive") : DS_OK;
+}
+static ds_status dsi_comm_room_receive(ds_comm *c, const dsi_comm_plan *plan) {
+    dsi_comm_pair *pair = dsi_comm_pair_of(c, plan->call.root, c->rank);
+    size_t at = 0, n;
+    do {
+        uint64_t turn = pair->taken;
+        dsi_comm_slot *slot = dsi_comm_slot_of(c, pair, turn);
+        ds_status status = dsi_comm_await(c, &plan->sign, plan->call.root, &pair->posted, turn + 1, "send");
+        if (status) return status;
+        if (slot->sign.bytes != plan->total || slot->sign.dtype != plan->sign.dtype)
+            return dsi_comm_break(c, DS_ERR_PEER, "rank %d receives %zu bytes of %s, but rank %d sends %llu of %s",
+                                  c->rank, plan->total, dsi_comm_dtype_name(plan->sign.dtype), plan->call.root,
+                                  (unsigned long long)slot->sign.bytes, dsi_comm_dtype_name(slot->sign.dtype));
+        n = (size_t)slot->bytes;
+        if (n)
+            memcpy(plan->out + slot->offset, slot->address ? dsi_comm_pointer(c, slot->address) : (char *)(slot + 1),
+                   n);
+        DSI_COMM_STORE(&pair->taken, turn + 1);
+        dsi_comm_ring(c);
+        at += n;
+    } while (at < plan->total);
+    return DS_OK;
+}
+
+// >>messages: backends that send instead of sharing memory
+
+/* All parts at once; a failure ends the communicator with the ranks that were not heard of. */
+static ds_status dsi_comm_exchange(ds_comm *c, const dsi_comm_sign *sign, int count, const char *what) {
+    char ranks[120] = "", call[160];
+    size_t at = 0;
+    ds_error error = {DS_OK, ""};
+    ds_status status;
+    int64_t begin = dsi_now(&c->clock);
+    if (!count) return DS_OK;
+    for (int i = 0; i < count; i++) c->messages[i].done = false;
+    status = c->family->transport.exchange(c->family->transport.ctx, c->channel, c->messages, count,
+                                           dsi_deadline(&c->clock, c->timeout), &error);
+    __atomic_fetch_add(&c->stats.wait_ns, dsi_now(&c->clock) - begin, __ATOMIC_RELAXED);
+    if (!status) return DS_OK;
+    for (int i = 0; i < count; i++)
+        if (!c->messages[i].done) {
+            int peer = c->family_rank ? -1 : c->messages[i].peer, n;
+            for (int r = 0; c->family_rank && r < c->world; r++)
+                if (c->family_rank[r] == c->messages[i].peer) peer = r;
+            n = at + 16 < sizeof ranks ? snprintf(ranks + at, sizeof ranks - at, at ? ", %d" : "%d", peer) : 0;
+            at += n > 0 ? (size_t)n : 0;
+        }
+    dsi_comm_describe(sign, call, sizeof call);
+    if (status == DS_ERR_TIMEOUT)
+        return dsi_comm_break(c, status, "rank %d waited %.1f s in %s, call %llu, for the %s of: rank %s", c->rank,
+                              (double)c->timeout * 1e-9, call, (unsigned long long)sign->number, what, ranks);
+    return dsi_comm_break(c, status, "rank %d in %s, call %llu, %s with rank %s: %s", c->rank, call,
+                          (unsigned long long)sign->number, what, ranks, error.message);
+}
+static ds_comm_part *dsi_comm_part_for(ds_comm *c, int *count, int peer) {
+    ds_comm_part *part = &c->messages[(*count)++];
+    memset(part, 0, sizeof *part);
+    part->peer = c->family_rank ? c->family_rank[peer] : peer;
+    return part;
+}
+
+/* Reads a sign that should be like ours: the peer may have stopped, or be somewhere else. */
+static ds_status dsi_comm_read_sign(ds_comm *c, const dsi_comm_sign *mine, const dsi_comm_sign *other, int peer,
+                                    size_t bytes) {
+    char here[160], there[160];
+    int count = 0;
+    if (other->kind == DSI_COMM_ABORTED) {
+        ds_comm_part *part = dsi_comm_part_for(c, &count, peer);
+        ds_status status;
+        memset(c->abort_text, 0, sizeof c->abort_text);
+        part->receive = c->abort_text;
+        part->receive_bytes = sizeof c->abort_text;
+        status = dsi_comm_exchange(c, mine, count, "reason to stop");
+        c->abort_text[sizeof c->abort_text - 1] = 0;
+        return status ? status : dsi_comm_break(c, DS_ERR_PEER, "rank %d stopped: %s", peer, c->abort_text);
+    }
+    if (mine->kind < DS_COMM_SEND || mine->kind > DS_COMM_RECEIVE
+            ? dsi_comm_same(mine, other) && other->bytes == bytes
+            : other->kind == DS_COMM_SEND && other->dtype == mine->dtype && other->bytes == bytes)
+        return DS_OK;
+    dsi_comm_describe(mine, here, sizeof here);
+    dsi_comm_describe(other, there, sizeof there);
+    return dsi_comm_break(
+        c, DS_ERR_PEER, "call %llu differs: rank %d is in %s and expects %zu bytes, rank %d is in %s and sends %llu",
+        (unsigned long long)mine->number, c->rank, here, bytes, peer, there, (unsigned long long)other->bytes);
+}
+
+static ds_status dsi_comm_message_meet(ds_comm *c, dsi_comm_plan *plan) {
+    ds_status status;
+    int count = 0;
+    for (int r = 0; r < c->world; r++) {
+        ds_comm_part *part;
+        if (r == c->rank) continue;
+        part = dsi_comm_part_for(c, &count, r);
+        c->signs[c->world + r] = plan->sign;
+        c->signs[c->world + r].bytes = dsi_comm_message_of(c, plan, c->rank, r).bytes;
+        part->send = &c->signs[c->world + r];
+        part->receive = &c->signs[r];
+        part->send_bytes = part->receive_bytes = sizeof(dsi_comm_sign);
+    }
+    status = dsi_comm_exchange(c, &plan->sign, count, "call");
+    for (int r = 0; r < c->world && !status; r++)
+        if (r != c->rank)
+            status =
+                dsi_comm_read_sign(c, &plan->sign, &c->signs[r], r, dsi_comm_message_of(c, plan, r, c->rank).bytes);
+    return status;
+}
+
+/* One exchange, and for sums one per chunk, received side by side into the scratch memory. */
+static ds_status dsi_comm_message_carry(ds_comm *c, dsi_comm_plan *plan) {
+    size_t longest = 0, chunk, rounds, n = 0;
+    ds_status status = DS_OK;
+    for (int p = 0; p < c->world; p++)
+        for (int d = plan->reduces ? 0 : c->rank; d < (plan->reduces ? c->world : c->rank + 1); d++) {
+            size_t bytes = dsi_comm_message_of(c, plan, p, d).bytes;
+            if (p != d && bytes > longest) longest = bytes;
+        }
+    chunk = plan->reduces ? c->stage_bytes / (size_t)c->world / 64 * 64 : SIZE_MAX;
+    rounds = !plan->reduces ? 1 : longest ? (longest - 1) / chunk + 1 : 0;
+    for (size_t k = 0; k < rounds && !status; k++) {
+        size_t skip = plan->reduces ? k * chunk : 0;
+        int count = 0;
+        for (int r = 0; r < c->world; r++) {
+            dsi_comm_message out = dsi_comm_message_of(c, plan, c->rank, r),
+                             in = dsi_comm_message_of(c, plan, r, c->rank);
+            size_t out_n = out.bytes <= skip ? 0 : out.bytes - skip < chunk ? out.bytes - skip : chunk;
+            size_t in_n = in.bytes <= skip ? 0 : in.bytes - skip < chunk ? in.bytes - skip : chunk;
+            char *to = NULL;
+            if (plan->reduces) {
+                n = in_n;
+                to = c->scratch + (size_t)r * chunk;
+                c->views[r] = r == c->rank && in_n ? (const char *)plan->call.in + in.from + skip : to;
+            } else if (in_n)
+                to = plan->out + in.to;
+            if (r == c->rank || (!out_n && !in_n)) continue;
+            {
+                ds_comm_part *part = dsi_comm_part_for(c, &count, r);
+                part->send = out_n ? (const char *)plan->call.in + out.from + skip : NULL;
+                part->receive = in_n ? to : NULL;
+                part->send_bytes = out_n;
+                part->receive_bytes = in_n;
+            }
+        }
+        status = dsi_comm_exchange(c, &plan->sign, count, "data");
+        if (!status && plan->reduces && n) {
+            c->targets[0] = plan->out + skip / plan->size * DS_DTYPE_SIZE(plan->call.out_dtype);
+            dsi_comm_add(c, plan, n / plan->size);
+        }
+    }
+    return status;
+}
+
+static ds_status dsi_comm_message_pass(ds_comm *c, dsi_comm_plan *plan) {
+    bool sends = plan->call.kind == DS_COMM_SEND;
+    int count = 0, peer = plan->call.root;
+    ds_comm_part *part = dsi_comm_part_for(c, &count, peer);
+    ds_status status;
+    c->signs[c->world + peer] = plan->sign;
+    c->signs[c->world + peer].bytes = plan->total;
+    if (sends)
+        part->send = &c->signs[c->world + peer], part->send_bytes = sizeof(dsi_comm_sign);
+    else
+        part->receive = &c->signs[peer], part->receive_bytes = sizeof(dsi_comm_sign);
+    status = dsi_comm_exchange(c, &plan->sign, count, sends ? "receive" : "send");
+    if (!status && !sends) status = dsi_comm_read_sign(c, &plan->sign, &c->signs[peer], peer, plan->total);
+    if (status || !plan->total) return status;
+    count = 0;
+    part = dsi_comm_part_for(c, &count, peer);
+    if (sends)
+        part->send = plan->call.in, part->send_bytes = plan->total;
+    else
+        part->receive = plan->call.out, part->receive_bytes = plan->total;
+    return dsi_comm_exchange(c, &plan->sign, count, sends ? "receive" : "send");
+}
+
+/* Says that this rank stops, in place of the call that the others expect. Best effort, a second at most. */
+static void dsi_comm_message_shout(ds_comm *c) {
+    int64_t deadline = dsi_deadline(&c->clock, 1000000000);
+    dsi_comm_sign sign;
+    memset(&sign, 0, sizeof sign);
+    sign.kind = DSI_COMM_ABORTED;
+    for (int round = 0; round < 2; round++) {
+        int count = 0;
+        for (int r = 0; r < c->world; r++)
+            if (r != c->rank) {
+                ds_comm_part *part = dsi_comm_part_for(c, &count, r);
+                part->send = round ? (const void *)c->abort_text : (const void *)&sign;
+                part->send_bytes = round ? sizeof c->abort_text : sizeof sign;
+            }
+        if (c->family->transport.exchange(c->family->transport.ctx, c->channel, c->messages, count, deadline, NULL))
+            return;
+    }
+}
+
+// >>run: one call from beginning to end
+
+static void dsi_comm_count(ds_comm *c, const dsi_comm_plan *plan, ds_comm_kind kind) {
+    uint64_t sent = 0, received = 0;
+    if (kind == DS_COMM_SEND)
+        sent = plan->total;
+    else if (kind == DS_COMM_RECEIVE)
+        received = plan->total;
+    else
+        for (int r = 0; r < c->world; r++)
+            if (r != c->rank) {
+                sent += dsi_comm_message_of(c, plan, c->rank, r).bytes;
+                received += dsi_comm_message_of(c, plan, r, c->rank).bytes;
+            }
+    if (plan->push) { /* and the sums, which it wrote into the others' memory */
+        size_t part = plan->parts[c->rank + 1] - plan->parts[c->rank];
+        sent += part * (uint64_t)(c->world - 1);
+        received += plan->total - part;
+    }
+    __atomic_fetch_add(&c->stats.bytes_sent[kind], sent, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&c->stats.bytes_received[kind], received, __ATOMIC_RELAXED);
+}
+
+/* Meet, move, sum. */
+static ds_status dsi_comm_collect(ds_comm *c, dsi_comm_plan *plan, ds_comm_kind counted, size_t in_bytes) {
+    dsi_comm_message own;
+    size_t most = 0;
+    ds_status status;
+    plan->sign.number = ++c->number;
+    if (c->room && plan->uneven)
+        for (int r = 0; r < c->world; r++) {
+            if (r != c->rank && plan->gives[r + 1] - plan->gives[r] > most) most = plan->gives[r + 1] - plan->gives[r];
+        }
+    else
+        for (int r = 0; r < c->world; r++) {
+            size_t bytes = dsi_comm_message_of(c, plan, c->rank, r).bytes;
+            if (r != c->rank && bytes > most) most = bytes;
+        }
+    if (c->world > 1) {
+        status = c->room ? dsi_comm_room_meet(c, plan, most, most ? in_bytes : 0) : dsi_comm_message_meet(c, plan);
+        if (status) return status;
+    }
+    if (plan->uneven) {
+        for (int r = 0; r < c->world; r++) {
+            size_t bytes = dsi_comm_message_of(c, plan, r, c->rank).bytes;
+            if (bytes != plan->takes[r + 1] - plan->takes[r])
+                return dsi_comm_break(
+                    c, DS_ERR_PEER, "all_to_all, call %llu: rank %d expects %zu bytes from rank %d, which sends %zu",
+                    (unsigned long long)plan->sign.number, c->rank, plan->takes[r + 1] - plan->takes[r], r, bytes);
+        }
+    }
+    own = dsi_comm_message_of(c, plan, c->rank, c->rank);
+    if (c->world == 1 && plan->reduces && own.bytes) {
+        c->views[0] = (const char *)plan->call.in + own.from;
+        c->targets[0] = plan->out;
+        plan->push = false;
+        dsi_comm_add(c, plan, own.bytes / plan->size);
+    } else if (!plan->reduces && own.bytes && plan->out + own.to != (const char *)plan->call.in + own.from)
+        memcpy(plan->out + own.to, (const char *)plan->call.in + own.from, own.bytes);
+    status = c->world == 1 ? DS_OK : c->room ? dsi_comm_room_carry(c, plan, most) : dsi_comm_message_carry(c, plan);
+    if (!status) dsi_comm_count(c, plan, counted);
+    return status;
+}
+
+/* all_reduce beyond what one announcement holds: every rank sums its part, then either it has written it everywhere
+   already, or the parts are gathered. */
+static ds_status dsi_comm_all_reduce_parts(ds_comm *c, dsi_comm_plan *plan, size_t in_bytes) {
+    ds_status status;
+    plan->push = c->room && c->world > 1;
+    plan->out = (char *)plan->call.out + plan->parts[c->rank];
+    status = dsi_comm_collect(c, plan, DS_COMM_ALL_REDUCE, in_bytes);
+    if (status || plan->push || c->world == 1) return status;
+    plan->call.kind = DS_COMM_ALL_GATHER;
+    plan->sign.kind = DSI_COMM_GATHER_SUMS;
+    plan->reduces = false;
+    plan->shared = true;
+    plan->call.in = plan->out;
+    plan->out = (char *)plan->call.out;
+    return dsi_comm_collect(c, plan, DS_COMM_ALL_REDUCE, plan->parts[c->rank + 1] - plan->parts[c->rank]);
+}
+
+static ds_status dsi_comm_execute(ds_comm *c, const ds_comm_call *call) {
+    int64_t begin = dsi_now(&c->clock);
+    dsi_comm_plan plan;
+    size_t in_bytes = 0;
+    ds_status status = dsi_comm_check(c);
+    if (status) return status;
+    if ((status = dsi_comm_plan_make(c, call, c->tables, &plan, &in_bytes)) != DS_OK) return status;
+    if (call->kind == DS_COMM_SEND || call->kind == DS_COMM_RECEIVE) {
+        plan.sign.number = c->number;
+        status = !c->room                     ? dsi_comm_message_pass(c, &plan)
+                 : call->kind == DS_COMM_SEND ? dsi_comm_room_send(c, &plan)
+                                              : dsi_comm_room_receive(c, &plan);
+        if (!status) dsi_comm_count(c, &plan, call->kind);
+    } else if (call->kind == DS_COMM_ALL_REDUCE && !plan.whole)
+        status = dsi_comm_all_reduce_parts(c, &plan, in_bytes);
+    else
+        status = dsi_comm_collect(c, &plan, call->kind, in_bytes);
+    __atomic_fetch_add(&c->stats.calls[call->kind], 1, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&c->stats.busy_ns, dsi_now(&c->clock) - begin, __ATOMIC_RELAXED);
+    return status;
+}
+
+// >>queue: calls that run in the background
+
+static void *dsi_comm_queue_main(void *arg) {
+    ds_comm *c = (ds_comm *)arg;
+    dsi_comm_queue *q = c->queue;
+    pthread_mutex_lock(&q->lock);
+    for (;;) {
+        while (q->submitted == q->completed && !q->stop) pthread_cond_wait(&q->changed, &q->lock);
+        if (q->submitted == q->completed) break;
+        {
+            ds_comm_call call = q->calls[q->completed % DSI_COMM_QUEUE];
+            pthread_mutex_unlock(&q->lock);
+            dsi_comm_execute(c, &call); /* a failure ends the communicator; wait returns it */
+            pthread_mutex_lock(&q->lock);
+        }
+        q->completed++;
+        pthread_cond_broadcast(&q->changed);
+    }
+    pthread_mutex_unlock(&q->lock);
+    return NULL;
+}
+static ds_status dsi_comm_queue_make(ds_comm *c) {
+    dsi_comm_queue *q = (dsi_comm_queue *)dsi_alloc_zero(&c->allocator, sizeof *q);
+    if (!q) return dsi_fail(&c->error, DS_ERR_MEMORY, "ds_comm_start: no memory for the queue (%zu bytes)", sizeof *q);
+    pthread_mutex_init(&q->lock, NULL);
+    pthread_cond_init(&q->changed, NULL);
+    c->queue = q;
+    if (pthread_create(&q->thread, NULL, dsi_comm_queue_main, c)) {
+        pthread_cond_destroy(&q->changed);
+        pthread_mutex_destroy(&q->lock);
+        c->queue = NULL;
+        dsi_release(&c->allocator, q, sizeof *q);
+        return dsi_fail(&c->error, DS_ERR_IO, "ds_comm_start: the system refused a thread");
+    }
+    return DS_OK;
+}
+/* Waits until `count` started calls are complete. */
+static void dsi_comm_queue_wait(dsi_comm_queue *q, uint64_t count) {
+    pthread_mutex_lock(&q->lock);
+    while (q->completed < count) pthread_cond_wait(&q->changed, &q->lock);
+    pthread_mutex_unlock(&q->lock);
+}
+static void dsi_comm_queue_end(ds_comm *c) {
+    dsi_comm_queue *q = c->queue;
+    if (!q) return;
+    pthread_mutex_lock(&q->lock);
+    q->stop = true;
+    pthread_cond_broadcast(&q->changed);
+    pthread_mutex_unlock(&q->lock);
+    pthread_join(q->thread, NULL);
+    pthread_cond_destroy(&q->changed);
+    pthread_mutex_destroy(&q->lock);
+    c->queue = NULL;
+    dsi_release(&c->allocator, q, sizeof *q);
+}
+
+/* The status of the communicator, with its text where the caller finds it. */
+static ds_status dsi_comm_state(ds_comm *c) {
+    if (!DSI_COMM_LOAD(&c->dead)) return DS_OK;
+    c->error = c->fault;
+    return c->error.status;
+}
+
+DS_API ds_status ds_comm_run(ds_comm *comm, const ds_comm_call *call) {
+    ds_status status;
+    if (comm->queue) dsi_comm_queue_wait(comm->queue, comm->queue->submitted);
+    status = dsi_comm_execute(comm, call);
+    return status && DSI_COMM_LOAD(&comm->dead) ? dsi_comm_state(comm) : status;
+}
+DS_API ds_status ds_comm_start(ds_comm *comm, const ds_comm_call *call, ds_comm_handle *handle) {
+    dsi_comm_queue *q;
+    dsi_comm_plan plan;
+    size_t in_bytes;
+    ds_status status;
+    *handle = 0;
+    if (comm->world == 1 || (!comm->room && !comm->family->transport.concurrent)) return ds_comm_run(comm, call);
+    if ((status = dsi_comm_state(comm)) != DS_OK) return status;
+    status = dsi_comm_plan_make(comm, call, comm->tables + 3 * (comm->world + 1), &plan, &in_bytes);
+    if (status || (!comm->queue && (status = dsi_comm_queue_make(comm)) != DS_OK)) return status;
+    q = comm->queue;
+    pthread_mutex_lock(&q->lock);
+    while (q->submitted - q->completed == DSI_COMM_QUEUE) pthread_cond_wait(&q->changed, &q->lock);
+    q->calls[q->submitted % DSI_COMM_QUEUE] = *call;
+    *handle = ++q->submitted;
+    pthread_cond_broadcast(&q->changed);
+    pthread_mutex_unlock(&q->lock);
+    return DS_OK;
+}
+DS_API ds_status ds_comm_wait(ds_comm *comm, ds_comm_handle handle) {
+    if (comm->queue) dsi_comm_queue_wait(comm->queue, handle);
+    return dsi_comm_state(comm);
+}
+DS_API ds_status ds_comm_test(ds_comm *comm, ds_comm_handle handle, bool *done) {
+    *done = true;
+    if (comm->queue) {
+        pthread_mutex_lock(&comm->queue->lock);
+        *done = comm->queue->completed >= handle;
+        pthread_mutex_unlock(&comm->queue->lock);
+    }
+    return *done ? dsi_comm_state(comm) : DS_OK;
+}
+
+// The named calls fill in the data form.
+static ds_comm_call dsi_comm_call_of(ds_comm_kind kind, const void *in, void *out, size_t count, ds_dtype dtype) {
+    ds_comm_call call;
+    memset(&call, 0, sizeof call);
+    call.kind = kind;
+    call.in = in;
+    call.out = out;
+    call.count = count;
+    call.dtype = call.out_dtype = dtype;
+    return call;
+}
+DS_API ds_status ds_comm_all_reduce(ds_comm *comm, const void *in, void *out, size_t count, ds_dtype dtype,
+                                    ds_comm_op op) {
+    ds_comm_call call = dsi_comm_call_of(DS_COMM_ALL_REDUCE, in, out, count, dtype);
+    call.op = op;
+    return ds_comm_run(comm, &call);
+}
+DS_API ds_status ds_comm_reduce(ds_comm *comm, const void *in, void *out, size_t count, ds_dtype dtype, ds_comm_op op,
+                                int root) {
+    ds_comm_call call = dsi_comm_call_of(DS_COMM_REDUCE, in, out, count, dtype);
+    call.op = op;
+    call.root = root;
+    return ds_comm_run(comm, &call);
+}
+DS_API ds_status ds_comm_reduce_scatter(ds_comm *comm, const void *in, void *out, size_t count, const size_t *counts,
+                                        ds_dtype dtype, ds_dtype out_dtype, ds_comm_op op) {
+    ds_comm_call call = dsi_comm_call_of(DS_COMM_REDUCE_SCATTER, in, out, count, dtype);
+    call.counts = counts;
+    call.out_dtype = out_dtype;
+    call.op = op;
+    return ds_comm_run(comm, &call);
+}
+DS_API ds_status ds_comm_all_gather(ds_comm *comm, const void *in, void *out, size_t count, const size_t *counts,
+                                    ds_dtype dtype) {
+    ds_comm_call call = dsi_comm_call_of(DS_COMM_ALL_GATHER, in, out, count, dtype);
+    call.counts = counts;
+    return ds_comm_run(comm, &call);
+}
+DS_API ds_status ds_comm_broadcast(ds_comm *comm, void *data, size_t count, ds_dtype dtype, int root) {
+    ds_comm_call call = dsi_comm_call_of(DS_COMM_BROADCAST, data, data, count, dtype);
+    call.root = root;
+    return ds_comm_run(comm, &call);
+}
+DS_API ds_status ds_comm_all_to_all(ds_comm *comm, const void *in, void *out, size_t count, ds_dtype dtype) {
+    ds_comm_call call = dsi_comm_call_of(DS_COMM_ALL_TO_ALL, in, out, count, dtype);
+    return ds_comm_run(comm, &call);
+}
+DS_API ds_status ds_comm_all_to_all_uneven(ds_comm *comm, const void *in, const size_t *send_counts, void *out,
+                                           const size_t *receive_counts, ds_dtype dtype) {
+    ds_comm_call call = dsi_comm_call_of(DS_COMM_ALL_TO_ALL, in, out, 0, dtype);
+    call.counts = send_counts;
+    call.receive_counts = receive_counts;
+    return ds_comm_run(comm, &call);
+}
+DS_API ds_status ds_comm_gather(ds_comm *comm, const void *in, void *out, size_t count, const size_t *counts,
+                                ds_dtype dtype, int root) {
+    ds_comm_call call = dsi_comm_call_of(DS_COMM_GATHER, in, out, count, dtype);
+    call.counts = counts;
+    call.root = root;
+    return ds_comm_run(comm, &call);
+}
+DS_API ds_status ds_comm_scatter(ds_comm *comm, const void *in, void *out, size_t count, const size_t *counts,
+                                 ds_dtype dtype, int root) {
+    ds_comm_call call = dsi_comm_call_of(DS_COMM_SCATTER, in, out, count, dtype);
+    call.counts = counts;
+    call.root = root;
+    return ds_comm_run(comm, &call);
+}
+DS_API ds_status ds_comm_barrier(ds_comm *comm) {
+    ds_comm_call call = dsi_comm_call_of(DS_COMM_BARRIER, NULL, NULL, 0, DS_U8);
+    return ds_comm_run(comm, &call);
+}
+DS_API ds_status ds_comm_send(ds_comm *comm, const void *data, size_t count, ds_dtype dtype, int to) {
+    ds_comm_call call = dsi_comm_call_of(DS_COMM_SEND, data, NULL, count, dtype);
+    call.root = to;
+    return ds_comm_run(comm, &call);
+}
+DS_API ds_status ds_comm_receive(ds_comm *comm, void *data, size_t count, ds_dtype dtype, int from) {
+    ds_comm_call call = dsi_comm_call_of(DS_COMM_RECEIVE, NULL, data, count, dtype);
+    call.root = from;
+    return ds_comm_run(comm, &call);
+}
+
+static ds_status dsi_comm_group_exchange(void *ctx, const void *mine, void *all, size_t bytes) {
+    return ds_comm_all_gather((ds_comm *)ctx, mine, all, bytes, NULL, DS_U8);
+}
+DS_API ds_group ds_comm_group(ds_comm *comm) {
+    ds_group group;
+    group.exchange = dsi_comm_group_exchange;
+    group.ctx = comm;
+    group.rank = comm->rank;
+    group.size = comm->world;
+    return group;
+}
+DS_API int ds_comm_rank(const ds_comm *comm) {
+    return comm->rank;
+}
+DS_API int ds_comm_world(const ds_comm *comm) {
+    return comm->world;
+}
+DS_API const char *ds_comm_backend(const ds_comm *comm) {
+    return comm->name;
+}
+DS_API const ds_error *ds_comm_error(const ds_comm *comm) {
+    return &comm->error;
+}
+DS_API void ds_comm_abort(ds_comm *comm, const char *message) {
+    dsi_comm_post_abort(comm, message ? message : "ds_comm_abort");
+}
+DS_API void ds_comm_get_stats(const ds_comm *comm, ds_comm_stats *out) {
+    for (int k = 0; k < DS_COMM_KIND_COUNT; k++) {
+        out->calls[k] = __atomic_load_n(&comm->stats.calls[k], __ATOMIC_RELAXED);
+        out->bytes_sent[k] = __atomic_load_n(&comm->stats.bytes_sent[k], __ATOMIC_RELAXED);
+        out->bytes_received[k] = __atomic_load_n(&comm->stats.bytes_received[k], __ATOMIC_RELAXED);
+    }
+    out->staged_bytes = __atomic_load_n(&comm->stats.staged_bytes, __ATOMIC_RELAXED);
+    out->wait_ns = __atomic_load_n(&comm->stats.wait_ns, __ATOMIC_RELAXED);
+    out->busy_ns = __atomic_load_n(&comm->stats.busy_ns, __ATOMIC_RELAXED);
+}
+
+// >>environment
+
+static const char *dsi_comm_getenv(void *ctx, const char *name) {
+    (void)ctx;
+    return getenv(name);
+}
+typedef struct dsi_comm_reader {
+    const char *(*get)(void *ctx, const char *name);
+    void *ctx;
+    ds_error *error;
+    ds_status status; /* of the first wrong variable */
+} dsi_comm_reader;
+
+/* A variable's number; `missing` when it is not set or empty. */
+static int dsi_comm_number(dsi_comm_reader *r, const char *name, int missing) {
+    const char *text = r->get(r->ctx, name), *p = text;
+    long value = 0;
+    if (!text || !*text) return missing;
+    for (; *p >= '0' && *p <= '9' && value <= INT_MAX; p++) value = value * 10 + (*p - '0');
+    if (*p || value > INT_MAX) {
+        if (!r->status)
+            r->status = dsi_fail(r->error, DS_ERR_INPUT, "%s is \"%.60s\"; expected a number from 0 to %d", name, text,
+                                 INT_MAX);
+        return missing;
+    }
+    return (int)value;
+}
+
+/* Names of rank, world, local rank, local world. */
+typedef struct dsi_comm_launcher {
+    const char *name, *rank, *world, *local_rank, *local_world;
+} dsi_comm_launcher;
+
+/* SLURM_STEP_TASKS_PER_NODE, "2(x3),1": the entry of this node. */
+static int dsi_comm_slurm_tasks(const char *text, int node) {
+    while (text && *text) {
+        char *end;
+        long tasks = strtol(text, &end, 10), times = 1;
+        if (end == text || tasks < 1 || tasks > INT_MAX) return -1;
+        if (end[0] == '(' && end[1] == 'x') {
+            times = strtol(end + 2, &end, 10);
+            if (times < 1 || *end++ != ')') return -1;
+        }
+        if (node < times) return (int)tasks;
+        node -= (int)times;
+        text = *end == ',' ? end + 1 : NULL;
+    }
+    return -1;
+}
+
+/* What the ranks of one run have in common and no other run of this user has now. */
+static void dsi_comm_run_id(dsi_comm_reader *r, ds_comm_env *out) {
+    static const char *const jobs[] = {"PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID", "SLURM_JOB_ID"};
+    const char *id = r->get(r->ctx, "DS_RUN_ID"), *more;
+    if (id && *id) {
+        snprintf(out->run_id, sizeof out->run_id, "%s", id);
+        return;
+    }
+    id = r->get(r->ctx, "TORCHELASTIC_RUN_ID");
+    if (id && *id && strcmp(id, "none") != 0) {
+        more = r->get(r->ctx, "TORCHELASTIC_RESTART_COUNT");
+        snprintf(out->run_id, sizeof out->run_id, "elastic %.60s %.20s %d", id, more ? more : "", out->master_port);
+        return;
+    }
+    for (size_t i = 0; i < sizeof jobs / sizeof *jobs && strcmp(out->source, "torchrun") != 0; i++) {
+        id = r->get(r->ctx, jobs[i]);
+        more = r->get(r->ctx, "SLURM_STEP_ID");
+        if (id && *id) {
+            snprintf(out->run_id, sizeof out->run_id, "job %.80s %.20s", id, more ? more : "");
+            return;
+        }
+    }
+    if (out->master_port)
+        snprintf(out->run_id, sizeof out->run_id, "port %d", out->master_port);
+    else
+        snprintf(out->run_id, sizeof out->run_id, "parent %ld", (long)getppid());
+}
+
+DS_API ds_status ds_comm_resolve_env(const char *(*get)(void *ctx, const char *name), void *ctx, ds_comm_env *out,
+                                     ds_error *error) {
+    static const dsi_comm_launcher launchers[] = {
+        {"torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"},
+        {"Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK",
+         "OMPI_COMM_WORLD_LOCAL_SIZE"},
+        {"PMI", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"},
+        {"MVAPICH2", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK",
+         "MV2_COMM_WORLD_LOCAL_SIZE"},
+        {"Slurm", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", ""}};
+    dsi_comm_reader r;
+    const dsi_comm_launcher *chosen = NULL;
+    const char *text;
+    memset(out, 0, sizeof *out);
+    r.get = get ? get : dsi_comm_getenv;
+    r.ctx = ctx;
+    r.error = error;
+    r.status = DS_OK;
+    out->world = 1;
+    out->local_rank = out->local_world = -1;
+    out->source = "none";
+    for (size_t i = 0; i < sizeof launchers / sizeof *launchers && !r.status; i++) {
+        const dsi_comm_launcher *l = &launchers[i];
+        int world = dsi_comm_number(&r, l->world, -1);
+        int rank = i == 4 && world < 0 ? -1 : dsi_comm_number(&r, l->rank, -1); /* sbatch sets SLURM_PROCID alone */
+        if (r.status) return r.status;
+        if (rank < 0 && world < 0) continue;
+        if (rank < 0 || world < 0)
+            return dsi_fail(error, DS_ERR_INPUT, "%s is set but %s is not; a launcher sets both",
+                            rank < 0 ? l->world : l->rank, rank < 0 ? l->rank : l->world);
+        if (world < 1 || rank >= world)
+            return dsi_fail(error, DS_ERR_INPUT, "%s is %d but %s is %d; a rank is below the world size", l->rank, rank,
+                            l->world, world);
+        if (chosen && (rank != out->rank || world != out->world))
+            return dsi_fail(error, DS_ERR_INPUT, "%s, %s say rank %d of %d, but %s, %s say rank %d of %d", chosen->rank,
+                            chosen->world, out->rank, out->world, l->rank, l->world, rank, world);
+        if (chosen) continue;
+        chosen = l;
+        out->source = l->name;
+        out->rank = rank;
+        out->world = world;
+        out->local_rank = dsi_comm_number(&r, l->local_rank, -1);
+        if (*l->local_world) out->local_world = dsi_comm_number(&r, l->local_world, -1);
+        if (i == 0 && out->local_world < 0) out->local_world = dsi_comm_number(&r, "LOCAL_SIZE", -1);
+        if (i == 4)
+            out->local_world =
+                dsi_comm_slurm_tasks(r.get(ctx, "SLURM_STEP_TASKS_PER_NODE"), dsi_comm_number(&r, "SLURM_NODEID", 0));
+        if (!r.status && out->local_world >= 0 && (out->local_world > world || out->local_rank >= out->local_world))
+            return dsi_fail(error, DS_ERR_INPUT, "local rank %d of %d does not fit into a world of %d (%s)",
+                            out->local_rank, out->local_world, world, l->name);
+    }
+    text = r.get(ctx, "MASTER_ADDR");
+    snprintf(out->master_addr, sizeof out->master_addr, "%s", text ? text : "");
+    out->master_port = dsi_comm_number(&r, "MASTER_PORT", 0);
+    if (!r.status && out->master_port > 65535)
+        return dsi_fail(error, DS_ERR_INPUT, "MASTER_PORT is %d; a port is at most 65535", out->master_port);
+    if (!r.status) dsi_comm_run_id(&r, out);
+    return r.status;
+}
+
+// >>create: what every backend needs
+
+static void dsi_comm_family_release(dsi_comm_family *f) {
+    ds_allocator allocator = f->allocator;
+    if (__atomic_sub_fetch(&f->references, 1, __ATOMIC_SEQ_CST)) return;
+    if (f->transport.close) f->transport.close(f->transport.ctx);
+#ifdef __linux__
+    if (f->base) munmap(f->base, f->mapped);
+    if (f->file >= 0) close(f->file);
+#endif
+    dsi_release(&allocator, f->spans, f->span_room * sizeof *f->spans);
+    pthread_mutex_destroy(&f->lock);
+    dsi_release(&allocator, f, sizeof *f);
+}
+static dsi_comm_family *dsi_comm_family_make(const ds_allocator *allocator, int rank, int world) {
+    dsi_comm_family *f = (dsi_comm_family *)dsi_alloc_zero(allocator, sizeof *f);
+    if (!f) return NULL;
+    f->allocator = *allocator;
+    f->references = 1;
+    f->file = -1;
+    f->rank = rank;
+    f->world = world;
+    f->next_channel = 1;
+    pthread_mutex_init(&f->lock, NULL);
+    return f;
+}
+
+/* The arrays of one communicator lie behind it in one allocation. */
+static size_t dsi_comm_bytes(int world) {
+    size_t w = (size_t)world;
+    return sizeof(ds_comm) + w * (sizeof(void *) * 2 + sizeof(ds_comm_part) + 2 * sizeof(dsi_comm_sign) + sizeof(int)) +
+           6 * (w + 1) * sizeof(size_t);
+}
+/* A communicator without a way to others yet; takes one reference of the family when it succeeds. */
+static ds_comm *dsi_comm_make(const ds_comm_desc *desc, dsi_comm_family *family, const char *name, int rank,
+                              int world) {
+    size_t w = (size_t)world;
+    ds_comm *c = (ds_comm *)dsi_alloc_zero(&desc->allocator, dsi_comm_bytes(world));
+    if (!c) return NULL;
+    c->views = (const void **)(void *)(c + 1);
+    c->targets = (void **)(void *)(c->views + w);
+    c->tables = (size_t *)(void *)(c->targets + w);
+    c->signs = (dsi_comm_sign *)(void *)(c->tables + 6 * (w + 1));
+    c->messages = (ds_comm_part *)(void *)(c->signs + 2 * w);
+    c->family_rank = (int *)(void *)(c->messages + w);
+    for (int r = 0; r < world; r++) c->family_rank[r] = r;
+    c->rank = rank;
+    c->world = world;
+    c->family = family;
+    snprintf(c->name, sizeof c->name, "%s", name);
+    c->timeout = desc->timeout ? desc->timeout : 300 * (int64_t)1000000000;
+    c->stage_bytes = desc->stage_bytes ? desc->stage_bytes : (size_t)4 << 20;
+    if (c->stage_bytes < 512 * w) c->stage_bytes = 512 * w;
+    c->stage_bytes = dsi_round_up(c->stage_bytes, 2 * DSI_COMM_PAGE);
+    c->spins = sysconf(_SC_NPROCESSORS_ONLN) >= world ? 1000 : 0;
+    c->log = desc->log;
+    c->allocator = desc->allocator;
+    c->logger = desc->logger;
+    c->clock = desc->clock;
+    return c;
+}
+static void dsi_comm_unmake(ds_comm *c) {
+    ds_allocator allocator = c->allocator;
+    dsi_release_aligned(&allocator, c->scratch, c->scratch_bytes, DSI_COMM_LINE);
+    dsi_release(&allocator, c, dsi_comm_bytes(c->world));
+}
+static bool dsi_comm_make_scratch(ds_comm *c) {
+    c->scratch = (char *)dsi_alloc_aligned(&c->allocator, c->stage_bytes, DSI_COMM_LINE);
+    if (c->scratch) c->scratch_bytes = c->stage_bytes;
+    return c->scratch != NULL;
+}
+static void dsi_comm_sit(ds_comm *c, dsi_comm_room *room) {
+    c->room = room;
+    DSI_COMM_STORE(&dsi_comm_seat_of(c, c->rank)->process, (int32_t)getpid());
+}
+
+/* Parts of the own arena, first fit. `commit` takes the pages now, so that a lack of memory is NULL and not a signal. */
+static void *dsi_comm_arena_take(dsi_comm_family *f, size_t bytes, bool commit) {
+    size_t i, at = 0, begin = f->arena + (size_t)f->rank * f->arena_bytes;
+    void *memory = NULL;
+    bytes = dsi_round_up(bytes ? bytes : 1, DSI_COMM_PAGE);
+    pthread_mutex_lock(&f->lock);
+    if (f->span_count == f->span_room) {
+        size_t room = f->span_room ? f->span_room * 2 : 16;
+        dsi_comm_span *spans = (dsi_comm_span *)dsi_alloc(&f->allocator, room * sizeof *spans);
+        if (!spans) goto out;
+        if (f->span_count) memcpy(spans, f->spans, f->span_count * sizeof *spans);
+        dsi_release(&f->allocator, f->spans, f->span_room * sizeof *f->spans);
+        f->spans = spans;
+        f->span_room = room;
+    }
+    for (i = 0; i < f->span_count && f->spans[i].begin - at < bytes; i++) at = f->spans[i].begin + f->spans[i].bytes;
+    if (bytes > f->arena_bytes || at > f->arena_bytes - bytes) goto out;
+#ifdef __linux__
+    if (commit && posix_fallocate(f->file, (off_t)(begin + at), (off_t)bytes)) goto out;
+#endif
+    memmove(f->spans + i + 1, f->spans + i, (f->span_count - i) * sizeof *f->spans);
+    f->spans[i].begin = at;
+    f->spans[i].bytes = bytes;
+    f->span_count++;
+    memory = f->base + begin + at;
+out:
+    pthread_mutex_unlock(&f->lock);
+    return memory;
+}
+static void dsi_comm_arena_give(dsi_comm_family *f, void *memory) {
+    size_t at = (size_t)((char *)memory - f->base) - f->arena - (size_t)f->rank * f->arena_bytes;
+    pthread_mutex_lock(&f->lock);
+    for (size_t i = 0; i < f->span_count; i++)
+        if (f->spans[i].begin == at) {
+#ifdef __linux__
+            madvise(memory, f->spans[i].bytes, MADV_REMOVE); /* gives the pages back */
+#endif
+            memmove(f->spans + i, f->spans + i + 1, (f->span_count - i - 1) * sizeof *f->spans);
+            f->span_count--;
+            break;
+        }
+    pthread_mutex_unlock(&f->lock);
+}
+
+DS_API void *ds_comm_alloc(ds_comm *comm, size_t bytes) {
+    if (comm->family->base) return dsi_comm_arena_take(comm->family, bytes, true);
+    return dsi_alloc_aligned(&comm->allocator, bytes, DSI_COMM_PAGE);
+}
+DS_API void ds_comm_free(ds_comm *comm, void *memory, size_t bytes) {
+    if (!memory) return;
+    if (comm->family->base)
+        dsi_comm_arena_give(comm->family, memory);
+    else
+        dsi_release_aligned(&comm->allocator, memory, bytes, DSI_COMM_PAGE);
+}
+
+DS_API void ds_comm_destroy(ds_comm *comm) {
+    dsi_comm_family *family;
+    if (!comm) return;
+    family = comm->family;
+    dsi_comm_queue_end(comm);
+    if (comm->room) {
+        uint32_t world = (uint32_t)comm->world, left;
+        size_t bytes = (size_t)comm->room->bytes;
+        DSI_COMM_STORE(&dsi_comm_seat_of(comm, comm->rank)->left, 1);
+        dsi_comm_ring(comm);
+        left = __atomic_add_fetch(&comm->room->left, 1, __ATOMIC_SEQ_CST);
+        /* the last thread frees a room; under shm its owner, or the end of the family when others are still in it */
+        if (!family->base && left == world)
+            dsi_release_aligned(&comm->allocator, comm->room, bytes, DSI_COMM_LINE);
+        else if (family->base && comm->owns_room && left == world)
+            dsi_comm_arena_give(family, comm->room);
+    } else if (comm->world > 1 && !comm->dead && comm->abort_state == 2)
+        dsi_comm_message_shout(comm);
+    dsi_comm_unmake(comm);
+    dsi_comm_family_release(family);
+}
+
+// >>threads: ranks of one process
+
+static dsi_comm_room *dsi_comm_room_make(const ds_allocator *allocator, int world) {
+    dsi_comm_room plan = dsi_comm_room_plan(world, 0);
+    dsi_comm_room *room = (dsi_comm_room *)dsi_alloc_aligned(allocator, (size_t)plan.bytes, DSI_COMM_LINE);
+    if (!room) return NULL;
+    memset(room, 0, (size_t)plan.bytes);
+    *room = plan;
+    return room;
+}
+
+static ds_status dsi_comm_check_desc(const ds_comm_desc *desc, size_t desc_bytes, int version, ds_error *error) {
+    if (version != DS_COMM_VERSION || desc_bytes != sizeof *desc)
+        return dsi_fail(
+            error, DS_ERR_VERSION,
+            "ds_comm: the caller was compiled with version %d and a ds_comm_desc of %zu bytes, the implementation "
+            "is version %d with %zu",
+            version, desc_bytes, DS_COMM_VERSION, sizeof *desc);
+    return desc ? DS_OK : dsi_fail(error, DS_ERR_ARGUMENT, "ds_comm: the descriptor is NULL");
+}
+
+DS_API ds_status dsi_comm_threads_create(const ds_comm_desc *desc, size_t desc_bytes, int version, int world,
+                                         ds_comm **out, ds_error *error) {
+    dsi_comm_family *family;
+    dsi_comm_room *room;
+    ds_status status = dsi_comm_check_desc(desc, desc_bytes, version, error);
+    for (int r = 0; !status && r < world; r++) out[r] = NULL;
+    if (status) return status;
+    if (world < 1 || world > 4096)
+        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_comm_threads_create: world is %d; expected 1 to 4096", world);
+    family = dsi_comm_family_make(&desc->allocator, 0, world);
+    room = family ? dsi_comm_room_make(&desc->allocator, world) : NULL;
+    for (int r = 0; room && r < world; r++) {
+        out[r] = dsi_comm_make(desc, family, "threads", r, world);
+        if (!out[r]) {
+            while (r--) {
+                dsi_comm_unmake(out[r]);
+                out[r] = NULL;
+            }
+            dsi_release_aligned(&desc->allocator, room, (size_t)room->bytes, DSI_COMM_LINE);
+            room = NULL;
+        }
+    }
+    if (!room) {
+        if (family) dsi_comm_family_release(family);
+        return dsi_fail(error, DS_ERR_MEMORY, "ds_comm_threads_create: no memory for %d ranks", world);
+    }
+    family->references = world;
+    for (int r = 0; r < world; r++) dsi_comm_sit(out[r], room);
+    return DS_OK;
+}
+
+// >>shm: processes of one machine
+#ifdef __linux__
+
+/* What ranks tell each other while they connect; rank 0 sends the memory file along. */
+typedef struct dsi_comm_hello {
+    uint32_t magic;
+    int32_t status, rank, world;
+    uint64_t stage_bytes, arena, arena_bytes, mapped;
+    char text[360];
+} dsi_comm_hello;
+typedef struct dsi_comm_credentials { /* struct ucred, which hides without _GNU_SOURCE */
+    pid_t process;
+    uid_t user;
+    gid_t group;
+} dsi_comm_credentials;
+
+static ds_status dsi_comm_tell(int socket, const dsi_comm_hello *hello, int file) {
+    struct msghdr m;
+    struct iovec part;
+    union {
+        char bytes[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr align;
+    } control;
+    memset(&m, 0, sizeof m);
+    memset(&control, 0, sizeof control);
+    part.iov_base = (void *)(uintptr_t)hello;
+    part.iov_len = sizeof *hello;
+    m.msg_iov = &part;
+    m.msg_iovlen = 1;
+    if (file >= 0) {
+        struct cmsghdr *c;
+        m.msg_control = control.bytes;
+        m.msg_controllen = sizeof control.bytes;
+        c = CMSG_FIRSTHDR(&m);
+        c->cmsg_level = SOL_SOCKET;
+        c->cmsg_type = SCM_RIGHTS;
+        c->cmsg_len = CMSG_LEN(sizeof(int));
+        memcpy(CMSG_DATA(c), &file, sizeof file);
+    }
+    return sendmsg(socket, &m, MSG_NOSIGNAL) == (ssize_t)sizeof *hello ? DS_OK : DS_ERR_IO;
+}
+/* DS_OK, DS_ERR_TIMEOUT, or DS_ERR_PEER when the other side is gone. */
+static ds_status dsi_comm_hear(const ds_clock *clock, int socket, dsi_comm_hello *hello, int *file, int64_t deadline) {
+    struct msghdr m;
+    struct iovec part;
+    struct pollfd poll_one;
+    union {
+        char bytes[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr align;
+    } control;
+    ssize_t got;
+    poll_one.fd = socket;
+    poll_one.events = POLLIN;
+    for (;;) {
+        int n = poll(&poll_one, 1, 50);
+        if (n > 0) break;
+        if (dsi_now(clock) >= deadline) return DS_ERR_TIMEOUT;
+    }
+    memset(&m, 0, sizeof m);
+    memset(&control, 0, sizeof control);
+    part.iov_base = hello;
+    part.iov_len = sizeof *hello;
+    m.msg_iov = &part;
+    m.msg_iovlen = 1;
+    m.msg_control = control.bytes;
+    m.msg_controllen = sizeof control.bytes;
+    got = recvmsg(socket, &m, MSG_CMSG_CLOEXEC);
+    if (got != (ssize_t)sizeof *hello || hello->magic != DS_COMM_VERSION + 0x64730000u) return DS_ERR_PEER;
+    hello->text[sizeof hello->text - 1] = 0;
+    if (file && m.msg_controllen >= CMSG_LEN(sizeof(int)) && CMSG_FIRSTHDR(&m)->cmsg_type == SCM_RIGHTS)
+        memcpy(file, CMSG_DATA(CMSG_FIRSTHDR(&m)), sizeof *file);
+    return DS_OK;
+}
+
+/* A name of the kernel's own name space for sockets: it needs no folder and ends with its process. */
+static socklen_t dsi_comm_meeting_point(struct sockaddr_un *address, const char *run_id, int world) {
+    uint64_t hash = 0xCBF29CE484222325u;
+    int n;
+    for (const char *p = run_id; *p; p++) hash = (hash ^ (unsigned char)*p) * 0x100000001B3u;
+    hash = (hash ^ (uint64_t)world) * 0x100000001B3u;
+    memset(address, 0, sizeof *address);
+    address->sun_family = AF_UNIX;
+    n = snprintf(address->sun_path + 1, sizeof address->sun_path - 1, "ds-comm-%lu-%016llx", (unsigned long)geteuid(),
+                 (unsigned long long)hash);
+    return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)n);
+}
+static bool dsi_comm_same_user(int socket, int *process) {
+    dsi_comm_credentials who;
+    socklen_t bytes = sizeof who;
+    if (getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &who, &bytes) || who.user != geteuid()) return false;
+    *process = (int)who.process;
+    return true;
+}
+
+/* Maps the memory file and marks this rank as alive in it. */
+static ds_status dsi_comm_attach(ds_comm *c, size_t mapped, ds_error *error) {
+    dsi_comm_family *f = c->family;
+    struct flock lock;
+    void *base = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, f->file, 0);
+    if (base == MAP_FAILED)
+        return dsi_fail(error, DS_ERR_MEMORY, "ds_comm: rank %d cannot map %zu bytes of shared memory: %s", c->rank,
+                        mapped, strerror(errno));
+    f->base = (char *)base;
+    f->mapped = mapped;
+    memset(&lock, 0, sizeof lock);
+    lock.l_type = F_WRLCK;
+    lock.l_whence = SEEK_SET;
+    lock.l_start = c->rank;
+    lock.l_len = 1;
+    if (fcntl(f->file, F_SETLK, &lock))
+        return dsi_fail(error, DS_ERR_IO, "ds_comm: rank %d cannot lock its place: %s", c->rank, strerror(errno));
+    return DS_OK;
+}
+
+/* Rank 0 makes the memory: the room, then an arena per rank. An address range that does not fit is halved. */
+static ds_status dsi_comm_segment_make(ds_comm *c, const ds_comm_desc *desc, ds_error *error) {
+    dsi_comm_family *f = c->family;
+    dsi_comm_room plan = dsi_comm_room_plan(c->world, c->stage_bytes);
+    size_t arena = desc->arena_bytes, pages = (size_t)sysconf(_SC_PHYS_PAGES), asked;
+    ds_status status;
+    if (!arena) arena = dsi_mul(pages, (size_t)sysconf(_SC_PAGESIZE));
+    if (arena > ((size_t)1 << 44) / (size_t)c->world) arena = ((size_t)1 << 44) / (size_t)c->world;
+    arena = asked = dsi_round_up(arena, DSI_COMM_PAGE);
+    f->file = (int)syscall(SYS_memfd_create, "ds_comm", 1u /* close on exec */);
+    if (f->file < 0) return dsi_fail(error, DS_ERR_IO, "ds_comm: memfd_create: %s", strerror(errno));
+    for (;; arena = arena / 2 / DSI_COMM_PAGE * DSI_COMM_PAGE) {
+        size_t mapped = (size_t)plan.bytes + (size_t)c->world * arena;
+        if (ftruncate(f->file, (off_t)mapped) == 0) {
+            status = dsi_comm_attach(c, mapped, error);
+            if (status != DS_ERR_MEMORY || !arena) break;
+        } else if (!arena)
+            return dsi_fail(error, DS_ERR_MEMORY, "ds_comm: %zu bytes of shared memory: %s", mapped, strerror(errno));
+    }
+    if (status) return status;
+    if (arena != asked)
+        dsi_log(&c->logger, "ds_comm", DS_LOG_WARNING, 5,
+                "arena of %zu instead of %zu bytes per rank: no address space", arena, asked);
+    f->arena = (size_t)plan.bytes;
+    f->arena_bytes = arena;
+    if (posix_fallocate(f->file, 0, (off_t)plan.stages))
+        return dsi_fail(error, DS_ERR_MEMORY, "ds_comm: no shared memory for %llu bytes",
+                        (unsigned long long)plan.stages);
+    *(dsi_comm_room *)(void *)f->base = plan;
+    return DS_OK;
+}
+
+static void dsi_comm_missing(const int *sockets, int world, char *out, size_t room) {
+    size_t at = 0;
+    out[0] = 0;
+    for (int r = 1; r < world && at + 16 < room; r++)
+        if (sockets[r] < 0) at += (size_t)snprintf(out + at, room - at, at ? ", %d" : "%d", r);
+}
+
+/* Rank 0 takes one caller in. A second claim of a rank by the same process is its next communicator, which comes too
+   early: it is sent away and calls again. */
+static ds_status dsi_comm_welcome(ds_comm *c, int listener, int *sockets, int *processes, ds_error *error) {
+    dsi_comm_hello hello;
+    int process = 0, s = accept(listener, NULL, NULL);
+    if (s < 0) return DS_OK;
+    (void)fcntl(s, F_SETFD, FD_CLOEXEC);
+    if (!dsi_comm_same_user(s, &process)) {
+        dsi_log(&c->logger, "ds_comm", DS_LOG_WARNING, 2, "a process of another user tried to attach");
+        close(s);
+        return DS_OK;
+    }
+    if (dsi_comm_hear(&c->clock, s, &hello, NULL, dsi_deadline(&c->clock, 1000000000)) || hello.rank < 1 ||
+        hello.rank >= c->world) {
+        close(s);
+        return DS_OK;
+    }
+    if (sockets[hello.rank] >= 0) {
+        int first = processes[hello.rank];
+        close(s);
+        return first == process ? DS_OK
+                                : dsi_fail(error, DS_ERR_PEER, "ds_comm: rank %d is claimed by processes %d and %d",
+                                           hello.rank, first, process);
+    }
+    sockets[hello.rank] = s;
+    processes[hello.rank] = process;
+    return DS_OK;
+}
+
+static ds_status dsi_comm_host_run(ds_comm *c, const ds_comm_desc *desc, int listener, int *sockets, int *processes,
+                                   ds_error *error) {
+    int64_t deadline = dsi_deadline(&c->clock, c->timeout);
+    dsi_comm_hello hello;
+    char missing[160];
+    int joined = 1;
+    ds_status status = DS_OK;
+    while (joined < c->world && !status) {
+        struct pollfd p;
+        p.fd = listener;
+        p.events = POLLIN;
+        if (poll(&p, 1, 50) > 0) status = dsi_comm_welcome(c, listener, sockets, processes, error);
+        joined = 1;
+        for (int r = 1; r < c->world; r++) {
+            char byte;
+            if (sockets[r] >= 0 && recv(sockets[r], &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0)
+                status = dsi_fail(error, DS_ERR_PEER, "ds_comm: rank %d (process %d) ended while the ranks connected",
+                                  r, processes[r]);
+            joined += sockets[r] >= 0;
+        }
+        dsi_comm_missing(sockets, c->world, missing, sizeof missing);
+        if (!status && joined < c->world && dsi_now(&c->clock) >= deadline)
+            status = dsi_fail(error, DS_ERR_TIMEOUT,
+                              "ds_comm: of %d ranks, rank %s did not connect within %.1f s (run id \"%.100s\")",
+                              c->world, missing, (double)c->timeout * 1e-9, desc->run_id);
+    }
+    if (!status) status = dsi_comm_segment_make(c, desc, error);
+    memset(&hello, 0, sizeof hello);
+    hello.magic = DS_COMM_VERSION + 0x64730000u;
+    for (int step = 0; step < 2; step++) { /* the memory, an answer from each, then the start */
+        hello.status = (int32_t)status;
+        hello.stage_bytes = c->stage_bytes;
+        hello.arena = c->family->arena;
+        hello.arena_bytes = c->family->arena_bytes;
+        hello.mapped = c->family->mapped;
+        snprintf(hello.text, sizeof hello.text, "%.350s",
+                 status && error ? error->message
+                 : status        ? "rank 0 failed"
+                                 : "");
+        for (int r = 1; r < c->world; r++)
+            if (sockets[r] >= 0) (void)dsi_comm_tell(sockets[r], &hello, step || status ? -1 : c->family->file);
+        if (status) break;
+        for (int r = 1; r < c->world && step == 0; r++) {
+            dsi_comm_hello answer;
+            ds_status heard = status ? DS_OK : dsi_comm_hear(&c->clock, sockets[r], &answer, NULL, deadline);
+            if (heard)
+                status = dsi_fail(error, heard, "ds_comm: rank %d (process %d) ended while the ranks connected", r,
+                                  processes[r]);
+            else if (!status && answer.status)
+                status = dsi_fail(error, (ds_status)answer.status, "%s", answer.text);
+        }
+    }
+    return status;
+}
+
+static ds_status dsi_comm_host(ds_comm *c, const ds_comm_desc *desc, ds_error *error) {
+    struct sockaddr_un address;
+    socklen_t length = dsi_comm_meeting_point(&address, desc->run_id, c->world);
+    int64_t deadline = dsi_deadline(&c->clock, c->timeout < 5000000000 && c->timeout > 0 ? c->timeout : 5000000000);
+    size_t bytes = (size_t)c->world * 2 * sizeof(int);
+    int *sockets = (int *)dsi_alloc(&c->allocator, bytes);
+    int listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    ds_status status = DS_OK;
+    if (!sockets)
+        status = dsi_fail(error, DS_ERR_MEMORY, "ds_comm: no memory for %d connections", c->world);
+    else if (listener < 0)
+        status = dsi_fail(error, DS_ERR_IO, "ds_comm: socket: %s", strerror(errno));
+    for (int r = 0; sockets && r < c->world; r++) sockets[r] = -1;
+    while (!status && bind(listener, (struct sockaddr *)(void *)&address, length)) {
+        if (errno != EADDRINUSE)
+            status = dsi_fail(error, DS_ERR_IO, "ds_comm: bind: %s", strerror(errno));
+        else if (dsi_now(&c->clock) >= deadline)
+            status =
+                dsi_fail(error, DS_ERR_STATE,
+                         "ds_comm: another run of this user with run id \"%.100s\" is connecting; set DS_RUN_ID or "
+                         "MASTER_PORT to something else",
+                         desc->run_id);
+        else
+            dsi_sleep(&c->clock, 5000000);
+    }
+    if (!status && listen(listener, c->world))
+        status = dsi_fail(error, DS_ERR_IO, "ds_comm: listen: %s", strerror(errno));
+    if (!status) status = dsi_comm_host_run(c, desc, listener, sockets, sockets + c->world, error);
+    if (listener >= 0) close(listener);
+    for (int r = 0; sockets && r < c->world; r++)
+        if (sockets[r] >= 0) close(sockets[r]);
+    dsi_release(&c->allocator, sockets, bytes);
+    return status;
+}
+
+/* One attempt to join; DS_ERR_STATE means: call again. */
+static ds_status dsi_comm_join_once(ds_comm *c, const struct sockaddr_un *address, socklen_t length, int64_t deadline,
+                                    ds_error *error) {
+    dsi_comm_hello hello;
+    int process = 0, s = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    ds_status status = DS_ERR_STATE;
+    if (s < 0) return dsi_fail(error, DS_ERR_IO, "ds_comm: socket: %s", strerror(errno));
+    if (connect(s, (const struct sockaddr *)(const void *)address, length) == 0 && dsi_comm_same_user(s, &process)) {
+        memset(&hello, 0, sizeof hello);
+        hello.magic = DS_COMM_VERSION + 0x64730000u;
+        hello.rank = c->rank;
+        hello.world = c->world;
+        if (dsi_comm_tell(s, &hello, -1) == DS_OK &&
+            dsi_comm_hear(&c->clock, s, &hello, &c->family->file, deadline) == DS_OK) {
+            status = hello.status ? dsi_fail(error, (ds_status)hello.status, "%s", hello.text) : DS_OK;
+            if (!status) {
+                ds_error own = {DS_OK, ""};
+                c->family->arena = (size_t)hello.arena;
+                c->family->arena_bytes = (size_t)hello.arena_bytes;
+                status = dsi_comm_attach(c, (size_t)hello.mapped, &own);
+                hello.status = (int32_t)status;
+                snprintf(hello.text, sizeof hello.text, "%.350s", own.message);
+                if (dsi_comm_tell(s, &hello, -1) || dsi_comm_hear(&c->clock, s, &hello, NULL, deadline))
+                    status = dsi_fail(error, DS_ERR_PEER,
+                                      "ds_comm: rank 0 (process %d) ended while the ranks connected", process);
+                else if (hello.status)
+                    status = dsi_fail(error, (ds_status)hello.status, "%s", hello.text);
+            }
+        }
+    }
+    close(s);
+    return status;
+}
+static ds_status dsi_comm_join(ds_comm *c, const ds_comm_desc *desc, ds_error *error) {
+    int64_t deadline = dsi_deadline(&c->clock, c->timeout);
+    struct sockaddr_un address;
+    socklen_t length = dsi_comm_meeting_point(&address, desc->run_id, c->world);
+    ds_status status;
+    while ((status = dsi_comm_join_once(c, &address, length, deadline, error)) == DS_ERR_STATE) {
+        if (dsi_now(&c->clock) >= deadline)
+            return dsi_fail(error, DS_ERR_TIMEOUT,
+                            "ds_comm: rank %d of %d found no rank 0 within %.1f s (run id \"%.100s\")", c->rank,
+                            c->world, (double)c->timeout * 1e-9, desc->run_id);
+        dsi_sleep(&c->clock, 2000000);
+    }
+    return status;
+}
+static ds_status dsi_comm_open_shm(ds_comm *c, const ds_comm_desc *desc, ds_error *error) {
+    ds_status status = c->rank == 0 ? dsi_comm_host(c, desc, error) : dsi_comm_join(c, desc, error);
+    if (!status) dsi_comm_sit(c, (dsi_comm_room *)(void *)c->family->base);
+    return status;
+}
+#else
+static ds_status dsi_comm_open_shm(ds_comm *c, const ds_comm_desc *desc, ds_error *error) {
+    (void)c, (void)desc;
+    return dsi_fail(error, DS_ERR_UNSUPPORTED, "ds_comm: the backend shm needs Linux");
+}
+#endif
+
+// >>mpi: as a transport of messages
+#if DS_COMM_USE_MPI
+
+typedef struct dsi_comm_mpi {
+    MPI_Comm comm;
+    MPI_Request *requests;
+    int *owners; /* the part of each request */
+    size_t room;
+    ds_allocator allocator;
+    ds_clock clock;
+    bool ours, broken; /* MPI was initialised here; a request was given up */
+} dsi_comm_mpi;
+
+static void dsi_comm_mpi_close(void *ctx) {
+    dsi_comm_mpi *m = (dsi_comm_mpi *)ctx;
+    ds_allocator allocator = m->allocator;
+    int over = 0;
+    MPI_Finalized(&over);
+    if (!over && !m->broken) { /* with messages under way both would wait for ranks that are gone */
+        if (m->comm != MPI_COMM_NULL) MPI_Comm_free(&m->comm);
+        if (m->ours) MPI_Finalize();
+    }
+    dsi_release(&allocator, m->requests, m->room * sizeof *m->requests);
+    dsi_release(&allocator, m->owners, m->room * sizeof *m->owners);
+    dsi_release(&allocator, m, sizeof *m);
+}
+
+/* Polls until the requests are through; yields for a while, then sleeps between looks. */
+static ds_status dsi_comm_mpi_finish(dsi_comm_mpi *m, size_t count, ds_comm_part *parts, int64_t deadline,
+                                     ds_error *error) {
+    size_t pending = count, idle = 0;
+    for (size_t i = 0; i < count; i++)
+        if (m->owners[i] >= 0) parts[m->owners[i]].done = false;
+    while (pending) {
+        size_t before = pending;
+        pending = 0;
+        for (size_t i = 0; i < count; i++) {
+            int flag = 1;
+            if (m->requests[i] != MPI_REQUEST_NULL &&
+                MPI_Test(&m->requests[i], &flag, MPI_STATUS_IGNORE) != MPI_SUCCESS) {
+                m->broken = true;
+                return dsi_fail(error, DS_ERR_PEER, "MPI_Test failed");
+            }
+            pending += !flag;
+        }
+        if (!pending) break;
+        idle = pending < before ? 0 : idle + 1;
+        if (idle > 200) {
+            if (dsi_now(&m->clock) >= deadline) break;
+            dsi_sleep(&m->clock, idle > 2000 ? 200000 : 20000);
+        }
+    }
+    for (size_t i = 0; i < count; i++)
+        if (m->owners[i] >= 0) parts[m->owners[i]].done = true;
+    for (size_t i = 0; i < count; i++)
+        if (m->requests[i] != MPI_REQUEST_NULL) {
+            if (m->owners[i] >= 0) parts[m->owners[i]].done = false;
+            MPI_Cancel(&m->requests[i]);
+            MPI_Request_free(&m->requests[i]);
+            m->broken = true;
+        }
+    return pending ? dsi_fail(error, DS_ERR_TIMEOUT, "MPI: the deadline passed") : DS_OK;
+}
+
+static ds_status dsi_comm_mpi_exchange(void *ctx, unsigned channel, ds_comm_part *parts, int count, int64_t deadline,
+                                       ds_error *error) {
+    dsi_comm_mpi *m = (dsi_comm_mpi *)ctx;
+    const size_t limit = (size_t)1 << 30; /* MPI counts are int */
+    size_t need = 0, used = 0;
+    for (int i = 0; i < count; i++) need += parts[i].send_bytes / limit + parts[i].receive_bytes / limit + 2;
+    if (need > m->room) {
+        MPI_Request *requests = (MPI_Request *)dsi_alloc(&m->allocator, need * sizeof *requests);
+        int *owners = (int *)dsi_alloc(&m->allocator, need * sizeof *owners);
+        if (!requests || !owners) {
+            dsi_release(&m->allocator, requests, need * sizeof *requests);
+            dsi_release(&m->allocator, owners, need * sizeof *owners);
+            return dsi_fail(error, DS_ERR_MEMORY, "no memory for %zu requests", need);
+        }
+        dsi_release(&m->allocator, m->requests, m->room * sizeof *m->requests);
+        dsi_release(&m->allocator, m->owners, m->room * sizeof *m->owners);
+        m->requests = requests;
+        m->owners = owners;
+        m->room = need;
+    }
+    for (int sends = 0; sends < 2; sends++) /* receives first, so that no message is unexpected */
+        for (int i = 0; i < count; i++) {
+            size_t bytes = sends ? parts[i].send_bytes : parts[i].receive_bytes;
+            for (size_t at = 0; at < bytes; at += limit) {
+                int n = (int)(bytes - at < limit ? bytes - at : limit), failed;
+                m->owners[used] = i;
+                failed = sends ? MPI_Isend((const char *)parts[i].send + at, n, MPI_BYTE, parts[i].peer, (int)channel,
+                                           m->comm, &m->requests[used])
+                               : MPI_Irecv((char *)parts[i].receive + at, n, MPI_BYTE, parts[i].peer, (int)channel,
+                                           m->comm, &m->requests[used]);
+                if (failed != MPI_SUCCESS) {
+                    m->broken = true;
+                    return dsi_fail(error, DS_ERR_PEER, "MPI refused a message of %d bytes", n);
+                }
+                used++;
+            }
+        }
+    return dsi_comm_mpi_finish(m, used, parts, deadline, error);
+}
+
+/* Starts MPI unless it runs already, and takes a duplicate of its world. */
+static ds_status dsi_comm_mpi_open(const ds_comm_desc *desc, ds_comm_transport *out, int *rank, int *world,
+                                   ds_error *error) {
+    int64_t timeout = desc->timeout ? desc->timeout : 300 * (int64_t)1000000000;
+    dsi_comm_mpi *m = (dsi_comm_mpi *)dsi_alloc_zero(&desc->allocator, sizeof *m);
+    int started = 0, over = 0, level = MPI_THREAD_SINGLE;
+    ds_status status;
+    if (!m) return dsi_fail(error, DS_ERR_MEMORY, "ds_comm: no memory for MPI");
+    m->allocator = desc->allocator;
+    m->clock = desc->clock;
+    m->comm = MPI_COMM_NULL;
+    MPI_Initialized(&started);
+    MPI_Finalized(&over);
+    if (over) {
+        dsi_release(&desc->allocator, m, sizeof *m);
+        return dsi_fail(error, DS_ERR_STATE,
+                        "ds_comm: MPI was finalised in this process and cannot start again; keep one "
+                        "communicator, or call MPI_Init yourself");
+    }
+    if (!started) {
+        m->ours = MPI_Init_thread(NULL, NULL, MPI_THREAD_MULTIPLE, &level) == MPI_SUCCESS;
+        if (!m->ours) {
+            dsi_release(&desc->allocator, m, sizeof *m);
+            return dsi_fail(error, DS_ERR_IO, "ds_comm: MPI_Init_thread failed");
+        }
+    }
+    MPI_Query_thread(&level);
+    out->name = "mpi";
+    out->ctx = m;
+    out->exchange = dsi_comm_mpi_exchange;
+    out->close = dsi_comm_mpi_close;
+    out->concurrent = level == MPI_THREAD_MULTIPLE;
+    MPI_Comm_rank(MPI_COMM_WORLD, rank);
+    MPI_Comm_size(MPI_COMM_WORLD, world);
+    m->requests = (MPI_Request *)dsi_alloc(&m->allocator, sizeof *m->requests);
+    m->owners = (int *)dsi_alloc(&m->allocator, sizeof *m->owners);
+    m->room = 1;
+    if (!m->requests || !m->owners || MPI_Comm_idup(MPI_COMM_WORLD, &m->comm, m->requests) != MPI_SUCCESS)
+        status = dsi_fail(error, DS_ERR_MEMORY, "ds_comm: MPI_Comm_idup failed");
+    else {
+        m->owners[0] = -1;
+        status = dsi_comm_mpi_finish(m, 1, NULL, dsi_deadline(&m->clock, timeout), NULL);
+        if (status)
+            dsi_fail(error, status, "ds_comm: rank %d of %d waited %.1f s for the others to join MPI", *rank, *world,
+                     (double)timeout * 1e-9);
+        else
+            MPI_Comm_set_errhandler(m->comm, MPI_ERRORS_RETURN);
+    }
+    if (status) dsi_comm_mpi_close(m);
+    return status;
+}
+#endif
+
+// >>select: which backend
+
+typedef enum dsi_comm_choice {
+    DSI_COMM_SELF,
+    DSI_COMM_SHM,
+    DSI_COMM_MPI,
+    DSI_COMM_USER,
+    DSI_COMM_NONE
+} dsi_comm_choice;
+
+static bool dsi_comm_is_local(const ds_comm_env *env) {
+    const char *a = env->master_addr;
+    if (env->local_world > 0) return env->local_world == env->world;
+    return !*a || !strcmp(a, "localhost") || !strncmp(a, "127.", 4) || !strcmp(a, "::1");
+}
+
+static dsi_comm_choice dsi_comm_choose(const ds_comm_desc *desc, const ds_comm_env *env, ds_error *error) {
+    static const char *const names[] = {"self", "shm", "mpi", "user"};
+    const char *name = desc->backend && *desc->backend ? desc->backend : "auto";
+    bool launched_by_mpi = strcmp(env->source, "none") != 0 && strcmp(env->source, "torchrun") != 0;
+    if (desc->transport) {
+        if (strcmp(name, "auto") == 0 || strcmp(name, "user") == 0) return DSI_COMM_USER;
+        dsi_fail(error, DS_ERR_ARGUMENT, "ds_comm: a transport is given, but the backend is \"%.40s\"", name);
+        return DSI_COMM_NONE;
+    }
+    if (strcmp(name, "auto") == 0) {
+        if (env->world == 1) return DSI_COMM_SELF;
+        if (launched_by_mpi && DS_COMM_USE_MPI) return DSI_COMM_MPI;
+        if (launched_by_mpi)
+            dsi_log(&desc->logger, "ds_comm", DS_LOG_INFO, 2, "mpi refused: not compiled in (DS_COMM_USE_MPI=1)");
+        else
+            dsi_log(&desc->logger, "ds_comm", DS_LOG_INFO, 2, "mpi refused: the ranks were not started by mpirun");
+        if (dsi_comm_is_local(env)) return DSI_COMM_SHM;
+        dsi_log(&desc->logger, "ds_comm", DS_LOG_INFO, 2, "shm refused: %d of %d ranks are on this machine",
+                env->local_world, env->world);
+        dsi_fail(error, DS_ERR_UNSUPPORTED,
+                 "ds_comm: no backend for %d ranks: mpi %s; shm needs all ranks on one machine (here: %d, MASTER_ADDR "
+                 "\"%.60s\")",
+                 env->world, DS_COMM_USE_MPI ? "needs mpirun or srun" : "is not compiled in (DS_COMM_USE_MPI=1)",
+                 env->local_world, env->master_addr);
+        return DSI_COMM_NONE;
+    }
+    for (int i = 0; i < 3; i++)
+        if (strcmp(name, names[i]) == 0) {
+            if (i == DSI_COMM_MPI && !DS_COMM_USE_MPI) break;
+            if (i != DSI_COMM_SELF || env->world == 1) return (dsi_comm_choice)i;
+            dsi_fail(error, DS_ERR_ARGUMENT, "ds_comm: the backend self is for one rank; the world has %d (%s)",
+                     env->world, env->source);
+            return DSI_COMM_NONE;
+        }
+    if (strcmp(name, "mpi") == 0)
+        dsi_fail(error, DS_ERR_UNSUPPORTED, "ds_comm: the backend mpi is not compiled in (mpicc, -DDS_COMM_USE_MPI=1)");
+    else if (strcmp(name, "user") == 0)
+        dsi_fail(error, DS_ERR_ARGUMENT, "ds_comm: the backend user needs desc.transport");
+    else
+        dsi_fail(error, DS_ERR_ARGUMENT,
+                 "ds_comm: the backend \"%.40s\" is unknown; known: auto, self, shm, mpi, user%s", name,
+                 strcmp(name, "threads") == 0 ? " (threads: ds_comm_threads_create)" : "");
+    return DSI_COMM_NONE;
+}
+
+/* Rank and world from the descriptor or the launcher. With both, the descriptor stands. */
+static ds_status dsi_comm_place(const ds_comm_desc *desc, ds_comm_env *env, ds_error *error) {
+    ds_status status = ds_comm_resolve_env(NULL, NULL, env, error);
+    if (desc->world < 0 || desc->rank < 0 || (desc->world && desc->rank >= desc->world))
+        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_comm: rank %d of %d is no place", desc->rank, desc->world);
+    if (!desc->world && desc->rank)
+        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_comm: rank %d is given without a world", desc->rank);
+    if (!desc->world) return status;
+    if (!status && (desc->world != env->world || desc->rank != env->rank) && env->world > 1)
+        dsi_log(&desc->logger, "ds_comm", DS_LOG_WARNING, 7, "the descriptor says rank %d of %d, %s says %d of %d",
+                desc->rank, desc->world, env->source, env->rank, env->world);
+    if (desc->world != env->world) env->local_world = -1;
+    env->rank = desc->rank;
+    env->world = desc->world;
+    if (!status && strcmp(env->source, "none") == 0) env->source = "descriptor";
+    if (status) {
+        memset(env->master_addr, 0, sizeof env->master_addr);
+        snprintf(env->run_id, sizeof env->run_id, "parent %ld", (long)getppid());
+        env->source = "descriptor";
+    }
+    return DS_OK;
+}
+
+DS_API ds_status dsi_comm_create(const ds_comm_desc *desc, size_t desc_bytes, int version, ds_comm **out,
+                                 ds_error *error) {
+    static const char *const names[] = {"self", "shm", "mpi", "user"};
+    ds_comm_transport transport;
+    ds_comm_desc d;
+    ds_comm_env env;
+    dsi_comm_choice choice;
+    dsi_comm_family *family;
+    ds_comm *c = NULL;
+    ds_status status;
+    *out = NULL;
+    if ((status = dsi_comm_check_desc(desc, desc_bytes, version, error)) != DS_OK) return status;
+    if ((status = dsi_comm_place(desc, &env, error)) != DS_OK) return status;
+    d = *desc;
+    if (d.local_world) env.local_world = d.local_world;
+    if (!d.run_id) d.run_id = env.run_id;
+    {
+        ds_error why = {DS_OK, ""};
+        choice = dsi_comm_choose(&d, &env, &why);
+        if (choice == DSI_COMM_NONE) {
+            dsi_log(&d.logger, "ds_comm", DS_LOG_ERROR, 2, "%s", why.message);
+            return dsi_fail(error, why.status, "%s", why.message);
+        }
+    }
+    memset(&transport, 0, sizeof transport);
+    if (choice == DSI_COMM_USER) transport = *d.transport;
+#if DS_COMM_USE_MPI
+    if (choice == DSI_COMM_MPI) {
+        int rank = 0, world = 1;
+        if ((status = dsi_comm_mpi_open(&d, &transport, &rank, &world, error)) != DS_OK) return status;
+        if (env.world > 1 && (rank != env.rank || world != env.world)) {
+            dsi_comm_mpi_close(transport.ctx);
+            return dsi_fail(error, DS_ERR_INPUT, "ds_comm: MPI says rank %d of %d, %s says %d of %d", rank, world,
+                            env.source, env.rank, env.world);
+        }
+        env.rank = rank;
+        env.world = world;
+    }
+#endif
+    family = dsi_comm_family_make(&d.allocator, env.rank, env.world);
+    if (family) {
+        family->transport = transport;
+        c = dsi_comm_make(&d, family, choice == DSI_COMM_USER && transport.name ? transport.name : names[choice],
+                          env.rank, env.world);
+        if (c && transport.exchange && !dsi_comm_make_scratch(c)) {
+            dsi_comm_unmake(c);
+            c = NULL;
+        }
+    }
+    if (!c) {
+        if (family)
+            dsi_comm_family_release(family);
+        else if (choice == DSI_COMM_MPI && transport.close)
+            transport.close(transport.ctx);
+        return dsi_fail(error, DS_ERR_MEMORY, "ds_comm: no memory for rank %d of %d", env.rank, env.world);
+    }
+    dsi_log(&d.logger, "ds_comm", DS_LOG_INFO, 1, "rank %d of %d, backend %s (%s)", env.rank, env.world, c->name,
+            env.source);
+    if (choice == DSI_COMM_SHM) status = dsi_comm_open_shm(c, &d, error);
+    if (status) {
+        dsi_log(&d.logger, "ds_comm", DS_LOG_ERROR, 4, "%s", error ? error->message : "the ranks did not connect");
+        dsi_comm_unmake(c);
+        dsi_comm_family_release(family);
+        return status;
+    }
+    dsi_log(&d.logger, "ds_comm", DS_LOG_INFO, 3, "rank %d of %d is ready", env.rank, env.world);
+    *out = c;
+    return DS_OK;
+}
+
+// >>split
+
+typedef struct dsi_comm_wish {
+    int32_t color, key, rank, channel;
+} dsi_comm_wish;
+
+/* This rank's part of its new communicator; no other rank is heard. NULL without memory. */
+static ds_comm *dsi_comm_split_make(ds_comm *c, const dsi_comm_wish *members, int world, int rank, unsigned channel) {
+    ds_comm_desc desc;
+    ds_comm *n;
+    memset(&desc, 0, sizeof desc);
+    desc.timeout = c->timeout;
+    desc.stage_bytes = c->stage_bytes;
+    desc.allocator = c->allocator;
+    desc.logger = c->logger;
+    desc.clock = c->clock;
+    desc.log = c->log;
+    n = dsi_comm_make(&desc, c->family, c->name, rank, world);
+    if (!n) return NULL;
+    for (int r = 0; r < world; r++) n->family_rank[r] = c->family_rank[members[r].rank];
+    n->channel = channel;
+    if (c->scratch && !dsi_comm_make_scratch(n)) {
+        dsi_comm_unmake(n);
+        return NULL;
+    }
+    return n;
+}
+static dsi_comm_room *dsi_comm_split_room(ds_comm *c, int world) {
+    dsi_comm_room plan, *room;
+    if (!c->family->base) return dsi_comm_room_make(&c->allocator, world);
+    plan = dsi_comm_room_plan(world, c->stage_bytes);
+    room = (dsi_comm_room *)dsi_comm_arena_take(c->family, (size_t)plan.bytes, false);
+    if (room) *room = plan;
+    return room;
+}
+
+DS_API ds_status ds_comm_split(ds_comm *comm, int color, int key, ds_comm **out, ds_error *error) {
+    size_t w = (size_t)comm->world, bytes = w * (sizeof(dsi_comm_wish) * 2 + sizeof(uint64_t));
+    dsi_comm_wish mine, *all = (dsi_comm_wish *)dsi_alloc(&comm->allocator, bytes), *members = all ? all + w : NULL;
+    uint64_t *addresses = all ? (uint64_t *)(void *)(members + w) : NULL, address = 0;
+    int world = 0, rank = 0, channel = 0;
+    ds_comm *n = NULL;
+    ds_status status;
+    *out = NULL;
+    if (!all) { /* the others wait for this rank: tell them */
+        ds_comm_abort(comm, "ds_comm_split: no memory");
+        return dsi_fail(error, DS_ERR_MEMORY, "ds_comm_split: no memory for %zu bytes", bytes);
+    }
+    mine.color = color;
+    mine.key = key;
+    mine.rank = comm->rank;
+    mine.channel = (int32_t)__atomic_load_n(&comm->family->next_channel, __ATOMIC_SEQ_CST);
+    status = ds_comm_all_gather(comm, &mine, all, sizeof mine, NULL, DS_U8);
+    for (size_t r = 0; r < w && !status; r++) {
+        if (all[r].channel > channel) channel = all[r].channel;
+        if (color >= 0 && all[r].color == color) { /* in order of key, equal ones in order of rank */
+            int at = world++;
+            for (; at > 0 && members[at - 1].key > all[r].key; at--) members[at] = members[at - 1];
+            members[at] = all[r];
+        }
+    }
+    for (int r = 0; r < world; r++)
+        if (members[r].rank == comm->rank) rank = r;
+    if (!status) {
+        if (!comm->room || !comm->family->base)
+            __atomic_store_n(&comm->family->next_channel, (unsigned)channel + 1, __ATOMIC_SEQ_CST);
+        if (color >= 0) n = dsi_comm_split_make(comm, members, world, rank, (unsigned)channel);
+        if (n && rank == 0 && comm->room) {
+            dsi_comm_room *room = dsi_comm_split_room(comm, world);
+            n->room = room;
+            n->owns_room = true;
+            address = room ? dsi_comm_address(comm, room) : 0;
+        }
+        if (comm->room) status = ds_comm_all_gather(comm, &address, addresses, sizeof address, NULL, DS_U8);
+    }
+    if (status)
+        dsi_fail(error, status, "ds_comm_split: %s", comm->error.message);
+    else if (color >= 0 && !n)
+        status = dsi_fail(error, DS_ERR_MEMORY, "ds_comm_split: no memory on rank %d", comm->rank);
+    else if (color >= 0 && comm->room) {
+        address = addresses[members[0].rank];
+        if (!address)
+            status = dsi_fail(error, DS_ERR_MEMORY, "ds_comm_split: no memory on rank %d", members[0].rank);
+        else
+            dsi_comm_sit(n, (dsi_comm_room *)(void *)dsi_comm_pointer(comm, address));
+    }
+    if (status && n) {
+        if (n->room && n->owns_room) {
+            if (comm->family->base)
+                dsi_comm_arena_give(comm->family, n->room);
+            else
+                dsi_release_aligned(&comm->allocator, n->room, (size_t)n->room->bytes, DSI_COMM_LINE);
+        }
+        dsi_comm_unmake(n);
+        n = NULL;
+    }
+    if (n) __atomic_add_fetch(&comm->family->references, 1, __ATOMIC_SEQ_CST);
+    dsi_release(&comm->allocator, all, bytes);
+    *out = n;
+    return status;
+}
+
+#undef DSI_COMM_FOLD
+#undef DSI_COMM_BLOCK
+#undef DSI_COMM_LEVELS
+#undef DSI_COMM_SMALL
+#undef DSI_COMM_QUEUE
+#undef DSI_COMM_LINE
+#undef DSI_COMM_PAGE
+#undef DSI_COMM_TEXT
+#undef DSI_COMM_ABORTED
+#undef DSI_COMM_GATHER_SUMS
+#undef DSI_COMM_LOAD
+#undef DSI_COMM_STORE
+
 #endif /* DS_COMM_IMPL_DONE */
 
 /*
