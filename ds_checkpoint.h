@@ -189,11 +189,11 @@ typedef struct ds_checkpoint_desc {
 typedef struct ds_checkpoint_writer ds_checkpoint_writer;
 
 /* Begins folder/tag. Collective, as are commit and abandon. The tag is a plain file name. */
-DS_API ds_status ds_checkpoint_begin_versioned(const ds_checkpoint_desc *desc, size_t desc_bytes, int version,
+DS_API ds_status ds_checkpoint_begin_(const ds_checkpoint_desc *desc, size_t desc_bytes, int version,
                                                const char *tag, ds_checkpoint_writer **out, ds_error *error);
 static inline ds_status ds_checkpoint_begin(const ds_checkpoint_desc *desc, const char *tag, ds_checkpoint_writer **out,
                                             ds_error *error) {
-    return ds_checkpoint_begin_versioned(desc, sizeof *desc, DS_CHECKPOINT_VERSION, tag, out, error);
+    return ds_checkpoint_begin_(desc, sizeof *desc, DS_CHECKPOINT_VERSION, tag, out, error);
 }
 
 /* A logical tensor, or a flat range of one: elements [begin, begin + count) of the row-major whole. */
@@ -231,11 +231,11 @@ typedef struct ds_checkpoint ds_checkpoint; /* an open checkpoint, read-only */
 /* Opens folder/tag; tag NULL: what `latest` names, or when that is damaged the newest complete one, said in the log.
    Verifies manifest and shard headers; data is verified as it is read. Not collective.
    Errors: DS_ERR_INPUT (none there), DS_ERR_CORRUPT (names the file). */
-DS_API ds_status ds_checkpoint_open_versioned(const ds_checkpoint_desc *desc, size_t desc_bytes, int version,
+DS_API ds_status ds_checkpoint_open_(const ds_checkpoint_desc *desc, size_t desc_bytes, int version,
                                               const char *tag, ds_checkpoint **out, ds_error *error);
 static inline ds_status ds_checkpoint_open(const ds_checkpoint_desc *desc, const char *tag, ds_checkpoint **out,
                                            ds_error *error) {
-    return ds_checkpoint_open_versioned(desc, sizeof *desc, DS_CHECKPOINT_VERSION, tag, out, error);
+    return ds_checkpoint_open_(desc, sizeof *desc, DS_CHECKPOINT_VERSION, tag, out, error);
 }
 DS_API void ds_checkpoint_close(ds_checkpoint *checkpoint);
 DS_API const ds_error *ds_checkpoint_error(const ds_checkpoint *checkpoint);

@@ -188,10 +188,10 @@ typedef struct ds_monitor_desc {
 
 typedef struct ds_monitor ds_monitor;
 
-DS_API ds_status ds_monitor_create_versioned(const ds_monitor_desc *desc, size_t desc_bytes, int version,
+DS_API ds_status ds_monitor_create_(const ds_monitor_desc *desc, size_t desc_bytes, int version,
                                              ds_monitor **out, ds_error *error);
 static inline ds_status ds_monitor_create(const ds_monitor_desc *desc, ds_monitor **out, ds_error *error) {
-    return ds_monitor_create_versioned(desc, sizeof *desc, DS_MONITOR_VERSION, out, error);
+    return ds_monitor_create_(desc, sizeof *desc, DS_MONITOR_VERSION, out, error);
 }
 DS_API void ds_monitor_destroy(ds_monitor *monitor); /* flushes; NULL is allowed */
 DS_API const ds_error *ds_monitor_error(const ds_monitor *monitor);

@@ -226,10 +226,10 @@ typedef struct ds_offload_desc {
 
 /* Opens a store. With a folder: preflight (exists, is a folder, writable, O_DIRECT, alignment, bandwidth), then one file.
    Errors: DS_ERR_IO, DS_ERR_SPACE with path and reason. Not collective. */
-DS_API ds_status ds_offload_create_versioned(const ds_offload_desc *desc, size_t desc_bytes, int version,
+DS_API ds_status ds_offload_create_(const ds_offload_desc *desc, size_t desc_bytes, int version,
                                              ds_offload **out, ds_error *error);
 static inline ds_status ds_offload_create(const ds_offload_desc *desc, ds_offload **out, ds_error *error) {
-    return ds_offload_create_versioned(desc, sizeof *desc, DS_OFFLOAD_VERSION, out, error);
+    return ds_offload_create_(desc, sizeof *desc, DS_OFFLOAD_VERSION, out, error);
 }
 DS_API void ds_offload_destroy(ds_offload *store); /* waits for what is in flight; NULL is allowed */
 DS_API const ds_error *ds_offload_error(const ds_offload *store);

@@ -8,7 +8,8 @@ required='' optional=''
 has "${CC:-cc}" || has gcc || has clang || required='gcc libc6-dev'
 has "${CXX:-c++}" || optional="$optional g++"
 if [ -n "$required" ] || ! header libaio.h; then optional="$optional libaio-dev"; fi
-if [ -n "$required" ] || ! { header cblas.h || header openblas/cblas.h || header x86_64-linux-gnu/cblas.h; }; then optional="$optional libopenblas-dev"; fi
+blas() { echo "int main(void) { return 0; }" | ${CC:-cc} -x c - -o /dev/null -lopenblas 2>/dev/null; }
+if [ -n "$required" ] || ! blas; then optional="$optional libopenblas-dev"; fi
 has mpicc || optional="$optional openmpi-bin libopenmpi-dev"
 [ -z "$required$optional" ] && exit 0
 line="apt-get install -y --no-install-recommends $required$optional"

@@ -1,0 +1,3420 @@
+/* ds_zero.h - v0.1.0 - ZeRO stages 0-3 around a training loop of your own, driven by a DeepSpeed JSON - public domain or MIT-0
+
+DO THIS
+    In one C or C++ file:
+        #define DS_IMPLEMENTATION
+        #include "ds_zero.h"
+    It includes ds_config.h, ds_comm.h, ds_optim.h, ds_offload.h, ds_checkpoint.h and ds_monitor.h from its own folder.
+    Link with -lpthread -lm -ldl. Elsewhere include it without the macro.
+
+SYNOPSIS (examples/04_zero.c is the whole program)
+        ds_zero_param params[2] = {...};                  name, shape, dtype, slot, init or data
+        ds_zero_desc desc = {0};
+        desc.config = config;                             from ds_config_parse
+        desc.comm = comm;                                 from ds_comm_create; NULL is one rank
+        desc.params = params, desc.n_params = 2;
+        if (ds_zero_create(&desc, &zero, &error)) ...
+        for (;;) {
+            for (int i = 0; i < accumulation; i++) {
+                ds_zero_begin(zero, DS_ZERO_TRAIN);       one micro-batch
+                ds_zero_fetch(zero, 0, NULL);             now *params[0].slot is the whole tensor
+                ... forward and backward, times ds_zero_loss_scale(zero) ...
+                ds_zero_grad(zero, 0, gradient, NULL);    the micro-batch's mean gradient
+                ds_zero_release(zero, 0);
+                ds_zero_loss(zero, loss);
+                ds_zero_end(zero);
+            }
+            ds_zero_step(zero, &report);                  report.loss, .lr, .grad_norm, .skipped, ...
+        }
+        ds_zero_destroy(zero);
+
+OPTIONS
+    DS_IMPLEMENTATION, DS_ZERO_IMPLEMENTATION   off   in the one file that implements
+    DS_STATIC                                   off   all of ds private to that file; wherever a ds header is included
+
+WHAT IT DOES NOT DO
+    It knows no model, owns no loop, builds no graph, starts no process. It does not touch the model's activations.
+    No pipeline or tensor parallelism; give each data-parallel group its own engine.
+
+CONCEPTS
+    A parameter is a logical tensor that every rank registers in the same order. `*slot` is where the model finds it:
+    set at stages 0 to 2 for the engine's life, at stage 3 between fetch and release.
+    Parts. A tensor is cut in grains of 1,024 elements; rank r of W owns the grains from floor((g*r + k)/W) to
+    floor((g*(r+1) + k)/W), where k spreads the remainders. At stages 1 to 3 a rank keeps the optimizer's states of its own
+    part alone, at 2 and 3 the gradients too, at 3 the parameters too. At stage 0 every rank owns everything.
+    Small parameters stay whole at stage 3. [cfg: zero_optimization.stage3_param_persistence_threshold]
+    Buckets. Gradients are copied as they come into buckets of zero_optimization.reduce_bucket_size elements, which are
+    reduced in a fixed order, while the backward goes on (overlap_comm). At stages 0 and 1 every bucket has memory of its own
+    (that is the full gradient which these stages hold), at 2 and 3 two take turns. The first training pass uses the reverse
+    order of registration, later ones the order in which rank 0 saw the gradients complete.
+    Numbers. In each micro-batch the ranks' gradients are summed in fp32 over one binary tree of rank numbers, rounded to
+    the communication type, and added to an accumulator. Parameters come out the same to the last bit at every stage, for
+    every bucket size, offload device, thread count and with overlap on or off.
+    The gradient is divided once, inside the optimizer's update, by accumulation * world * the scale of the loss.
+    Traces. The order of fetches is recorded per kind of pass; at stage 3 what comes next is fetched ahead within
+    stage3_prefetch_bucket_size. Another order than last time is no error: it loses the prefetch until the next pass.
+    Tiers. Without a GPU "device" is an account in host memory: offload_optimizer and offload_param move what they name
+    to the pinned host tier or to a file, and ds_zero_plan says how many bytes go where.
+
+STEP BY STEP
+    1. ds_config_parse the JSON; ds_zero_unclaimed(config) names keys that nothing acts on: stop there.
+    2. ds_comm_create. 3. ds_zero_plan tells the memory. 4. ds_zero_create, on every rank alike.
+    5. The loop above. Evaluation: begin with DS_ZERO_EVALUATE, fetch, compute, release, end; allowed between
+       micro-batches. 6. ds_zero_save and ds_zero_load, on every rank alike.
+
+MEMORY
+    Everything comes from desc.allocator; ds_zero_stats tells bytes in use and their high water by class and tier. From the
+    second step of an unchanged trace on nothing is allocated.
+
+ERRORS
+    Each call returns a ds_status; ds_zero_error(zero) has the text, naming the parameter. Misuse (a gradient too many, a step
+    too early, a release without fetch) changes nothing. After an error of a collective or of the disk the engine is dead:
+    every later call returns the same error, and the last checkpoint is what remains. A step skipped for overflow is not an
+    error: report.skipped.
+
+THREADS
+    One thread at a time per engine. Several engines may live in one process.
+
+CONFIG KEYS
+    ds_zero_claims() lists every key that this header and what it wires act on. Where the documents and DeepSpeed differ,
+    ds_config.h says what stands. Beside those: gradients are divided by the scale that multiplied the loss (DeepSpeed
+    divides by the new one on the step where the scale grows); there is no optimizer step at construction (DeepSpeed's
+    16-bit stage 0 makes one on zero gradients); fp32 at stage 0 checks for overflow as the other stages do.
+*/
+#if defined(DS_IMPLEMENTATION) && !defined(DS_ZERO_IMPLEMENTATION)
+#define DS_ZERO_IMPLEMENTATION
+#endif
+#ifndef DS_ZERO_H
+#define DS_ZERO_H
+#define DS_ZERO_VERSION 100 /* major * 10000 + minor * 100 + patch */
+
+#include "ds_config.h"
+#include "ds_comm.h"
+#include "ds_optim.h"
+#include "ds_offload.h"
+#include "ds_checkpoint.h"
+#include "ds_monitor.h"
+
+/*== ds block: core 1 == the same text in every ds_*.h; its home is ds_config.h, `make blocks` copies it ==*/
+#if defined(DS_CORE_BLOCK) && DS_CORE_BLOCK != 1
+#error "ds: headers of two versions meet in this file; vendor all ds_*.h from one release"
+#endif
+#ifndef DS_CORE_BLOCK
+#define DS_CORE_BLOCK 1
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Linkage of every public function. DS_STATIC (define it wherever a ds header is included in that file) makes the
+   whole of ds private to one file; the implementation must then be in the same file. */
+#ifdef DS_STATIC
+#define DS_API static __attribute__((unused))
+#else
+#define DS_API extern
+#endif
+
+/* What a call came to. Zero is success; -1..-19 is misuse or wrong input, -20..-39 the environment (memory, disk,
+   device, peers), -40..-59 a numeric event. The text is in the ds_error that the call or its object fills. */
+typedef enum ds_status {
+    DS_OK = 0,
+    DS_ERR_ARGUMENT = -1,    /* an argument or descriptor field is out of its range */
+    DS_ERR_STATE = -2,       /* a right call at the wrong time */
+    DS_ERR_VERSION = -3,     /* header and implementation are of different versions */
+    DS_ERR_INPUT = -4,       /* text or file from outside is malformed or contradicts itself */
+    DS_ERR_UNSUPPORTED = -5, /* not built in, or not possible on this machine */
+    DS_ERR_MEMORY = -20,
+    DS_ERR_IO = -21,      /* the operating system refused or failed */
+    DS_ERR_SPACE = -22,   /* a disk or quota is full */
+    DS_ERR_CORRUPT = -23, /* data came back other than it was written */
+    DS_ERR_TIMEOUT = -24, /* a deadline passed */
+    DS_ERR_PEER = -25,    /* another rank died or called something else */
+    DS_ERR_DEVICE = -26,
+    DS_ERR_NUMERIC = -40 /* training cannot go on: e.g. an overflow at the smallest loss scale */
+} ds_status;
+#define DS_IS_MISUSE(status)      ((status) <= -1 && (status) >= -19)
+#define DS_IS_ENVIRONMENT(status) ((status) <= -20 && (status) >= -39)
+#define DS_IS_NUMERIC(status)     ((status) <= -40 && (status) >= -59)
+
+/* Owned by the caller; zero-initialise it once. A call writes it only when it fails: one line of UTF-8 without a
+   newline that says what failed, where, what was expected and what was found. */
+typedef struct ds_error {
+    ds_status status;
+    char message[508];
+} ds_error;
+
+/* Element types. Sizes in bytes: DS_DTYPE_SIZE. Half types round to nearest even. */
+typedef enum ds_dtype {
+    DS_F32 = 0,
+    DS_F16 = 1,
+    DS_BF16 = 2,
+    DS_F64 = 3,
+    DS_I8 = 4,
+    DS_U8 = 5,
+    DS_I16 = 6,
+    DS_U16 = 7,
+    DS_I32 = 8,
+    DS_U32 = 9,
+    DS_I64 = 10,
+    DS_U64 = 11,
+    DS_BOOL = 12
+} ds_dtype;
+#define DS_DTYPE_COUNT       13
+#define DS_DTYPE_SIZE(dtype) ((size_t)("\4\2\2\10\1\1\2\2\4\4\10\10\1"[(dtype)]))
+
+/* Partitions, buckets, sub-groups and swap splits of a tensor start at multiples of this many elements. */
+#define DS_GRAIN 1024
+
+/* Memory. A zeroed struct means malloc and free. `alloc` returns NULL on failure; `align` is a power of two, at
+   least 16; `release` gets the same bytes and align. Thread safety: as the object that uses it. */
+typedef struct ds_allocator {
+    void *(*alloc)(void *ctx, size_t bytes, size_t align);
+    void (*release)(void *ctx, void *memory, size_t bytes, size_t align);
+    void *ctx;
+} ds_allocator;
+
+/* Log lines. A NULL `log` is silence; errors are still returned. `message` ends without a newline and is valid
+   during the call only; `id` is a number that the header's manual lists. May be called from any thread of the object. */
+typedef enum ds_log_level { DS_LOG_ERROR = 0, DS_LOG_WARNING = 1, DS_LOG_INFO = 2, DS_LOG_DEBUG = 3 } ds_log_level;
+typedef struct ds_logger {
+    void (*log)(void *ctx, const char *header, int level, int id, const char *message);
+    void *ctx;
+} ds_logger;
+
+/* Parallel work. A NULL `parallel_for` is a plain loop on the calling thread. It must call
+   body(arg, begin, end, worker) over disjoint ranges that cover [0, count), each a multiple of `grain` long but for
+   the last, with worker < workers and no two ranges at once on one worker, and return after the last one ends. */
+typedef struct ds_tasks {
+    void (*parallel_for)(void *ctx, size_t count, size_t grain,
+                         void (*body)(void *arg, size_t begin, size_t end, unsigned worker), void *arg);
+    void *ctx;
+    unsigned workers; /* 0 counts as 1 */
+} ds_tasks;
+
+/* Time. Zeroed means CLOCK_MONOTONIC and nanosleep. */
+typedef struct ds_clock {
+    int64_t (*now)(void *ctx); /* ns since some fixed moment; never goes back */
+    void (*sleep)(void *ctx, int64_t ns);
+    void *ctx;
+} ds_clock;
+
+/* Files. Every member left NULL is the system's own call. Each returns -errno on failure, else 0 or what is said.
+   A seam for fault injection and for file systems of your own. Thread safety: members may be called at once. */
+typedef struct ds_files {
+    void *ctx;
+    int (*open)(void *ctx, const char *path, int flags, unsigned mode); /* a descriptor >= 0 */
+    int (*close)(void *ctx, int fd);
+    int64_t (*read)(void *ctx, int fd, void *buffer, size_t bytes, int64_t offset);        /* bytes; 0 at the end */
+    int64_t (*write)(void *ctx, int fd, const void *buffer, size_t bytes, int64_t offset); /* bytes, may be short */
+    int (*sync)(void *ctx, int fd);                                                        /* fsync */
+    int (*truncate)(void *ctx, int fd, int64_t bytes);
+    int (*reserve)(void *ctx, int fd, int64_t offset, int64_t bytes); /* fallocate */
+    int64_t (*size)(void *ctx, int fd);
+    int (*exists)(void *ctx, const char *path); /* 0 no, 1 file, 2 folder, 3 other; symlinks are not followed */
+    int (*rename)(void *ctx, const char *from, const char *to);
+    int (*unlink)(void *ctx, const char *path);
+    int (*mkdir)(void *ctx, const char *path, unsigned mode);
+    int (*rmdir)(void *ctx, const char *path);
+    int (*list)(void *ctx, const char *path, void (*entry)(void *arg, const char *name), void *arg);
+} ds_files;
+
+/* A device's memory and order of work. NULL members: see the header that uses them. A stream is the backend's own
+   handle (cudaStream_t as void *; NULL its default stream). Calls order work on a stream and may return before it is
+   done; `synchronize` waits. Source and destination of `copy` may be device, pinned or plain memory. */
+typedef struct ds_device {
+    void *ctx;
+    ds_status (*alloc)(void *ctx, size_t bytes, void **memory);
+    void (*release)(void *ctx, void *memory, size_t bytes);
+    ds_status (*pinned_alloc)(void *ctx, size_t bytes, void **memory);
+    void (*pinned_release)(void *ctx, void *memory, size_t bytes);
+    ds_status (*copy)(void *ctx, void *to, const void *from, size_t bytes, void *stream);
+    ds_status (*fill)(void *ctx, void *to, int byte, size_t bytes, void *stream);
+    ds_status (*stream_create)(void *ctx, void **stream);
+    void (*stream_destroy)(void *ctx, void *stream);
+    ds_status (*event_create)(void *ctx, void **event);
+    void (*event_destroy)(void *ctx, void *event);
+    ds_status (*event_record)(void *ctx, void *event, void *stream);
+    ds_status (*event_wait)(void *ctx, void *event, void *stream); /* the stream waits, not the caller */
+    ds_status (*event_done)(void *ctx, void *event, bool *done);
+    ds_status (*synchronize)(void *ctx, void *stream);
+    const char *(*describe)(void *ctx); /* name of the device, and the last error's text */
+} ds_device;
+
+/* The ranks that share an object, for small exchanges. `exchange` gives each rank all ranks' `bytes` bytes in rank
+   order: all is (size, bytes). Every rank must call it alike. Zeroed means one rank. */
+typedef struct ds_group {
+    ds_status (*exchange)(void *ctx, const void *mine, void *all, size_t bytes);
+    void *ctx;
+    int rank;
+    int size; /* 0 counts as 1 */
+} ds_group;
+#endif
+/*== end of ds block: core ==*/
+
+#if defined(DS_STATIC) && !defined(DS_ZERO_IMPLEMENTATION)
+#error "ds: DS_STATIC needs the implementation in the same file; define DS_IMPLEMENTATION before including ds_zero.h"
+#endif
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct ds_zero ds_zero; /* an engine; opaque, never moves */
+
+#define DS_ZERO_MAX_DIMS 8
+
+/* One parameter. The struct and its strings are copied at create; `slot`, `data` (stages 0 to 2) and `init`'s context
+   must outlive the engine. All ranks give the same list but for slot, data, init and ctx. */
+typedef struct ds_zero_param {
+    const char *name;               /* unique, UTF-8; in messages and checkpoints */
+    size_t shape[DS_ZERO_MAX_DIMS]; /* row-major; its product is the number of elements, 0 is allowed */
+    int dims;                       /* 0: a scalar */
+    ds_dtype dtype;    /* what the model computes with: ds_zero_model_dtype(config), or DS_F32 to stay in fp32 */
+    size_t group;      /* index into ds_zero_desc.groups; 0 when there are none */
+    bool frozen;       /* no gradient, no states */
+    int contributions; /* gradients per micro-batch, more than one for tied weights; 0 counts as 1 */
+    void **slot;       /* receives the address of the whole tensor; NULL when the parameter is not fetched */
+    void *data; /* initial values in `dtype`; at stages 0 to 2 the model's own memory, updated in place. At stage 3
+                           read at create only. NULL: the engine's memory, filled by init */
+    void (*init)(void *ctx, size_t begin, size_t count, float *out); /* elements [begin, begin + count) in fp32; NULL
+                                                                        without data: zeros */
+    void *ctx;
+} ds_zero_param;
+
+/* What differs between parameter groups; a negative value takes the configuration's. */
+typedef struct ds_zero_group {
+    double lr;
+    double weight_decay;
+} ds_zero_group;
+
+typedef enum ds_zero_pass { DS_ZERO_TRAIN = 0, DS_ZERO_EVALUATE = 1, DS_ZERO_GENERATE = 2 } ds_zero_pass;
+
+/* What memory is for, and where it is. "Device" is the tier of computation: GPU memory with a device table, else the
+   unpinned host memory that plays its part; "host" is what an offload section puts in CPU memory; "disk" is swap files. */
+typedef enum ds_zero_class {
+    DS_ZERO_PARAMS = 0,  /* parameters, or this rank's parts of them */
+    DS_ZERO_GRADS,       /* gradient accumulators, and at stages 0 and 1 the micro-batch's full gradient */
+    DS_ZERO_STATES,      /* fp32 master weights and the optimizer's moments */
+    DS_ZERO_GATHERED,    /* whole parameters between fetch and release at stage 3 */
+    DS_ZERO_BUCKETS,     /* communication and swap buffers */
+    DS_ZERO_BOOKKEEPING, /* tables, names, traces */
+    DS_ZERO_CLASSES
+} ds_zero_class;
+typedef enum ds_zero_tier { DS_ZERO_DEVICE = 0, DS_ZERO_HOST = 1, DS_ZERO_DISK = 2, DS_ZERO_TIERS } ds_zero_tier;
+
+typedef struct ds_zero_bytes {
+    size_t bytes[DS_ZERO_CLASSES][DS_ZERO_TIERS];
+} ds_zero_bytes;
+
+typedef struct ds_zero_desc {
+    const ds_config *config;     /* resolved; read at create only */
+    ds_comm *comm;               /* duplicated for this engine; NULL: one rank */
+    const ds_zero_param *params; /* (n_params) */
+    size_t n_params;
+    const ds_zero_group *groups; /* (n_groups); NULL: one group from the configuration */
+    size_t n_groups;
+    size_t largest_fetch;            /* elements that the model holds fetched at once at stage 3, beyond
+                             stage3_max_live_parameters; 0: the largest parameter */
+    const ds_optim_table *optimizer; /* the client's own; NULL: optimizer.type */
+    const ds_optim_kernels *kernels; /* NULL: CPU */
+    double (*schedule)(void *ctx, int64_t step, double base); /* the client's own learning rate of optimizer step
+                                                                 0, 1, ...; NULL: scheduler.type */
+    void *schedule_ctx;
+    void (*event)(void *ctx, const char *tag, double value, int64_t samples); /* the documents' scalars, on rank 0 */
+    void *event_ctx;
+    ds_allocator allocator;
+    ds_logger logger;
+    ds_tasks tasks;
+    ds_clock clock;
+    ds_files files;
+} ds_zero_desc;
+
+/* What a step did. Norm and loss are those of the whole batch, the same on every rank. */
+typedef struct ds_zero_report {
+    int64_t step;          /* optimizer steps taken or skipped, this one included: 1, 2, ... */
+    int64_t skipped_steps; /* so far */
+    int64_t samples;       /* samples seen over all ranks */
+    double loss;           /* mean of ds_zero_loss over micro-batches and ranks; NaN when none was given */
+    double lr;             /* group 0, as used by this step */
+    double momentum;       /* beta1 or momentum of group 0 */
+    double grad_norm;      /* before clipping, unscaled */
+    double loss_scale;     /* that multiplied this step's losses */
+    double next_loss_scale;
+    bool skipped;          /* for overflow: parameters and states are as before */
+    size_t overflow_param; /* index of the first parameter whose gradient was not finite, when skipped */
+    bool stop;             /* some rank called ds_zero_stop before this step */
+    int64_t ns_forward, ns_backward, ns_reduce, ns_step; /* wall clock of this rank since the last step */
+} ds_zero_report;
+
+typedef struct ds_zero_stats {
+    ds_zero_bytes now, peak;
+    size_t gathered_elements_peak;  /* stage 3: elements of whole parameters held at once */
+    size_t fetches, fetches_waited; /* fetches that found their parameter absent or still on its way */
+    size_t buckets;                 /* reductions per micro-batch */
+    size_t allocations;             /* calls of the allocator since create began */
+    ds_offload_stats swap;          /* zero without an nvme device */
+    ds_comm_stats comm;
+} ds_zero_stats;
+
+/* The type that parameters and activations have under this configuration: DS_F16, DS_BF16 or DS_F32.
+   [cfg: fp16.enabled, bf16.enabled] */
+DS_API ds_dtype ds_zero_model_dtype(const ds_config *config);
+
+/* Keys that this header and its wiring act on: `*n` paths, static. A path of an object claims all below it. */
+DS_API const char *const *ds_zero_claims(size_t *n);
+
+/* Names each given key that nothing acts on, in one message. DS_ERR_UNSUPPORTED when there is one. A program that trains
+   calls it after parsing and stops there. `extra` adds keys that the program itself reads. */
+DS_API ds_status ds_zero_unclaimed(const ds_config *config, const char *const *extra, size_t n_extra, ds_error *error);
+
+/* ds_wire_<leaf>: turn configuration keys into a leaf's descriptor; fields that no key names are left as they were.
+   Errors: DS_ERR_INPUT with the key's path. Thread-safe. */
+DS_API ds_status ds_wire_comm(const ds_config *config, ds_comm_desc *desc, ds_error *error);
+/* `params` receives the parameters of a group; the descriptor's type is set, or its tables with `client`'s own. */
+DS_API ds_status ds_wire_optim(const ds_config *config, const ds_optim_table *client, ds_optim_desc *desc,
+                               ds_optim_params *params, ds_error *error);
+DS_API ds_status ds_wire_schedule(const ds_config *config, ds_schedule *schedule, ds_error *error);
+DS_API ds_status ds_wire_loss_scaler(const ds_config *config, ds_loss_scaler_params *params, ds_error *error);
+/* `parameters`: from offload_param, else from offload_optimizer; aio in both. */
+DS_API ds_status ds_wire_offload(const ds_config *config, bool parameters, ds_offload_desc *desc, ds_error *error);
+DS_API ds_status ds_wire_checkpoint(const ds_config *config, ds_checkpoint_desc *desc, ds_error *error);
+DS_API ds_status ds_wire_monitor(const ds_config *config, ds_monitor_desc *desc, ds_error *error);
+
+/* Bytes by class and tier that an engine of this descriptor will hold on this rank, before anything is allocated. `rank`
+   and `world` need no communicator; desc->comm is not used. Errors: as ds_zero_create's for the descriptor. */
+DS_API ds_status ds_zero_plan(const ds_zero_desc *desc, int rank, int world, ds_zero_bytes *out, ds_error *error);
+
+DS_API ds_status ds_zero_create_(const ds_zero_desc *desc, size_t desc_bytes, int version, ds_zero **out,
+                                 ds_error *error);
+/* Makes an engine; collective over desc->comm. On failure *out is NULL and nothing is held.
+   Errors: DS_ERR_ARGUMENT (descriptor), DS_ERR_INPUT (configuration, ranks that registered different parameters),
+   DS_ERR_MEMORY, and those of disk and communication. */
+static inline ds_status ds_zero_create(const ds_zero_desc *desc, ds_zero **out, ds_error *error) {
+    return ds_zero_create_(desc, sizeof *desc, DS_ZERO_VERSION, out, error);
+}
+/* Not collective. NULL is allowed. Parameters in the engine's memory are gone, those in the model's own stay. */
+DS_API void ds_zero_destroy(ds_zero *zero);
+/* The last failure of this engine; valid until the next call. */
+DS_API const ds_error *ds_zero_error(const ds_zero *zero);
+
+/* A pass opens and closes: one micro-batch of training, or one evaluation or generation. At the end of a training pass a
+   gradient that did not come counts as zero with ignore_unused_parameters, else DS_ERR_STATE names it and the pass stays
+   open. Passes do not nest. [cfg: zero_optimization.ignore_unused_parameters] */
+DS_API ds_status ds_zero_begin(ds_zero *zero, ds_zero_pass pass);
+DS_API ds_status ds_zero_end(ds_zero *zero);
+
+/* Makes parameter `index` whole and sets its slot; returns when it may be read on `stream`. Fetches count: each needs one
+   release. At stage 3 collective, so every rank fetches in the same order; at stages 0 to 2 it only counts. */
+DS_API ds_status ds_zero_fetch(ds_zero *zero, size_t index, void *stream);
+DS_API ds_status ds_zero_release(ds_zero *zero, size_t index);
+
+/* Multiply the loss by this before the backward pass: 1 but for fp16. [cfg: fp16.loss_scale] */
+DS_API double ds_zero_loss_scale(const ds_zero *zero);
+
+/* Gives one contribution to the gradient of `index`: (numel) elements of the parameter's dtype, of the micro-batch's mean
+   loss times the scale. Copied. May start a reduction. DS_ERR_STATE for one contribution too many. */
+DS_API ds_status ds_zero_grad(ds_zero *zero, size_t index, const void *gradient, void *stream);
+/* The same without a buffer of your own: write (numel) elements to *buffer, then call ready. One buffer at a time per
+   parameter; the memory is the engine's until ready. */
+DS_API ds_status ds_zero_grad_buffer(ds_zero *zero, size_t index, void **buffer);
+DS_API ds_status ds_zero_grad_ready(ds_zero *zero, size_t index, void *stream);
+
+/* The micro-batch's loss on this rank, not scaled; for the report and the monitor only. */
+DS_API ds_status ds_zero_loss(ds_zero *zero, double loss);
+/* Asks all ranks to stop: the flag travels with the next step's overflow flag, so that every rank sees report.stop at
+   the same step. May be called from a signal handler. */
+DS_API void ds_zero_stop(ds_zero *zero);
+
+/* The optimizer's step; after gradient_accumulation_steps training passes, else DS_ERR_STATE. Collective. `report` may
+   be NULL. DS_ERR_NUMERIC: an overflow at the smallest loss scale. [cfg: gradient_clipping, fp16, optimizer, scheduler] */
+DS_API ds_status ds_zero_step(ds_zero *zero, ds_zero_report *report);
+
+DS_API ds_status ds_zero_get_stats(const ds_zero *zero, ds_zero_stats *out);
+DS_API int64_t ds_zero_steps(const ds_zero *zero); /* taken or skipped */
+DS_API int64_t ds_zero_samples(const ds_zero *zero);
+DS_API int ds_zero_rank(const ds_zero *zero);
+DS_API int ds_zero_world(const ds_zero *zero);
+
+/* Copies elements [begin, begin + count) of a parameter's fp32 value (the master where there is one) or of optimizer
+   state `state` (0, 1, ...; -1 is the value) to `out` on every rank. Collective; between passes. */
+DS_API ds_status ds_zero_read(ds_zero *zero, size_t index, int state, size_t begin, size_t count, float *out);
+
+/* Saves everything under folder/tag: values, states, schedule, loss scaler, counters, and `client_bytes` of the caller's own
+   per rank 0. Collective; between steps. The folder's `latest` names the tag once all is on disk; until then the previous
+   one stands. Tag NULL: global_step<N>. [cfg: checkpoint] */
+DS_API ds_status ds_zero_save(ds_zero *zero, const char *folder, const char *tag, const void *client,
+                              size_t client_bytes);
+/* Loads what ds_zero_save wrote at any stage, world size and offload. Tag NULL: the latest complete one. `*client` is
+   allocated with the engine's allocator and stays its own until the next load or destroy. Collective; between steps.
+   On failure nothing is changed, unless the message says that the engine is dead.
+   Errors: DS_ERR_INPUT (no checkpoint, or of another model: names the first difference), DS_ERR_CORRUPT (names the file). */
+DS_API ds_status ds_zero_load(ds_zero *zero, const char *folder, const char *tag, const void **client,
+                              size_t *client_bytes);
+/* Writes one safetensors file of the parameters in the model's dtype, for other tools. Collective. At stage 3 only with
+   stage3_gather_16bit_weights_on_model_save. [cfg: zero_optimization.stage3_gather_16bit_weights_on_model_save] */
+DS_API ds_status ds_zero_save_16bit_model(ds_zero *zero, const char *path);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* DS_ZERO_H */
+
+#if defined(DS_ZERO_IMPLEMENTATION) && !defined(DS_ZERO_IMPL_DONE)
+#define DS_ZERO_IMPL_DONE
+/*== ds block: base 1 == home: ds_config.h ==*/
+#if defined(DSI_BASE_BLOCK) && DSI_BASE_BLOCK != 1
+#error "ds: implementations of two versions meet in this file; vendor all ds_*.h from one release"
+#endif
+#ifndef DSI_BASE_BLOCK
+#define DSI_BASE_BLOCK 1
+#if defined(__linux__) && defined(__STRICT_ANSI__) && !defined(_GNU_SOURCE)
+#error                                                                                                                 \
+    "ds: with -std=c99 define _GNU_SOURCE before the first #include of the file that implements ds (or use -std=gnu99)"
+#endif
+#ifdef __FAST_MATH__
+#error "ds: do not compile ds implementations with -ffast-math; results would depend on the compiler"
+#endif
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__GNUC__)
+#define DSI_FN                  static __attribute__((unused))
+#define DSI_PRINTF(text, first) __attribute__((format(printf, text, first)))
+#else
+#define DSI_FN static
+#define DSI_PRINTF(text, first)
+#endif
+
+/* Formats into a fixed buffer; a text that does not fit is cut before a UTF-8 character, never inside one. */
+DSI_FN void dsi_vformat(char *out, size_t room, const char *format, va_list args) {
+    int length = vsnprintf(out, room, format, args);
+    if (length < 0) out[0] = 0;
+    if (length >= 0 && (size_t)length >= room) {
+        size_t end = room - 1;
+        while (end && ((unsigned char)out[end - 1] & 0xC0) == 0x80) end--;
+        if (end && (unsigned char)out[end - 1] >= 0xC0) out[end - 1] = 0;
+    }
+}
+
+/* Fills `error` (which may be NULL) and returns the status, so that a caller can `return dsi_fail(...)`. */
+DSI_PRINTF(3, 4) DSI_FN ds_status dsi_fail(ds_error *error, ds_status status, const char *format, ...) {
+    if (error) {
+        va_list args;
+        va_start(args, format);
+        error->status = status;
+        dsi_vformat(error->message, sizeof error->message, format, args);
+        va_end(args);
+    }
+    return status;
+}
+
+DSI_PRINTF(5, 6)
+DSI_FN void dsi_log(const ds_logger *logger, const char *header, int level, int id, const char *format, ...) {
+    if (logger && logger->log) {
+        char message[1024];
+        va_list args;
+        va_start(args, format);
+        dsi_vformat(message, sizeof message, format, args);
+        va_end(args);
+        logger->log(logger->ctx, header, level, id, message);
+    }
+}
+
+/* a * b, or SIZE_MAX when that does not fit; an allocation of SIZE_MAX bytes always fails. */
+DSI_FN size_t dsi_mul(size_t a, size_t b) {
+    return b && a > SIZE_MAX / b ? SIZE_MAX : a * b;
+}
+DSI_FN size_t dsi_add(size_t a, size_t b) {
+    return a > SIZE_MAX - b ? SIZE_MAX : a + b;
+}
+DSI_FN size_t dsi_round_up(size_t n, size_t multiple) {
+    size_t rest = n % multiple;
+    return rest ? dsi_add(n, multiple - rest) : n;
+}
+
+/* Zero bytes are given one, so that NULL always means failure; release needs the same numbers as alloc. */
+DSI_FN void *dsi_alloc_aligned(const ds_allocator *a, size_t bytes, size_t align) {
+    void *memory = NULL;
+    if (bytes > SIZE_MAX / 2) return NULL;
+    if (bytes == 0) bytes = 1;
+    if (a && a->alloc) return a->alloc(a->ctx, bytes, align);
+    if (align <= 16) return malloc(bytes);
+    return posix_memalign(&memory, align, bytes) ? NULL : memory;
+}
+DSI_FN void dsi_release_aligned(const ds_allocator *a, void *memory, size_t bytes, size_t align) {
+    if (!memory) return;
+    if (bytes == 0) bytes = 1;
+    if (a && a->alloc) {
+        if (a->release) a->release(a->ctx, memory, bytes, align);
+    } else
+        free(memory);
+}
+DSI_FN void *dsi_alloc(const ds_allocator *a, size_t bytes) {
+    return dsi_alloc_aligned(a, bytes, 16);
+}
+DSI_FN void *dsi_alloc_zero(const ds_allocator *a, size_t bytes) {
+    void *memory = dsi_alloc_aligned(a, bytes, 16);
+    if (memory) memset(memory, 0, bytes);
+    return memory;
+}
+DSI_FN void dsi_release(const ds_allocator *a, void *memory, size_t bytes) {
+    dsi_release_aligned(a, memory, bytes, 16);
+}
+#endif
+/*== end of ds block: base ==*/
+/*== ds block: threads 1 == home: ds_comm.h ==*/
+#if defined(DSI_THREADS_BLOCK) && DSI_THREADS_BLOCK != 1
+#error "ds: implementations of two versions meet in this file; vendor all ds_*.h from one release"
+#endif
+#ifndef DSI_THREADS_BLOCK
+#define DSI_THREADS_BLOCK 1
+#include <errno.h>
+#include <pthread.h>
+#include <time.h>
+
+DSI_FN int64_t dsi_now(const ds_clock *clock) {
+    struct timespec t;
+    if (clock && clock->now) return clock->now(clock->ctx);
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+DSI_FN void dsi_sleep(const ds_clock *clock, int64_t ns) {
+    struct timespec t;
+    if (clock && clock->sleep) {
+        clock->sleep(clock->ctx, ns);
+        return;
+    }
+    t.tv_sec = (time_t)(ns / 1000000000);
+    t.tv_nsec = (long)(ns % 1000000000);
+    nanosleep(&t, NULL);
+}
+/* The moment `timeout` ns from now; a negative timeout never comes. */
+DSI_FN int64_t dsi_deadline(const ds_clock *clock, int64_t timeout) {
+    int64_t now = dsi_now(clock);
+    return timeout < 0 || timeout > INT64_MAX - now ? INT64_MAX : now + timeout;
+}
+
+/* A pool that implements ds_tasks. One parallel_for at a time; the caller works too, as worker 0. Ranges are cut in
+   equal shares of whole grains, so that which elements share a range depends on count, grain and workers alone. */
+typedef struct dsi_pool {
+    pthread_mutex_t lock;
+    pthread_cond_t wake, done;
+    pthread_t *threads;
+    unsigned workers, started, left;
+    unsigned long turn;
+    bool stop;
+    size_t count, grain;
+    void (*body)(void *arg, size_t begin, size_t end, unsigned worker);
+    void *arg;
+    ds_allocator allocator;
+} dsi_pool;
+typedef struct dsi_pool_start {
+    dsi_pool *pool;
+    unsigned worker;
+} dsi_pool_start;
+
+DSI_FN void dsi_pool_share(dsi_pool *p, unsigned worker) {
+    size_t grains = p->count / p->grain + (p->count % p->grain != 0);
+    size_t begin = grains / p->workers * worker + (worker < grains % p->workers ? worker : grains % p->workers);
+    size_t end = begin + grains / p->workers + (worker < grains % p->workers);
+    begin *= p->grain;
+    end = end * p->grain < p->count ? end * p->grain : p->count;
+    if (begin < end) p->body(p->arg, begin, end, worker);
+}
+DSI_FN void *dsi_pool_main(void *arg) {
+    dsi_pool *p = ((dsi_pool_start *)arg)->pool;
+    unsigned worker = ((dsi_pool_start *)arg)->worker;
+    unsigned long seen = 0;
+    pthread_mutex_lock(&p->lock);
+    for (;;) {
+        while (p->turn == seen && !p->stop) pthread_cond_wait(&p->wake, &p->lock);
+        if (p->stop) break;
+        seen = p->turn;
+        pthread_mutex_unlock(&p->lock);
+        dsi_pool_share(p, worker);
+        pthread_mutex_lock(&p->lock);
+        if (--p->left == 0) pthread_cond_signal(&p->done);
+    }
+    pthread_mutex_unlock(&p->lock);
+    return NULL;
+}
+DSI_FN void dsi_pool_for(void *ctx, size_t count, size_t grain,
+                         void (*body)(void *arg, size_t begin, size_t end, unsigned worker), void *arg) {
+    dsi_pool *p = (dsi_pool *)ctx;
+    pthread_mutex_lock(&p->lock);
+    p->count = count;
+    p->grain = grain ? grain : 1;
+    p->body = body;
+    p->arg = arg;
+    p->left = p->workers - 1;
+    p->turn++;
+    pthread_cond_broadcast(&p->wake);
+    pthread_mutex_unlock(&p->lock);
+    dsi_pool_share(p, 0);
+    pthread_mutex_lock(&p->lock);
+    while (p->left) pthread_cond_wait(&p->done, &p->lock);
+    pthread_mutex_unlock(&p->lock);
+}
+DSI_FN size_t dsi_pool_bytes(unsigned workers) {
+    return sizeof(dsi_pool) + workers * (sizeof(pthread_t) + sizeof(dsi_pool_start));
+}
+DSI_FN void dsi_pool_destroy(dsi_pool *p) {
+    if (!p) return;
+    pthread_mutex_lock(&p->lock);
+    p->stop = true;
+    pthread_cond_broadcast(&p->wake);
+    pthread_mutex_unlock(&p->lock);
+    for (unsigned i = 0; i < p->started; i++) pthread_join(p->threads[i], NULL);
+    pthread_cond_destroy(&p->done);
+    pthread_cond_destroy(&p->wake);
+    pthread_mutex_destroy(&p->lock);
+    {
+        ds_allocator allocator = p->allocator;
+        dsi_release(&allocator, p, dsi_pool_bytes(p->workers));
+    }
+}
+/* `workers` counts the caller and is at least 1; workers - 1 threads are started. NULL when memory or threads fail. */
+DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers) {
+    dsi_pool *p = (dsi_pool *)dsi_alloc_zero(allocator, dsi_pool_bytes(workers));
+    dsi_pool_start *starts;
+    if (!p) return NULL;
+    if (allocator) p->allocator = *allocator;
+    p->threads = (pthread_t *)(void *)(p + 1);
+    starts = (dsi_pool_start *)(void *)(p->threads + workers);
+    p->workers = workers;
+    pthread_mutex_init(&p->lock, NULL);
+    pthread_cond_init(&p->wake, NULL);
+    pthread_cond_init(&p->done, NULL);
+    for (unsigned i = 0; i + 1 < workers; i++) {
+        starts[i].pool = p;
+        starts[i].worker = i + 1;
+        if (pthread_create(&p->threads[i], NULL, dsi_pool_main, &starts[i]) != 0) {
+            dsi_pool_destroy(p);
+            return NULL;
+        }
+        p->started++;
+    }
+    return p;
+}
+#endif
+/*== end of ds block: threads ==*/
+#include <math.h>
+
+// >>structs
+
+#define DSI_ZERO_ALIGN  4096  /* of every tensor memory: a page, and one block of O_DIRECT */
+#define DSI_ZERO_CHUNK  65536 /* elements that pass through the scratch buffer at a time */
+#define DSI_ZERO_DIRECT 65536 /* a tensor of so many elements is gathered in place, smaller ones are packed together */
+#define DSI_ZERO_NONE   SIZE_MAX
+#define DSI_ZERO_HOME   (1 + DS_OPTIM_MAX_STATES) /* index of parameters' parts among the arrays on disk */
+
+typedef enum dsi_zero_where {
+    DSI_ZERO_ABSENT = 0,
+    DSI_ZERO_READING, /* its part is on the way from the swap file into place */
+    DSI_ZERO_GATHERING,
+    DSI_ZERO_LIVE
+} dsi_zero_where;
+
+typedef struct dsi_zero_param {
+    char *name;
+    size_t shape[DS_ZERO_MAX_DIMS];
+    int dims;
+    ds_dtype dtype;
+    size_t bytes_each;    /* of one element */
+    size_t group, tensor; /* tensor: index in the optimizer; DSI_ZERO_NONE when frozen */
+    int contributions;
+    void **slot;
+    size_t numel, grains, turn; /* turn: k of the parts' formula */
+    size_t own_begin, own_count;
+    size_t shard;  /* where the own part stands in the arrays of states and accumulators, in elements */
+    size_t home;   /* where the own part stands in z->home, in bytes; stage 3, not whole */
+    bool whole;    /* kept whole on every rank */
+    bool external; /* in the model's own memory */
+    char *full;    /* the whole tensor, or NULL */
+    /* stage 3 */
+    dsi_zero_where where;
+    int fetches;
+    bool loose; /* `full` did not fit the arena */
+    ds_comm_handle gather;
+    ds_offload_ticket read;
+    size_t *counts; /* (parts): elements of each rank's part */
+    /* gradient of this micro-batch */
+    size_t bucket, piece; /* piece: first of (parts) entries in z->piece_offset */
+    int given;
+    char *stash; /* a gradient that came before its bucket was open, in the wire type */
+    char *lent;  /* memory that the model writes a gradient to, in the parameter's type */
+} dsi_zero_param;
+
+typedef struct dsi_zero_bucket {
+    size_t first, count; /* in z->bucket_order */
+    size_t elements;
+    size_t missing; /* parameters whose gradient is not complete */
+    size_t offset;  /* stages 0 and 1: where it stands in the gradient memory, in elements */
+    ds_comm_handle handle;
+} dsi_zero_bucket;
+
+typedef struct dsi_zero_trace {
+    uint32_t *fetched; /* parameters in the order of their fetches */
+    size_t count, room;
+    bool recorded; /* the trace is that of a whole pass and may be relied on */
+} dsi_zero_trace;
+
+/* A run of shard space whose states are updated together, and the bytes of z->home that go with it. */
+typedef struct dsi_zero_sub {
+    size_t begin, end;
+    size_t home_begin, home_end;
+} dsi_zero_sub;
+
+/* Memory of one sub-group while its arrays are swapped in. */
+typedef struct dsi_zero_set {
+    float *array[1 + DS_OPTIM_MAX_STATES]; /* the master and the states */
+    char *home;
+    ds_offload_ticket ticket[2 + DS_OPTIM_MAX_STATES];
+    int of[2 + DS_OPTIM_MAX_STATES]; /* the store of each ticket */
+    size_t tickets;
+} dsi_zero_set;
+
+struct ds_zero {
+    ds_error error;
+    bool dead;
+    ds_allocator allocator;
+    ds_logger logger;
+    ds_tasks tasks;
+    ds_clock clock;
+    ds_files files;
+    void (*event)(void *ctx, const char *tag, double value, int64_t samples);
+    void *event_ctx;
+
+    ds_comm *comm; /* NULL: one rank */
+    int rank, world;
+    size_t parts, part; /* of the states: world and rank, at stage 0 one and zero */
+
+    /* the configuration's */
+    int stage, accumulation;
+    int64_t samples_per_step;
+    ds_dtype model_dtype, wire, acc_dtype;
+    size_t reduce_bucket, gather_bucket, prefetch, max_live, max_reuse, persistence, sub_group;
+    bool overlap, ignore_unused, gather_by_broadcast, reduce_whole, hooks, gather_on_save, fp16;
+    double clipping, before_reduce; /* before_reduce: factor of the gradients on the way into their bucket */
+    ds_zero_tier state_tier, param_tier;
+    bool pin_states, pin_params, pipeline_read, pipeline_write;
+
+    dsi_zero_param *params;
+    size_t n_params, n_train;
+    size_t *order;        /* (n_train): parameters as their parts stand in shard space */
+    size_t *bucket_order; /* (n_train) */
+    size_t *piece_offset; /* (n_train, parts): where each rank's piece stands in its bucket, in elements */
+    size_t *part_counts;  /* (n_params, parts) */
+    size_t *counts;       /* (world): scratch */
+    char *names;
+    size_t names_bytes;
+
+    size_t shard_half, shard_total; /* elements: parts with a master come first */
+    size_t home_bytes, train_elements, total_grains, own_grains, largest;
+    size_t n_states;
+    char *home;
+    float *array[1 + DS_OPTIM_MAX_STATES]; /* master and states; NULL on disk */
+    char *acc;                             /* NULL: the reduced gradient stays in its bucket */
+    char *resident;                        /* memory of whole parameters that the engine owns */
+    size_t resident_bytes;
+    dsi_zero_sub *subs;
+    size_t n_subs, sub_elements, sub_home_bytes;
+    dsi_zero_set sets[3];
+    size_t n_sets;
+    ds_optim_slice *slices;
+
+    /* gradients */
+    char *bucket_memory;
+    size_t bucket_capacity, n_slots; /* elements of one slot, slots */
+    dsi_zero_bucket *buckets;
+    size_t n_buckets, opened, launched, finished; /* buckets of this micro-batch in their order */
+    uint64_t *arrival;                            /* (n_train): parameters as their gradients completed */
+    size_t n_arrived;
+    bool reordered;
+    char *pool; /* stashes given back: a list through their first bytes */
+
+    /* stage 3 */
+    char *arena;
+    size_t arena_bytes;
+    uint32_t *blocks; /* parameters in the arena by address */
+    size_t n_blocks;
+    size_t live_elements, live_peak, fetches, fetches_waited;
+    dsi_zero_trace traces[3];
+    size_t position, ahead; /* in the trace: the next fetch, and the first that is not under way */
+    bool following;
+
+    float *scratch;    /* (DSI_ZERO_CHUNK) */
+    char *gather_pack; /* small tensors on their way to all ranks after a step */
+    size_t gather_pack_elements;
+    double *norm_own, *norm_all, *norm_tensor;
+    size_t *cursors;
+
+    ds_optim *optim;
+    ds_loss_scaler scaler;
+    ds_offload *store[2];                        /* of states and of parameters; may be the same */
+    ds_offload_id disk[2 + DS_OPTIM_MAX_STATES]; /* master, states, home */
+    ds_checkpoint_desc checkpoint;
+    char *agree; /* (world) errors */
+
+    int pass; /* -1: none open */
+    int micro;
+    int64_t step, skipped, samples;
+    double loss_sum;
+    int64_t loss_count;
+    int stop;
+    int64_t t_begin, t_gradient, ns_forward, ns_backward, ns_reduce;
+
+    ds_zero_bytes now, peak;
+    size_t allocations;
+    void *client;
+    size_t client_bytes;
+};
+
+// >>memory
+
+static ds_status dsi_zero_fail(ds_zero *z, ds_status status, const char *format, ...) DSI_PRINTF(3, 4);
+static ds_status dsi_zero_fail(ds_zero *z, ds_status status, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    z->error.status = status;
+    dsi_vformat(z->error.message, sizeof z->error.message, format, args);
+    va_end(args);
+    return status;
+}
+
+/* An error from which the ranks cannot come back together. */
+static ds_status dsi_zero_die(ds_zero *z, ds_status status, const char *what, const char *why) {
+    dsi_zero_fail(z, status, "%s: %s; the engine cannot go on", what, why);
+    z->dead = true;
+    if (z->comm) ds_comm_abort(z->comm, z->error.message);
+    return status;
+}
+
+static void dsi_zero_count(ds_zero *z, ds_zero_class c, ds_zero_tier t, size_t bytes) {
+    z->now.bytes[c][t] += bytes;
+    if (z->now.bytes[c][t] > z->peak.bytes[c][t]) z->peak.bytes[c][t] = z->now.bytes[c][t];
+}
+
+static void *dsi_zero_get(ds_zero *z, ds_zero_class c, ds_zero_tier t, size_t bytes) {
+    void *memory;
+    if (bytes == 0) return NULL;
+    z->allocations++;
+    memory = dsi_alloc_aligned(&z->allocator, bytes, c == DS_ZERO_BOOKKEEPING ? 16 : DSI_ZERO_ALIGN);
+    if (memory) dsi_zero_count(z, c, t, bytes);
+    return memory;
+}
+
+static void dsi_zero_put(ds_zero *z, ds_zero_class c, ds_zero_tier t, void *memory, size_t bytes) {
+    if (!memory) return;
+    z->now.bytes[c][t] -= bytes;
+    dsi_release_aligned(&z->allocator, memory, bytes, c == DS_ZERO_BOOKKEEPING ? 16 : DSI_ZERO_ALIGN);
+}
+
+static void *dsi_zero_table(ds_zero *z, size_t count, size_t each) {
+    size_t bytes = dsi_mul(count, each);
+    void *memory = dsi_zero_get(z, DS_ZERO_BOOKKEEPING, DS_ZERO_DEVICE, bytes);
+    if (memory) memset(memory, 0, bytes);
+    return memory;
+}
+
+static void dsi_zero_untable(ds_zero *z, void *memory, size_t count, size_t each) {
+    dsi_zero_put(z, DS_ZERO_BOOKKEEPING, DS_ZERO_DEVICE, memory, dsi_mul(count, each));
+}
+
+// >>parts
+
+/* Part r of W of a tensor of g grains is [(g*r + k) / W, (g*(r+1) + k) / W) in grains, 0 <= k < W. The parts stand in
+   rank order, cover the tensor, and differ by at most one grain; k moves the larger ones from tensor to tensor, so that
+   the sums over all tensors are even too. Products are taken apart so that they cannot overflow. */
+static size_t dsi_zero_cut(const dsi_zero_param *p, size_t parts, size_t r) {
+    size_t grain = p->grains / parts * r + (p->grains % parts * r + p->turn) / parts;
+    size_t element = grain * DS_GRAIN;
+    return r == 0 ? 0 : element < p->numel ? element : p->numel;
+}
+
+static void dsi_zero_part(const ds_zero *z, const dsi_zero_param *p, size_t r, size_t *begin, size_t *count) {
+    *begin = dsi_zero_cut(p, z->parts, r);
+    *count = (r + 1 == z->parts ? p->numel : dsi_zero_cut(p, z->parts, r + 1)) - *begin;
+}
+
+static size_t dsi_zero_grains(size_t elements) {
+    return elements / DS_GRAIN + (elements % DS_GRAIN != 0);
+}
+
+static bool dsi_zero_has_master(const dsi_zero_param *p) {
+    return p->dtype != DS_F32;
+}
+
+/* Shard space: the own parts one after another, each from a grain's start, those with a master first. z->home holds the
+   parts of parameters that are not kept whole, in the same order, frozen ones last. */
+static void dsi_zero_layout_shard(ds_zero *z) {
+    size_t at = 0, home = 0, n = 0;
+    for (int round = 0; round < 3; round++) {
+        for (size_t i = 0; i < z->n_params; i++) {
+            dsi_zero_param *p = &z->params[i];
+            int class_ = p->tensor == DSI_ZERO_NONE ? 2 : dsi_zero_has_master(p) ? 0 : 1;
+            if (class_ != round) continue;
+            if (!p->whole) {
+                p->home = home;
+                home += dsi_round_up(p->own_count * p->bytes_each, DSI_ZERO_ALIGN);
+            }
+            if (round == 2) continue;
+            p->shard = at;
+            at += dsi_zero_grains(p->own_count) * DS_GRAIN;
+            z->order[n++] = i;
+        }
+        if (round == 0) z->shard_half = at;
+    }
+    z->shard_total = at;
+    z->home_bytes = home;
+}
+
+/* Cuts shard space in sub-groups. [cfg: zero_optimization.sub_group_size] */
+static size_t dsi_zero_layout_subs(ds_zero *z, dsi_zero_sub *subs) {
+    size_t step = z->sub_group / DS_GRAIN * DS_GRAIN, n = 0, cursor = 0;
+    if (step == 0) step = DS_GRAIN;
+    z->sub_elements = z->sub_home_bytes = 0;
+    for (size_t begin = 0; begin < z->shard_total; begin += step, n++) {
+        dsi_zero_sub sub;
+        sub.begin = begin;
+        sub.end = z->shard_total - begin < step ? z->shard_total : begin + step;
+        sub.home_begin = DSI_ZERO_NONE;
+        sub.home_end = 0;
+        while (cursor < z->n_train) {
+            const dsi_zero_param *p = &z->params[z->order[cursor]];
+            size_t end = p->shard + dsi_zero_grains(p->own_count) * DS_GRAIN;
+            if (!p->whole && p->own_count && end > sub.begin && p->shard < sub.end) {
+                size_t from = p->shard > sub.begin ? 0 : sub.begin - p->shard;
+                size_t to = sub.end - p->shard < p->own_count ? sub.end - p->shard : p->own_count;
+                size_t a = p->home + from * p->bytes_each, b = p->home + to * p->bytes_each;
+                if (sub.home_begin == DSI_ZERO_NONE) sub.home_begin = a;
+                if (to > from) sub.home_end = b;
+            }
+            if (end > sub.end) break;
+            cursor++;
+        }
+        if (sub.home_begin == DSI_ZERO_NONE) sub.home_begin = sub.home_end;
+        if (sub.end - sub.begin > z->sub_elements) z->sub_elements = sub.end - sub.begin;
+        if (sub.home_end > sub.home_begin && sub.home_end - sub.home_begin > z->sub_home_bytes)
+            z->sub_home_bytes = sub.home_end - sub.home_begin;
+        if (subs) subs[n] = sub;
+    }
+    return n;
+}
+
+/* Cuts z->bucket_order in buckets of whole tensors and places each rank's pieces in them: rank by rank, and within a rank
+   tensor by tensor, which is what a reduce-scatter wants. */
+static void dsi_zero_layout_buckets(ds_zero *z) {
+    size_t total = 0;
+    z->n_buckets = 0;
+    for (size_t i = 0; i < z->n_train;) {
+        dsi_zero_bucket *b = &z->buckets[z->n_buckets];
+        size_t at = 0;
+        memset(b, 0, sizeof *b);
+        b->first = i;
+        b->offset = total;
+        do b->elements += z->params[z->bucket_order[i++]].numel;
+        while (i < z->n_train && b->elements + z->params[z->bucket_order[i]].numel <= z->reduce_bucket);
+        b->count = i - b->first;
+        for (size_t r = 0; r < z->parts; r++)
+            for (size_t j = 0; j < b->count; j++) {
+                dsi_zero_param *p = &z->params[z->bucket_order[b->first + j]];
+                p->bucket = z->n_buckets;
+                z->piece_offset[p->piece + r] = at;
+                at += p->counts[r];
+            }
+        total += b->elements;
+        z->n_buckets++;
+    }
+}
+
+// >>tiers: where arrays live, and their swapping
+
+static ds_status dsi_zero_disk_failed(ds_zero *z, int store, ds_status status, const char *doing, const char *name) {
+    char what[256];
+    snprintf(what, sizeof what, "rank %d: %s of '%.160s'", z->rank, doing, name);
+    return dsi_zero_die(z, status, what, ds_offload_error(z->store[store])->message);
+}
+
+/* Reads (or writes) elements [begin, begin + count) of a parameter's own part: array -1 the fp32 value, else a state. */
+static ds_status dsi_zero_own_io(ds_zero *z, bool write, const dsi_zero_param *p, int array, size_t begin, size_t count,
+                                 float *values) {
+    size_t at = p->shard + (begin - p->own_begin);
+    float *memory = NULL;
+    ds_offload_id id;
+    ds_status status;
+    size_t offset = at * sizeof(float);
+    int store = 0;
+    if (count == 0) return DS_OK;
+    if (array < 0 && !dsi_zero_has_master(p)) {
+        store = 1;
+        if (p->whole)
+            memory = (float *)(void *)p->full + begin;
+        else if (z->home)
+            memory = (float *)(void *)(z->home + p->home) + (begin - p->own_begin);
+        id = z->disk[DSI_ZERO_HOME];
+        offset = p->home + (begin - p->own_begin) * sizeof(float);
+    } else {
+        float *base = z->array[array + 1];
+        if (base) memory = base + at;
+        id = z->disk[array + 1];
+    }
+    if (memory) {
+        if (write)
+            memcpy(memory, values, count * sizeof(float));
+        else
+            memcpy(values, memory, count * sizeof(float));
+        return DS_OK;
+    }
+    status = write ? ds_offload_write(z->store[store], id, offset, count * sizeof(float), values)
+                   : ds_offload_read(z->store[store], id, offset, count * sizeof(float), values);
+    return status ? dsi_zero_disk_failed(z, store, status, write ? "swap-out" : "swap-in", p->name) : DS_OK;
+}
+
+/* The model's own bytes of a parameter from element `begin` on: anywhere in a whole one, else in the own part. */
+static ds_status dsi_zero_own_raw(ds_zero *z, bool write, dsi_zero_param *p, size_t begin, size_t bytes, char *values) {
+    size_t at = (begin - (p->whole ? 0 : p->own_begin)) * p->bytes_each;
+    char *memory = p->whole ? p->full : z->home ? z->home + p->home : NULL;
+    ds_status status;
+    if (bytes == 0) return DS_OK;
+    if (memory) {
+        if (write)
+            memcpy(memory + at, values, bytes);
+        else
+            memcpy(values, memory + at, bytes);
+        return DS_OK;
+    }
+    status = write ? ds_offload_write(z->store[1], z->disk[DSI_ZERO_HOME], p->home + at, bytes, values)
+                   : ds_offload_read(z->store[1], z->disk[DSI_ZERO_HOME], p->home + at, bytes, values);
+    return status ? dsi_zero_disk_failed(z, 1, status, write ? "swap-out" : "swap-in", p->name) : DS_OK;
+}
+
+/* fp32 values of the own part: the master's or the parameter's own widened (array -1), or a state's. */
+static ds_status dsi_zero_own_value(ds_zero *z, dsi_zero_param *p, int array, size_t begin, size_t count, float *out) {
+    char raw[4096];
+    if (p->tensor != DSI_ZERO_NONE || p->dtype == DS_F32) return dsi_zero_own_io(z, false, p, array, begin, count, out);
+    for (size_t done = 0; done < count;) {
+        size_t n = count - done < sizeof raw / 4 ? count - done : sizeof raw / 4;
+        ds_status status = dsi_zero_own_raw(z, false, p, begin + done, n * p->bytes_each, raw);
+        if (status) return status;
+        (void)ds_optim_cast(out + done, DS_F32, raw, p->dtype, n);
+        done += n;
+    }
+    return DS_OK;
+}
+
+/* Writes the model's own copy of elements of the own part (those with a master only), rounding from fp32. */
+static ds_status dsi_zero_own_round(ds_zero *z, dsi_zero_param *p, size_t begin, size_t count, const float *values) {
+    uint16_t rounded[2048];
+    for (size_t done = 0; done < count;) {
+        size_t n = count - done < 2048 ? count - done : 2048;
+        size_t at = (begin + done - p->own_begin) * 2;
+        ds_status status = ds_optim_cast(rounded, p->dtype, values + done, DS_F32, n);
+        if (status) return dsi_zero_fail(z, status, "parameter '%s': cannot convert", p->name);
+        if (p->whole)
+            memcpy(p->full + (begin + done) * 2, rounded, n * 2);
+        else if (z->home)
+            memcpy(z->home + p->home + at, rounded, n * 2);
+        else if ((status = ds_offload_write(z->store[1], z->disk[DSI_ZERO_HOME], p->home + at, n * 2, rounded)))
+            return dsi_zero_disk_failed(z, 1, status, "swap-out", p->name);
+        done += n;
+    }
+    return DS_OK;
+}
+
+static ds_status dsi_zero_set_wait(ds_zero *z, dsi_zero_set *set) {
+    ds_status first = DS_OK;
+    int store = 0;
+    for (size_t i = 0; i < set->tickets; i++) {
+        ds_status status = ds_offload_wait(z->store[set->of[i]], set->ticket[i]);
+        if (status && !first) first = status, store = set->of[i];
+    }
+    set->tickets = 0;
+    return first ? dsi_zero_disk_failed(z, store, first, "swap", "optimizer states") : DS_OK;
+}
+
+/* Starts moving a sub-group's arrays that live on disk between there and the set's buffers. A half-type home is only
+   written: the update makes it anew from the master. */
+static ds_status dsi_zero_set_start(ds_zero *z, dsi_zero_set *set, const dsi_zero_sub *sub, bool write) {
+    for (size_t a = 0; a <= DSI_ZERO_HOME; a++) {
+        bool home = a == DSI_ZERO_HOME;
+        int store = home ? 1 : 0;
+        size_t begin = home ? sub->home_begin : sub->begin * sizeof(float);
+        size_t end = home ? sub->home_end : sub->end * sizeof(float);
+        void *buffer = home ? (void *)set->home : (void *)set->array[a];
+        ds_status status;
+        if (a == 0 && end > z->shard_half * sizeof(float)) end = z->shard_half * sizeof(float);
+        if (!buffer || end <= begin || (home && !write && sub->end <= z->shard_half)) continue;
+        status = write ? ds_offload_start_write(z->store[store], z->disk[a], begin, end - begin, buffer,
+                                                &set->ticket[set->tickets])
+                       : ds_offload_start_read(z->store[store], z->disk[a], begin, end - begin, buffer,
+                                               &set->ticket[set->tickets]);
+        if (status) return dsi_zero_disk_failed(z, store, status, "swap", "optimizer states");
+        set->of[set->tickets++] = store;
+    }
+    return DS_OK;
+}
+
+// >>arena: whole parameters at stage 3
+
+static size_t dsi_zero_room(const dsi_zero_param *p) {
+    return dsi_round_up(p->numel * p->bytes_each, DSI_ZERO_ALIGN);
+}
+
+/* First fit over the parameters that stand in the arena, kept in order of address. */
+static char *dsi_zero_arena_find(ds_zero *z, dsi_zero_param *p) {
+    size_t at = 0, i = 0, need = dsi_zero_room(p);
+    for (; i < z->n_blocks; i++) {
+        const dsi_zero_param *other = &z->params[z->blocks[i]];
+        if ((size_t)(other->full - z->arena) - at >= need) break;
+        at = (size_t)(other->full - z->arena) + dsi_zero_room(other);
+    }
+    if (i == z->n_blocks && z->arena_bytes - at < need) return NULL;
+    memmove(z->blocks + i + 1, z->blocks + i, (z->n_blocks - i) * sizeof *z->blocks);
+    z->blocks[i] = (uint32_t)(p - z->params);
+    z->n_blocks++;
+    return z->arena + at;
+}
+
+static void dsi_zero_arena_drop(ds_zero *z, dsi_zero_param *p) {
+    if (p->loose)
+        dsi_zero_put(z, DS_ZERO_GATHERED, DS_ZERO_DEVICE, p->full, dsi_zero_room(p));
+    else
+        for (size_t i = 0; i < z->n_blocks; i++)
+            if (&z->params[z->blocks[i]] == p) {
+                z->n_blocks--;
+                memmove(z->blocks + i, z->blocks + i + 1, (z->n_blocks - i) * sizeof *z->blocks);
+                break;
+            }
+    z->live_elements -= p->numel;
+    p->full = NULL;
+    p->loose = false;
+    p->where = DSI_ZERO_ABSENT;
+    if (p->slot) *p->slot = NULL;
+}
+
+/* Drops whole parameters that nobody holds until `elements` more fit the window, the one needed last first. */
+static void dsi_zero_evict(ds_zero *z, size_t elements) {
+    while (z->live_elements && dsi_add(z->live_elements, elements) > z->max_live) {
+        dsi_zero_param *victim = NULL;
+        for (size_t i = 0; i < z->n_blocks; i++) {
+            dsi_zero_param *p = &z->params[z->blocks[i]];
+            if (p->where == DSI_ZERO_LIVE && p->fetches == 0 && (!victim || p->numel > victim->numel)) victim = p;
+        }
+        if (!victim) return;
+        dsi_zero_arena_drop(z, victim);
+    }
+}
+
+static ds_status dsi_zero_place(ds_zero *z, dsi_zero_param *p) {
+    if (p->full) return DS_OK;
+    p->full = z->arena ? dsi_zero_arena_find(z, p) : NULL;
+    if (!p->full) {
+        size_t window = z->max_live;
+        z->max_live = 0; /* the arena is in pieces: drop all that is only cached */
+        dsi_zero_evict(z, p->numel);
+        z->max_live = window;
+        p->full = z->arena ? dsi_zero_arena_find(z, p) : NULL;
+    }
+    if (!p->full) {
+        p->full = (char *)dsi_zero_get(z, DS_ZERO_GATHERED, DS_ZERO_DEVICE, dsi_zero_room(p));
+        if (!p->full)
+            return dsi_zero_fail(z, DS_ERR_MEMORY, "parameter '%s': no memory for its %zu bytes", p->name,
+                                 dsi_zero_room(p));
+        p->loose = true;
+        dsi_log(&z->logger, "ds_zero", DS_LOG_DEBUG, 3,
+                "parameter '%s' does not fit the arena of %zu bytes; desc.largest_fetch is too small", p->name,
+                z->arena_bytes);
+    }
+    z->live_elements += p->numel;
+    if (z->live_elements > z->live_peak) z->live_peak = z->live_elements;
+    return DS_OK;
+}
+
+/* First half of a gather: the own part comes to its place in the whole tensor. */
+static ds_status dsi_zero_gather_read(ds_zero *z, dsi_zero_param *p) {
+    ds_status status = dsi_zero_place(z, p);
+    size_t bytes = p->own_count * p->bytes_each;
+    if (status) return status;
+    p->where = DSI_ZERO_READING;
+    p->read = 0;
+    if (bytes == 0) return DS_OK;
+    if (z->home)
+        memcpy(p->full + p->own_begin * p->bytes_each, z->home + p->home, bytes);
+    else if ((status = ds_offload_start_read(z->store[1], z->disk[DSI_ZERO_HOME], p->home, bytes,
+                                             p->full + p->own_begin * p->bytes_each, &p->read)))
+        return dsi_zero_disk_failed(z, 1, status, "swap-in", p->name);
+    return DS_OK;
+}
+
+static ds_status dsi_zero_comm_failed(ds_zero *z, const char *doing, const char *name) {
+    char what[256];
+    snprintf(what, sizeof what, "rank %d: %s%s%.160s", z->rank, doing, name ? " of " : "", name ? name : "");
+    return dsi_zero_die(z, ds_comm_error(z->comm)->status, what, ds_comm_error(z->comm)->message);
+}
+
+/* Second half: all parts in place, each from its rank. Started, not waited for. */
+static ds_status dsi_zero_gather_start(ds_zero *z, dsi_zero_param *p) {
+    ds_comm_call call;
+    ds_status status;
+    if (p->read && (status = ds_offload_wait(z->store[1], p->read)))
+        return dsi_zero_disk_failed(z, 1, status, "swap-in", p->name);
+    p->read = 0;
+    p->where = DSI_ZERO_GATHERING;
+    p->gather = 0;
+    if (z->parts == 1) return DS_OK;
+    memset(&call, 0, sizeof call);
+    call.kind = DS_COMM_ALL_GATHER;
+    call.in = p->full + p->own_begin * p->bytes_each;
+    call.out = p->full;
+    call.counts = p->counts;
+    call.dtype = p->dtype;
+    if (!z->overlap) return ds_comm_run(z->comm, &call) ? dsi_zero_comm_failed(z, "gather", p->name) : DS_OK;
+    return ds_comm_start(z->comm, &call, &p->gather) ? dsi_zero_comm_failed(z, "gather", p->name) : DS_OK;
+}
+
+static ds_status dsi_zero_gather_wait(ds_zero *z, dsi_zero_param *p) {
+    if (p->gather && ds_comm_wait(z->comm, p->gather)) return dsi_zero_comm_failed(z, "gather", p->name);
+    p->gather = 0;
+    p->where = DSI_ZERO_LIVE;
+    return DS_OK;
+}
+
+/* Brings what the trace says comes next: gathers within the prefetch window, reads from disk within twice that. How far
+   depends on counts alone, so that all ranks start the same gathers in the same order. */
+static ds_status dsi_zero_prefetch(ds_zero *z) {
+    const dsi_zero_trace *t = &z->traces[z->pass];
+    size_t window = 0;
+    if (!z->following || !z->prefetch) return DS_OK;
+    for (size_t i = z->position; i < t->count && window < 2 * z->prefetch; i++) {
+        dsi_zero_param *p = &z->params[t->fetched[i]];
+        ds_status status = DS_OK;
+        if (p->whole || p->where >= DSI_ZERO_GATHERING) continue;
+        if (window + p->numel > 2 * z->prefetch) break;
+        if (p->where == DSI_ZERO_ABSENT) {
+            if (dsi_add(z->live_elements, p->numel) > z->max_live) break;
+            status = dsi_zero_gather_read(z, p);
+        }
+        if (!status && window + p->numel <= z->prefetch) status = dsi_zero_gather_start(z, p);
+        if (status) return status;
+        window += p->numel;
+    }
+    return DS_OK;
+}
+
+static ds_status dsi_zero_trace_add(ds_zero *z, size_t index) {
+    dsi_zero_trace *t = &z->traces[z->pass];
+    if (t->recorded) {
+        if (z->following && z->position < t->count && t->fetched[z->position] == index) {
+            z->position++;
+            return DS_OK;
+        }
+        z->following = t->recorded = false; /* another order: record again from here on */
+        t->count = z->position;
+    }
+    if (t->count == t->room) {
+        size_t room = t->room ? t->room * 2 : 2 * z->n_params;
+        uint32_t *more = (uint32_t *)dsi_zero_table(z, room, sizeof *more);
+        if (!more) return dsi_zero_fail(z, DS_ERR_MEMORY, "no memory for a trace of %zu fetches", room);
+        if (t->count) memcpy(more, t->fetched, t->count * sizeof *more);
+        dsi_zero_untable(z, t->fetched, t->room, sizeof *more);
+        t->fetched = more;
+        t->room = room;
+    }
+    t->fetched[t->count++] = (uint32_t)index;
+    z->position = t->count;
+    return DS_OK;
+}
+
+/* Elements fetched between now and the parameter's next use in this pass; SIZE_MAX when there is none. */
+static size_t dsi_zero_next_use(const ds_zero *z, const dsi_zero_param *p) {
+    const dsi_zero_trace *t = &z->traces[z->pass];
+    size_t between = 0;
+    if (!z->following) return SIZE_MAX;
+    for (size_t i = z->position; i < t->count && between <= z->max_reuse; i++) {
+        if (&z->params[t->fetched[i]] == p) return between;
+        between += z->params[t->fetched[i]].numel;
+    }
+    return SIZE_MAX;
+}
+
+// >>gradients
+
+static char *dsi_zero_bucket_at(const ds_zero *z, size_t bucket) {
+    size_t each = DS_DTYPE_SIZE(z->wire);
+    if (z->stage <= 1) return z->bucket_memory + z->buckets[bucket].offset * each;
+    return z->bucket_memory + bucket % z->n_slots * z->bucket_capacity * each;
+}
+
+/* from -> to with conversion, first multiplied by z->before_reduce; `add` to what is there, rounded to the wire type. */
+static void dsi_zero_copy_in(ds_zero *z, char *to, const char *from, ds_dtype dtype, size_t count, bool add) {
+    size_t each = DS_DTYPE_SIZE(z->wire), from_each = DS_DTYPE_SIZE(dtype);
+    float part[1024];
+    if (!add && z->before_reduce == 1.0 && dtype == z->wire) {
+        memcpy(to, from, count * each);
+        return;
+    }
+    if (z->before_reduce == 1.0) {
+        if (add)
+            (void)ds_optim_accumulate(to, z->wire, from, dtype, count);
+        else
+            (void)ds_optim_cast(to, z->wire, from, dtype, count);
+        return;
+    }
+    for (size_t done = 0; done < count;) {
+        size_t n = count - done < 1024 ? count - done : 1024;
+        (void)ds_optim_cast(part, DS_F32, from + done * from_each, dtype, n);
+        (void)ds_optim_scale(part, DS_F32, (float)z->before_reduce, n);
+        if (add)
+            (void)ds_optim_accumulate(to + done * each, z->wire, part, DS_F32, n);
+        else
+            (void)ds_optim_cast(to + done * each, z->wire, part, DS_F32, n);
+        done += n;
+    }
+}
+
+/* One contribution into the bucket, piece by piece. */
+static void dsi_zero_fill(ds_zero *z, const dsi_zero_param *p, const char *gradient, ds_dtype dtype, bool add) {
+    char *bucket = dsi_zero_bucket_at(z, p->bucket);
+    size_t each = DS_DTYPE_SIZE(z->wire), from = 0;
+    for (size_t r = 0; r < z->parts; r++) {
+        dsi_zero_copy_in(z, bucket + z->piece_offset[p->piece + r] * each, gradient + from * DS_DTYPE_SIZE(dtype),
+                         dtype, p->counts[r], add);
+        from += p->counts[r];
+    }
+}
+
+/* A stash, which has the bucket's type already, into the bucket. */
+static void dsi_zero_move(ds_zero *z, const dsi_zero_param *p) {
+    char *bucket = dsi_zero_bucket_at(z, p->bucket);
+    size_t each = DS_DTYPE_SIZE(z->wire), from = 0;
+    for (size_t r = 0; r < z->parts; r++) {
+        memcpy(bucket + z->piece_offset[p->piece + r] * each, p->stash + from * each, p->counts[r] * each);
+        from += p->counts[r];
+    }
+}
+
+static size_t dsi_zero_stash_bytes(const ds_zero *z) {
+    return dsi_round_up(z->largest * 4 + sizeof(char *), DSI_ZERO_ALIGN);
+}
+
+/* Stashes are all as large as the largest gradient in fp32 and are kept for the next micro-batch when given back. */
+static ds_status dsi_zero_stash_take(ds_zero *z, const dsi_zero_param *p, char **stash) {
+    if (*stash) return DS_OK;
+    if (z->pool) {
+        *stash = z->pool;
+        memcpy(&z->pool, *stash, sizeof z->pool);
+        return DS_OK;
+    }
+    *stash = (char *)dsi_zero_get(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, dsi_zero_stash_bytes(z));
+    return *stash ? DS_OK
+                  : dsi_zero_fail(z, DS_ERR_MEMORY, "parameter '%s': no memory for its gradient, %zu bytes", p->name,
+                                  dsi_zero_stash_bytes(z));
+}
+
+static void dsi_zero_stash_give(ds_zero *z, char **stash) {
+    if (!*stash) return;
+    memcpy(*stash, &z->pool, sizeof z->pool);
+    z->pool = *stash;
+    *stash = NULL;
+}
+
+static size_t dsi_zero_acc_bytes(const ds_zero *z) {
+    return DS_DTYPE_SIZE(z->acc_dtype);
+}
+
+/* Takes a reduced bucket's own pieces into the accumulators. */
+static ds_status dsi_zero_bucket_finish(ds_zero *z, size_t b) {
+    dsi_zero_bucket *bucket = &z->buckets[b];
+    size_t each = DS_DTYPE_SIZE(z->wire);
+    int64_t start = dsi_now(&z->clock);
+    if (bucket->handle && ds_comm_wait(z->comm, bucket->handle))
+        return dsi_zero_comm_failed(z, "gradient reduction", NULL);
+    bucket->handle = 0;
+    z->ns_reduce += dsi_now(&z->clock) - start;
+    for (size_t j = 0; z->acc && j < bucket->count; j++) {
+        const dsi_zero_param *p = &z->params[z->bucket_order[bucket->first + j]];
+        const char *piece = dsi_zero_bucket_at(z, b) + z->piece_offset[p->piece + z->part] * each;
+        char *acc = z->acc + p->shard * dsi_zero_acc_bytes(z);
+        if (z->micro == 0)
+            (void)ds_optim_cast(acc, z->acc_dtype, piece, z->wire, p->own_count);
+        else
+            (void)ds_optim_accumulate(acc, z->acc_dtype, piece, z->wire, p->own_count);
+    }
+    return DS_OK;
+}
+
+static ds_status dsi_zero_bucket_launch(ds_zero *z, size_t b) {
+    dsi_zero_bucket *bucket = &z->buckets[b];
+    char *memory = dsi_zero_bucket_at(z, b);
+    size_t *counts = z->counts + (b % z->n_slots) * (size_t)z->world;
+    size_t own = z->params[z->bucket_order[bucket->first]].piece + z->part;
+    ds_comm_call call;
+    int64_t start = dsi_now(&z->clock);
+    bucket->handle = 0;
+    if (z->world == 1) return DS_OK;
+    memset(&call, 0, sizeof call);
+    call.in = memory;
+    call.out = memory;
+    call.dtype = call.out_dtype = z->wire;
+    call.op = DS_COMM_SUM;
+    if (z->stage == 0 || z->reduce_whole) {
+        call.kind = DS_COMM_ALL_REDUCE;
+        call.count = bucket->elements;
+    } else {
+        call.kind = DS_COMM_REDUCE_SCATTER;
+        call.counts = counts;
+        call.out = memory + z->piece_offset[own] * DS_DTYPE_SIZE(z->wire);
+        memset(counts, 0, (size_t)z->world * sizeof *counts);
+        for (size_t j = 0; j < bucket->count; j++)
+            for (size_t r = 0; r < z->parts; r++) counts[r] += z->params[z->bucket_order[bucket->first + j]].counts[r];
+    }
+    if (z->overlap ? ds_comm_start(z->comm, &call, &bucket->handle) : ds_comm_run(z->comm, &call))
+        return dsi_zero_comm_failed(z, "gradient reduction", NULL);
+    z->ns_reduce += dsi_now(&z->clock) - start;
+    return DS_OK;
+}
+
+static void dsi_zero_complete(ds_zero *z, dsi_zero_param *p);
+
+/* Opens buckets as far as slots allow. A bucket takes the slot of the one n_slots before it, which must have been launched
+   and is waited for here; gradients that came too early move in from their stash. */
+static ds_status dsi_zero_open_buckets(ds_zero *z) {
+    while (z->opened < z->n_buckets) {
+        dsi_zero_bucket *bucket = &z->buckets[z->opened];
+        if (z->opened >= z->n_slots) {
+            ds_status status;
+            if (z->opened - z->n_slots >= z->launched) return DS_OK;
+            if (z->finished <= z->opened - z->n_slots) {
+                if ((status = dsi_zero_bucket_finish(z, z->finished))) return status;
+                z->finished++;
+            }
+        }
+        bucket->missing = bucket->count;
+        z->opened++;
+        for (size_t j = 0; j < bucket->count; j++) {
+            dsi_zero_param *p = &z->params[z->bucket_order[bucket->first + j]];
+            if (!p->stash) continue;
+            dsi_zero_move(z, p);
+            dsi_zero_stash_give(z, &p->stash);
+            dsi_zero_complete(z, p);
+        }
+    }
+    return DS_OK;
+}
+
+/* Launches complete buckets in order; opening the next may complete that one from stashes. `always`: at stage 1 without
+   grad_hooks reductions wait for the end of the micro-batch. [cfg: zero_optimization.grad_hooks] */
+static ds_status dsi_zero_launch_buckets(ds_zero *z, bool always) {
+    while (z->launched < z->opened && z->buckets[z->launched].missing == 0 && (z->hooks || always)) {
+        ds_status status = dsi_zero_bucket_launch(z, z->launched);
+        z->launched++;
+        if (!status) status = dsi_zero_open_buckets(z);
+        if (status) return status;
+    }
+    return DS_OK;
+}
+
+static void dsi_zero_complete(ds_zero *z, dsi_zero_param *p) {
+    if (p->given == p->contributions) z->buckets[p->bucket].missing--;
+}
+
+/* Takes one contribution: into the bucket if that is open, else into a stash of the same type and rounding. */
+static ds_status dsi_zero_contribute(ds_zero *z, dsi_zero_param *p, const char *gradient, ds_dtype dtype) {
+    if (p->bucket < z->opened)
+        dsi_zero_fill(z, p, gradient, dtype, p->given > 0);
+    else {
+        ds_status status = dsi_zero_stash_take(z, p, &p->stash);
+        if (status) return status;
+        dsi_zero_copy_in(z, p->stash, gradient, dtype, p->numel, p->given > 0);
+    }
+    p->given++;
+    if (p->given == p->contributions && !z->reordered) z->arrival[z->n_arrived++] = (uint64_t)(p - z->params);
+    if (p->bucket < z->opened) dsi_zero_complete(z, p);
+    return dsi_zero_launch_buckets(z, false);
+}
+
+// >>passes
+
+static ds_status dsi_zero_alive(ds_zero *z) {
+    return z->dead ? z->error.status : DS_OK;
+}
+
+static ds_status dsi_zero_param_of(ds_zero *z, size_t index, const char *doing, dsi_zero_param **out) {
+    if (z->dead) return z->error.status;
+    if (index >= z->n_params)
+        return dsi_zero_fail(z, DS_ERR_ARGUMENT, "%s: parameter %zu of %zu", doing, index, z->n_params);
+    *out = &z->params[index];
+    if (z->pass < 0)
+        return dsi_zero_fail(z, DS_ERR_STATE, "%s of '%s' outside of a pass; call ds_zero_begin first", doing,
+                             (*out)->name);
+    return DS_OK;
+}
+
+/* Buckets in the order in which rank 0 saw gradients complete, so that they launch while the backward goes on. */
+static ds_status dsi_zero_reorder(ds_zero *z) {
+    z->reordered = true;
+    if (z->n_train == 0) return DS_OK;
+    for (size_t i = 0; i < z->n_train && z->n_arrived < z->n_train; i++) { /* what gave no gradient comes last */
+        bool there = false;
+        for (size_t j = 0; j < z->n_arrived && !there; j++) there = z->arrival[j] == z->bucket_order[i];
+        if (!there) z->arrival[z->n_arrived++] = z->bucket_order[i];
+    }
+    if (z->world > 1 && ds_comm_broadcast(z->comm, z->arrival, z->n_train, DS_U64, 0))
+        return dsi_zero_comm_failed(z, "agreement on the gradients' order", NULL);
+    for (size_t i = 0; i < z->n_train; i++) z->bucket_order[i] = (size_t)z->arrival[i];
+    dsi_zero_layout_buckets(z);
+    return DS_OK;
+}
+
+DS_API ds_status ds_zero_begin(ds_zero *z, ds_zero_pass pass) {
+    ds_status status = dsi_zero_alive(z);
+    if (status) return status;
+    if ((int)pass < 0 || (int)pass > 2) return dsi_zero_fail(z, DS_ERR_ARGUMENT, "ds_zero_begin: pass %d", (int)pass);
+    if (z->pass >= 0) return dsi_zero_fail(z, DS_ERR_STATE, "ds_zero_begin: the last pass is still open");
+    if (pass == DS_ZERO_TRAIN && z->micro == z->accumulation)
+        return dsi_zero_fail(z, DS_ERR_STATE,
+                             "ds_zero_begin: %d micro-batches have been given (gradient_accumulation_steps); the "
+                             "step is due",
+                             z->accumulation);
+    if (pass == DS_ZERO_TRAIN) {
+        if (!z->reordered && z->n_arrived && (status = dsi_zero_reorder(z))) return status;
+        z->opened = z->launched = z->finished = 0;
+        for (size_t i = 0; i < z->n_params; i++) z->params[i].given = 0;
+        z->t_begin = dsi_now(&z->clock);
+        z->t_gradient = 0;
+    }
+    z->pass = (int)pass;
+    z->position = 0;
+    z->following = z->traces[pass].recorded;
+    if (!z->following) z->traces[pass].count = 0;
+    if (pass == DS_ZERO_TRAIN && (status = dsi_zero_open_buckets(z))) return status;
+    return DS_OK;
+}
+
+DS_API ds_status ds_zero_fetch(ds_zero *z, size_t index, void *stream) {
+    dsi_zero_param *p = NULL;
+    ds_status status = dsi_zero_param_of(z, index, "fetch", &p);
+    (void)stream;
+    if (status) return status;
+    if (p->whole) {
+        p->fetches++;
+        return DS_OK;
+    }
+    if ((status = dsi_zero_trace_add(z, index))) return status;
+    z->fetches++;
+    if (p->fetches == 0 && p->where != DSI_ZERO_LIVE) {
+        z->fetches_waited++;
+        if (p->where == DSI_ZERO_ABSENT) {
+            dsi_zero_evict(z, p->numel);
+            status = dsi_zero_gather_read(z, p);
+        }
+        if (!status && p->where == DSI_ZERO_READING) status = dsi_zero_gather_start(z, p);
+        if (!status) status = dsi_zero_gather_wait(z, p);
+        if (status) return status;
+    }
+    p->fetches++;
+    if (p->slot) *p->slot = p->full;
+    return dsi_zero_prefetch(z);
+}
+
+DS_API ds_status ds_zero_release(ds_zero *z, size_t index) {
+    dsi_zero_param *p = NULL;
+    ds_status status = dsi_zero_param_of(z, index, "release", &p);
+    if (status) return status;
+    if (p->fetches == 0) return dsi_zero_fail(z, DS_ERR_STATE, "release of '%s', which is not fetched", p->name);
+    if (--p->fetches > 0 || p->whole) return DS_OK;
+    if (p->slot) *p->slot = NULL;
+    if (z->live_elements > z->max_live || dsi_zero_next_use(z, p) > z->max_reuse) dsi_zero_arena_drop(z, p);
+    return DS_OK;
+}
+
+static ds_status dsi_zero_drop_all(ds_zero *z) {
+    for (size_t i = 0; i < z->n_params; i++) {
+        dsi_zero_param *p = &z->params[i];
+        ds_status status = DS_OK;
+        if (p->whole || !p->full) continue;
+        if (p->where == DSI_ZERO_READING && p->read && (status = ds_offload_wait(z->store[1], p->read)))
+            return dsi_zero_disk_failed(z, 1, status, "swap-in", p->name);
+        p->read = 0;
+        if (p->where == DSI_ZERO_GATHERING && (status = dsi_zero_gather_wait(z, p))) return status;
+        dsi_zero_arena_drop(z, p);
+    }
+    return DS_OK;
+}
+
+static ds_status dsi_zero_end_gradients(ds_zero *z) {
+    ds_status status;
+    for (size_t i = 0; i < z->n_params; i++) {
+        dsi_zero_param *p = &z->params[i];
+        if (p->tensor == DSI_ZERO_NONE || p->given == p->contributions) continue;
+        if (p->lent)
+            return dsi_zero_fail(z, DS_ERR_STATE,
+                                 "end of pass: the gradient buffer of '%s' was taken but not declared ready", p->name);
+        if (!z->ignore_unused)
+            return dsi_zero_fail(z, DS_ERR_STATE,
+                                 "end of pass: parameter '%s' got %d of %d gradients, and "
+                                 "zero_optimization.ignore_unused_parameters is false",
+                                 p->name, p->given, p->contributions);
+    }
+    for (size_t i = 0; i < z->n_train; i++) { /* in bucket order, so that each bucket opens when its turn comes */
+        dsi_zero_param *p = &z->params[z->bucket_order[i]];
+        bool none = p->given == 0;
+        if (p->given == p->contributions) continue;
+        if ((status = dsi_zero_launch_buckets(z, true))) return status;
+        if ((status = dsi_zero_open_buckets(z))) return status;
+        p->given = p->contributions;
+        if (none) {
+            char *bucket = dsi_zero_bucket_at(z, p->bucket);
+            size_t each = DS_DTYPE_SIZE(z->wire);
+            for (size_t r = 0; r < z->parts; r++)
+                memset(bucket + z->piece_offset[p->piece + r] * each, 0, p->counts[r] * each);
+        }
+        dsi_zero_complete(z, p);
+    }
+    if ((status = dsi_zero_launch_buckets(z, true))) return status;
+    while (z->finished < z->n_buckets) {
+        if ((status = dsi_zero_bucket_finish(z, z->finished))) return status;
+        z->finished++;
+    }
+    return DS_OK;
+}
+
+DS_API ds_status ds_zero_end(ds_zero *z) {
+    ds_status status = dsi_zero_alive(z);
+    if (status) return status;
+    if (z->pass < 0) return dsi_zero_fail(z, DS_ERR_STATE, "ds_zero_end: no pass is open");
+    for (size_t i = 0; i < z->n_params; i++)
+        if (z->params[i].fetches)
+            return dsi_zero_fail(z, DS_ERR_STATE, "end of pass: parameter '%s' is still fetched (%d times)",
+                                 z->params[i].name, z->params[i].fetches);
+    if (z->pass == DS_ZERO_TRAIN) {
+        int64_t now;
+        if ((status = dsi_zero_end_gradients(z))) return status;
+        now = dsi_now(&z->clock);
+        if (!z->t_gradient) z->t_gradient = now;
+        z->ns_forward += z->t_gradient - z->t_begin;
+        z->ns_backward += now - z->t_gradient;
+        z->micro++;
+    }
+    if ((status = dsi_zero_drop_all(z))) return status;
+    z->traces[z->pass].recorded = z->traces[z->pass].count > 0;
+    if (z->following) z->traces[z->pass].count = z->position;
+    z->pass = -1;
+    return DS_OK;
+}
+
+static ds_status dsi_zero_grad_of(ds_zero *z, size_t index, const char *doing, dsi_zero_param **out) {
+    ds_status status = dsi_zero_param_of(z, index, doing, out);
+    if (status) return status;
+    if (z->pass != DS_ZERO_TRAIN)
+        return dsi_zero_fail(z, DS_ERR_STATE, "%s of '%s' in a pass that does not train", doing, (*out)->name);
+    if ((*out)->tensor == DSI_ZERO_NONE)
+        return dsi_zero_fail(z, DS_ERR_STATE, "%s of '%s', which is frozen", doing, (*out)->name);
+    if ((*out)->given == (*out)->contributions)
+        return dsi_zero_fail(z, DS_ERR_STATE, "%s of '%s': it has its %d gradients of this micro-batch already", doing,
+                             (*out)->name, (*out)->contributions);
+    if (!z->t_gradient) z->t_gradient = dsi_now(&z->clock);
+    return DS_OK;
+}
+
+DS_API ds_status ds_zero_grad(ds_zero *z, size_t index, const void *gradient, void *stream) {
+    dsi_zero_param *p = NULL;
+    ds_status status = dsi_zero_grad_of(z, index, "gradient", &p);
+    (void)stream;
+    if (status) return status;
+    if (!gradient && p->numel) return dsi_zero_fail(z, DS_ERR_ARGUMENT, "gradient of '%s' is NULL", p->name);
+    return dsi_zero_contribute(z, p, (const char *)gradient, p->dtype);
+}
+
+DS_API ds_status ds_zero_grad_buffer(ds_zero *z, size_t index, void **buffer) {
+    dsi_zero_param *p = NULL;
+    ds_status status = dsi_zero_grad_of(z, index, "gradient buffer", &p);
+    *buffer = NULL;
+    if (status) return status;
+    if (p->lent) return dsi_zero_fail(z, DS_ERR_STATE, "gradient buffer of '%s' is taken already", p->name);
+    if ((status = dsi_zero_stash_take(z, p, &p->lent))) return status;
+    *buffer = p->lent;
+    return DS_OK;
+}
+
+DS_API ds_status ds_zero_grad_ready(ds_zero *z, size_t index, void *stream) {
+    dsi_zero_param *p = NULL;
+    ds_status status = dsi_zero_grad_of(z, index, "gradient", &p);
+    (void)stream;
+    if (status) return status;
+    if (!p->lent) return dsi_zero_fail(z, DS_ERR_STATE, "gradient of '%s' is ready without a buffer", p->name);
+    status = dsi_zero_contribute(z, p, p->lent, p->dtype);
+    dsi_zero_stash_give(z, &p->lent);
+    return status;
+}
+
+DS_API double ds_zero_loss_scale(const ds_zero *z) {
+    return z->scaler.scale;
+}
+
+DS_API ds_status ds_zero_loss(ds_zero *z, double loss) {
+    if (z->dead) return z->error.status;
+    z->loss_sum += loss;
+    z->loss_count++;
+    return DS_OK;
+}
+
+DS_API void ds_zero_stop(ds_zero *z) {
+    __atomic_store_n(&z->stop, 1, __ATOMIC_RELAXED);
+}
+
+// >>step
+
+typedef struct dsi_zero_ballot { /* what each rank tells the others before an update */
+    double loss_sum;
+    int64_t loss_count;
+    int64_t stop;
+} dsi_zero_ballot;
+
+/* Where the reduced gradient of a parameter's own part lies. */
+static const char *dsi_zero_reduced(const ds_zero *z, const dsi_zero_param *p, ds_dtype *dtype) {
+    *dtype = z->acc ? z->acc_dtype : z->wire;
+    if (z->acc) return z->acc + p->shard * dsi_zero_acc_bytes(z);
+    return dsi_zero_bucket_at(z, p->bucket) + z->piece_offset[p->piece + z->part] * DS_DTYPE_SIZE(z->wire);
+}
+
+/* The global norm: each rank has the fp64 squares of its grains; all get all, put each tensor's grains in order, and add
+   them in a binary tree, tensors in the order of registration. So it has the same bits however the grains were spread. */
+static ds_status dsi_zero_norm(ds_zero *z, dsi_zero_ballot *total, double *norm, size_t *bad) {
+    size_t head = sizeof(dsi_zero_ballot) / sizeof(double), n = head, at = 0;
+    double sum = 0.0;
+    dsi_zero_ballot mine;
+    const double *all = z->norm_own;
+    mine.loss_sum = z->loss_sum;
+    mine.loss_count = z->loss_count;
+    mine.stop = __atomic_load_n(&z->stop, __ATOMIC_RELAXED);
+    memcpy(z->norm_own, &mine, sizeof mine);
+    for (size_t i = 0; i < z->n_params; i++) {
+        const dsi_zero_param *p = &z->params[i];
+        ds_dtype dtype;
+        const char *gradient;
+        if (p->tensor == DSI_ZERO_NONE) continue;
+        gradient = dsi_zero_reduced(z, p, &dtype);
+        ds_optim_norm_grains(gradient, dtype, p->own_count, 1.0f, z->norm_own + n);
+        n += dsi_zero_grains(p->own_count);
+    }
+    if (z->world > 1) {
+        for (int r = 0; r < z->world; r++) {
+            size_t grains = 0;
+            if (z->stage == 0)
+                grains = 0;
+            else
+                for (size_t i = 0; i < z->n_params; i++)
+                    if (z->params[i].tensor != DSI_ZERO_NONE) grains += dsi_zero_grains(z->params[i].counts[r]);
+            z->counts[r] = head + grains;
+        }
+        if (ds_comm_all_gather(z->comm, z->norm_own, z->norm_all, 0, z->counts, DS_F64))
+            return dsi_zero_comm_failed(z, "exchange of norms", NULL);
+        all = z->norm_all;
+    }
+    memset(total, 0, sizeof *total);
+    for (int r = 0; r < z->world; r++) {
+        dsi_zero_ballot one;
+        memcpy(&one, all + at, sizeof one);
+        total->loss_sum += one.loss_sum;
+        total->loss_count += one.loss_count;
+        total->stop |= one.stop;
+        z->cursors[r] = at + head;
+        at += z->world > 1 ? z->counts[r] : n;
+    }
+    if (z->stage == 0) {
+        all = z->norm_own;
+        z->cursors[0] = head;
+    }
+    *bad = DSI_ZERO_NONE;
+    for (size_t i = 0; i < z->n_params; i++) {
+        const dsi_zero_param *p = &z->params[i];
+        double squares;
+        size_t k = 0;
+        if (p->tensor == DSI_ZERO_NONE) continue;
+        for (size_t r = 0; r < z->parts; r++) {
+            size_t grains = dsi_zero_grains(p->counts[r]);
+            memcpy(z->norm_tensor + k, all + z->cursors[r], grains * sizeof(double));
+            z->cursors[r] += grains;
+            k += grains;
+        }
+        squares = ds_optim_norm_tree(z->norm_tensor, k);
+        if (!isfinite(squares) && *bad == DSI_ZERO_NONE) *bad = i;
+        sum += squares;
+    }
+    *norm = sqrt(sum);
+    return DS_OK;
+}
+
+/* Slices of the own parts that lie in a sub-group, over arrays that begin at its first element; `cursor` walks z->order. */
+static size_t dsi_zero_slices(ds_zero *z, const dsi_zero_sub *sub, const dsi_zero_set *set, size_t *cursor) {
+    size_t n = 0;
+    for (; *cursor < z->n_train; (*cursor)++) {
+        dsi_zero_param *p = &z->params[z->order[*cursor]];
+        size_t room = dsi_zero_grains(p->own_count) * DS_GRAIN;
+        size_t from = p->shard > sub->begin ? p->shard : sub->begin;
+        size_t to = p->shard + room < sub->end ? p->shard + room : sub->end, in;
+        ds_optim_slice *s = &z->slices[n];
+        char *own;
+        if (from < to && p->own_count) {
+            memset(s, 0, sizeof *s);
+            in = from - p->shard;
+            s->tensor = p->tensor;
+            s->begin = p->own_begin + in;
+            s->count = to - p->shard < p->own_count ? to - from : p->own_count - in;
+            if (p->whole)
+                own = p->full + s->begin * p->bytes_each;
+            else if (z->home)
+                own = z->home + p->home + in * p->bytes_each;
+            else
+                own = set->home + (p->home + in * p->bytes_each - sub->home_begin);
+            if (dsi_zero_has_master(p)) {
+                s->master = set->array[0] + (from - sub->begin);
+                s->weights16 = own;
+                s->weights16_dtype = p->dtype;
+            } else
+                s->master = (float *)(void *)own;
+            for (size_t k = 0; k < z->n_states; k++) s->state[k] = set->array[1 + k] + (from - sub->begin);
+            s->grad = dsi_zero_reduced(z, p, &s->grad_dtype) + in * DS_DTYPE_SIZE(s->grad_dtype);
+            n++;
+        }
+        if (p->shard + room > sub->end) break;
+    }
+    return n;
+}
+
+/* The set through which a sub-group is updated: arrays in memory are pointed into, those on disk have buffers. */
+static dsi_zero_set dsi_zero_view(const ds_zero *z, const dsi_zero_sub *sub, const dsi_zero_set *buffers) {
+    dsi_zero_set view = *buffers;
+    for (size_t a = 0; a <= z->n_states; a++)
+        if (z->array[a]) view.array[a] = z->array[a] + sub->begin;
+    return view;
+}
+
+/* Walks the sub-groups. What is on disk streams through up to three sets of buffers, so that reading the next, updating
+   this one and writing the last go on at once. [cfg: zero_optimization.offload_optimizer.pipeline_read, .pipeline_write] */
+static ds_status dsi_zero_update(ds_zero *z) {
+    bool disk = z->n_sets > 0;
+    size_t cursor = 0;
+    ds_status status = DS_OK;
+    if (disk && z->n_subs) status = dsi_zero_set_start(z, &z->sets[0], &z->subs[0], false);
+    for (size_t g = 0; g < z->n_subs && !status; g++) {
+        dsi_zero_set none, view, *set = disk ? &z->sets[g % z->n_sets] : &none;
+        memset(&none, 0, sizeof none);
+        if (disk && (status = dsi_zero_set_wait(z, set))) break;
+        if (disk && z->pipeline_read && g + 1 < z->n_subs) {
+            dsi_zero_set *next = &z->sets[(g + 1) % z->n_sets];
+            if ((status = dsi_zero_set_wait(z, next))) break;
+            if ((status = dsi_zero_set_start(z, next, &z->subs[g + 1], false))) break;
+        }
+        view = dsi_zero_view(z, &z->subs[g], set);
+        status = ds_optim_apply(z->optim, z->slices, dsi_zero_slices(z, &z->subs[g], &view, &cursor));
+        if (status) return dsi_zero_die(z, status, "optimizer step", ds_optim_error(z->optim)->message);
+        if (!disk) continue;
+        if ((status = dsi_zero_set_start(z, set, &z->subs[g], true))) break;
+        if (!z->pipeline_write && (status = dsi_zero_set_wait(z, set))) break;
+        if (!z->pipeline_read && g + 1 < z->n_subs) {
+            dsi_zero_set *next = &z->sets[(g + 1) % z->n_sets];
+            if ((status = dsi_zero_set_wait(z, next))) break;
+            status = dsi_zero_set_start(z, next, &z->subs[g + 1], false);
+        }
+    }
+    for (size_t i = 0; i < z->n_sets && !status; i++) status = dsi_zero_set_wait(z, &z->sets[i]);
+    return status;
+}
+
+/* One all-gather, or with allgather_partitions false a broadcast from each rank. [cfg: ...allgather_partitions] */
+static ds_status dsi_zero_gather_all(ds_zero *z, char *memory, const size_t *counts, ds_dtype dtype) {
+    size_t each = DS_DTYPE_SIZE(dtype), at = 0, own = 0;
+    for (int r = 0; r < z->rank; r++) own += counts[r];
+    if (!z->gather_by_broadcast) {
+        if (ds_comm_all_gather(z->comm, memory + own * each, memory, 0, counts, dtype))
+            return dsi_zero_comm_failed(z, "gather of updated parameters", NULL);
+        return DS_OK;
+    }
+    for (int r = 0; r < z->world; r++) {
+        if (counts[r] && ds_comm_broadcast(z->comm, memory + at * each, counts[r], dtype, r))
+            return dsi_zero_comm_failed(z, "broadcast of updated parameters", NULL);
+        at += counts[r];
+    }
+    return DS_OK;
+}
+
+/* Small tensors, or a window of one large tensor, packed rank by rank: what[r] says how many elements of each. */
+typedef struct dsi_zero_pack {
+    size_t first, last; /* parameters */
+    size_t begin;       /* in each rank's part, of a large one */
+    size_t limit;       /* elements of each rank's part, of a large one */
+} dsi_zero_pack;
+
+static size_t dsi_zero_pack_count(const dsi_zero_param *p, size_t r, const dsi_zero_pack *pack) {
+    size_t left = p->counts[r] > pack->begin ? p->counts[r] - pack->begin : 0;
+    return left < pack->limit ? left : pack->limit;
+}
+
+static bool dsi_zero_packed(const ds_zero *z, const dsi_zero_param *p, ds_dtype dtype) {
+    return p->whole && p->tensor != DSI_ZERO_NONE && p->dtype == dtype && p->numel < DSI_ZERO_DIRECT &&
+           p->numel <= z->gather_bucket;
+}
+
+static ds_status dsi_zero_gather_pack(ds_zero *z, const dsi_zero_pack *pack, ds_dtype dtype, bool small) {
+    size_t each = DS_DTYPE_SIZE(dtype), at = 0, total = 0;
+    for (size_t r = 0; r < z->parts; r++) {
+        z->counts[r] = 0;
+        for (size_t i = pack->first; i <= pack->last; i++) {
+            const dsi_zero_param *p = &z->params[i];
+            size_t n, begin;
+            if (small && !dsi_zero_packed(z, p, dtype)) continue;
+            n = dsi_zero_pack_count(p, r, pack);
+            begin = dsi_zero_cut(p, z->parts, r) + pack->begin;
+            if (r == z->part && n) memcpy(z->gather_pack + at * each, p->full + begin * each, n * each);
+            at += n;
+            z->counts[r] += n;
+        }
+        total += z->counts[r];
+    }
+    if (total == 0) return DS_OK;
+    if (dsi_zero_gather_all(z, z->gather_pack, z->counts, dtype)) return z->error.status;
+    at = 0;
+    for (size_t r = 0; r < z->parts; r++)
+        for (size_t i = pack->first; i <= pack->last; i++) {
+            const dsi_zero_param *p = &z->params[i];
+            size_t n, begin;
+            if (small && !dsi_zero_packed(z, p, dtype)) continue;
+            n = dsi_zero_pack_count(p, r, pack);
+            begin = dsi_zero_cut(p, z->parts, r) + pack->begin;
+            if (r != z->part && n) memcpy(p->full + begin * each, z->gather_pack + at * each, n * each);
+            at += n;
+        }
+    return DS_OK;
+}
+
+/* After an update each rank has its own parts of whole parameters; all get all. Tensors of at least DSI_ZERO_DIRECT elements
+   are gathered in place, smaller ones packed together, and no call moves more than allgather_bucket_size elements.
+   [cfg: zero_optimization.allgather_bucket_size] */
+static ds_status dsi_zero_gather_updated(ds_zero *z) {
+    ds_dtype types[2] = {DS_F32, DS_F32};
+    ds_status status = DS_OK;
+    if (z->parts == 1) return DS_OK;
+    types[1] = z->model_dtype;
+    for (int t = 0; t < (z->model_dtype == DS_F32 ? 1 : 2) && !status; t++) {
+        dsi_zero_pack pack;
+        size_t elements = 0;
+        memset(&pack, 0, sizeof pack);
+        pack.limit = SIZE_MAX;
+        for (size_t i = 0; i < z->n_params && !status; i++) {
+            const dsi_zero_param *p = &z->params[i];
+            if (!dsi_zero_packed(z, p, types[t])) continue;
+            if (elements && elements + p->numel > z->gather_pack_elements) {
+                if ((status = dsi_zero_gather_pack(z, &pack, types[t], true))) break;
+                elements = 0;
+            }
+            if (elements == 0) pack.first = i;
+            pack.last = i;
+            elements += p->numel;
+        }
+        if (elements && !status) status = dsi_zero_gather_pack(z, &pack, types[t], true);
+    }
+    for (size_t i = 0; i < z->n_params && !status; i++) {
+        const dsi_zero_param *p = &z->params[i];
+        if (!p->whole || p->tensor == DSI_ZERO_NONE || dsi_zero_packed(z, p, p->dtype)) continue;
+        if (p->numel <= z->gather_bucket)
+            status = dsi_zero_gather_all(z, p->full, p->counts, p->dtype);
+        else {
+            dsi_zero_pack pack;
+            size_t step = z->gather_pack_elements / z->parts;
+            pack.first = pack.last = i;
+            pack.limit = step;
+            for (pack.begin = 0; pack.begin * z->parts < p->numel + z->parts * DS_GRAIN && !status; pack.begin += step)
+                status = dsi_zero_gather_pack(z, &pack, p->dtype, false);
+        }
+    }
+    return status;
+}
+
+static void dsi_zero_tell(ds_zero *z, const char *tag, double value, int64_t samples) {
+    if (z->event && z->rank == 0) z->event(z->event_ctx, tag, value, samples);
+}
+
+static ds_status dsi_zero_apply(ds_zero *z, double norm, double inverse) {
+    double coefficient = ds_optim_clip_coefficient(norm, z->clipping);
+    ds_status status = ds_optim_begin(z->optim, inverse, coefficient, norm);
+    if (status) return dsi_zero_fail(z, status, "optimizer step: %s", ds_optim_error(z->optim)->message);
+    if ((status = dsi_zero_update(z))) {
+        ds_optim_cancel(z->optim);
+        return status;
+    }
+    if ((status = ds_optim_end(z->optim)))
+        return dsi_zero_die(z, status, "optimizer step", ds_optim_error(z->optim)->message);
+    if ((status = dsi_zero_gather_updated(z))) return status;
+    ds_optim_schedule_step(z->optim);
+    return DS_OK;
+}
+
+DS_API ds_status ds_zero_step(ds_zero *z, ds_zero_report *report) {
+    ds_status status = dsi_zero_alive(z), scaled;
+    dsi_zero_ballot total;
+    ds_zero_report r;
+    double norm = 0.0, inverse;
+    size_t bad = DSI_ZERO_NONE;
+    int64_t start = dsi_now(&z->clock), before = z->samples;
+    memset(&r, 0, sizeof r);
+    if (report) *report = r;
+    if (status) return status;
+    if (z->pass >= 0) return dsi_zero_fail(z, DS_ERR_STATE, "ds_zero_step: a pass is still open");
+    if (z->micro < z->accumulation)
+        return dsi_zero_fail(z, DS_ERR_STATE, "ds_zero_step: %d of %d micro-batches were given", z->micro,
+                             z->accumulation);
+    if ((status = dsi_zero_norm(z, &total, &norm, &bad))) return status;
+    inverse = 1.0 / (z->scaler.scale * z->accumulation * z->world * z->before_reduce);
+    r.lr = ds_optim_lr(z->optim, 0);
+    r.momentum = ds_optim_group_params(z->optim, 0)->beta1;
+    r.loss = total.loss_count ? total.loss_sum / (double)total.loss_count : (double)NAN;
+    r.stop = total.stop != 0;
+    r.loss_scale = z->scaler.scale;
+    r.grad_norm = norm * inverse;
+    r.skipped = bad != DSI_ZERO_NONE;
+    r.overflow_param = r.skipped ? bad : 0;
+    if (!r.skipped && (status = dsi_zero_apply(z, r.grad_norm, inverse))) return status;
+    scaled = ds_loss_scaler_update(&z->scaler, r.skipped);
+    if (r.skipped)
+        dsi_log(&z->logger, "ds_zero", DS_LOG_WARNING, 2,
+                "step %lld skipped: the gradient of '%s' is not finite at loss scale %g; next scale %g",
+                (long long)z->step + 1, z->params[bad].name, r.loss_scale, z->scaler.scale);
+    z->step++;
+    z->skipped += r.skipped;
+    z->samples += z->samples_per_step;
+    z->micro = 0;
+    if (total.loss_count) dsi_zero_tell(z, "Train/Samples/train_loss", r.loss, before);
+    dsi_zero_tell(z, "Train/Samples/lr", ds_optim_lr(z->optim, 0), z->samples);
+    if (z->fp16) dsi_zero_tell(z, "Train/Samples/loss_scale", z->scaler.scale, z->samples);
+    r.step = z->step;
+    r.skipped_steps = z->skipped;
+    r.samples = z->samples;
+    r.next_loss_scale = z->scaler.scale;
+    r.ns_forward = z->ns_forward;
+    r.ns_backward = z->ns_backward;
+    r.ns_reduce = z->ns_reduce;
+    r.ns_step = dsi_now(&z->clock) - start;
+    z->ns_forward = z->ns_backward = z->ns_reduce = 0;
+    z->loss_sum = 0.0;
+    z->loss_count = 0;
+    if (report) *report = r;
+    if (scaled)
+        return dsi_zero_fail(z, scaled,
+                             "step %lld: the gradient of '%s' is not finite at the smallest loss scale, %g; training "
+                             "cannot go on",
+                             (long long)z->step, z->params[bad].name, r.loss_scale);
+    return DS_OK;
+}
+
+// >>reading and checkpoints
+
+DS_API ds_status ds_zero_read(ds_zero *z, size_t index, int state, size_t begin, size_t count, float *out) {
+    dsi_zero_param *p;
+    ds_status status = dsi_zero_alive(z);
+    if (status) return status;
+    if (index >= z->n_params)
+        return dsi_zero_fail(z, DS_ERR_ARGUMENT, "ds_zero_read: parameter %zu of %zu", index, z->n_params);
+    p = &z->params[index];
+    if (z->pass >= 0) return dsi_zero_fail(z, DS_ERR_STATE, "ds_zero_read of '%s' while a pass is open", p->name);
+    if (begin > p->numel || count > p->numel - begin || state < -1 ||
+        (state >= 0 && ((size_t)state >= z->n_states || p->tensor == DSI_ZERO_NONE)))
+        return dsi_zero_fail(z, DS_ERR_ARGUMENT, "ds_zero_read of '%s': state %d, elements %zu + %zu of %zu", p->name,
+                             state, begin, count, p->numel);
+    for (size_t r = 0; r < z->parts; r++) {
+        size_t from, n, to;
+        dsi_zero_part(z, p, r, &from, &n);
+        to = from + n < begin + count ? from + n : begin + count;
+        if (from < begin) from = begin;
+        if (from >= to) continue;
+        if (r == z->part && (status = dsi_zero_own_value(z, p, state, from, to - from, out + (from - begin))))
+            return status;
+        if (z->parts > 1 && ds_comm_broadcast(z->comm, out + (from - begin), to - from, DS_F32, (int)r))
+            return dsi_zero_comm_failed(z, "read", p->name);
+    }
+    return DS_OK;
+}
+
+/* All ranks come to one answer: the first rank that failed, in its words. */
+static ds_status dsi_zero_agree(ds_zero *z, ds_status status, const char *doing) {
+    ds_error mine, *all = (ds_error *)(void *)z->agree;
+    memset(&mine, 0, sizeof mine);
+    if (status) mine = z->error;
+    if (z->world == 1) return status;
+    if (ds_comm_all_gather(z->comm, &mine, all, sizeof mine, NULL, DS_U8)) return dsi_zero_comm_failed(z, doing, NULL);
+    for (int r = 0; r < z->world; r++)
+        if (all[r].status) {
+            if (r != z->rank) dsi_zero_fail(z, all[r].status, "rank %d: %.440s", r, all[r].message);
+            return all[r].status;
+        }
+    return DS_OK;
+}
+
+typedef struct dsi_zero_source { /* what a checkpoint's writer reads from */
+    ds_zero *z;
+    dsi_zero_param *p;
+    int array;
+} dsi_zero_source;
+
+static ds_status dsi_zero_source_read(void *ctx, size_t begin, size_t count, void *out) {
+    dsi_zero_source *s = (dsi_zero_source *)ctx;
+    size_t each = s->p->bytes_each;
+    if (s->p->tensor != DSI_ZERO_NONE) return dsi_zero_own_io(s->z, false, s->p, s->array, begin, count, (float *)out);
+    return dsi_zero_own_raw(s->z, false, s->p, begin, count * each, (char *)out);
+}
+
+/* The name of a tensor in a checkpoint: the parameter's own for its value, "optimizer.<state>.<name>" for a state. */
+static const char *dsi_zero_saved_name(const ds_zero *z, const dsi_zero_param *p, int array, char *room, size_t bytes) {
+    if (array < 0) return p->name;
+    snprintf(room, bytes, "optimizer.%s.%s", ds_optim_state_name(z->optim, p->tensor, (size_t)array), p->name);
+    return room;
+}
+
+static ds_status dsi_zero_save_tensors(ds_zero *z, ds_checkpoint_writer *w, dsi_zero_source *sources) {
+    char *name = (char *)z->scratch;
+    for (size_t i = 0; i < z->n_params; i++) {
+        dsi_zero_param *p = &z->params[i];
+        int arrays = p->tensor == DSI_ZERO_NONE ? 0 : (int)ds_optim_state_count(z->optim, p->tensor);
+        for (int a = -1; a < arrays; a++) {
+            ds_checkpoint_tensor t;
+            memset(&t, 0, sizeof t);
+            sources->z = z;
+            sources->p = p;
+            sources->array = a;
+            t.name = dsi_zero_saved_name(z, p, a, name, DSI_ZERO_CHUNK);
+            t.dtype = p->tensor == DSI_ZERO_NONE ? p->dtype : DS_F32;
+            t.shape = p->shape;
+            t.dims = p->dims;
+            t.begin = dsi_zero_cut(p, (size_t)z->world, (size_t)z->rank);
+            t.count =
+                (z->rank + 1 == z->world ? p->numel : dsi_zero_cut(p, (size_t)z->world, (size_t)z->rank + 1)) - t.begin;
+            t.read = dsi_zero_source_read;
+            t.ctx = sources++;
+            if (ds_checkpoint_add(w, &t))
+                return dsi_zero_fail(z, ds_checkpoint_writer_error(w)->status, "%s",
+                                     ds_checkpoint_writer_error(w)->message);
+        }
+    }
+    return DS_OK;
+}
+
+static const struct {
+    const char *key;
+    size_t offset;
+} dsi_zero_saved[] = {
+    {"engine.step", offsetof(ds_zero, step)},
+    {"engine.skipped", offsetof(ds_zero, skipped)},
+    {"engine.samples", offsetof(ds_zero, samples)},
+    {"loss_scaler.iteration", offsetof(ds_zero, scaler.iteration)},
+    {"loss_scaler.last_overflow", offsetof(ds_zero, scaler.last_overflow)},
+    {"loss_scaler.hysteresis_left", offsetof(ds_zero, scaler.hysteresis_left)},
+    {"loss_scaler.skipped", offsetof(ds_zero, scaler.skipped)},
+};
+#define DSI_ZERO_SAVED (sizeof dsi_zero_saved / sizeof dsi_zero_saved[0])
+
+static ds_status dsi_zero_save_values(ds_zero *z, ds_checkpoint_writer *w, const void *client, size_t client_bytes) {
+    size_t bytes = ds_optim_save_bytes(z->optim);
+    void *saved = dsi_alloc(&z->allocator, bytes);
+    ds_status status = DS_OK;
+    if (!saved) return dsi_zero_fail(z, DS_ERR_MEMORY, "save: no memory for %zu bytes of the optimizer's own", bytes);
+    ds_optim_save(z->optim, saved);
+    for (size_t i = 0; i < DSI_ZERO_SAVED && !status; i++) {
+        int64_t value;
+        memcpy(&value, (const char *)z + dsi_zero_saved[i].offset, sizeof value);
+        status = ds_checkpoint_set_integer(w, dsi_zero_saved[i].key, value);
+    }
+    if (!status) status = ds_checkpoint_set_number(w, "loss_scaler.scale", z->scaler.scale);
+    if (!status) status = ds_checkpoint_set_integer(w, "engine.world", z->world);
+    if (!status) status = ds_checkpoint_set_integer(w, "engine.stage", z->stage);
+    if (!status) status = ds_checkpoint_set_text(w, "optimizer.type", ds_optim_type_name(z->optim));
+    if (!status) status = ds_checkpoint_set_bytes(w, "optimizer.state", saved, bytes);
+    if (!status) status = ds_checkpoint_set_bytes(w, "client", client, client_bytes);
+    dsi_release(&z->allocator, saved, bytes);
+    if (status) return dsi_zero_fail(z, status, "%s", ds_checkpoint_writer_error(w)->message);
+    return DS_OK;
+}
+
+static ds_checkpoint_desc dsi_zero_checkpoint_desc(ds_zero *z, const char *folder) {
+    ds_checkpoint_desc d = z->checkpoint;
+    d.folder = folder;
+    if (z->comm) d.group = ds_comm_group(z->comm);
+    d.allocator = z->allocator;
+    d.logger = z->logger;
+    d.files = z->files;
+    d.clock = z->clock;
+    return d;
+}
+
+DS_API ds_status ds_zero_save(ds_zero *z, const char *folder, const char *tag, const void *client,
+                              size_t client_bytes) {
+    ds_status status = dsi_zero_alive(z);
+    ds_checkpoint_desc d;
+    ds_checkpoint_writer *w = NULL;
+    dsi_zero_source *sources;
+    size_t n_sources = z->n_params * (1 + DS_OPTIM_MAX_STATES);
+    char made[64];
+    ds_error error;
+    memset(&error, 0, sizeof error);
+    if (status) return status;
+    if (z->pass >= 0 || z->micro)
+        return dsi_zero_fail(z, DS_ERR_STATE, "ds_zero_save: in the middle of a step (%d micro-batches given)",
+                             z->micro);
+    snprintf(made, sizeof made, "global_step%lld", (long long)z->step);
+    d = dsi_zero_checkpoint_desc(z, folder);
+    status = ds_checkpoint_begin(&d, tag ? tag : made, &w, &error);
+    if (status) return dsi_zero_fail(z, status, "save: %.480s", error.message);
+    sources = (dsi_zero_source *)dsi_zero_table(z, n_sources, sizeof *sources);
+    if (!sources && n_sources) status = dsi_zero_fail(z, DS_ERR_MEMORY, "save: no memory");
+    if (!status) status = dsi_zero_save_tensors(z, w, sources);
+    if (!status) status = dsi_zero_save_values(z, w, client, client_bytes);
+    status = dsi_zero_agree(z, status, "save");
+    if (status)
+        ds_checkpoint_abandon(w);
+    else if ((status = ds_checkpoint_commit(w, &error)) != DS_OK)
+        dsi_zero_fail(z, status, "save: %.480s", error.message);
+    dsi_zero_untable(z, sources, n_sources, sizeof *sources);
+    return status;
+}
+
+/* Before anything is changed: every parameter is there in its shape, and the optimizer is the same. */
+static ds_status dsi_zero_load_check(ds_zero *z, ds_checkpoint *c) {
+    const char *type = NULL;
+    char *name = (char *)z->scratch;
+    for (size_t i = 0; i < z->n_params; i++) {
+        const dsi_zero_param *p = &z->params[i];
+        int arrays = p->tensor == DSI_ZERO_NONE ? 0 : (int)ds_optim_state_count(z->optim, p->tensor);
+        for (int a = -1; a < arrays; a++) {
+            ds_checkpoint_info info;
+            const char *saved = dsi_zero_saved_name(z, p, a, name, DSI_ZERO_CHUNK);
+            bool same;
+            if (ds_checkpoint_find(c, saved, &info))
+                return dsi_zero_fail(
+                    z, DS_ERR_INPUT,
+                    "load: checkpoint '%s' is of another model or optimizer: it has no tensor '%.200s'",
+                    ds_checkpoint_tag(c), saved);
+            same = info.dims == p->dims;
+            for (int k = 0; same && k < p->dims; k++) same = info.shape[k] == p->shape[k];
+            if (!same)
+                return dsi_zero_fail(z, DS_ERR_INPUT,
+                                     "load: checkpoint '%s' is of another model: tensor '%.200s' has %zu elements in "
+                                     "%d dimensions, expected %zu in %d",
+                                     ds_checkpoint_tag(c), saved, info.numel, info.dims, p->numel, p->dims);
+        }
+    }
+    if (ds_checkpoint_get_text(c, "optimizer.type", &type) || strcmp(type, ds_optim_type_name(z->optim)) != 0)
+        return dsi_zero_fail(z, DS_ERR_INPUT, "load: checkpoint '%s' was trained with optimizer %s, expected %s",
+                             ds_checkpoint_tag(c), type ? type : "(unknown)", ds_optim_type_name(z->optim));
+    return DS_OK;
+}
+
+static ds_status dsi_zero_load_tensor(ds_zero *z, ds_checkpoint *c, dsi_zero_param *p, int array) {
+    bool frozen = p->tensor == DSI_ZERO_NONE;
+    size_t begin = frozen && p->whole ? 0 : p->own_begin,
+           end = frozen && p->whole ? p->numel : p->own_begin + p->own_count;
+    char name[512];
+    for (size_t at = begin; at < end;) {
+        size_t n = end - at < DSI_ZERO_CHUNK ? end - at : DSI_ZERO_CHUNK;
+        ds_status status = ds_checkpoint_read(c, dsi_zero_saved_name(z, p, array, name, sizeof name), at, n,
+                                              frozen ? p->dtype : DS_F32, z->scratch);
+        if (status) return dsi_zero_fail(z, status, "load: %.480s", ds_checkpoint_error(c)->message);
+        if (frozen)
+            status = dsi_zero_own_raw(z, true, p, at, n * p->bytes_each, (char *)z->scratch);
+        else {
+            status = dsi_zero_own_io(z, true, p, array, at, n, z->scratch);
+            if (!status && array < 0 && dsi_zero_has_master(p)) status = dsi_zero_own_round(z, p, at, n, z->scratch);
+        }
+        if (status) return status;
+        at += n;
+    }
+    return DS_OK;
+}
+
+static ds_status dsi_zero_load_values(ds_zero *z, ds_checkpoint *c) {
+    const void *bytes = NULL;
+    size_t count = 0;
+    ds_status status = ds_checkpoint_get_bytes(c, "optimizer.state", &bytes, &count);
+    if (status) return dsi_zero_fail(z, status, "load: %.480s", ds_checkpoint_error(c)->message);
+    if ((status = ds_optim_load(z->optim, bytes, count)))
+        return dsi_zero_fail(z, status, "load: %.480s", ds_optim_error(z->optim)->message);
+    for (size_t i = 0; i < DSI_ZERO_SAVED; i++) {
+        int64_t value = 0;
+        if ((status = ds_checkpoint_get_integer(c, dsi_zero_saved[i].key, &value)))
+            return dsi_zero_fail(z, status, "load: %.480s", ds_checkpoint_error(c)->message);
+        memcpy((char *)z + dsi_zero_saved[i].offset, &value, sizeof value);
+    }
+    if (z->fp16 && ds_checkpoint_get_number(c, "loss_scaler.scale", &z->scaler.scale))
+        return dsi_zero_fail(z, DS_ERR_INPUT, "load: %.480s", ds_checkpoint_error(c)->message);
+    if (ds_checkpoint_get_bytes(c, "client", &bytes, &count) == DS_OK && count) {
+        void *client = dsi_alloc(&z->allocator, count);
+        if (!client) return dsi_zero_fail(z, DS_ERR_MEMORY, "load: no memory for %zu bytes of client state", count);
+        memcpy(client, bytes, count);
+        dsi_release(&z->allocator, z->client, z->client_bytes);
+        z->client = client;
+        z->client_bytes = count;
+    }
+    return DS_OK;
+}
+
+DS_API ds_status ds_zero_load(ds_zero *z, const char *folder, const char *tag, const void **client,
+                              size_t *client_bytes) {
+    ds_status status = dsi_zero_alive(z);
+    ds_checkpoint_desc d;
+    ds_checkpoint *c = NULL;
+    ds_error error;
+    memset(&error, 0, sizeof error);
+    if (client) *client = NULL;
+    if (client_bytes) *client_bytes = 0;
+    if (status) return status;
+    if (z->pass >= 0 || z->micro) return dsi_zero_fail(z, DS_ERR_STATE, "ds_zero_load: in the middle of a step");
+    d = dsi_zero_checkpoint_desc(z, folder);
+    status = ds_checkpoint_open(&d, tag, &c, &error);
+    if (status)
+        dsi_zero_fail(z, status, "load: %.480s", error.message);
+    else
+        status = dsi_zero_load_check(z, c);
+    if ((status = dsi_zero_agree(z, status, "load"))) {
+        ds_checkpoint_close(c);
+        return status;
+    }
+    for (size_t i = 0; i < z->n_params && !status; i++) {
+        dsi_zero_param *p = &z->params[i];
+        int arrays = p->tensor == DSI_ZERO_NONE ? 0 : (int)ds_optim_state_count(z->optim, p->tensor);
+        for (int a = -1; a < arrays && !status; a++) status = dsi_zero_load_tensor(z, c, p, a);
+    }
+    if (!status) status = dsi_zero_load_values(z, c);
+    ds_checkpoint_close(c);
+    if ((status = dsi_zero_agree(z, status, "load"))) {
+        ds_error failed = z->error;
+        return dsi_zero_die(z, status, "load", failed.message);
+    }
+    if ((status = dsi_zero_gather_updated(z))) return status;
+    if (client) *client = z->client;
+    if (client_bytes) *client_bytes = z->client_bytes;
+    return DS_OK;
+}
+
+typedef struct dsi_zero_export { /* rank 0 writes; the others serve its reads until it says that there are no more */
+    ds_zero *z;
+    size_t index;
+} dsi_zero_export;
+
+static ds_status dsi_zero_export_read(void *ctx, size_t begin, size_t count, void *out) {
+    dsi_zero_export *e = (dsi_zero_export *)ctx;
+    const dsi_zero_param *p = &e->z->params[e->index];
+    for (size_t done = 0; done < count;) {
+        size_t n = count - done < DSI_ZERO_CHUNK ? count - done : DSI_ZERO_CHUNK;
+        uint64_t order[3];
+        ds_status status;
+        order[0] = e->index;
+        order[1] = begin + done;
+        order[2] = n;
+        if (e->z->parts > 1 && ds_comm_broadcast(e->z->comm, order, 3, DS_U64, 0))
+            return dsi_zero_comm_failed(e->z, "export", NULL);
+        if ((status = ds_zero_read(e->z, e->index, -1, begin + done, n, e->z->scratch))) return status;
+        if ((status = ds_optim_cast((char *)out + done * p->bytes_each, p->dtype, e->z->scratch, DS_F32, n)))
+            return status;
+        done += n;
+    }
+    return DS_OK;
+}
+
+static ds_status dsi_zero_export_serve(ds_zero *z) {
+    for (;;) {
+        uint64_t order[3];
+        ds_status status;
+        if (ds_comm_broadcast(z->comm, order, 3, DS_U64, 0)) return dsi_zero_comm_failed(z, "export", NULL);
+        if (order[2] == 0) return DS_OK;
+        if ((status = ds_zero_read(z, (size_t)order[0], -1, (size_t)order[1], (size_t)order[2], z->scratch)))
+            return status;
+    }
+}
+
+static ds_status dsi_zero_export_write(ds_zero *z, const char *path) {
+    ds_checkpoint_tensor *tensors = (ds_checkpoint_tensor *)dsi_zero_table(z, z->n_params, sizeof *tensors);
+    dsi_zero_export *sources = (dsi_zero_export *)dsi_zero_table(z, z->n_params, sizeof *sources);
+    static const char *const metadata[2] = {"format", "pt"};
+    ds_status status = DS_OK;
+    ds_error error;
+    memset(&error, 0, sizeof error);
+    if ((!tensors || !sources) && z->n_params) status = dsi_zero_fail(z, DS_ERR_MEMORY, "export: no memory");
+    for (size_t i = 0; i < z->n_params && !status; i++) {
+        dsi_zero_param *p = &z->params[i];
+        sources[i].z = z;
+        sources[i].index = i;
+        tensors[i].name = p->name;
+        tensors[i].dtype = p->dtype;
+        tensors[i].shape = p->shape;
+        tensors[i].dims = p->dims;
+        tensors[i].count = p->numel;
+        tensors[i].read = dsi_zero_export_read;
+        tensors[i].ctx = &sources[i];
+    }
+    if (!status) {
+        ds_checkpoint_desc d = dsi_zero_checkpoint_desc(z, NULL);
+        status = ds_safetensors_write(path, tensors, z->n_params, metadata, 1, 0, &d, &error);
+        if (status && !z->dead) dsi_zero_fail(z, status, "export: %.480s", error.message);
+    }
+    dsi_zero_untable(z, sources, z->n_params, sizeof *sources);
+    dsi_zero_untable(z, tensors, z->n_params, sizeof *tensors);
+    return status;
+}
+
+DS_API ds_status ds_zero_save_16bit_model(ds_zero *z, const char *path) {
+    ds_status status = dsi_zero_alive(z);
+    uint64_t end[3] = {0, 0, 0};
+    if (status) return status;
+    if (z->pass >= 0) return dsi_zero_fail(z, DS_ERR_STATE, "ds_zero_save_16bit_model: a pass is open");
+    if (z->stage == 3 && !z->gather_on_save)
+        return dsi_zero_fail(
+            z, DS_ERR_STATE,
+            "ds_zero_save_16bit_model: stage 3 needs zero_optimization.stage3_gather_16bit_weights_on_model_save");
+    if (z->rank == 0) {
+        status = dsi_zero_export_write(z, path);
+        if (z->parts > 1 && !z->dead && ds_comm_broadcast(z->comm, end, 3, DS_U64, 0))
+            return dsi_zero_comm_failed(z, "export", NULL);
+    } else if (z->parts > 1)
+        status = dsi_zero_export_serve(z);
+    return z->dead ? z->error.status : dsi_zero_agree(z, status, "export");
+}
+
+// >>create
+
+DS_API ds_dtype ds_zero_model_dtype(const ds_config *c) {
+    return c->fp16.enabled ? DS_F16 : c->bf16.enabled ? DS_BF16 : DS_F32;
+}
+
+/* "fp16", "bf16" or "fp32" in any case, as ds_config has checked. */
+static ds_dtype dsi_zero_dtype(const char *name) {
+    return (name[0] | 32) == 'b' ? DS_BF16 : name[2] == '1' ? DS_F16 : DS_F32;
+}
+
+/* What the engine itself takes from the configuration. */
+static ds_status dsi_zero_configure(ds_zero *z, const ds_config *c, ds_error *error) {
+    z->stage = (int)c->zero_optimization.stage;
+    z->model_dtype = ds_zero_model_dtype(c);
+    z->fp16 = c->fp16.enabled;
+    z->accumulation = (int)c->gradient_accumulation_steps;
+    z->samples_per_step = (int64_t)c->train_batch_size;
+    z->clipping = c->gradient_clipping;
+    z->reduce_bucket = c->zero_optimization.reduce_bucket_size;
+    z->gather_bucket = c->zero_optimization.allgather_bucket_size;
+    z->gather_by_broadcast = !c->zero_optimization.allgather_partitions;
+    z->reduce_whole = !c->zero_optimization.reduce_scatter;
+    z->overlap = c->zero_optimization.overlap_comm;
+    z->hooks = z->stage != 1 || c->zero_optimization.grad_hooks;
+    z->ignore_unused = c->zero_optimization.ignore_unused_parameters;
+    z->prefetch = c->zero_optimization.stage3_prefetch_bucket_size;
+    z->max_live = c->zero_optimization.stage3_max_live_parameters;
+    z->max_reuse = c->zero_optimization.stage3_max_reuse_distance;
+    z->persistence = c->zero_optimization.stage3_param_persistence_threshold;
+    z->sub_group = c->zero_optimization.sub_group_size;
+    z->gather_on_save = c->zero_optimization.stage3_gather_16bit_weights_on_model_save;
+    z->before_reduce = 1.0;
+    if (c->prescale_gradients) z->before_reduce = 1.0 / c->gradient_predivide_factor;
+    z->wire = z->model_dtype;
+    if (c->fp32_allreduce) z->wire = DS_F32;
+    if (c->communication_data_type) z->wire = dsi_zero_dtype(c->communication_data_type);
+    z->acc_dtype = DS_F32;
+    if (c->data_types.grad_accum_dtype) z->acc_dtype = dsi_zero_dtype(c->data_types.grad_accum_dtype);
+    z->state_tier = z->param_tier = DS_ZERO_DEVICE;
+    if (c->zero_optimization.offload_optimizer.device == DS_CONFIG_CPU) z->state_tier = DS_ZERO_HOST;
+    if (c->zero_optimization.offload_optimizer.device == DS_CONFIG_NVME) z->state_tier = DS_ZERO_DISK;
+    if (c->zero_optimization.offload_param.device == DS_CONFIG_CPU) z->param_tier = DS_ZERO_HOST;
+    if (c->zero_optimization.offload_param.device == DS_CONFIG_NVME) z->param_tier = DS_ZERO_DISK;
+    z->pin_states = c->zero_optimization.offload_optimizer.pin_memory && z->state_tier != DS_ZERO_DEVICE;
+    z->pin_params = c->zero_optimization.offload_param.pin_memory && z->param_tier != DS_ZERO_DEVICE;
+    z->pipeline_read = c->zero_optimization.offload_optimizer.pipeline_read;
+    z->pipeline_write = c->zero_optimization.offload_optimizer.pipeline_write;
+    if (z->stage == 0 && z->state_tier != DS_ZERO_DEVICE)
+        return dsi_fail(error, DS_ERR_INPUT,
+                        "zero_optimization.offload_optimizer.device: needs stage 1, 2 or 3, and the stage is 0");
+    if (z->stage < 3 && z->state_tier == DS_ZERO_DISK)
+        return dsi_fail(error, DS_ERR_INPUT,
+                        "zero_optimization.offload_optimizer.device: nvme needs stage 3, and the stage is %d",
+                        z->stage);
+    if (z->stage < 3 && z->param_tier != DS_ZERO_DEVICE)
+        return dsi_fail(error, DS_ERR_INPUT,
+                        "zero_optimization.offload_param.device: needs stage 3, and the stage is %d", z->stage);
+    if (z->accumulation < 1 || z->samples_per_step < 1)
+        return dsi_fail(
+            error, DS_ERR_INPUT,
+            "gradient_accumulation_steps is %d and train_batch_size %lld: the configuration is not resolved",
+            z->accumulation, (long long)z->samples_per_step);
+    return ds_wire_checkpoint(c, &z->checkpoint, error);
+}
+
+static ds_status dsi_zero_no_memory(ds_zero *z, ds_error *error, const char *what) {
+    return dsi_fail(error, DS_ERR_MEMORY, "rank %d: no memory for %s", z->rank, what);
+}
+
+/* Copies and checks the parameters. */
+static ds_status dsi_zero_register(ds_zero *z, const ds_zero_desc *d, ds_error *error) {
+    char *names;
+    size_t turn = 0;
+    for (size_t i = 0; i < d->n_params; i++) {
+        if (!d->params[i].name || !d->params[i].name[0])
+            return dsi_fail(error, DS_ERR_ARGUMENT, "parameter %zu has no name", i);
+        z->names_bytes += strlen(d->params[i].name) + 1;
+    }
+    z->params = (dsi_zero_param *)dsi_zero_table(z, z->n_params, sizeof *z->params);
+    z->names = (char *)dsi_zero_table(z, z->names_bytes, 1);
+    z->part_counts = (size_t *)dsi_zero_table(z, dsi_mul(z->n_params, (size_t)z->world), sizeof(size_t));
+    if (z->n_params && (!z->params || !z->names || !z->part_counts))
+        return dsi_zero_no_memory(z, error, "the table of parameters");
+    names = z->names;
+    for (size_t i = 0; i < z->n_params; i++) {
+        const ds_zero_param *from = &d->params[i];
+        dsi_zero_param *p = &z->params[i];
+        size_t bytes = strlen(from->name) + 1;
+        p->name = (char *)memcpy(names, from->name, bytes);
+        names += bytes;
+        for (size_t j = 0; j < i; j++)
+            if (strcmp(z->params[j].name, p->name) == 0)
+                return dsi_fail(error, DS_ERR_ARGUMENT, "parameters %zu and %zu are both called '%s'", j, i, p->name);
+        if (from->dims < 0 || from->dims > DS_ZERO_MAX_DIMS)
+            return dsi_fail(error, DS_ERR_ARGUMENT, "parameter '%s': %d dimensions, at most %d", p->name, from->dims,
+                            DS_ZERO_MAX_DIMS);
+        if (from->dtype != DS_F32 && from->dtype != z->model_dtype)
+            return dsi_fail(
+                error, DS_ERR_ARGUMENT,
+                "parameter '%s': dtype %d; under this configuration it is %d (ds_zero_model_dtype) or DS_F32", p->name,
+                (int)from->dtype, (int)z->model_dtype);
+        if (from->group >= (d->n_groups ? d->n_groups : 1))
+            return dsi_fail(error, DS_ERR_ARGUMENT, "parameter '%s': group %zu of %zu", p->name, from->group,
+                            d->n_groups);
+        p->dims = from->dims;
+        p->numel = 1;
+        for (int k = 0; k < from->dims; k++) {
+            p->shape[k] = from->shape[k];
+            p->numel = dsi_mul(p->numel, from->shape[k]);
+        }
+        if (p->numel > SIZE_MAX / 16)
+            return dsi_fail(error, DS_ERR_ARGUMENT, "parameter '%s': its shape overflows", p->name);
+        p->dtype = from->dtype;
+        p->bytes_each = DS_DTYPE_SIZE(from->dtype);
+        p->group = from->group;
+        p->contributions = from->contributions > 0 ? from->contributions : 1;
+        p->slot = from->slot;
+        p->grains = dsi_zero_grains(p->numel);
+        p->turn = turn;
+        turn = (turn + p->grains) % z->parts;
+        p->whole = z->stage < 3 || p->numel <= z->persistence;
+        p->external = from->data && z->stage < 3;
+        if (p->external) p->full = (char *)from->data;
+        p->counts = z->part_counts + i * z->parts;
+        for (size_t r = 0; r < z->parts; r++) {
+            size_t begin;
+            dsi_zero_part(z, p, r, &begin, &p->counts[r]);
+            if (r == z->part) p->own_begin = begin, p->own_count = p->counts[r];
+        }
+        p->tensor = from->frozen ? DSI_ZERO_NONE : z->n_train++;
+        if (from->frozen) continue;
+        p->piece = p->tensor * z->parts;
+        z->train_elements += p->numel;
+        z->total_grains += p->grains;
+        z->own_grains += dsi_zero_grains(p->own_count);
+        if (p->numel > z->largest) z->largest = p->numel;
+    }
+    return DS_OK;
+}
+
+static ds_status dsi_zero_make_optimizer(ds_zero *z, const ds_zero_desc *d, ds_error *error) {
+    size_t n_groups = d->n_groups ? d->n_groups : 1;
+    ds_optim_tensor *tensors = (ds_optim_tensor *)dsi_zero_table(z, z->n_train, sizeof *tensors);
+    ds_optim_params *groups = (ds_optim_params *)dsi_zero_table(z, n_groups, sizeof *groups);
+    ds_optim_params base;
+    ds_optim_desc o;
+    ds_schedule schedule;
+    ds_status status = DS_OK;
+    memset(&o, 0, sizeof o);
+    memset(&schedule, 0, sizeof schedule);
+    o.tasks = z->tasks;
+    o.allocator = z->allocator;
+    o.logger = z->logger;
+    o.kernels = d->kernels;
+    if ((!tensors && z->n_train) || !groups) status = dsi_zero_no_memory(z, error, "the optimizer's tensors");
+    if (!status) status = ds_wire_optim(d->config, d->optimizer, &o, &base, error);
+    if (!status) status = ds_wire_schedule(d->config, &schedule, error);
+    for (size_t i = 0; i < n_groups && !status; i++) {
+        groups[i] = base;
+        if (d->groups && d->groups[i].lr >= 0) groups[i].lr = d->groups[i].lr;
+        if (d->groups && d->groups[i].weight_decay >= 0) groups[i].weight_decay = d->groups[i].weight_decay;
+    }
+    for (size_t i = 0; i < z->n_params && tensors; i++) {
+        const dsi_zero_param *p = &z->params[i];
+        ds_optim_tensor *t;
+        if (p->tensor == DSI_ZERO_NONE) continue;
+        t = &tensors[p->tensor];
+        t->name = p->name;
+        t->rows = p->dims >= 2 ? p->shape[0] : 1;
+        t->cols = t->rows ? p->numel / t->rows : 0;
+        t->group = p->group;
+    }
+    if (d->schedule) {
+        schedule.kind = DS_SCHEDULE_CUSTOM;
+        schedule.custom = d->schedule;
+        schedule.ctx = d->schedule_ctx;
+    }
+    o.groups = groups;
+    o.group_count = n_groups;
+    o.tensors = tensors;
+    o.tensor_count = z->n_train;
+    if (!status) status = ds_optim_create(&o, &z->optim, error);
+    for (size_t i = 0; i < n_groups && !status && schedule.kind != DS_SCHEDULE_NONE; i++)
+        if ((status = ds_optim_set_schedule(z->optim, i, &schedule)))
+            dsi_fail(error, status, "scheduler: %.480s", ds_optim_error(z->optim)->message);
+    for (size_t i = 0; i < z->n_train && !status && z->parts > 1; i++)
+        if (ds_optim_tensor_work(z->optim, i) != DS_OPTIM_BY_GRAIN)
+            status = dsi_fail(error, DS_ERR_UNSUPPORTED,
+                              "optimizer.type: %s needs whole tensors, and zero_optimization.stage %d "
+                              "spreads them over %d ranks; it works at stage 0",
+                              ds_optim_type_name(z->optim), z->stage, z->world);
+    if (!status) z->n_states = ds_optim_state_count_max(z->optim);
+    dsi_zero_untable(z, groups, n_groups, sizeof *groups);
+    dsi_zero_untable(z, tensors, z->n_train, sizeof *tensors);
+    return status;
+}
+
+/* Everything but tensor memory: the plan stops here, create goes on. */
+static ds_status dsi_zero_prepare(const ds_zero_desc *d, int rank, int world, ds_zero **out, ds_error *error) {
+    ds_allocator allocator;
+    ds_zero *z;
+    ds_status status;
+    *out = NULL;
+    if (!d || !d->config) return dsi_fail(error, DS_ERR_ARGUMENT, "ds_zero: the descriptor has no config");
+    if (d->n_params && !d->params)
+        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_zero: params is NULL, n_params is %zu", d->n_params);
+    if (world < 1 || rank < 0 || rank >= world)
+        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_zero: rank %d of %d", rank, world);
+    if (d->n_params >= UINT32_MAX) return dsi_fail(error, DS_ERR_ARGUMENT, "ds_zero: %zu parameters", d->n_params);
+    allocator = d->allocator;
+    z = (ds_zero *)dsi_alloc_zero(&allocator, sizeof *z);
+    if (!z) return dsi_fail(error, DS_ERR_MEMORY, "rank %d: no memory for an engine", rank);
+    *out = z;
+    z->allocator = allocator;
+    z->allocations = 1;
+    dsi_zero_count(z, DS_ZERO_BOOKKEEPING, DS_ZERO_DEVICE, sizeof *z);
+    z->logger = d->logger;
+    z->tasks = d->tasks;
+    z->clock = d->clock;
+    z->files = d->files;
+    z->event = d->event;
+    z->event_ctx = d->event_ctx;
+    z->rank = rank;
+    z->world = world;
+    z->n_params = d->n_params;
+    z->pass = -1;
+    if ((status = dsi_zero_configure(z, d->config, error))) return status;
+    if (d->config->world_size != (size_t)world)
+        return dsi_fail(error, DS_ERR_INPUT, "the configuration was resolved for %d ranks and there are %d",
+                        (int)d->config->world_size, world);
+    z->parts = z->stage == 0 ? 1 : (size_t)world;
+    z->part = z->stage == 0 ? 0 : (size_t)rank;
+    if ((status = dsi_zero_register(z, d, error))) return status;
+    if ((status = dsi_zero_make_optimizer(z, d, error))) return status;
+    {
+        ds_loss_scaler_params scaling;
+        if ((status = ds_wire_loss_scaler(d->config, &scaling, error))) return status;
+        if ((status = ds_loss_scaler_init(&z->scaler, z->fp16 ? &scaling : NULL, error))) return status;
+    }
+    z->order = (size_t *)dsi_zero_table(z, z->n_train, sizeof(size_t));
+    z->bucket_order = (size_t *)dsi_zero_table(z, z->n_train, sizeof(size_t));
+    z->piece_offset = (size_t *)dsi_zero_table(z, dsi_mul(z->n_train, z->parts), sizeof(size_t));
+    z->buckets = (dsi_zero_bucket *)dsi_zero_table(z, z->n_train, sizeof *z->buckets);
+    z->arrival = (uint64_t *)dsi_zero_table(z, z->n_train, sizeof *z->arrival);
+    z->blocks = (uint32_t *)dsi_zero_table(z, z->n_params, sizeof *z->blocks);
+    if (z->n_train && (!z->order || !z->bucket_order || !z->piece_offset || !z->buckets || !z->arrival || !z->blocks))
+        return dsi_zero_no_memory(z, error, "the engine's tables");
+    dsi_zero_layout_shard(z);
+    for (size_t i = 0, n = z->n_train; i < z->n_params; i++)
+        if (z->params[i].tensor != DSI_ZERO_NONE) z->bucket_order[--n] = i;
+    dsi_zero_layout_buckets(z);
+    z->bucket_capacity = z->train_elements < z->reduce_bucket ? z->train_elements : z->reduce_bucket;
+    if (z->bucket_capacity < z->largest) z->bucket_capacity = z->largest;
+    z->n_slots = z->stage <= 1 ? z->n_train : z->overlap && z->n_buckets > 1 ? 2 : 1;
+    z->n_subs = dsi_zero_layout_subs(z, NULL);
+    z->subs = (dsi_zero_sub *)dsi_zero_table(z, z->n_subs, sizeof *z->subs);
+    z->slices = (ds_optim_slice *)dsi_zero_table(z, z->n_train + 1, sizeof *z->slices);
+    z->counts = (size_t *)dsi_zero_table(z, dsi_mul((size_t)world, z->n_slots + 1), sizeof(size_t));
+    z->cursors = (size_t *)dsi_zero_table(z, (size_t)world, sizeof(size_t));
+    z->agree = (char *)dsi_zero_table(z, (size_t)world, sizeof(ds_error));
+    if ((z->n_subs && !z->subs) || !z->slices || !z->counts || !z->cursors || !z->agree)
+        return dsi_zero_no_memory(z, error, "the engine's tables");
+    dsi_zero_layout_subs(z, z->subs);
+    return DS_OK;
+}
+
+/* The tensor memory, one row each. With `take` false it is only counted. */
+static ds_status dsi_zero_memory_row(ds_zero *z, bool take, void **memory, ds_zero_class c, ds_zero_tier t,
+                                     size_t bytes, const char *what, ds_error *error) {
+    if (bytes == 0) return DS_OK;
+    if (!take || t == DS_ZERO_DISK) {
+        dsi_zero_count(z, c, t, bytes);
+        return DS_OK;
+    }
+    *memory = dsi_zero_get(z, c, t, bytes);
+    if (!*memory) return dsi_fail(error, DS_ERR_MEMORY, "rank %d: no memory for %s, %zu bytes", z->rank, what, bytes);
+    memset(*memory, 0, bytes);
+    if (t == DS_ZERO_HOST && (c == DS_ZERO_PARAMS ? z->pin_params : z->pin_states)) {
+        ds_error refused;
+        if (ds_offload_pin(*memory, bytes, &refused))
+            dsi_log(&z->logger, "ds_zero", DS_LOG_WARNING, 4, "%s stay unpinned: %.400s", what, refused.message);
+    }
+    return DS_OK;
+}
+
+static size_t dsi_zero_arena_size(const ds_zero *z, const ds_zero_desc *d) {
+    size_t total = 0, window = 0, largest = d->largest_fetch;
+    for (size_t i = 0; i < z->n_params; i++) {
+        const dsi_zero_param *p = &z->params[i];
+        if (p->whole) continue;
+        total += dsi_zero_room(p);
+        if (!d->largest_fetch && p->numel > largest) largest = p->numel;
+    }
+    window = dsi_mul(dsi_add(z->max_live, largest), DS_DTYPE_SIZE(z->model_dtype));
+    return total < window ? total : dsi_round_up(window, DSI_ZERO_ALIGN);
+}
+
+static ds_status dsi_zero_memory(ds_zero *z, const ds_zero_desc *d, bool take, ds_error *error) {
+    ds_zero_tier states = z->state_tier, gradients = states == DS_ZERO_DEVICE ? DS_ZERO_DEVICE : DS_ZERO_HOST;
+    size_t each = DS_DTYPE_SIZE(z->wire), small = 0, big = 0, n = 0;
+    ds_status status = DS_OK;
+    z->resident_bytes = 0;
+    for (size_t i = 0; i < z->n_params; i++) {
+        const dsi_zero_param *p = &z->params[i];
+        if (p->whole && !p->external) z->resident_bytes += dsi_zero_room(p);
+        if (p->whole && p->tensor != DSI_ZERO_NONE && p->numel > z->gather_bucket)
+            big = z->gather_bucket;
+        else if (p->whole && p->tensor != DSI_ZERO_NONE && p->numel < DSI_ZERO_DIRECT)
+            small += p->numel;
+    }
+    z->gather_pack_elements = small < z->gather_bucket ? small : z->gather_bucket;
+    if (z->gather_pack_elements < big) z->gather_pack_elements = big;
+    if (z->gather_pack_elements && z->gather_pack_elements < z->parts) z->gather_pack_elements = z->parts;
+    if (z->parts == 1) z->gather_pack_elements = 0;
+    z->arena_bytes = z->stage == 3 ? dsi_zero_arena_size(z, d) : 0;
+    z->n_sets = states == DS_ZERO_DISK || z->param_tier == DS_ZERO_DISK ? 1u + z->pipeline_read + z->pipeline_write : 0;
+    if (z->n_sets > z->n_subs) z->n_sets = z->n_subs;
+    if (z->n_sets == 1) z->pipeline_read = z->pipeline_write = false;
+#define DSI_ZERO_ROW(memory, c, t, bytes, what)                                                                        \
+    if (!status) {                                                                                                     \
+        void *taken_ = NULL;                                                                                           \
+        status = dsi_zero_memory_row(z, take, &taken_, c, t, bytes, what, error);                                      \
+        memcpy(&(memory), &taken_, sizeof taken_);                                                                     \
+    }
+    DSI_ZERO_ROW(z->resident, DS_ZERO_PARAMS, DS_ZERO_DEVICE, z->resident_bytes, "whole parameters")
+    DSI_ZERO_ROW(z->home, DS_ZERO_PARAMS, z->param_tier, z->home_bytes, "parts of parameters")
+    DSI_ZERO_ROW(z->array[0], DS_ZERO_STATES, states, z->shard_half * 4, "fp32 master weights")
+    for (n = 0; n < z->n_states; n++) {
+        DSI_ZERO_ROW(z->array[1 + n], DS_ZERO_STATES, states, z->shard_total * 4, "optimizer states")
+    }
+    if (z->stage >= 2 || z->accumulation > 1) {
+        DSI_ZERO_ROW(z->acc, DS_ZERO_GRADS, gradients, z->shard_total * dsi_zero_acc_bytes(z), "gradient accumulators")
+    }
+    if (z->stage <= 1) {
+        DSI_ZERO_ROW(z->bucket_memory, DS_ZERO_GRADS, DS_ZERO_DEVICE, z->train_elements * each, "gradients")
+    } else {
+        DSI_ZERO_ROW(z->bucket_memory, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->n_slots * z->bucket_capacity * each,
+                     "gradient buckets")
+    }
+    for (size_t s = 0; s < z->n_sets; s++) {
+        for (n = 0; n <= z->n_states && states == DS_ZERO_DISK; n++)
+            if (n > 0 || z->shard_half) {
+                DSI_ZERO_ROW(z->sets[s].array[n], DS_ZERO_BUCKETS, DS_ZERO_HOST, z->sub_elements * 4, "swap buffers")
+            }
+        if (z->param_tier == DS_ZERO_DISK) {
+            DSI_ZERO_ROW(z->sets[s].home, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->sub_home_bytes, "swap buffers")
+        }
+    }
+    DSI_ZERO_ROW(z->arena, DS_ZERO_GATHERED, DS_ZERO_DEVICE, z->arena_bytes, "gathered parameters")
+    DSI_ZERO_ROW(z->gather_pack, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->gather_pack_elements * 4, "updated parameters")
+    DSI_ZERO_ROW(z->scratch, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, DSI_ZERO_CHUNK * sizeof(float), "scratch")
+    n = sizeof(dsi_zero_ballot) / sizeof(double);
+    DSI_ZERO_ROW(z->norm_own, DS_ZERO_BOOKKEEPING, DS_ZERO_DEVICE, (n + z->own_grains) * sizeof(double), "norms")
+    DSI_ZERO_ROW(z->norm_all, DS_ZERO_BOOKKEEPING, DS_ZERO_DEVICE,
+                 (n * (size_t)z->world + z->total_grains + z->n_train * z->parts) * sizeof(double), "norms")
+    DSI_ZERO_ROW(z->norm_tensor, DS_ZERO_BOOKKEEPING, DS_ZERO_DEVICE,
+                 (dsi_zero_grains(z->largest) + z->parts) * sizeof(double), "norms")
+#undef DSI_ZERO_ROW
+    return status;
+}
+
+DS_API ds_status ds_zero_plan(const ds_zero_desc *desc, int rank, int world, ds_zero_bytes *out, ds_error *error) {
+    ds_zero *z = NULL;
+    ds_status status = dsi_zero_prepare(desc, rank, world, &z, error);
+    memset(out, 0, sizeof *out);
+    if (!status) status = dsi_zero_memory(z, desc, false, error);
+    if (!status) *out = z->peak;
+    if (z) z->arena_bytes = z->n_sets = 0;
+    ds_zero_destroy(z);
+    return status;
+}
+
+/* Swap files, one for states and one for parameters; the same file when both sections name the same folder. */
+static ds_status dsi_zero_open_stores(ds_zero *z, const ds_config *c, ds_error *error) {
+    ds_status status = DS_OK;
+    for (int which = 0; which < 2 && !status; which++) {
+        ds_offload_desc o, other;
+        if ((which ? z->param_tier : z->state_tier) != DS_ZERO_DISK) continue;
+        memset(&o, 0, sizeof o);
+        memset(&other, 0, sizeof other);
+        if ((status = ds_wire_offload(c, which == 1, &o, error))) return status;
+        if (which == 1 && z->store[0] && !ds_wire_offload(c, false, &other, NULL) &&
+            strcmp(o.folder, other.folder) == 0) {
+            z->store[1] = z->store[0];
+            continue;
+        }
+        o.rank = z->rank;
+        o.allocator = z->allocator;
+        o.logger = z->logger;
+        o.clock = z->clock;
+        o.files = z->files;
+        status = ds_offload_create(&o, &z->store[which], error);
+    }
+    for (size_t a = 0; a <= DSI_ZERO_HOME && !status; a++) {
+        int which = a == DSI_ZERO_HOME;
+        size_t bytes = which ? z->home_bytes : a == 0 ? z->shard_half * 4 : a <= z->n_states ? z->shard_total * 4 : 0;
+        const char *name = which ? "parameters" : a == 0 ? "master" : "states";
+        if ((which ? z->param_tier : z->state_tier) != DS_ZERO_DISK || bytes == 0) continue;
+        if (!which && a > 0) name = ds_optim_state_name(z->optim, 0, a - 1);
+        status = ds_offload_add(z->store[which], name, bytes, DS_OFFLOAD_NVME, &z->disk[a]);
+        if (status)
+            return dsi_fail(error, status, "rank %d: %.460s", z->rank, ds_offload_error(z->store[which])->message);
+    }
+    return status;
+}
+
+/* Rank 0's initial values are everyone's. A value that comes from `init` is computed by each rank for what it holds. */
+static ds_status dsi_zero_initialise(ds_zero *z, const ds_zero_param *from, dsi_zero_param *p) {
+    size_t begin = p->whole ? 0 : p->own_begin, end = p->whole ? p->numel : p->own_begin + p->own_count;
+    ds_status status = DS_OK;
+    if (from->data && z->world > 1) begin = 0, end = p->numel;
+    for (size_t at = begin; at < end && !status;) {
+        size_t n = end - at < DSI_ZERO_CHUNK ? end - at : DSI_ZERO_CHUNK;
+        size_t a = at > p->own_begin ? at : p->own_begin;
+        size_t b = at + n < p->own_begin + p->own_count ? at + n : p->own_begin + p->own_count;
+        float *values = z->scratch;
+        if (from->data) {
+            (void)ds_optim_cast(values, DS_F32, (const char *)from->data + at * p->bytes_each, p->dtype, n);
+            if (z->world > 1 && ds_comm_broadcast(z->comm, values, n, DS_F32, 0))
+                return dsi_zero_comm_failed(z, "initial values", p->name);
+        } else if (from->init)
+            from->init(from->ctx, at, n, values);
+        else
+            memset(values, 0, n * sizeof *values);
+        if (p->whole) (void)ds_optim_cast(p->full + at * p->bytes_each, p->dtype, values, DS_F32, n);
+        if (a < b && p->tensor != DSI_ZERO_NONE) {
+            status = dsi_zero_own_io(z, true, p, -1, a, b - a, values + (a - at));
+            if (!status && dsi_zero_has_master(p)) status = dsi_zero_own_round(z, p, a, b - a, values + (a - at));
+        } else if (a < b && !p->whole) {
+            (void)ds_optim_cast(values, p->dtype, values + (a - at), DS_F32, b - a);
+            status = dsi_zero_own_raw(z, true, p, a, (b - a) * p->bytes_each, (char *)values);
+        }
+        at += n;
+    }
+    return status;
+}
+
+/* Ranks that registered different parameters would hang or train nonsense: compare a hash of what they gave. */
+static ds_status dsi_zero_same_everywhere(ds_zero *z, ds_error *error) {
+    uint64_t hash = 14695981039346656037u, all[2];
+    size_t words = 0;
+    for (size_t i = 0; i < z->n_params; i++) {
+        const dsi_zero_param *p = &z->params[i];
+        size_t facts[6];
+        facts[0] = p->numel;
+        facts[1] = (size_t)p->dtype;
+        facts[2] = p->tensor;
+        facts[3] = (size_t)p->contributions;
+        facts[4] = p->group;
+        facts[5] = (size_t)p->dims;
+        for (const char *s = p->name; *s; s++) hash = (hash ^ (unsigned char)*s) * 1099511628211u;
+        for (words = 0; words < 6; words++) hash = (hash ^ facts[words]) * 1099511628211u;
+    }
+    hash = (hash ^ (uint64_t)z->stage ^ z->reduce_bucket) * 1099511628211u;
+    hash >>= 1; /* DS_I64 sums and comparisons stay positive */
+    all[0] = hash;
+    all[1] = UINT64_MAX - hash;
+    if (ds_comm_all_reduce(z->comm, all, all, 2, DS_U64, DS_COMM_MAX))
+        return dsi_fail(error, ds_comm_error(z->comm)->status, "%.500s", ds_comm_error(z->comm)->message);
+    if (all[0] != hash || UINT64_MAX - all[1] != hash)
+        return dsi_fail(error, DS_ERR_INPUT,
+                        "rank %d: the ranks registered different parameters or settings (%zu parameters here)", z->rank,
+                        z->n_params);
+    return DS_OK;
+}
+
+static ds_status dsi_zero_build(ds_zero *z, const ds_zero_desc *d, ds_error *error) {
+    ds_status status;
+    size_t at = 0;
+    if (d->comm && ds_comm_split(d->comm, 0, 0, &z->comm, error)) return error ? error->status : DS_ERR_PEER;
+    if (z->comm && (status = dsi_zero_same_everywhere(z, error))) return status;
+    status = dsi_zero_memory(z, d, true, error);
+    if (!status) status = dsi_zero_open_stores(z, d->config, error);
+    if (status && error) z->error = *error;
+    if (z->comm && (status = dsi_zero_agree(z, status, "create")))
+        return dsi_fail(error, status, "%s", z->error.message);
+    if (status) return status;
+    for (size_t i = 0; i < z->n_params; i++) {
+        dsi_zero_param *p = &z->params[i];
+        if (p->whole && !p->external && p->numel) {
+            p->full = z->resident + at;
+            at += dsi_zero_room(p);
+        }
+        if (p->whole && p->slot) *p->slot = p->full;
+        if ((status = dsi_zero_initialise(z, &d->params[i], p))) return dsi_fail(error, status, "%s", z->error.message);
+    }
+    return DS_OK;
+}
+
+DS_API ds_status ds_zero_create_(const ds_zero_desc *desc, size_t desc_bytes, int version, ds_zero **out,
+                                 ds_error *error) {
+    ds_error local;
+    ds_status status;
+    ds_zero *z = NULL;
+    memset(&local, 0, sizeof local);
+    if (!error) error = &local;
+    *out = NULL;
+    if (version != DS_ZERO_VERSION || desc_bytes != sizeof(ds_zero_desc))
+        return dsi_fail(error, DS_ERR_VERSION,
+                        "ds_zero.h: header version %d with a descriptor of %zu bytes, implementation %d with %zu",
+                        version, desc_bytes, DS_ZERO_VERSION, sizeof(ds_zero_desc));
+    status = dsi_zero_prepare(desc, desc && desc->comm ? ds_comm_rank(desc->comm) : 0,
+                              desc && desc->comm ? ds_comm_world(desc->comm) : 1, &z, error);
+    if (!status) status = dsi_zero_build(z, desc, error);
+    if (status) {
+        ds_zero_destroy(z);
+        return status;
+    }
+    *out = z;
+    return DS_OK;
+}
+
+DS_API void ds_zero_destroy(ds_zero *z) {
+    ds_zero_tier states, gradients;
+    if (!z) return;
+    states = z->state_tier;
+    gradients = states == DS_ZERO_DEVICE ? DS_ZERO_DEVICE : DS_ZERO_HOST;
+    ds_comm_destroy(z->comm);
+    for (size_t i = 0; i < z->n_params && z->params; i++) {
+        dsi_zero_param *p = &z->params[i];
+        if (p->loose) dsi_zero_put(z, DS_ZERO_GATHERED, DS_ZERO_DEVICE, p->full, dsi_zero_room(p));
+        if (p->slot && !p->external) *p->slot = NULL;
+        dsi_zero_stash_give(z, &p->stash);
+        dsi_zero_stash_give(z, &p->lent);
+    }
+    while (z->pool) {
+        char *stash = z->pool;
+        memcpy(&z->pool, stash, sizeof z->pool);
+        dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, stash, dsi_zero_stash_bytes(z));
+    }
+    if (z->store[1] != z->store[0]) ds_offload_destroy(z->store[1]);
+    ds_offload_destroy(z->store[0]);
+    ds_optim_destroy(z->optim);
+    dsi_zero_put(z, DS_ZERO_PARAMS, DS_ZERO_DEVICE, z->resident, z->resident_bytes);
+    dsi_zero_put(z, DS_ZERO_PARAMS, z->param_tier, z->home, z->home_bytes);
+    dsi_zero_put(z, DS_ZERO_STATES, states, z->array[0], z->shard_half * 4);
+    for (size_t n = 1; n <= DS_OPTIM_MAX_STATES; n++)
+        dsi_zero_put(z, DS_ZERO_STATES, states, z->array[n], z->shard_total * 4);
+    dsi_zero_put(z, DS_ZERO_GRADS, gradients, z->acc, z->shard_total * dsi_zero_acc_bytes(z));
+    dsi_zero_put(z, z->stage <= 1 ? DS_ZERO_GRADS : DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->bucket_memory,
+                 (z->stage <= 1 ? z->train_elements : z->n_slots * z->bucket_capacity) * DS_DTYPE_SIZE(z->wire));
+    for (size_t s = 0; s < 3; s++) {
+        for (size_t n = 0; n <= DS_OPTIM_MAX_STATES; n++)
+            dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->sets[s].array[n], z->sub_elements * 4);
+        dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->sets[s].home, z->sub_home_bytes);
+    }
+    dsi_zero_put(z, DS_ZERO_GATHERED, DS_ZERO_DEVICE, z->arena, z->arena_bytes);
+    dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->gather_pack, z->gather_pack_elements * 4);
+    dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->scratch, DSI_ZERO_CHUNK * sizeof(float));
+    {
+        size_t n = sizeof(dsi_zero_ballot) / sizeof(double);
+        dsi_zero_untable(z, z->norm_own, n + z->own_grains, sizeof(double));
+        dsi_zero_untable(z, z->norm_all, n * (size_t)z->world + z->total_grains + z->n_train * z->parts,
+                         sizeof(double));
+        dsi_zero_untable(z, z->norm_tensor, dsi_zero_grains(z->largest) + z->parts, sizeof(double));
+    }
+    for (int k = 0; k < 3; k++) dsi_zero_untable(z, z->traces[k].fetched, z->traces[k].room, sizeof(uint32_t));
+    dsi_zero_untable(z, z->agree, (size_t)z->world, sizeof(ds_error));
+    dsi_zero_untable(z, z->cursors, (size_t)z->world, sizeof(size_t));
+    dsi_zero_untable(z, z->counts, dsi_mul((size_t)z->world, z->n_slots + 1), sizeof(size_t));
+    dsi_zero_untable(z, z->slices, z->n_train + 1, sizeof *z->slices);
+    dsi_zero_untable(z, z->subs, z->n_subs, sizeof *z->subs);
+    dsi_zero_untable(z, z->blocks, z->n_params, sizeof *z->blocks);
+    dsi_zero_untable(z, z->arrival, z->n_train, sizeof *z->arrival);
+    dsi_zero_untable(z, z->buckets, z->n_train, sizeof *z->buckets);
+    dsi_zero_untable(z, z->piece_offset, dsi_mul(z->n_train, z->parts), sizeof(size_t));
+    dsi_zero_untable(z, z->bucket_order, z->n_train, sizeof(size_t));
+    dsi_zero_untable(z, z->order, z->n_train, sizeof(size_t));
+    dsi_zero_untable(z, z->part_counts, dsi_mul(z->n_params, (size_t)z->world), sizeof(size_t));
+    dsi_zero_untable(z, z->names, z->names_bytes, 1);
+    dsi_zero_untable(z, z->params, z->n_params, sizeof *z->params);
+    dsi_release(&z->allocator, z->client, z->client_bytes);
+    {
+        ds_allocator allocator = z->allocator;
+        dsi_release(&allocator, z, sizeof *z);
+    }
+}
+
+DS_API const ds_error *ds_zero_error(const ds_zero *z) {
+    return &z->error;
+}
+DS_API int64_t ds_zero_steps(const ds_zero *z) {
+    return z->step;
+}
+DS_API int64_t ds_zero_samples(const ds_zero *z) {
+    return z->samples;
+}
+DS_API int ds_zero_rank(const ds_zero *z) {
+    return z->rank;
+}
+DS_API int ds_zero_world(const ds_zero *z) {
+    return z->world;
+}
+
+DS_API ds_status ds_zero_get_stats(const ds_zero *z, ds_zero_stats *out) {
+    memset(out, 0, sizeof *out);
+    out->now = z->now;
+    out->peak = z->peak;
+    out->gathered_elements_peak = z->live_peak;
+    out->fetches = z->fetches;
+    out->fetches_waited = z->fetches_waited;
+    out->buckets = z->n_buckets;
+    out->allocations = z->allocations;
+    for (int i = 0; i < 2; i++) {
+        ds_offload_stats one;
+        if (!z->store[i] || (i == 1 && z->store[1] == z->store[0])) continue;
+        ds_offload_get_stats(z->store[i], &one);
+        if (i == 0 || !z->store[0])
+            out->swap = one;
+        else {
+            out->swap.reads += one.reads;
+            out->swap.writes += one.writes;
+            out->swap.requests += one.requests;
+            out->swap.bytes_read += one.bytes_read;
+            out->swap.bytes_written += one.bytes_written;
+            out->swap.file_bytes += one.file_bytes;
+            out->swap.host_bytes += one.host_bytes;
+            out->swap.host_peak += one.host_peak;
+        }
+    }
+    if (z->comm) ds_comm_get_stats(z->comm, &out->comm);
+    return DS_OK;
+}
+
+// >>wiring
+
+/* Every key that this header, its wiring and the leaves act on. A key that is not here stops a program that trains. */
+static const char *const dsi_zero_claimed[] = {
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "prescale_gradients",
+    "gradient_predivide_factor",
+    "communication_data_type",
+    "fp32_allreduce",
+    "data_types.grad_accum_dtype",
+    "optimizer.type",
+    "optimizer.params",
+    "scheduler.type",
+    "scheduler.params",
+    "fp16.enabled",
+    "fp16.loss_scale",
+    "fp16.initial_scale_power",
+    "fp16.loss_scale_window",
+    "fp16.hysteresis",
+    "fp16.consecutive_hysteresis",
+    "fp16.min_loss_scale",
+    "bf16.enabled",
+    "zero_optimization.stage",
+    "zero_optimization.allgather_partitions",
+    "zero_optimization.allgather_bucket_size",
+    "zero_optimization.overlap_comm",
+    "zero_optimization.reduce_scatter",
+    "zero_optimization.reduce_bucket_size",
+    "zero_optimization.ignore_unused_parameters",
+    "zero_optimization.sub_group_size",
+    "zero_optimization.grad_hooks",
+    "zero_optimization.stage3_max_live_parameters",
+    "zero_optimization.stage3_max_reuse_distance",
+    "zero_optimization.stage3_prefetch_bucket_size",
+    "zero_optimization.stage3_param_persistence_threshold",
+    "zero_optimization.stage3_gather_16bit_weights_on_model_save",
+    "zero_optimization.stage3_gather_fp16_weights_on_model_save",
+    "zero_optimization.offload_optimizer.device",
+    "zero_optimization.offload_optimizer.nvme_path",
+    "zero_optimization.offload_optimizer.pin_memory",
+    "zero_optimization.offload_optimizer.pipeline_read",
+    "zero_optimization.offload_optimizer.pipeline_write",
+    "zero_optimization.offload_param.device",
+    "zero_optimization.offload_param.nvme_path",
+    "zero_optimization.offload_param.pin_memory",
+    "zero_optimization.cpu_offload",
+    "aio.block_size",
+    "aio.queue_depth",
+    "aio.thread_count",
+    "aio.single_submit",
+    "aio.overlap_events",
+    "checkpoint.tag_validation",
+    "checkpoint.use_node_local_storage",
+    "tensorboard.enabled",
+    "tensorboard.output_path",
+    "tensorboard.job_name",
+    "csv_monitor.enabled",
+    "csv_monitor.output_path",
+    "csv_monitor.job_name",
+};
+
+DS_API const char *const *ds_zero_claims(size_t *n) {
+    *n = sizeof dsi_zero_claimed / sizeof dsi_zero_claimed[0];
+    return dsi_zero_claimed;
+}
+
+/* Whether the file gives a value other than null for a key. */
+static bool dsi_zero_given(const ds_config *c, const char *path) {
+    ds_config_origin origin = DS_CONFIG_DEFAULT;
+    return ds_config_where(c, path, &origin, NULL, NULL) && origin != DS_CONFIG_DEFAULT;
+}
+
+typedef struct dsi_zero_unclaimed {
+    char *text;
+    size_t room, length, count;
+} dsi_zero_unclaimed;
+
+static void dsi_zero_unclaimed_key(void *ctx, const char *path, int line, int column) {
+    dsi_zero_unclaimed *u = (dsi_zero_unclaimed *)ctx;
+    int n;
+    if (u->length >= u->room) return;
+    n = snprintf(u->text + u->length, u->room - u->length, "%s%s (%d:%d)", u->count++ ? ", " : "", path, line, column);
+    if (n > 0) u->length += (size_t)n;
+}
+
+DS_API ds_status ds_zero_unclaimed(const ds_config *config, const char *const *extra, size_t n_extra, ds_error *error) {
+    const char *claims[256];
+    char text[400];
+    size_t n;
+    const char *const *own = ds_zero_claims(&n);
+    dsi_zero_unclaimed u;
+    memset(&u, 0, sizeof u);
+    u.text = text;
+    u.room = sizeof text;
+    if (n_extra > 256 - n)
+        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_zero_unclaimed: %zu extra keys, at most %zu", n_extra, 256 - n);
+    memcpy(claims, own, n * sizeof *claims);
+    if (n_extra) memcpy(claims + n, extra, n_extra * sizeof *claims);
+    if (ds_config_unclaimed(config, claims, n + n_extra, dsi_zero_unclaimed_key, &u) == 0) return DS_OK;
+    return dsi_fail(error, DS_ERR_UNSUPPORTED,
+                    "the configuration gives keys that nothing in this program acts on: %s; take them out", text);
+}
+
+DS_API ds_status ds_wire_comm(const ds_config *c, ds_comm_desc *desc, ds_error *error) {
+    (void)c;
+    (void)desc;
+    (void)error;
+    return DS_OK;
+}
+
+DS_API ds_status ds_wire_optim(const ds_config *c, const ds_optim_table *client, ds_optim_desc *desc,
+                               ds_optim_params *p, ds_error *error) {
+    const char *type = c->optimizer.type;
+    if (client) {
+        desc->tables = client;
+        desc->table_count = 1;
+        desc->type = client->name;
+        type = NULL;
+    } else {
+        if (!type)
+            return dsi_fail(error, DS_ERR_INPUT,
+                            "optimizer.type: missing, and the program supplies no optimizer of its own");
+        desc->type = type;
+    }
+    if (ds_optim_params_default(type ? type : "AdamW", p)) {
+        ds_optim *none = NULL;
+        ds_status status = ds_optim_create(desc, &none, error); /* for its list of names */
+        ds_optim_destroy(none);
+        return status ? status : dsi_fail(error, DS_ERR_INPUT, "optimizer.type: '%s' is unknown", type);
+    }
+#define DSI_ZERO_TAKE(key, field)                                                                                      \
+    if (dsi_zero_given(c, "optimizer.params." #key)) p->field = c->optimizer.params.key;
+    DSI_ZERO_TAKE(lr, lr)
+    DSI_ZERO_TAKE(eps, eps)
+    DSI_ZERO_TAKE(weight_decay, weight_decay)
+    DSI_ZERO_TAKE(momentum, momentum)
+    DSI_ZERO_TAKE(dampening, dampening)
+    DSI_ZERO_TAKE(nesterov, nesterov)
+    DSI_ZERO_TAKE(adam_w_mode, adam_w_mode)
+    DSI_ZERO_TAKE(bias_correction, bias_correction)
+    DSI_ZERO_TAKE(max_coeff, max_coeff)
+    DSI_ZERO_TAKE(min_coeff, min_coeff)
+    DSI_ZERO_TAKE(max_grad_norm, max_grad_norm)
+    DSI_ZERO_TAKE(eps_inside_sqrt, eps_inside_sqrt)
+    DSI_ZERO_TAKE(freeze_step, freeze_step)
+    DSI_ZERO_TAKE(var_freeze_step, var_freeze_step)
+    DSI_ZERO_TAKE(var_update_scaler, var_update_scaler)
+    DSI_ZERO_TAKE(local_step_scaler, local_step_scaler)
+    DSI_ZERO_TAKE(local_step_clipper, local_step_clipper)
+    DSI_ZERO_TAKE(coeff_beta, coeff_beta)
+    DSI_ZERO_TAKE(factor_max, factor_max)
+    DSI_ZERO_TAKE(factor_min, factor_min)
+    DSI_ZERO_TAKE(factor_threshold, factor_threshold)
+#undef DSI_ZERO_TAKE
+    /* these may be null, which ds_config gives as 0 */
+    if (c->optimizer.params.adam_lr > 0) p->adam_lr = c->optimizer.params.adam_lr;
+    if (c->optimizer.params.muon_lr > 0 && type && (type[0] | 32) == 'm') {
+        if (p->adam_lr < 0) p->adam_lr = p->lr;
+        p->lr = c->optimizer.params.muon_lr;
+    }
+    if (dsi_zero_given(c, "optimizer.params.ns_steps")) p->ns_steps = (int)c->optimizer.params.ns_steps;
+    if (dsi_zero_given(c, "optimizer.params.betas")) {
+        p->beta1 = c->optimizer.params.betas[0];
+        p->beta2 = c->optimizer.params.betas[1];
+    }
+    return DS_OK;
+}
+
+DS_API ds_status ds_wire_schedule(const ds_config *c, ds_schedule *s, ds_error *error) {
+    ds_status status;
+    memset(s, 0, sizeof *s);
+    if (!c->scheduler.type) return DS_OK;
+    if ((status = ds_schedule_default(c->scheduler.type, s, error))) return status;
+#define DSI_ZERO_TAKE(key, field)                                                                                      \
+    if (dsi_zero_given(c, "scheduler.params." #key)) s->field = c->scheduler.params.key;
+    DSI_ZERO_TAKE(warmup_min_lr, warmup_min_lr)
+    DSI_ZERO_TAKE(warmup_num_steps, warmup_num_steps)
+    DSI_ZERO_TAKE(total_num_steps, total_num_steps)
+    DSI_ZERO_TAKE(warmup_min_ratio, warmup_min_ratio)
+    DSI_ZERO_TAKE(cos_min_ratio, cos_min_ratio)
+    DSI_ZERO_TAKE(cycle_min_lr, cycle_min_lr)
+    DSI_ZERO_TAKE(cycle_max_lr, cycle_max_lr)
+    DSI_ZERO_TAKE(decay_lr_rate, decay_lr_rate)
+    DSI_ZERO_TAKE(cycle_momentum, cycle_momentum)
+    DSI_ZERO_TAKE(cycle_min_mom, cycle_min_mom)
+    DSI_ZERO_TAKE(cycle_max_mom, cycle_max_mom)
+    DSI_ZERO_TAKE(decay_mom_rate, decay_mom_rate)
+    DSI_ZERO_TAKE(cycle_first_stair_count, cycle_first_stair_count)
+    DSI_ZERO_TAKE(lr_range_test_min_lr, lr_range_test_min_lr)
+    DSI_ZERO_TAKE(lr_range_test_step_rate, lr_range_test_step_rate)
+    DSI_ZERO_TAKE(lr_range_test_step_size, lr_range_test_step_size)
+    DSI_ZERO_TAKE(lr_range_test_staircase, lr_range_test_staircase)
+#undef DSI_ZERO_TAKE
+    if (dsi_zero_given(c, "scheduler.params.warmup_type"))
+        s->warmup_linear = strcmp(c->scheduler.params.warmup_type, "linear") == 0;
+    if (dsi_zero_given(c, "scheduler.params.cycle_first_step_size"))
+        s->cycle_first_step_size = (double)c->scheduler.params.cycle_first_step_size;
+    /* these may be null, which ds_config gives as 0 */
+    if (c->scheduler.params.warmup_max_lr > 0) s->warmup_max_lr = c->scheduler.params.warmup_max_lr;
+    if (c->scheduler.params.cycle_second_stair_count > 0)
+        s->cycle_second_stair_count = c->scheduler.params.cycle_second_stair_count;
+    if (c->scheduler.params.cycle_second_step_size > 0)
+        s->cycle_second_step_size = (double)c->scheduler.params.cycle_second_step_size;
+    if (dsi_zero_given(c, "scheduler.params.decay_step_size"))
+        s->decay_step_size = (double)c->scheduler.params.decay_step_size;
+    return ds_schedule_check(s, error);
+}
+
+DS_API ds_status ds_wire_loss_scaler(const ds_config *c, ds_loss_scaler_params *p, ds_error *error) {
+    (void)error;
+    ds_loss_scaler_params_default(p);
+    p->dynamic = c->fp16.loss_scale == 0.0;
+    p->initial = p->dynamic ? ldexp(1.0, (int)c->fp16.initial_scale_power) : c->fp16.loss_scale;
+    p->window = (int64_t)c->fp16.loss_scale_window;
+    p->hysteresis = (int64_t)c->fp16.hysteresis;
+    p->consecutive_hysteresis = c->fp16.consecutive_hysteresis;
+    p->minimum = (double)c->fp16.min_loss_scale;
+    return DS_OK;
+}
+
+DS_API ds_status ds_wire_offload(const ds_config *c, bool parameters, ds_offload_desc *d, ds_error *error) {
+    ds_config_device device =
+        parameters ? c->zero_optimization.offload_param.device : c->zero_optimization.offload_optimizer.device;
+    d->folder =
+        parameters ? c->zero_optimization.offload_param.nvme_path : c->zero_optimization.offload_optimizer.nvme_path;
+    d->pin_memory =
+        parameters ? c->zero_optimization.offload_param.pin_memory : c->zero_optimization.offload_optimizer.pin_memory;
+    if (device == DS_CONFIG_NVME && !d->folder)
+        return dsi_fail(error, DS_ERR_INPUT, "zero_optimization.%s.nvme_path: missing, and the device is nvme",
+                        parameters ? "offload_param" : "offload_optimizer");
+    d->block_size = c->aio.block_size;
+    d->queue_depth = (unsigned)c->aio.queue_depth;
+    d->thread_count = (unsigned)(c->aio.intra_op_parallelism ? c->aio.intra_op_parallelism : c->aio.thread_count);
+    d->single_submit = c->aio.single_submit;
+    d->no_overlap = !c->aio.overlap_events;
+    return DS_OK;
+}
+
+DS_API ds_status ds_wire_checkpoint(const ds_config *c, ds_checkpoint_desc *d, ds_error *error) {
+    const char *tag = c->checkpoint.tag_validation;
+    (void)error;
+    d->tag_validation = !tag ? 0 : (tag[0] | 32) == 'i' ? 1 : (tag[0] | 32) == 'f' ? 2 : 0;
+    d->node_local = c->checkpoint.use_node_local_storage;
+    return DS_OK;
+}
+
+DS_API ds_status ds_wire_monitor(const ds_config *c, ds_monitor_desc *d, ds_error *error) {
+    (void)error;
+    d->tensorboard.enabled = c->tensorboard.enabled;
+    d->tensorboard.output_path = c->tensorboard.output_path;
+    d->tensorboard.job_name = c->tensorboard.job_name;
+    d->csv.enabled = c->csv_monitor.enabled;
+    d->csv.output_path = c->csv_monitor.output_path;
+    d->csv.job_name = c->csv_monitor.job_name;
+    return DS_OK;
+}
+
+#undef DSI_ZERO_ALIGN
+#undef DSI_ZERO_CHUNK
+#undef DSI_ZERO_DIRECT
+#undef DSI_ZERO_NONE
+#undef DSI_ZERO_HOME
+#undef DSI_ZERO_SAVED
+#endif /* DS_ZERO_IMPL_DONE */
+
+/*
+  This software is available under two licences; choose whichever you prefer.
+
+  ------------------------------------------------------------------------------
+  ALTERNATIVE A - MIT No Attribution (MIT-0)
+
+  Copyright (c) 2026 the ds authors
+
+  Permission is hereby granted, free of charge, to any person obtaining a copy of
+  this software and associated documentation files (the "Software"), to deal in
+  the Software without restriction, including without limitation the rights to
+  use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies
+  of the Software, and to permit persons to whom the Software is furnished to do
+  so.
+
+  THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+  IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+  FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+  AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER
+  LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+  OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
+  SOFTWARE.
+
+  ------------------------------------------------------------------------------
+  ALTERNATIVE B - Public domain (www.unlicense.org)
+
+  This is free and unencumbered software released into the public domain.
+
+  Anyone is free to copy, modify, publish, use, compile, sell, or distribute this
+  software, either in source code form or as a compiled binary, for any purpose,
+  commercial or non-commercial, and by any means.
+
+  In jurisdictions that recognize copyright laws, the author or authors of this
+  software dedicate any and all copyright interest in the software to the public
+  domain. We make this dedication for the benefit of the public at large and to
+  the detriment of our heirs and successors. We intend this dedication to be an
+  overt act of relinquishment in perpetuity of all present and future rights to
+  this software under copyright law.
+
+  THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+  IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+  FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+  AUTHORS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN
+  ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION
+  WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+*/
