@@ -256,6 +256,7 @@ typedef enum ds_optim_ns { DS_OPTIM_NS_GRAM = 0, DS_OPTIM_NS_STANDARD = 1 } ds_o
 typedef struct ds_optim_params {
     double lr, beta1, beta2, eps, weight_decay;
     bool adam_w_mode;            /* Adam, Muon's Adam: decoupled decay; false: L2 */
+    bool torch_adam;             /* betas in double, as PyTorch; false: in fp32, as DeepSpeed (0.999 is 0.99900001) */
     bool bias_correction;        /* Adam, Lamb */
     bool nesterov;               /* SGD, Muon */
     bool eps_inside_sqrt;        /* Lamb */
@@ -362,7 +363,7 @@ typedef enum ds_optim_level {
 /* Constants of one Adam step, as every formula takes them; made by the header in double, rounded once. */
 typedef struct ds_optim_adam {
     float factor;                 /* of the gradient */
-    float beta1, one_minus_beta1; /* beta and 1 - beta, each rounded from double */
+    float beta1, one_minus_beta1; /* 1 - beta: exact for the rounded beta, or (torch_adam) rounded itself */
     float beta2, one_minus_beta2;
     float l2;              /* weight decay added to the gradient */
     float decay;           /* -lr * weight decay, decoupled */
@@ -2133,10 +2134,9 @@ static const dsi_optim_entry *dsi_optim_find(const char *type) {
     return NULL;
 }
 DS_API ds_status ds_optim_params_default(const char *type, ds_optim_params *out) {
-    static const ds_optim_params base = {
-        1e-3,   0.9,    0.999,           1e-8, 0,     true, true, false, false, 0,   0,  10,     0.01,
-        0,      100000, 100000,          16,   32678, 16,   0.9,  4.0,   0.5,   0.1, -1, 3.4445, -4.7750,
-        2.0315, 5,      DS_OPTIM_NS_GRAM};
+    static const ds_optim_params base = {1e-3, 0.9, 0.999, 1e-8, 0,  true,   false,   true,   false, false,
+                                         0,    0,   10,    0.01, 0,  100000, 100000,  16,     32678, 16,
+                                         0.9,  4.0, 0.5,   0.1,  -1, 3.4445, -4.7750, 2.0315, 5,     DS_OPTIM_NS_GRAM};
     const dsi_optim_entry *entry = type ? dsi_optim_find(type) : NULL;
     *out = base;
     if (!entry) return DS_ERR_INPUT;
@@ -2463,13 +2463,16 @@ static void dsi_optim_prepare(ds_optim *o, size_t group, bool aux, float factor)
     dsi_optim_constants *k = &o->constants[2 * group + aux];
     const ds_optim_params *p = &o->groups[group];
     const double t = (double)(o->step + 1), lr = aux && p->adam_lr >= 0 ? p->adam_lr : p->lr;
-    const double c1 = p->bias_correction ? 1 - pow(p->beta1, t) : 1, c2 = p->bias_correction ? 1 - pow(p->beta2, t) : 1;
+    // each constant is consistent with the beta that the moments really use
+    const double beta1 = p->torch_adam ? p->beta1 : (double)(float)p->beta1;
+    const double beta2 = p->torch_adam ? p->beta2 : (double)(float)p->beta2;
+    const double c1 = p->bias_correction ? 1 - pow(beta1, t) : 1, c2 = p->bias_correction ? 1 - pow(beta2, t) : 1;
     const bool lamb = !aux && o->table->measure != NULL, one_bit = dsi_optim_is(o, DSI_OPTIM_ONE_BIT);
     const bool decoupled = p->adam_w_mode || (o->entry && strcmp(o->entry->table.name, "AdamW") == 0);
     k->simd = o->simd;
     k->o = o;
-    k->beta1 = (float)p->beta1, k->one_minus_beta1 = (float)(1 - p->beta1);
-    k->beta2 = (float)p->beta2, k->one_minus_beta2 = (float)(1 - p->beta2);
+    k->beta1 = (float)beta1, k->one_minus_beta1 = (float)(1 - beta1);
+    k->beta2 = (float)beta2, k->one_minus_beta2 = (float)(1 - beta2);
     k->l2 = (float)p->weight_decay;
     k->decay = (float)(-lr * p->weight_decay);
     k->minus_lr = (float)-lr;
@@ -3044,7 +3047,7 @@ static double dsi_schedule_cycle(const ds_schedule *s, int64_t k) {
     double scale = first ? x / middle : (x - 1) / (middle - 1);
     int64_t stairs =
         first || s->cycle_second_stair_count < 0 ? s->cycle_first_stair_count : s->cycle_second_stair_count;
-    return stairs > 0 ? floor(scale * (double)stairs) / (double)stairs : scale;
+    return stairs > 0 ? floor(scale * (double)stairs + 1e-9) / (double)stairs : scale; // a step begins on its first k
 }
 // Iterations of decay after the one cycle; 0 inside it.
 static double dsi_schedule_decayed(const ds_schedule *s, int64_t k) {
