@@ -325,6 +325,633 @@ static int matrix_body(ds_comm *comm, void *arg) {
     return bad;
 }
 
+/* ---- a transport of our own: mailboxes under one lock ---- */
+
+typedef struct letter {
+    struct letter *next;
+    int from, to;
+    unsigned channel;
+    size_t bytes;
+} letter;
+typedef struct post_office {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    letter *first;
+    int closed;
+} post_office;
+typedef struct post_box {
+    post_office *office;
+    int rank;
+} post_box;
+static ds_status post_exchange(void *ctx, unsigned channel, ds_comm_part *parts, int count, int64_t deadline,
+                               ds_error *error) {
+    post_box *box = (post_box *)ctx;
+    post_office *o = box->office;
+    int open = 0;
+    pthread_mutex_lock(&o->lock);
+    for (int i = 0; i < count; i++) {
+        letter *l, **end = &o->first;
+        parts[i].done = parts[i].receive_bytes == 0;
+        open += !parts[i].done;
+        if (!parts[i].send_bytes) continue;
+        l = (letter *)malloc(sizeof *l + parts[i].send_bytes);
+        l->next = NULL;
+        l->from = box->rank;
+        l->to = parts[i].peer;
+        l->channel = channel;
+        l->bytes = parts[i].send_bytes;
+        memcpy(l + 1, parts[i].send, l->bytes);
+        while (*end) end = &(*end)->next;
+        *end = l;
+    }
+    pthread_cond_broadcast(&o->changed);
+    while (open) {
+        struct timespec t;
+        for (int i = 0; i < count; i++)
+            for (letter **at = &o->first; *at && !parts[i].done; at = &(*at)->next)
+                if ((*at)->to == box->rank && (*at)->from == parts[i].peer && (*at)->channel == channel) {
+                    letter *l = *at;
+                    *at = l->next;
+                    if (l->bytes != parts[i].receive_bytes) {
+                        pthread_mutex_unlock(&o->lock);
+                        free(l);
+                        if (error) snprintf(error->message, sizeof error->message, "a letter of another size");
+                        return DS_ERR_CORRUPT;
+                    }
+                    memcpy(parts[i].receive, l + 1, l->bytes);
+                    free(l);
+                    parts[i].done = true;
+                    open--;
+                    break;
+                }
+        if (!open || dsi_now(NULL) >= deadline) break;
+        clock_gettime(CLOCK_REALTIME, &t);
+        t.tv_nsec += 20000000;
+        if (t.tv_nsec >= 1000000000) t.tv_sec++, t.tv_nsec -= 1000000000;
+        pthread_cond_timedwait(&o->changed, &o->lock, &t);
+    }
+    pthread_mutex_unlock(&o->lock);
+    return open ? DS_ERR_TIMEOUT : DS_OK;
+}
+static void post_close(void *ctx) {
+    post_box *box = (post_box *)ctx;
+    pthread_mutex_lock(&box->office->lock);
+    box->office->closed++;
+    pthread_mutex_unlock(&box->office->lock);
+}
+static int team_messages_of(int world, const ds_comm_desc *base, team_body body, void *arg) {
+    post_office office;
+    post_box boxes[16];
+    team_member members[16];
+    pthread_t threads[16];
+    int failed = 0;
+    memset(&office, 0, sizeof office);
+    pthread_mutex_init(&office.lock, NULL);
+    pthread_cond_init(&office.changed, NULL);
+    for (int r = 0; r < world; r++) {
+        ds_comm_transport transport;
+        ds_comm_desc desc = *base;
+        ds_error error = {DS_OK, ""};
+        memset(&transport, 0, sizeof transport);
+        boxes[r].office = &office;
+        boxes[r].rank = r;
+        transport.name = "post";
+        transport.ctx = &boxes[r];
+        transport.exchange = post_exchange;
+        transport.close = post_close;
+        transport.concurrent = true;
+        desc.world = world;
+        desc.rank = r;
+        desc.transport = &transport;
+        if (ds_comm_create(&desc, &members[r].comm, &error)) printf("  %s\n", error.message), exit(1);
+        members[r].body = body;
+        members[r].arg = arg;
+        if (pthread_create(&threads[r], NULL, team_main, &members[r])) exit(1);
+    }
+    for (int r = 0; r < world; r++) {
+        pthread_join(threads[r], NULL);
+        failed += members[r].failed;
+    }
+    failed += office.closed != world;
+    while (office.first) {
+        letter *l = office.first;
+        office.first = l->next;
+        free(l);
+    }
+    pthread_cond_destroy(&office.changed);
+    pthread_mutex_destroy(&office.lock);
+    return failed;
+}
+static int team_messages(int world, team_body body, void *arg) {
+    ds_comm_desc desc = quick_desc();
+    return team_messages_of(world, &desc, body, arg);
+}
+
+/* ---- communicators of communicators, calls in the background ---- */
+
+static int split_body(ds_comm *comm, void *arg) {
+    int me = ds_comm_rank(comm), w = ds_comm_world(comm), bad = 0;
+    ds_comm *half = NULL, *copy = NULL, *none = NULL, *inner = NULL;
+    ds_error error = {DS_OK, ""};
+    int32_t value, sum = 0, ranks[64];
+    (void)arg;
+    EXPECT(ds_comm_split(comm, me % 2, -me, &half, &error) == DS_OK); /* in reverse order */
+    EXPECT(ds_comm_split(comm, 0, 0, &copy, &error) == DS_OK);
+    EXPECT(ds_comm_split(comm, me == 0 ? -1 : 5, 0, &none, &error) == DS_OK);
+    EXPECT((none == NULL) == (me == 0));
+    EXPECT(strcmp(ds_comm_backend(half), ds_comm_backend(comm)) == 0);
+    EXPECT(ds_comm_world(half) == (w + 1 - me % 2) / 2 && ds_comm_world(copy) == w && ds_comm_rank(copy) == me);
+    EXPECT(ds_comm_rank(half) == ds_comm_world(half) - 1 - me / 2);
+    value = me;
+    EXPECT(ds_comm_all_gather(half, &value, ranks, 1, NULL, DS_I32) == DS_OK);
+    for (int r = 0; r < ds_comm_world(half); r++) EXPECT(ranks[r] == (ds_comm_world(half) - 1 - r) * 2 + me % 2);
+    EXPECT(ds_comm_all_reduce(copy, &value, &sum, 1, DS_I32, DS_COMM_SUM) == DS_OK);
+    EXPECT(sum == w * (w - 1) / 2);
+    EXPECT(ds_comm_split(half, ds_comm_rank(half) / 2, 0, &inner, &error) == DS_OK);
+    if (none) EXPECT(ds_comm_all_reduce(none, &value, &sum, 1, DS_I32, DS_COMM_MAX) == DS_OK && sum == w - 1);
+    { /* bigger than the stage, on memory of the parent's arena and on plain memory */
+        size_t n = 30011;
+        float *shared = (float *)ds_comm_alloc(copy, n * sizeof *shared), *plain = (float *)malloc(n * sizeof *plain);
+        for (int turn = 0; turn < 2; turn++) {
+            float *x = turn ? plain : shared;
+            for (size_t i = 0; i < n; i++) x[i] = (float)(me + 1);
+            EXPECT(ds_comm_all_reduce(inner, x, x, n, DS_F32, DS_COMM_AVERAGE) == DS_OK);
+            for (size_t i = 1; i < n; i++) EXPECT(x[i] == x[0]);
+        }
+        ds_comm_free(copy, shared, n * sizeof *shared);
+        free(plain);
+    }
+    EXPECT(ds_comm_barrier(comm) == DS_OK);
+    ds_comm_destroy(inner);
+    ds_comm_destroy(none);
+    ds_comm_destroy(copy);
+    ds_comm_destroy(half);
+    return bad;
+}
+
+static int start_body(ds_comm *comm, void *arg) {
+    enum { CALLS = 150, COUNT = 3000 };
+    int me = ds_comm_rank(comm), w = ds_comm_world(comm), bad = 0;
+    int32_t *in = (int32_t *)malloc(CALLS * COUNT * sizeof *in), *out = (int32_t *)malloc(CALLS * COUNT * sizeof *out);
+    ds_comm_handle handles[CALLS];
+    ds_comm_call call;
+    bool done = false;
+    (void)arg;
+    for (int i = 0; i < CALLS * COUNT; i++) in[i] = i * (me + 1);
+    memset(&call, 0, sizeof call);
+    for (int k = 0; k < CALLS; k++) {
+        call.kind = k % 3 == 2 ? DS_COMM_BROADCAST : DS_COMM_ALL_REDUCE;
+        call.in = in + k * COUNT;
+        call.out = k % 3 == 2 ? in + k * COUNT : out + k * COUNT;
+        call.count = k % 5 ? COUNT : 3;
+        call.dtype = DS_I32;
+        call.op = DS_COMM_SUM;
+        call.root = k % w;
+        if (call.kind == DS_COMM_ALL_REDUCE) call.root = 0;
+        EXPECT(ds_comm_start(comm, &call, &handles[k]) == DS_OK);
+    }
+    EXPECT(ds_comm_wait(comm, handles[7]) == DS_OK);
+    EXPECT(ds_comm_test(comm, handles[7], &done) == DS_OK && done);
+    EXPECT(ds_comm_barrier(comm) == DS_OK); /* comes after all of them */
+    EXPECT(ds_comm_test(comm, handles[CALLS - 1], &done) == DS_OK && done);
+    for (int k = 0; k < CALLS; k++) {
+        int n = k % 5 ? COUNT : 3, wrong = 0;
+        for (int i = k * COUNT; i < k * COUNT + n; i++)
+            wrong += k % 3 == 2 ? in[i] != i * (k % w + 1) : out[i] != i * (w * (w + 1) / 2);
+        EXPECT(wrong == 0);
+    }
+    call.kind = DS_COMM_ALL_REDUCE;
+    call.dtype = DS_BOOL;
+    EXPECT(ds_comm_start(comm, &call, &handles[0]) == DS_ERR_ARGUMENT);
+    EXPECT(ds_comm_barrier(comm) == DS_OK);
+    free(in);
+    free(out);
+    return bad;
+}
+
+/* ---- things that go wrong ---- */
+
+typedef struct wrong_case {
+    ds_comm_kind kind;
+    size_t count;
+    ds_dtype dtype;
+    ds_comm_op op;
+    int root;
+    const char *says;
+} wrong_case;
+/* Rank 1 makes the wrong call, the others all_reduce(8, f32, sum): everyone hears of both, and stays dead. */
+static int mismatch_body(ds_comm *comm, void *arg) {
+    const wrong_case *t = (const wrong_case *)arg;
+    float x[64] = {0}, y[64 * 8] = {0};
+    int bad = 0;
+    ds_comm_call call;
+    ds_status status;
+    char first[600];
+    memset(&call, 0, sizeof call);
+    call.kind = DS_COMM_ALL_REDUCE;
+    call.in = call.kind == DS_COMM_BROADCAST ? x : x;
+    call.out = y;
+    call.count = 8;
+    EXPECT(ds_comm_barrier(comm) == DS_OK);
+    if (ds_comm_rank(comm) == 1) {
+        call.kind = t->kind;
+        call.count = t->count;
+        call.dtype = call.out_dtype = t->dtype;
+        call.op = t->op;
+        call.root = t->root;
+        if (t->kind == DS_COMM_BROADCAST) call.in = y;
+    }
+    status = ds_comm_run(comm, &call);
+    EXPECT(status == DS_ERR_PEER);
+    snprintf(first, sizeof first, "%s", ds_comm_error(comm)->message);
+    EXPECT(strstr(first, "all_reduce(count 8, f32, sum)") && strstr(first, t->says) && strstr(first, "rank 1"));
+    EXPECT(ds_comm_barrier(comm) == DS_ERR_PEER && strcmp(first, ds_comm_error(comm)->message) == 0);
+    if (bad) printf("  text: %s\n", first);
+    return bad;
+}
+
+typedef struct late_case {
+    int missing;
+    ds_status mine;      /* of the rank that waits */
+    const char *says[2]; /* all in the text */
+    int how;             /* 0 sleeps, 1 destroys, 2 aborts */
+} late_case;
+static int late_body(ds_comm *comm, void *arg) {
+    const late_case *t = (const late_case *)arg;
+    int bad = 0;
+    float x[1000] = {0};
+    EXPECT(ds_comm_barrier(comm) == DS_OK);
+    if (ds_comm_rank(comm) == t->missing) {
+        if (t->how == 2) ds_comm_abort(comm, "the disk of this rank is full");
+        if (t->how == 2) EXPECT(ds_comm_barrier(comm) == DS_ERR_PEER);
+        if (t->how == 0) usleep(900000);
+        return bad;
+    }
+    {
+        ds_status status = ds_comm_all_reduce(comm, x, x, 1000, DS_F32, DS_COMM_SUM);
+        const char *text = ds_comm_error(comm)->message;
+        EXPECT(status == t->mine || (t->how == 0 && status == DS_ERR_PEER));
+        EXPECT(strstr(text, t->says[0]) && strstr(text, t->says[1]));
+        EXPECT(ds_comm_barrier(comm) == status);
+        EXPECT(ds_comm_send(comm, x, 1, DS_F32, t->missing) == status);
+        if (bad) printf("  text: %s\n", text);
+    }
+    return bad;
+}
+
+static int refuse_body(ds_comm *comm, void *arg) {
+    int bad = 0, w = ds_comm_world(comm);
+    float x[64] = {0};
+    size_t counts[64];
+    ds_status got;
+    (void)arg;
+    for (int r = 0; r < w; r++) counts[r] = SIZE_MAX / 8;
+    got = ds_comm_all_reduce(comm, x, x + 1, 2, DS_F32, DS_COMM_SUM);
+    EXPECT(got == DS_ERR_ARGUMENT && strstr(ds_comm_error(comm)->message, "overlap"));
+    EXPECT(ds_comm_all_reduce(comm, NULL, x, 2, DS_F32, DS_COMM_SUM) == DS_ERR_ARGUMENT);
+    EXPECT(ds_comm_all_reduce(comm, x, x, 2, (ds_dtype)77, DS_COMM_SUM) == DS_ERR_ARGUMENT);
+    EXPECT(ds_comm_all_reduce(comm, x, x, 2, DS_F32, (ds_comm_op)9) == DS_ERR_ARGUMENT);
+    EXPECT(ds_comm_all_reduce(comm, x, x, 2, DS_I32, DS_COMM_AVERAGE) == DS_ERR_ARGUMENT);
+    EXPECT(ds_comm_all_reduce(comm, x, x, 2, DS_BOOL, DS_COMM_SUM) == DS_ERR_ARGUMENT);
+    EXPECT(ds_comm_all_reduce(comm, x, x, SIZE_MAX / 2, DS_F32, DS_COMM_SUM) == DS_ERR_ARGUMENT);
+    EXPECT(ds_comm_all_gather(comm, x, x, 0, counts, DS_F64) == DS_ERR_ARGUMENT);
+    EXPECT(ds_comm_broadcast(comm, x, 1, DS_F32, w) == DS_ERR_ARGUMENT);
+    EXPECT(ds_comm_broadcast(comm, x, 1, DS_F32, -1) == DS_ERR_ARGUMENT);
+    EXPECT(ds_comm_send(comm, x, 1, DS_F32, ds_comm_rank(comm)) == DS_ERR_ARGUMENT);
+    EXPECT(ds_comm_reduce_scatter(comm, x, x, 1, NULL, DS_F32, DS_F64, DS_COMM_SUM) == DS_ERR_ARGUMENT);
+    EXPECT(ds_comm_all_to_all_uneven(comm, x, counts, x, NULL, DS_F32) == DS_ERR_ARGUMENT);
+    EXPECT(ds_comm_barrier(comm) == DS_OK);
+    return bad;
+}
+
+/* all_to_all whose receiver expects another number */
+static int uneven_body(ds_comm *comm, void *arg) {
+    int bad = 0, me = ds_comm_rank(comm);
+    size_t give[2] = {1, 3}, take[2];
+    int32_t in[8] = {0}, out[8];
+    (void)arg;
+    take[0] = me ? 2 : 1; /* rank 0 sends 3 to rank 1 */
+    take[1] = me ? 3 : 1;
+    EXPECT(ds_comm_all_to_all_uneven(comm, in, give, out, take, DS_I32) ==
+           (me ? DS_ERR_PEER : ds_comm_error(comm)->status));
+    EXPECT(ds_comm_barrier(comm) == DS_ERR_PEER);
+    EXPECT(strstr(ds_comm_error(comm)->message, me ? "expects 8 bytes" : "rank 1") != NULL);
+    return bad;
+}
+
+/* Theory: bytes of each call, W ranks, S bytes. */
+static int stats_body(ds_comm *comm, void *arg) {
+    enum { COUNT = 4096 }; /* parts of 64-byte multiples for each world used */
+    int bad = 0;
+    size_t w = (size_t)ds_comm_world(comm), s = COUNT * 4;
+    float *x = (float *)calloc(COUNT * w, sizeof *x), *y = (float *)calloc(COUNT * w, sizeof *y);
+    ds_comm_stats t;
+    (void)arg;
+    EXPECT(ds_comm_all_reduce(comm, x, y, COUNT, DS_F32, DS_COMM_SUM) == DS_OK);
+    EXPECT(ds_comm_reduce_scatter(comm, x, y, COUNT / w, NULL, DS_F32, DS_F32, DS_COMM_SUM) == DS_OK);
+    EXPECT(ds_comm_all_gather(comm, x, y, COUNT / w, NULL, DS_F32) == DS_OK);
+    EXPECT(ds_comm_all_to_all(comm, x, y, COUNT / w, DS_F32) == DS_OK);
+    EXPECT(ds_comm_broadcast(comm, x, COUNT, DS_F32, 0) == DS_OK);
+    EXPECT(ds_comm_reduce(comm, x, y, COUNT, DS_F32, DS_COMM_SUM, 0) == DS_OK);
+    ds_comm_get_stats(comm, &t);
+    EXPECT(t.bytes_sent[DS_COMM_ALL_REDUCE] == 2 * s * (w - 1) / w);
+    EXPECT(t.bytes_received[DS_COMM_ALL_REDUCE] == 2 * s * (w - 1) / w);
+    EXPECT(t.bytes_sent[DS_COMM_REDUCE_SCATTER] == s * (w - 1) / w);
+    EXPECT(t.bytes_sent[DS_COMM_ALL_GATHER] == s / w * (w - 1));
+    EXPECT(t.bytes_sent[DS_COMM_ALL_TO_ALL] == s * (w - 1) / w);
+    EXPECT(t.bytes_sent[DS_COMM_BROADCAST] == (ds_comm_rank(comm) ? 0 : s * (w - 1)));
+    EXPECT(t.bytes_sent[DS_COMM_REDUCE] == (ds_comm_rank(comm) ? s : 0));
+    EXPECT(t.calls[DS_COMM_ALL_REDUCE] == 1 && t.calls[DS_COMM_BARRIER] == 0);
+    EXPECT(w == 1 || t.busy_ns > 0);
+    free(x);
+    free(y);
+    return bad;
+}
+static int group_body(ds_comm *comm, void *arg) {
+    int bad = 0;
+    ds_group group = ds_comm_group(comm);
+    uint64_t mine = 7u + (uint64_t)ds_comm_rank(comm), all[16];
+    (void)arg;
+    EXPECT(group.rank == ds_comm_rank(comm) && group.size == ds_comm_world(comm));
+    EXPECT(group.exchange(group.ctx, &mine, all, sizeof mine) == DS_OK);
+    for (int r = 0; r < group.size; r++) EXPECT(all[r] == 7u + (uint64_t)r);
+    return bad;
+}
+
+/* ---- the launcher's variables ---- */
+
+typedef struct env_case {
+    const char *text; /* "NAME=value NAME=value" */
+    int rank, world, local_rank, local_world;
+    const char *source, *says; /* says: part of the error */
+} env_case;
+static const char *env_get(void *ctx, const char *name) {
+    static char values[8][128];
+    static unsigned turn;
+    char *value = values[turn++ % 8];
+    const char *p = ((const env_case *)ctx)->text;
+    size_t n = strlen(name);
+    while (p && *p) {
+        const char *end = strchr(p, ' ');
+        size_t length = end ? (size_t)(end - p) : strlen(p);
+        if (length > n && strncmp(p, name, n) == 0 && p[n] == '=') {
+            snprintf(value, sizeof values[0], "%.*s", (int)(length - n - 1), p + n + 1);
+            return value;
+        }
+        p = end ? end + 1 : NULL;
+    }
+    return NULL;
+}
+static const env_case env_cases[] = {
+    {"", 0, 1, -1, -1, "none", NULL},
+    {"RANK=1 WORLD_SIZE=4 LOCAL_RANK=1 LOCAL_WORLD_SIZE=2 MASTER_ADDR=10.0.0.1 MASTER_PORT=29500", 1, 4, 1, 2,
+     "torchrun", NULL},
+    {"RANK=3 WORLD_SIZE=4 LOCAL_RANK=1 LOCAL_SIZE=2", 3, 4, 1, 2, "torchrun", NULL},
+    {"OMPI_COMM_WORLD_RANK=2 OMPI_COMM_WORLD_SIZE=3 OMPI_COMM_WORLD_LOCAL_RANK=0 OMPI_COMM_WORLD_LOCAL_SIZE=1", 2, 3, 0,
+     1, "Open MPI", NULL},
+    {"PMI_RANK=1 PMI_SIZE=2 MPI_LOCALRANKID=1 MPI_LOCALNRANKS=2", 1, 2, 1, 2, "PMI", NULL},
+    {"MV2_COMM_WORLD_RANK=1 MV2_COMM_WORLD_SIZE=2", 1, 2, -1, -1, "MVAPICH2", NULL},
+    {"SLURM_PROCID=5 SLURM_STEP_NUM_TASKS=7 SLURM_LOCALID=1 SLURM_STEP_TASKS_PER_NODE=2(x3),1 SLURM_NODEID=2", 5, 7, 1,
+     2, "Slurm", NULL},
+    {"SLURM_PROCID=6 SLURM_STEP_NUM_TASKS=7 SLURM_LOCALID=0 SLURM_STEP_TASKS_PER_NODE=2(x3),1 SLURM_NODEID=3", 6, 7, 0,
+     1, "Slurm", NULL},
+    {"SLURM_PROCID=0 SLURM_NTASKS=8", 0, 1, -1, -1, "none", NULL}, /* sbatch without srun */
+    {"RANK=1 WORLD_SIZE=2 OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2", 1, 2, -1, -1, "torchrun", NULL},
+    {"RANK=1 WORLD_SIZE=2 SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=1", 1, 2, -1, -1, "torchrun", NULL}, /* srun torchrun */
+    {"RANK=1 WORLD_SIZE=2 OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=2", 0, 0, 0, 0, NULL, "OMPI_COMM_WORLD_RANK"},
+    {"RANK=1", 0, 0, 0, 0, NULL, "WORLD_SIZE is not"},
+    {"WORLD_SIZE=2", 0, 0, 0, 0, NULL, "RANK is not"},
+    {"RANK=2 WORLD_SIZE=2", 0, 0, 0, 0, NULL, "below the world size"},
+    {"RANK=x WORLD_SIZE=2", 0, 0, 0, 0, NULL, "RANK is \"x\""},
+    {"RANK=-1 WORLD_SIZE=2", 0, 0, 0, 0, NULL, "RANK is \"-1\""},
+    {"RANK=0 WORLD_SIZE=99999999999999999999", 0, 0, 0, 0, NULL, "WORLD_SIZE"},
+    {"RANK=0 WORLD_SIZE=0", 0, 0, 0, 0, NULL, "WORLD_SIZE is 0"},
+    {"RANK=0 WORLD_SIZE=2 LOCAL_RANK=2 LOCAL_WORLD_SIZE=2", 0, 0, 0, 0, NULL, "local rank 2"},
+    {"RANK=0 WORLD_SIZE=2 MASTER_PORT=70000", 0, 0, 0, 0, NULL, "65535"},
+};
+
+static void test_environment(void) {
+    TEST(environment) {
+        for (size_t i = 0; i < sizeof env_cases / sizeof *env_cases; i++) {
+            env_case t = env_cases[i];
+            ds_comm_env env;
+            ds_error error = {DS_OK, ""};
+            ds_status status = ds_comm_resolve_env(env_get, &t, &env, &error);
+            if (t.says) {
+                CHECK_EQ(status, DS_ERR_INPUT);
+                CHECK_HAS(error.message, t.says);
+                continue;
+            }
+            CHECK_EQ(status, DS_OK);
+            CHECK(env.rank == t.rank && env.world == t.world && env.local_rank == t.local_rank &&
+                  env.local_world == t.local_world);
+            CHECK_STR(env.source, t.source);
+            CHECK(env.run_id[0] != 0);
+        }
+    }
+    TEST(run_id) {
+        env_case t = {"DS_RUN_ID=abc RANK=0 WORLD_SIZE=2 MASTER_PORT=5", 0, 0, 0, 0, NULL, NULL};
+        ds_comm_env env;
+        CHECK(ds_comm_resolve_env(env_get, &t, &env, NULL) == DS_OK);
+        CHECK_STR(env.run_id, "abc");
+        t.text = "RANK=0 WORLD_SIZE=2 MASTER_PORT=5";
+        CHECK(ds_comm_resolve_env(env_get, &t, &env, NULL) == DS_OK);
+        CHECK_STR(env.run_id, "port 5");
+        t.text = "RANK=0 WORLD_SIZE=2 MASTER_PORT=5 TORCHELASTIC_RUN_ID=r TORCHELASTIC_RESTART_COUNT=2";
+        CHECK(ds_comm_resolve_env(env_get, &t, &env, NULL) == DS_OK);
+        CHECK_STR(env.run_id, "elastic r 2 5");
+        t.text = "SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=2 SLURM_JOB_ID=77 SLURM_STEP_ID=1";
+        CHECK(ds_comm_resolve_env(env_get, &t, &env, NULL) == DS_OK);
+        CHECK_STR(env.run_id, "job 77 1");
+    }
+}
+
+static void log_keep(void *ctx, const char *header, int level, int id, const char *message) {
+    (void)header;
+    (void)level;
+    (void)id;
+    snprintf((char *)ctx, 512, "%s", message);
+}
+static void test_create(void) {
+    ds_comm_desc desc;
+    ds_error error = {DS_OK, ""};
+    ds_comm *comm = NULL;
+    memset(&desc, 0, sizeof desc);
+    TEST(alone) {
+        float x = 3, y = 0;
+        CHECK(ds_comm_create(&desc, &comm, &error) == DS_OK);
+        CHECK_STR(ds_comm_backend(comm), "self");
+        CHECK(ds_comm_all_reduce(comm, &x, &y, 1, DS_F32, DS_COMM_AVERAGE) == DS_OK);
+        CHECK(y == 3);
+        CHECK_EQ(ds_comm_error(comm)->status, DS_OK);
+        ds_comm_destroy(comm);
+        ds_comm_destroy(NULL);
+    }
+    TEST(refusals) {
+        char log[512] = "";
+        desc.logger.log = log_keep;
+        desc.logger.ctx = log;
+        desc.backend = "carrier pigeon";
+        CHECK(ds_comm_create(&desc, &comm, &error) == DS_ERR_ARGUMENT);
+        CHECK(comm == NULL);
+        CHECK_HAS(error.message, "carrier pigeon");
+        CHECK_HAS(log, "carrier pigeon");
+        desc.backend = "self";
+        desc.world = 2;
+        CHECK(ds_comm_create(&desc, &comm, &error) == DS_ERR_ARGUMENT);
+        CHECK_HAS(error.message, "the world has 2");
+        desc.rank = 2;
+        CHECK(ds_comm_create(&desc, &comm, &error) == DS_ERR_ARGUMENT);
+        desc.rank = 0;
+        desc.backend = NULL;
+        desc.local_world = 1;
+        CHECK(ds_comm_create(&desc, &comm, &error) == DS_ERR_UNSUPPORTED);
+        CHECK_HAS(error.message, "shm needs all ranks on one machine");
+        desc.backend = "user";
+        CHECK(ds_comm_create(&desc, &comm, &error) == DS_ERR_ARGUMENT);
+        CHECK(dsi_comm_create(&desc, sizeof desc - 8, DS_COMM_VERSION, &comm, &error) == DS_ERR_VERSION);
+        CHECK(dsi_comm_create(&desc, sizeof desc, DS_COMM_VERSION + 1, &comm, NULL) == DS_ERR_VERSION);
+        CHECK(ds_comm_threads_create(&desc, 0, &comm, &error) == DS_ERR_ARGUMENT);
+        if (!DS_COMM_USE_MPI) {
+            desc.backend = "mpi";
+            CHECK(ds_comm_create(&desc, &comm, &error) == DS_ERR_UNSUPPORTED);
+            CHECK_HAS(error.message, "DS_COMM_USE_MPI");
+        }
+    }
+    TEST(nobody_comes) {
+        memset(&desc, 0, sizeof desc);
+        desc.backend = "shm";
+        desc.world = 3;
+        desc.run_id = "unit lonely";
+        desc.timeout = 300000000;
+        CHECK(ds_comm_create(&desc, &comm, &error) == DS_ERR_TIMEOUT);
+        CHECK_HAS(error.message, "rank 1, 2 did not connect");
+        desc.rank = 2;
+        CHECK(ds_comm_create(&desc, &comm, &error) == DS_ERR_TIMEOUT);
+        CHECK_HAS(error.message, "found no rank 0");
+    }
+    TEST(memory_fails) {
+        test_memory memory;
+        ds_comm *comms[3];
+        memset(&desc, 0, sizeof desc);
+        desc.allocator.alloc = test_alloc;
+        desc.allocator.release = test_release;
+        desc.allocator.ctx = &memory;
+        for (size_t fail = 1; fail < 20; fail++) {
+            ds_status status;
+            memset(&memory, 0, sizeof memory);
+            memory.fail_at = fail;
+            status = ds_comm_threads_create(&desc, 3, comms, &error);
+            if (memory.calls < fail) {
+                CHECK_EQ(status, DS_OK);
+                CHECK(fail > 5);
+                for (int r = 0; r < 3; r++) ds_comm_destroy(comms[r]);
+                fail = 100;
+            } else {
+                CHECK_EQ(status, DS_ERR_MEMORY);
+                for (int r = 0; r < 3; r++) CHECK(comms[r] == NULL);
+            }
+            CHECK(memory.live == 0 && memory.mismatches == 0);
+        }
+        for (size_t fail = 1; fail <= 3; fail++) {
+            ds_status status;
+            memset(&memory, 0, sizeof memory);
+            memory.fail_at = fail;
+            status = ds_comm_create(&desc, &comm, &error);
+            if (!status) ds_comm_destroy(comm);
+            CHECK_EQ(status, fail < 3 ? DS_ERR_MEMORY : DS_OK);
+            CHECK(memory.live == 0 && memory.mismatches == 0);
+        }
+    }
+    TEST(split_memory_fails) {
+        test_memory memory;
+        memset(&desc, 0, sizeof desc);
+        desc.allocator.alloc = test_alloc;
+        desc.allocator.release = test_release;
+        desc.allocator.ctx = &memory;
+        memset(&memory, 0, sizeof memory);
+        CHECK(ds_comm_create(&desc, &comm, &error) == DS_OK);
+        for (size_t fail = 1; fail <= 3; fail++) {
+            ds_comm *sub = NULL;
+            ds_status status;
+            memory.calls = 0;
+            memory.fail_at = fail;
+            status = ds_comm_split(comm, 0, 0, &sub, &error);
+            CHECK_EQ(status, fail < 3 ? DS_ERR_MEMORY : DS_OK);
+            CHECK((status == DS_OK) == (sub != NULL));
+            memory.fail_at = 0;
+            ds_comm_destroy(sub);
+            if (status) { /* an abort of one rank ends it; make a new one */
+                ds_comm_destroy(comm);
+                CHECK(ds_comm_create(&desc, &comm, &error) == DS_OK);
+            }
+        }
+        ds_comm_destroy(comm);
+        CHECK(memory.live == 0 && memory.mismatches == 0);
+    }
+}
+
+static void test_trouble(void) {
+    static const wrong_case wrongs[] = {
+        {DS_COMM_BROADCAST, 8, DS_F32, DS_COMM_SUM, 0, "broadcast(count 8, f32, root 0)"},
+        {DS_COMM_ALL_REDUCE, 9, DS_F32, DS_COMM_SUM, 0, "all_reduce(count 9, f32, sum)"},
+        {DS_COMM_ALL_REDUCE, 8, DS_BF16, DS_COMM_SUM, 0, "all_reduce(count 8, bf16, sum)"},
+        {DS_COMM_ALL_REDUCE, 8, DS_F32, DS_COMM_MAX, 0, "all_reduce(count 8, f32, max)"},
+        {DS_COMM_REDUCE, 8, DS_F32, DS_COMM_SUM, 1, "reduce(count 8, f32, sum, root 1)"},
+        {DS_COMM_BARRIER, 0, DS_F32, DS_COMM_SUM, 0, "barrier()"},
+    };
+    TEST(mismatch) {
+        for (size_t i = 0; i < sizeof wrongs / sizeof *wrongs; i++) {
+            wrong_case t = wrongs[i];
+            CHECK(team_threads(3, mismatch_body, &t) == 0);
+            CHECK(team_messages(3, mismatch_body, &t) == 0);
+            if (i < 2) CHECK(team_processes(3, mismatch_body, &t) == 0);
+        }
+    }
+    TEST(uneven_mismatch) {
+        CHECK(team_threads(2, uneven_body, NULL) == 0);
+    }
+    TEST(late) {
+        late_case t = {1, DS_ERR_TIMEOUT, {"all_reduce(count 1000, f32, sum)", "rank 1 never came"}, 0};
+        ds_comm *comms[3];
+        team_member members[3];
+        pthread_t threads[3];
+        ds_comm_desc desc = quick_desc();
+        desc.timeout = 300000000;
+        CHECK(ds_comm_threads_create(&desc, 3, comms, NULL) == DS_OK);
+        for (int r = 0; r < 3; r++) {
+            members[r].comm = comms[r];
+            members[r].body = late_body;
+            members[r].arg = &t;
+            CHECK(pthread_create(&threads[r], NULL, team_main, &members[r]) == 0);
+        }
+        for (int r = 0; r < 3; r++) {
+            pthread_join(threads[r], NULL);
+            CHECK_EQ(members[r].failed, 0);
+        }
+    }
+    TEST(late_messages) {
+        late_case t = {2, DS_ERR_TIMEOUT, {"all_reduce(count 1000, f32, sum)", "rank 2"}, 0};
+        ds_comm_desc desc = quick_desc();
+        desc.timeout = 300000000;
+        CHECK(team_messages_of(3, &desc, late_body, &t) == 0);
+    }
+    TEST(left) {
+        late_case t = {2, DS_ERR_PEER, {"rank 2 destroyed its communicator", "all_reduce"}, 1};
+        CHECK(team_threads(3, late_body, &t) == 0);
+        CHECK(team_processes(3, late_body, &t) == 0);
+    }
+    TEST(abort) {
+        late_case t = {0, DS_ERR_PEER, {"rank 0 stopped", "the disk of this rank is full"}, 2};
+        CHECK(team_threads(3, late_body, &t) == 0);
+        CHECK(team_processes(3, late_body, &t) == 0);
+        CHECK(team_messages(3, late_body, &t) == 0);
+    }
+    TEST(refused_arguments) {
+        CHECK(team_threads(2, refuse_body, NULL) == 0);
+    }
+}
+
 int main(int argc, char **argv) {
     test_begin(argc, argv);
     for (int w = 1; w <= 64; w = w < 4 ? w + 1 : w == 4 ? 7 : w == 7 ? 16 : w == 16 ? 64 : 65)
@@ -336,7 +963,7 @@ int main(int argc, char **argv) {
             TEST_NAMED(name) {
                 for (size_t i = 0; i < 5 - (w > 16 ? 1u : 0u); i++) {
                     matrix_case t = {counts[i], all_types[k], (int)(i & 1), (int)(i / 2 & 1)};
-                    CHECK_EQ(team_threads(w, matrix_body, &t), 0);
+                    CHECK(team_threads(w, matrix_body, &t) == 0);
                 }
             }
         }
@@ -348,9 +975,65 @@ int main(int argc, char **argv) {
                 static const size_t counts[] = {0, 1, 129, 5000, 100003};
                 for (size_t i = 0; i < 5; i++) {
                     matrix_case t = {counts[i], all_types[(i + (size_t)w) % 4], shared, (int)(i & 1)};
-                    CHECK_EQ(team_processes(w, matrix_body, &t), 0);
+                    CHECK(team_processes(w, matrix_body, &t) == 0);
                 }
             }
         }
+    for (int w = 1; w <= 5; w += 2) {
+        char name[64];
+        snprintf(name, sizeof name, "messages_%d", w);
+        TEST_NAMED(name) {
+            static const size_t counts[] = {0, 1, 129, 5000, 20003};
+            for (size_t i = 0; i < 5; i++) {
+                matrix_case t = {counts[i], all_types[(i + (size_t)w) % 4], (int)(i & 1), (int)(i / 2 & 1)};
+                CHECK(team_messages(w, matrix_body, &t) == 0);
+            }
+        }
+    }
+    TEST(split) {
+        for (int w = 1; w <= 7; w += 2) {
+            CHECK(team_threads(w, split_body, NULL) == 0);
+            CHECK(team_messages(w, split_body, NULL) == 0);
+        }
+        CHECK(team_processes(5, split_body, NULL) == 0);
+    }
+    TEST(start) {
+        CHECK(team_threads(1, start_body, NULL) == 0);
+        CHECK(team_threads(3, start_body, NULL) == 0);
+        CHECK(team_messages(3, start_body, NULL) == 0);
+        CHECK(team_processes(2, start_body, NULL) == 0);
+    }
+    TEST(bytes_by_theory) {
+        for (int w = 1; w <= 4; w *= 2) {
+            CHECK(team_threads(w, stats_body, NULL) == 0);
+            CHECK(team_messages(w, stats_body, NULL) == 0);
+        }
+        CHECK(team_processes(4, stats_body, NULL) == 0);
+    }
+    TEST(group) {
+        CHECK(team_threads(4, group_body, NULL) == 0);
+        CHECK(team_messages(4, group_body, NULL) == 0);
+    }
+    TEST(tree_sum) {
+        for (int n = 1; n <= 64; n++) {
+            enum { COUNT = 700 };
+            static uint16_t half[64][COUNT];
+            static float wide[64][COUNT], out[COUNT];
+            const void *inputs[64];
+            for (int form = 0; form < 3; form++) {
+                ds_dtype dtype = form == 0 ? DS_F32 : form == 1 ? DS_F16 : DS_BF16;
+                int wrong = 0;
+                for (int r = 0; r < n; r++)
+                    inputs[r] = fill(form ? (void *)half[r] : (void *)wide[r], dtype, r, 0, COUNT);
+                ds_comm_tree_sum_f32(out, inputs, n, dtype, COUNT);
+                for (size_t i = 0; i < COUNT; i++)
+                    wrong += differs(out, DS_F32, i, model_reduce(dtype, DS_F32, DS_COMM_SUM, n, i));
+                CHECK_EQ(wrong, 0);
+            }
+        }
+    }
+    test_environment();
+    test_create();
+    test_trouble();
     return test_end();
 }
