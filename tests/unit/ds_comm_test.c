@@ -952,7 +952,64 @@ static void test_trouble(void) {
     }
 }
 
+#if DS_COMM_USE_MPI
+/* Under mpirun: the same bodies over MPI. tests/multi/ds_comm_mpi_test.sh starts it. */
+static void late_over_mpi(void) {
+    late_case t = {1, DS_ERR_TIMEOUT, {"all_reduce(count 1000, f32, sum)", "rank 1"}, 0};
+    ds_comm_desc desc = quick_desc();
+    ds_comm *comm;
+    int bad = 1;
+    desc.backend = "mpi";
+    desc.timeout = 300000000;
+    if (ds_comm_create(&desc, &comm, NULL) == DS_OK) bad = late_body(comm, &t);
+    printf("late: rank %d: %d checks failed\n", ds_comm_rank(comm), bad);
+    fflush(stdout);
+    _exit(bad != 0); /* MPI cannot end in order when messages were given up */
+}
+static int main_over_mpi(int argc, char **argv) {
+    static const team_body bodies[] = {split_body, start_body, stats_body, group_body, refuse_body};
+    static const size_t counts[] = {0, 1, 129, 5000, 20003};
+    ds_comm_desc desc = quick_desc();
+    ds_comm *first = NULL, *comm = NULL;
+    ds_error error = {DS_OK, ""};
+    wrong_case wrong = {DS_COMM_BROADCAST, 8, DS_F32, DS_COMM_SUM, 0, "broadcast(count 8, f32, root 0)"};
+    late_case abort_case = {0, DS_ERR_PEER, {"rank 0 stopped", "the disk of this rank is full"}, 2};
+    if (argc > 1 && strcmp(argv[1], "late") == 0) late_over_mpi();
+    test_begin(1, argv);
+    TEST(mpi) {
+        CHECK(ds_comm_create(&desc, &first, &error) == DS_OK); /* auto: started by mpirun */
+        if (!first) {
+            printf("  %s\n", error.message);
+            break;
+        }
+        CHECK_STR(ds_comm_backend(first), "mpi");
+        for (size_t i = 0; i < 5; i++) {
+            matrix_case t = {counts[i], all_types[i], (int)(i & 1), (int)(i / 2 & 1)};
+            CHECK(matrix_body(first, &t) == 0);
+        }
+        for (size_t i = 0; i < sizeof bodies / sizeof *bodies; i++) {
+            ds_comm *fresh = NULL;
+            CHECK(ds_comm_create(&desc, &fresh, &error) == DS_OK);
+            if (fresh && (bodies[i] != stats_body || ds_comm_world(fresh) == 2)) CHECK(bodies[i](fresh, NULL) == 0);
+            ds_comm_destroy(fresh);
+        }
+        CHECK(ds_comm_split(first, 0, 0, &comm, &error) == DS_OK);
+        CHECK(mismatch_body(comm, &wrong) == 0);
+        ds_comm_destroy(comm);
+        CHECK(ds_comm_split(first, 0, 0, &comm, &error) == DS_OK);
+        CHECK(late_body(comm, &abort_case) == 0);
+        ds_comm_destroy(comm);
+        CHECK(ds_comm_barrier(first) == DS_OK);
+        ds_comm_destroy(first);
+    }
+    return test_end();
+}
+#endif
+
 int main(int argc, char **argv) {
+#if DS_COMM_USE_MPI
+    if (getenv("OMPI_COMM_WORLD_SIZE") || getenv("PMI_SIZE")) return main_over_mpi(argc, argv);
+#endif
     test_begin(argc, argv);
     for (int w = 1; w <= 64; w = w < 4 ? w + 1 : w == 4 ? 7 : w == 7 ? 16 : w == 16 ? 64 : 65)
         for (size_t k = 0; k < sizeof all_types / sizeof *all_types; k++) {
