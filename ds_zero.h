@@ -311,10 +311,11 @@ typedef struct ds_zero_desc {
     size_t n_params;
     const ds_zero_group *groups; /* (n_groups); NULL: one group from the configuration */
     size_t n_groups;
-    size_t largest_fetch;            /* elements that the model holds fetched at once at stage 3, beyond
+    size_t largest_fetch;    /* elements that the model holds fetched at once at stage 3, beyond
                              stage3_max_live_parameters; 0: the largest parameter */
-    const ds_optim_table *optimizer; /* the client's own; NULL: optimizer.type */
-    const ds_optim_kernels *kernels; /* NULL: CPU */
+    size_t gradient_buffers; /* of ds_zero_grad_buffer that the model holds at once; more are allocated as needed */
+    const ds_optim_table *optimizer;                          /* the client's own; NULL: optimizer.type */
+    const ds_optim_kernels *kernels;                          /* NULL: CPU */
     double (*schedule)(void *ctx, int64_t step, double base); /* the client's own learning rate of optimizer step
                                                                  0, 1, ...; NULL: scheduler.type */
     void *schedule_ctx;
@@ -831,7 +832,8 @@ struct ds_zero {
     uint64_t *arrival;                            /* (n_train): parameters as their gradients completed */
     size_t n_arrived;
     bool reordered;
-    char *pool; /* stashes given back: a list through their first bytes */
+    char *pool;       /* stashes not in use: a list through their first bytes */
+    size_t n_stashes; /* made at create */
 
     /* stage 3 */
     char *arena;
@@ -2612,6 +2614,7 @@ static ds_status dsi_zero_register(ds_zero *z, const ds_zero_desc *d, ds_error *
         p->tensor = from->frozen ? DSI_ZERO_NONE : z->n_train++;
         if (from->frozen) continue;
         p->piece = p->tensor * z->parts;
+        if (p->contributions > 1 && z->stage >= 2) z->n_stashes++; /* the first may come before its bucket opens */
         z->train_elements += p->numel;
         z->total_grains += p->grains;
         z->own_grains += dsi_zero_grains(p->own_count);
@@ -2706,6 +2709,7 @@ static ds_status dsi_zero_prepare(const ds_zero_desc *d, int rank, int world, ds
     z->world = world;
     z->n_params = d->n_params;
     z->pass = -1;
+    z->n_stashes = d->gradient_buffers;
     if ((status = dsi_zero_configure(z, d->config, error))) return status;
     if (d->config->world_size != (size_t)world)
         return dsi_fail(error, DS_ERR_INPUT, "the configuration was resolved for %d ranks and there are %d",
@@ -2727,6 +2731,11 @@ static ds_status dsi_zero_prepare(const ds_zero_desc *d, int rank, int world, ds
     z->blocks = (uint32_t *)dsi_zero_table(z, z->n_params, sizeof *z->blocks);
     if (z->n_train && (!z->order || !z->bucket_order || !z->piece_offset || !z->buckets || !z->arrival || !z->blocks))
         return dsi_zero_no_memory(z, error, "the engine's tables");
+    for (int k = 0; k < 3 && z->stage == 3 && z->n_params; k++) {
+        z->traces[k].room = 4 * z->n_params;
+        z->traces[k].fetched = (uint32_t *)dsi_zero_table(z, z->traces[k].room, sizeof(uint32_t));
+        if (!z->traces[k].fetched) return dsi_zero_no_memory(z, error, "the engine's tables");
+    }
     dsi_zero_layout_shard(z);
     for (size_t i = 0, n = z->n_train; i < z->n_params; i++)
         if (z->params[i].tensor != DSI_ZERO_NONE) z->bucket_order[--n] = i;
@@ -2827,6 +2836,11 @@ static ds_status dsi_zero_memory(ds_zero *z, const ds_zero_desc *d, bool take, d
         if (z->param_tier == DS_ZERO_DISK) {
             DSI_ZERO_ROW(z->sets[s].home, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->sub_home_bytes, "swap buffers")
         }
+    }
+    for (n = 0; n < z->n_stashes; n++) {
+        char *stash = NULL;
+        DSI_ZERO_ROW(stash, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, dsi_zero_stash_bytes(z), "gradient buffers")
+        dsi_zero_stash_give(z, &stash);
     }
     DSI_ZERO_ROW(z->arena, DS_ZERO_GATHERED, DS_ZERO_DEVICE, z->arena_bytes, "gathered parameters")
     DSI_ZERO_ROW(z->gather_pack, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->gather_pack_elements * 4, "updated parameters")

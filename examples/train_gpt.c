@@ -1,0 +1,790 @@
+/* train_gpt - a GPT trains on text; everything about training comes from a DeepSpeed JSON
+
+     build/train_gpt --config examples/configs/stage0.json
+     build/ds run -n 2 build/train_gpt --config examples/configs/zero3_nvme.json
+     mpirun -np 2 build/train_gpt_mpi --config examples/configs/zero3_nvme.json
+
+   The model is gpt.h, bytes are the tokens, ds_zero.h does the rest. Ranks come from whatever launcher set them. */
+#define DS_IMPLEMENTATION
+#include "ds_zero.h"
+#include "gpt.h"
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { EXIT_INPUT = 1, EXIT_USAGE = 2, EXIT_ENVIRONMENT = 3, MAX_FILES = 1024 };
+
+typedef struct options {
+    const char *config, *save, *resume, *svg, *summary;
+    const char *data[MAX_FILES];
+    int files;
+    gpt_shape shape;
+    long steps, save_every, eval_every, generate;
+    unsigned long seed;
+    bool quiet;
+} options;
+
+/* A contiguous text; its last part is held out for validation. */
+typedef struct corpus {
+    uint8_t *text, *held;
+    size_t text_bytes, held_bytes;
+} corpus;
+
+typedef struct tensor_source {
+    gpt_tensor tensor;
+    size_t index;
+    uint64_t seed;
+} tensor_source;
+
+typedef struct trainer {
+    options o;
+    ds_comm *comm;
+    int rank, world;
+    ds_config *config;
+    ds_monitor *monitor;
+    ds_zero *zero;
+    gpt model;
+    corpus data;
+    ds_dtype dtype;
+    size_t n_tensors;
+    tensor_source *sources;
+    void **slots;
+    float *weights[GPT_BLOCK_TENSORS], *widened[3], *gradients[GPT_BLOCK_TENSORS + 3];
+    uint16_t *narrow;
+    uint8_t *tokens; /* (B, T+1) */
+    double *curve_step, *curve_loss, *held_step, *held_loss;
+    size_t curve_count, held_count, curve_room;
+    size_t held_bytes_now, held_bytes_peak; /* of the engine's allocator */
+} trainer;
+
+static trainer t;
+
+/*---- leaving --------------------------------------------------------------------------------------------------*/
+
+static int exit_code(ds_status status) {
+    return DS_IS_ENVIRONMENT(status) ? EXIT_ENVIRONMENT : EXIT_INPUT;
+}
+
+/* Says why on the rank that knows, tells the others, and ends. */
+static void fail(int code, const char *message) {
+    bool news = !t.comm || !ds_comm_error(t.comm)->status || ds_comm_error(t.comm)->status != DS_ERR_PEER;
+    if (isatty(2)) fprintf(stderr, "\n");
+    if (t.rank == 0 || news) fprintf(stderr, "train_gpt: rank %d: %s\n", t.rank, message);
+    if (t.comm) ds_comm_abort(t.comm, message);
+    ds_zero_destroy(t.zero); /* so that swap files and shared memory are gone before the exit status is seen */
+    ds_comm_destroy(t.comm);
+    _exit(code);
+}
+
+static void check(ds_status status) {
+    if (status) fail(exit_code(status), ds_zero_error(t.zero)->message);
+}
+
+static volatile sig_atomic_t signals;
+static void on_signal(int number) {
+    if (signals++) _exit(128 + number);
+    if (t.zero) ds_zero_stop(t.zero);
+}
+
+static void log_line(void *ctx, const char *header, int level, int id, const char *message) {
+    (void)ctx;
+    (void)id;
+    if (level <= DS_LOG_WARNING) fprintf(stderr, "%s: rank %d: %s\n", header, t.rank, message);
+}
+
+/* The engine's memory is counted here, apart from its own account. */
+static void *count_alloc(void *ctx, size_t bytes, size_t align) {
+    void *memory = NULL;
+    (void)ctx;
+    if (posix_memalign(&memory, align < sizeof(void *) ? sizeof(void *) : align, bytes)) return NULL;
+    t.held_bytes_now += bytes;
+    if (t.held_bytes_now > t.held_bytes_peak) t.held_bytes_peak = t.held_bytes_now;
+    return memory;
+}
+static void count_release(void *ctx, void *memory, size_t bytes, size_t align) {
+    (void)ctx;
+    (void)align;
+    t.held_bytes_now -= bytes;
+    free(memory);
+}
+
+/* Bytes of this process in memory, from /proc; 0 where there is none. */
+static size_t resident_bytes(void) {
+    unsigned long pages = 0, resident = 0;
+    FILE *f = fopen("/proc/self/statm", "r");
+    if (!f) return 0;
+    if (fscanf(f, "%lu %lu", &pages, &resident) != 2) resident = 0;
+    fclose(f);
+    return (size_t)resident * (size_t)sysconf(_SC_PAGESIZE);
+}
+
+/*---- arguments ------------------------------------------------------------------------------------------------*/
+
+static void usage(FILE *to) {
+    fputs("usage: train_gpt --config FILE [options]\n"
+          "  --config FILE       ds_config.json: batch sizes, optimizer, precision, ZeRO, offload, monitors\n"
+          "  --data FILE...      text to train on (default: this project's headers and documents)\n"
+          "  --steps N           optimizer steps in all (default 100)\n"
+          "  --layers N --heads N --channels N --context N   the model (default 5, 4, 128, 128)\n"
+          "  --seed N            of initial weights and of sampling (default 1)\n"
+          "  --save DIR          checkpoints here, at the end and when interrupted; --save-every N: each N steps too\n"
+          "  --resume DIR        go on from the latest checkpoint there\n"
+          "  --eval-every N      validation loss each N steps (default: only at the end)\n"
+          "  --generate N        bytes of text to generate at the end (default 160)\n"
+          "  --svg FILE          loss curve\n"
+          "  --summary FILE      figures of the run as lines of name and value\n"
+          "  --quiet             no progress\n"
+          "Ranks come from the launcher: ds run, mpirun, torchrun, srun. SIGINT or SIGTERM: finish the step, save, "
+          "end.\n",
+          to);
+}
+
+static void usage_error(const char *what, const char *argument) {
+    fprintf(stderr, "train_gpt: %s: '%s'\n", what, argument);
+    usage(stderr);
+    exit(EXIT_USAGE);
+}
+
+static long number(int argc, char **argv, int *i, long least) {
+    char *end = NULL;
+    long value;
+    if (*i + 1 >= argc) usage_error("an argument lacks its value", argv[*i]);
+    value = strtol(argv[++*i], &end, 10);
+    if (*end || end == argv[*i] || value < least) usage_error("not a number in range", argv[*i]);
+    return value;
+}
+
+static const char *text(int argc, char **argv, int *i) {
+    if (*i + 1 >= argc) usage_error("an argument lacks its value", argv[*i]);
+    return argv[++*i];
+}
+
+static void parse_arguments(options *o, int argc, char **argv) {
+    memset(o, 0, sizeof *o);
+    o->shape.vocab = 256;
+    o->shape.layers = 5;
+    o->shape.heads = 4;
+    o->shape.channels = o->shape.context = 128;
+    o->steps = 100;
+    o->seed = 1;
+    o->generate = 160;
+    for (int i = 1; i < argc; i++) {
+        const char *a = argv[i];
+        if (strcmp(a, "--help") == 0)
+            usage(stdout), exit(0);
+        else if (strcmp(a, "--config") == 0)
+            o->config = text(argc, argv, &i);
+        else if (strcmp(a, "--save") == 0)
+            o->save = text(argc, argv, &i);
+        else if (strcmp(a, "--resume") == 0)
+            o->resume = text(argc, argv, &i);
+        else if (strcmp(a, "--svg") == 0)
+            o->svg = text(argc, argv, &i);
+        else if (strcmp(a, "--summary") == 0)
+            o->summary = text(argc, argv, &i);
+        else if (strcmp(a, "--steps") == 0)
+            o->steps = number(argc, argv, &i, 0);
+        else if (strcmp(a, "--layers") == 0)
+            o->shape.layers = (size_t)number(argc, argv, &i, 0);
+        else if (strcmp(a, "--heads") == 0)
+            o->shape.heads = (size_t)number(argc, argv, &i, 1);
+        else if (strcmp(a, "--channels") == 0)
+            o->shape.channels = (size_t)number(argc, argv, &i, 1);
+        else if (strcmp(a, "--context") == 0)
+            o->shape.context = (size_t)number(argc, argv, &i, 1);
+        else if (strcmp(a, "--seed") == 0)
+            o->seed = (unsigned long)number(argc, argv, &i, 0);
+        else if (strcmp(a, "--save-every") == 0)
+            o->save_every = number(argc, argv, &i, 1);
+        else if (strcmp(a, "--eval-every") == 0)
+            o->eval_every = number(argc, argv, &i, 1);
+        else if (strcmp(a, "--generate") == 0)
+            o->generate = number(argc, argv, &i, 0);
+        else if (strcmp(a, "--quiet") == 0)
+            o->quiet = true;
+        else if (strcmp(a, "--data") == 0) {
+            while (i + 1 < argc && strncmp(argv[i + 1], "--", 2) != 0) {
+                if (o->files == MAX_FILES) usage_error("too many files", argv[i + 1]);
+                o->data[o->files++] = argv[++i];
+            }
+            if (!o->files) usage_error("an argument lacks its value", a);
+        } else if (strncmp(a, "--local_rank=", 13) == 0 || strncmp(a, "--local-rank=", 13) == 0)
+            continue; /* launchers' */
+        else
+            usage_error("unknown argument", a);
+    }
+    if (!o->config) usage_error("--config is missing", "");
+    if (o->shape.channels % o->shape.heads) usage_error("--channels is not a multiple of --heads", "");
+    if (o->save_every && !o->save) usage_error("--save-every needs --save", "");
+}
+
+/*---- data -----------------------------------------------------------------------------------------------------*/
+
+/* The whole file; NULL with errno when it cannot be read. */
+static char *read_file(const char *path, size_t *bytes) {
+    FILE *f = fopen(path, "rb");
+    char *data = NULL;
+    size_t room = 0, n = 0;
+    *bytes = 0;
+    if (!f) return NULL;
+    for (;;) {
+        if (n == room) {
+            char *more = (char *)realloc(data, room = room ? 2 * room : 65536);
+            if (!more) break;
+            data = more;
+        }
+        size_t got = fread(data + n, 1, room - n, f);
+        if (got == 0) break;
+        n += got;
+    }
+    if (ferror(f)) {
+        free(data);
+        data = NULL;
+    }
+    fclose(f);
+    *bytes = n;
+    return data;
+}
+
+static void add_text(corpus *c, const char *data, size_t bytes) {
+    size_t held = bytes / 20, kept = bytes - held; /* the last twentieth of each file is held out */
+    c->text = (uint8_t *)realloc(c->text, c->text_bytes + kept + 1);
+    c->held = (uint8_t *)realloc(c->held, c->held_bytes + held + 1);
+    if (!c->text || !c->held) fail(EXIT_ENVIRONMENT, "no memory for the corpus");
+    memcpy(c->text + c->text_bytes, data, kept);
+    memcpy(c->held + c->held_bytes, data + kept, held);
+    c->text_bytes += kept;
+    c->held_bytes += held;
+}
+
+/* This project's own text, found beside the program's folder or in the working one. */
+static const char *const own_text[] = {"ds_config.h",     "ds_zero.h",       "ds_optim.h",   "ds_offload.h",
+                                       "ds_comm.h",       "ds_checkpoint.h", "ds_monitor.h", "README.md",
+                                       "CONTRIBUTING.md", "CHANGELOG.md"};
+
+static void load_corpus(const char *program) {
+    char message[512], path[4096];
+    size_t window = t.o.shape.context + 1;
+    const char *slash = strrchr(program, '/');
+    size_t n_own = sizeof own_text / sizeof own_text[0];
+    for (size_t i = 0; i < (t.o.files ? (size_t)t.o.files : n_own); i++) {
+        size_t bytes;
+        char *data;
+        if (t.o.files)
+            snprintf(path, sizeof path, "%s", t.o.data[i]);
+        else
+            snprintf(path, sizeof path, "%.*s%s%s", slash ? (int)(slash - program) : 0, program, slash ? "/../" : "",
+                     own_text[i]);
+        data = read_file(path, &bytes);
+        if (!data && !t.o.files) data = read_file(own_text[i], &bytes);
+        if (!data && !t.o.files) continue;
+        if (!data) {
+            snprintf(message, sizeof message, "--data: cannot read '%.300s': %s", path, strerror(errno));
+            fail(EXIT_INPUT, message);
+        }
+        add_text(&t.data, data, bytes);
+        free(data);
+    }
+    if (t.data.text_bytes < window || t.data.held_bytes < window) {
+        snprintf(
+            message, sizeof message,
+            "--data: the corpus has %zu bytes to train on and %zu held out; one sequence takes %zu (--context + 1), so "
+            "it must have at least %zu bytes",
+            t.data.text_bytes, t.data.held_bytes, window, 20 * window);
+        fail(EXIT_INPUT, message);
+    }
+}
+
+/* Entropy of single bytes in nats: what a model that knows nothing but frequencies would reach. */
+static double unigram_entropy(const uint8_t *text_, size_t bytes) {
+    size_t count[256] = {0};
+    double entropy = 0.0;
+    for (size_t i = 0; i < bytes; i++) count[text_[i]]++;
+    for (int i = 0; i < 256; i++)
+        if (count[i]) entropy -= (double)count[i] / (double)bytes * log((double)count[i] / (double)bytes);
+    return entropy;
+}
+
+/* Sample number s of the run, from its number alone: every rank, and a resumed run, draws the same. */
+static size_t sample_at(uint64_t seed, uint64_t s, size_t choices) {
+    uint64_t x = seed * 0xD1342543DE82EF95u + s * 0x9E3779B97F4A7C15u + 0x632BE59BD9B4E019u;
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+    return (size_t)((x ^ (x >> 31)) % choices);
+}
+
+/* tokens: (B, T) inputs, then (B, T) targets, which are the inputs one byte on. */
+static void take_window(const uint8_t *from, size_t row, size_t batch) {
+    size_t time = t.o.shape.context;
+    memcpy(t.tokens + row * time, from, time);
+    memcpy(t.tokens + (batch + row) * time, from + 1, time);
+}
+
+/*---- the model under the engine -------------------------------------------------------------------------------*/
+
+static void initial_values(void *ctx, size_t begin, size_t count, float *out) {
+    tensor_source *s = (tensor_source *)ctx;
+    for (size_t i = 0; i < count; i++) out[i] = gpt_initial(&s->tensor, s->seed, s->index, begin + i);
+}
+
+/* Fetches a tensor; 16-bit weights are widened into `room`, since all of gpt.h computes in fp32. */
+static const float *fetch(size_t index, float *room) {
+    check(ds_zero_fetch(t.zero, index, NULL));
+    if (t.dtype == DS_F32) return (const float *)t.slots[index];
+    ds_optim_cast(room, DS_F32, t.slots[index], t.dtype, gpt_tensor_numel(&t.sources[index].tensor));
+    return room;
+}
+
+static void release(size_t index) {
+    check(ds_zero_release(t.zero, index));
+}
+
+static void give(size_t index, const float *gradient) {
+    if (t.dtype == DS_F32) {
+        check(ds_zero_grad(t.zero, index, gradient, NULL));
+        return;
+    }
+    ds_optim_cast(t.narrow, t.dtype, gradient, DS_F32, gpt_tensor_numel(&t.sources[index].tensor));
+    check(ds_zero_grad(t.zero, index, t.narrow, NULL));
+}
+
+static size_t block_first(size_t l) {
+    return 2 + l * GPT_BLOCK_TENSORS;
+}
+
+static void forward(void) {
+    const float *w[GPT_BLOCK_TENSORS], *wte, *wpe;
+    size_t last = t.n_tensors - 2;
+    wte = fetch(0, t.widened[0]);
+    wpe = fetch(1, t.widened[1]);
+    gpt_embed(&t.model, wte, wpe, t.tokens);
+    release(0);
+    release(1);
+    for (size_t l = 0; l < t.o.shape.layers; l++) {
+        for (size_t k = 0; k < GPT_BLOCK_TENSORS; k++) w[k] = fetch(block_first(l) + k, t.weights[k]);
+        gpt_block_forward(&t.model, l, w);
+        for (size_t k = 0; k < GPT_BLOCK_TENSORS; k++) release(block_first(l) + k);
+    }
+    w[0] = fetch(last, t.widened[1]);
+    w[1] = fetch(last + 1, t.widened[2]);
+    gpt_head(&t.model, w[0], w[1], fetch(0, t.widened[0]));
+}
+
+static void release_head(void) {
+    release(0);
+    release(t.n_tensors - 2);
+    release(t.n_tensors - 1);
+}
+
+static void backward(void) {
+    size_t last = t.n_tensors - 2;
+    float **g = t.gradients;
+    gpt_head_backward(&t.model, t.dtype == DS_F32 ? (const float *)t.slots[last] : t.widened[1],
+                      t.dtype == DS_F32 ? (const float *)t.slots[0] : t.widened[0], g[13], g[14], g[12]);
+    release_head();
+    give(last + 1, g[14]);
+    give(last, g[13]);
+    give(0, g[12]); /* wte has a second contribution from the embedding */
+    for (size_t l = t.o.shape.layers; l-- > 0;) {
+        const float *w[GPT_BLOCK_TENSORS];
+        for (size_t k = 0; k < GPT_BLOCK_TENSORS; k++) w[k] = fetch(block_first(l) + k, t.weights[k]);
+        gpt_block_backward(&t.model, l, w, g);
+        for (size_t k = GPT_BLOCK_TENSORS; k-- > 0;) {
+            give(block_first(l) + k, g[k]);
+            release(block_first(l) + k);
+        }
+    }
+    gpt_embed_back(&t.model, g[12], g[13], t.tokens);
+    give(1, g[13]);
+    give(0, g[12]);
+}
+
+static void micro_batch(int micro) {
+    size_t batch = t.config->train_micro_batch_size_per_gpu;
+    uint64_t first =
+        (uint64_t)ds_zero_samples(t.zero) + (uint64_t)micro * batch * (uint64_t)t.world + (uint64_t)t.rank * batch;
+    for (size_t b = 0; b < batch; b++)
+        take_window(t.data.text + sample_at(t.o.seed, first + b, t.data.text_bytes - t.o.shape.context), b, batch);
+    check(ds_zero_begin(t.zero, DS_ZERO_TRAIN));
+    forward();
+    check(ds_zero_loss(t.zero,
+                       gpt_loss(&t.model, t.tokens + batch * t.o.shape.context, (float)ds_zero_loss_scale(t.zero))));
+    backward();
+    check(ds_zero_end(t.zero));
+}
+
+/* Mean loss over windows spread evenly over the held-out text; the ranks share them. */
+static double validate(void) {
+    size_t batch = t.config->train_micro_batch_size_per_gpu, time = t.o.shape.context;
+    size_t windows = (t.data.held_bytes - 1) / time, rounds;
+    double sum[2] = {0.0, 0.0};
+    if (windows > 64) windows = 64;
+    rounds = (windows + batch * (size_t)t.world - 1) / (batch * (size_t)t.world);
+    for (size_t r = 0; r < rounds; r++) {
+        for (size_t b = 0; b < batch; b++) {
+            size_t w = ((r * (size_t)t.world + (size_t)t.rank) * batch + b) % windows;
+            take_window(t.data.held + w * ((t.data.held_bytes - 1 - time) / windows), b, batch);
+        }
+        check(ds_zero_begin(t.zero, DS_ZERO_EVALUATE));
+        forward();
+        sum[0] += gpt_loss(&t.model, t.tokens + batch * time, 1.0f);
+        sum[1] += 1.0;
+        release_head();
+        check(ds_zero_end(t.zero));
+    }
+    if (ds_comm_all_reduce(t.comm, sum, sum, 2, DS_F64, DS_COMM_SUM))
+        fail(EXIT_ENVIRONMENT, ds_comm_error(t.comm)->message);
+    return sum[0] / sum[1];
+}
+
+/* Every rank computes the same text, since at stage 3 all must fetch alike; rank 0 prints it. */
+static void generate(void) {
+    size_t time = t.o.shape.context, batch = t.model.batch, at = 0;
+    uint64_t random = t.o.seed;
+    if (!t.o.generate) return;
+    if (t.rank == 0) printf("generated text:\n");
+    memset(t.tokens, '\n', time);
+    t.model.batch = 1;
+    for (long n = 0; n < t.o.generate; n++) {
+        const float *row;
+        double sum = 0.0, pick, top;
+        size_t next = 0;
+        check(ds_zero_begin(t.zero, DS_ZERO_GENERATE));
+        forward();
+        release_head();
+        check(ds_zero_end(t.zero));
+        row = t.model.logits + at * t.o.shape.vocab;
+        top = row[0];
+        for (size_t j = 1; j < t.o.shape.vocab; j++) top = (double)row[j] > top ? (double)row[j] : top;
+        for (size_t j = 0; j < t.o.shape.vocab; j++) sum += exp(((double)row[j] - top) / 0.8); /* temperature 0.8 */
+        pick = (double)sample_at(t.o.seed + 1, random++, 1u << 30) / (double)(1u << 30) * sum;
+        for (sum = 0.0; next + 1 < t.o.shape.vocab; next++)
+            if ((sum += exp(((double)row[next] - top) / 0.8)) > pick) break;
+        if (t.rank == 0) putchar((next >= ' ' && next < 127) || next == '\n' ? (int)next : '?');
+        if (at + 1 < time)
+            t.tokens[++at] = (uint8_t)next;
+        else {
+            memmove(t.tokens, t.tokens + 1, time - 1);
+            t.tokens[time - 1] = (uint8_t)next;
+        }
+    }
+    if (t.rank == 0) printf("\n");
+    t.model.batch = batch;
+}
+
+/*---- setting up -----------------------------------------------------------------------------------------------*/
+
+static void print_problem(void *ctx, const ds_config_problem *p) {
+    (void)ctx;
+    if (t.rank == 0)
+        fprintf(stderr, "%s:%d:%d: %s: %s%s%s\n", t.o.config, p->line, p->column,
+                p->level == DS_LOG_ERROR ? "error" : "warning", p->path, p->path[0] ? ": " : "", p->message);
+}
+
+static void load_config(void) {
+    static const char *const own_keys[] = {"steps_per_print", "wall_clock_breakdown", "dump_state"};
+    ds_config_options options_;
+    ds_error error = {DS_OK, ""};
+    size_t bytes;
+    char message[600];
+    char *text_ = read_file(t.o.config, &bytes);
+    if (!text_) {
+        snprintf(message, sizeof message, "--config: cannot read '%.300s': %s", t.o.config, strerror(errno));
+        if (t.rank == 0) fail(EXIT_INPUT, message);
+        _exit(EXIT_INPUT);
+    }
+    memset(&options_, 0, sizeof options_);
+    options_.world_size = (size_t)t.world;
+    options_.problem = print_problem;
+    ds_status status = ds_config_parse(text_, bytes, &options_, &t.config, &error);
+    free(text_);
+    if (!status) {
+        status = ds_zero_unclaimed(t.config, own_keys, 3, &error);
+        if (status && t.rank == 0) fprintf(stderr, "%s: error: %s\n", t.o.config, error.message);
+    }
+    if (status) { /* every rank sees the same text; rank 0 has said what is wrong */
+        ds_comm_destroy(t.comm);
+        exit(exit_code(status));
+    }
+    t.dtype = ds_zero_model_dtype(t.config);
+}
+
+static void make_engine(void) {
+    ds_zero_desc d;
+    ds_zero_param *params = (ds_zero_param *)calloc(t.n_tensors, sizeof *params);
+    ds_error error = {DS_OK, ""};
+    ds_status status;
+    size_t block = 0, head, largest = 0;
+    t.sources = (tensor_source *)calloc(t.n_tensors, sizeof *t.sources);
+    t.slots = (void **)calloc(t.n_tensors, sizeof *t.slots);
+    if (!params || !t.sources || !t.slots) fail(EXIT_ENVIRONMENT, "no memory for the parameters' table");
+    for (size_t i = 0; i < t.n_tensors; i++) {
+        gpt_tensor g = gpt_tensor_at(&t.o.shape, i);
+        t.sources[i].tensor = g;
+        t.sources[i].index = i;
+        t.sources[i].seed = t.o.seed;
+        params[i].name = t.sources[i].tensor.name;
+        params[i].dims = g.dims;
+        params[i].shape[0] = g.shape[0];
+        params[i].shape[1] = g.shape[1];
+        params[i].dtype = t.dtype;
+        params[i].contributions = i == 0 ? 2 : 1;
+        params[i].slot = &t.slots[i];
+        params[i].init = initial_values;
+        params[i].ctx = &t.sources[i];
+        if (i >= 2 && i < 2 + GPT_BLOCK_TENSORS && t.o.shape.layers) block += gpt_tensor_numel(&g);
+        if (gpt_tensor_numel(&g) > largest) largest = gpt_tensor_numel(&g);
+    }
+    head = (t.o.shape.vocab + t.o.shape.context + 2) * t.o.shape.channels;
+    memset(&d, 0, sizeof d);
+    d.config = t.config;
+    d.comm = t.comm;
+    d.params = params;
+    d.n_params = t.n_tensors;
+    d.largest_fetch = block > head ? block : head;
+    d.event = ds_monitor_event;
+    d.event_ctx = t.monitor;
+    d.allocator.alloc = count_alloc;
+    d.allocator.release = count_release;
+    d.logger.log = log_line;
+    if (!t.monitor) d.event = NULL;
+    status = ds_zero_create(&d, &t.zero, &error);
+    free(params);
+    if (status) fail(exit_code(status), error.message);
+    for (size_t k = 0; k < GPT_BLOCK_TENSORS + 3; k++) {
+        size_t numel = k < GPT_BLOCK_TENSORS && t.o.shape.layers ? gpt_tensor_numel(&t.sources[2 + k].tensor) : largest;
+        t.gradients[k] = (float *)malloc(numel * sizeof(float));
+        if (!t.gradients[k]) fail(EXIT_ENVIRONMENT, "no memory for gradients");
+        if (t.dtype == DS_F32) continue;
+        if (k < GPT_BLOCK_TENSORS)
+            t.weights[k] = (float *)malloc(numel * sizeof(float));
+        else
+            t.widened[k - GPT_BLOCK_TENSORS] = (float *)malloc(numel * sizeof(float));
+        if (k < GPT_BLOCK_TENSORS ? !t.weights[k] : !t.widened[k - GPT_BLOCK_TENSORS])
+            fail(EXIT_ENVIRONMENT, "no memory for weights");
+    }
+    t.narrow = (uint16_t *)malloc(largest * sizeof *t.narrow);
+    if (!t.narrow) fail(EXIT_ENVIRONMENT, "no memory for gradients");
+}
+
+static void set_up(const char *program) {
+    ds_comm_desc comm;
+    ds_monitor_desc monitor;
+    ds_error error = {DS_OK, ""};
+    size_t batch;
+    memset(&comm, 0, sizeof comm);
+    comm.logger.log = log_line;
+    ds_status status = ds_comm_create(&comm, &t.comm, &error);
+    if (status) fail(exit_code(status), error.message);
+    t.rank = ds_comm_rank(t.comm);
+    t.world = ds_comm_world(t.comm);
+#if EXAMPLE_USE_CBLAS
+    openblas_set_num_threads(1); /* a rank is a core */
+#endif
+    load_config();
+    load_corpus(program);
+    t.n_tensors = gpt_tensor_count(&t.o.shape);
+    batch = t.config->train_micro_batch_size_per_gpu;
+    if (!gpt_create(&t.model, &t.o.shape, batch, t.o.shape.context))
+        fail(EXIT_ENVIRONMENT, "no memory for the model's activations");
+    t.tokens = (uint8_t *)calloc(2 * batch, t.o.shape.context);
+    t.curve_room = (size_t)t.o.steps + 2;
+    t.curve_step = (double *)calloc(4 * t.curve_room, sizeof(double));
+    if (!t.tokens || !t.curve_step) fail(EXIT_ENVIRONMENT, "no memory");
+    t.curve_loss = t.curve_step + t.curve_room;
+    t.held_step = t.curve_loss + t.curve_room;
+    t.held_loss = t.held_step + t.curve_room;
+    memset(&monitor, 0, sizeof monitor);
+    monitor.rank = t.rank;
+    monitor.logger.log = log_line;
+    status = ds_wire_monitor(t.config, &monitor, &error);
+    if (!status && (monitor.csv.enabled || monitor.tensorboard.enabled))
+        status = ds_monitor_create(&monitor, &t.monitor, &error);
+    if (status) fail(exit_code(status), error.message);
+    make_engine();
+}
+
+/*---- what people see ------------------------------------------------------------------------------------------*/
+
+static double seconds(void) {
+    return (double)dsi_now(NULL) * 1e-9;
+}
+
+static void show_progress(const ds_zero_report *r, double elapsed, long done, bool last) {
+    bool live = isatty(2) && (!getenv("TERM") || strcmp(getenv("TERM"), "dumb") != 0);
+    int64_t every = t.config->steps_per_print ? (int64_t)t.config->steps_per_print : INT64_MAX;
+    struct winsize size;
+    ds_monitor_progress p;
+    char line[512];
+    if (t.rank || t.o.quiet || (!live && !last && r->step % every)) return;
+    memset(&p, 0, sizeof p);
+    p.step = r->step;
+    p.steps = t.o.steps;
+    p.loss = r->loss;
+    p.lr = r->lr;
+    p.grad_norm = r->grad_norm;
+    p.resident_bytes = resident_bytes();
+    p.elapsed = (int64_t)(elapsed * 1e9);
+    p.tokens_per_second =
+        elapsed > 0 ? (double)done * (double)t.config->train_batch_size * (double)t.o.shape.context / elapsed : 0;
+    if (ioctl(2, TIOCGWINSZ, &size) != 0 || size.ws_col == 0) size.ws_col = 100;
+    ds_monitor_progress_line(&p, live, size.ws_col, line, sizeof line);
+    fputs(line, stderr);
+    if (live && last) fputc('\n', stderr);
+    if (t.config->wall_clock_breakdown && r->step % every == 0)
+        fprintf(stderr, "%sstep %lld: forward %.2f ms, backward %.2f ms, of it reduction %.2f ms, step %.2f ms\n",
+                live ? "\n" : "", (long long)r->step, (double)r->ns_forward * 1e-6, (double)r->ns_backward * 1e-6,
+                (double)r->ns_reduce * 1e-6, (double)r->ns_step * 1e-6);
+    fflush(stderr);
+}
+
+static void dump_state(void) {
+    size_t bytes = ds_config_print(t.config, NULL, 0);
+    char *text_ = (char *)malloc(bytes + 1);
+    if (!t.config->dump_state || t.rank || !text_) {
+        free(text_);
+        return;
+    }
+    ds_config_print(t.config, text_, bytes + 1);
+    fputs(text_, stderr);
+    free(text_);
+}
+
+static void write_summary(double step_seconds, double loss, double held, double unigram, size_t grown) {
+    ds_zero_stats s;
+    FILE *f;
+    size_t states = 0, work = 0, disk = 0;
+    if (t.rank || !t.o.summary) return;
+    ds_zero_get_stats(t.zero, &s);
+    for (int c = 0; c < DS_ZERO_CLASSES; c++) {
+        size_t memory = s.peak.bytes[c][DS_ZERO_DEVICE] + s.peak.bytes[c][DS_ZERO_HOST];
+        if (c <= DS_ZERO_STATES)
+            states += memory;
+        else
+            work += memory;
+        disk += s.peak.bytes[c][DS_ZERO_DISK];
+    }
+    f = fopen(t.o.summary, "w");
+    if (!f) fail(EXIT_ENVIRONMENT, "--summary: cannot write");
+    fprintf(f, "world %d\nparameters %zu\nsteps %lld\n", t.world, gpt_parameters(&t.o.shape),
+            (long long)ds_zero_steps(t.zero));
+    fprintf(f, "state_bytes %zu\nwork_bytes %zu\ndisk_bytes %zu\nallocator_peak %zu\nprocess_grew %zu\n", states, work,
+            disk, t.held_bytes_peak, grown);
+    fprintf(f, "step_ms %.3f\nloss %.17g\nloss_hex %a\nvalidation_loss %.6f\nunigram_entropy %.6f\n",
+            step_seconds * 1e3, loss, loss, held, unigram);
+    fprintf(f, "gathered_peak %zu\nlive_window %zu\n", s.gathered_elements_peak,
+            t.config->zero_optimization.stage3_max_live_parameters);
+    fprintf(f, "requests %llu\ndirect %d\nengine %s\n", (unsigned long long)s.swap.requests, s.swap.direct,
+            s.swap.requests ? ds_offload_engine_name(s.swap.engine) : "none");
+    if (fclose(f)) fail(EXIT_ENVIRONMENT, "--summary: cannot write");
+}
+
+static void write_curve(void) {
+    ds_monitor_curve c[2];
+    ds_error error = {DS_OK, ""};
+    memset(c, 0, sizeof c);
+    if (t.rank || !t.o.svg) return;
+    c[0].label = "training loss";
+    c[0].x = t.curve_step;
+    c[0].y = t.curve_loss;
+    c[0].count = t.curve_count;
+    c[1].label = "validation loss";
+    c[1].x = t.held_step;
+    c[1].y = t.held_loss;
+    c[1].count = t.held_count;
+    ds_status status = ds_monitor_svg(t.o.svg, "GPT on text", "step", "loss (nats per byte)", c, 2, NULL, &error);
+    if (status) fail(exit_code(status), error.message);
+}
+
+/*---- the loop -------------------------------------------------------------------------------------------------*/
+
+static void save(void) {
+    check(ds_zero_save(t.zero, t.o.save, NULL, &t.o.shape, sizeof t.o.shape));
+}
+
+static void resume(void) {
+    const void *client;
+    size_t bytes;
+    if (!t.o.resume) return;
+    check(ds_zero_load(t.zero, t.o.resume, NULL, &client, &bytes));
+    if (t.rank == 0 && !t.o.quiet) fprintf(stderr, "resumed at step %lld\n", (long long)ds_zero_steps(t.zero));
+}
+
+static void held_out(double *held) {
+    *held = validate();
+    if (t.held_count < t.curve_room) {
+        t.held_step[t.held_count] = (double)ds_zero_steps(t.zero);
+        t.held_loss[t.held_count++] = *held;
+    }
+}
+
+int main(int argc, char **argv) {
+    ds_zero_report r;
+    double start, measured = 0.0, held = 0.0, unigram;
+    size_t before, grown = 0;
+    long done = 0;
+    struct sigaction action;
+    parse_arguments(&t.o, argc, argv);
+    before = resident_bytes();
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_signal;
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    set_up(argv[0]);
+    unigram = unigram_entropy(t.data.text, t.data.text_bytes);
+    dump_state();
+    if (t.rank == 0 && !t.o.quiet)
+        fprintf(stderr,
+                "GPT of %zu parameters, %d rank%s (%s), ZeRO stage %d, %zu bytes of text, unigram entropy %.3f nats\n",
+                gpt_parameters(&t.o.shape), t.world, t.world > 1 ? "s" : "", ds_comm_backend(t.comm),
+                (int)t.config->zero_optimization.stage, t.data.text_bytes, unigram);
+    resume();
+    memset(&r, 0, sizeof r);
+    start = seconds();
+    while (ds_zero_steps(t.zero) < t.o.steps) {
+        double step_start = seconds();
+        for (int i = 0; i < (int)t.config->gradient_accumulation_steps; i++) micro_batch(i);
+        check(ds_zero_step(t.zero, &r));
+        if (done++ > 0) measured += seconds() - step_start; /* the first step touches memory for the first time */
+        if (done == 2) grown = resident_bytes() > before ? resident_bytes() - before : 0;
+        t.curve_step[t.curve_count] = (double)r.step;
+        t.curve_loss[t.curve_count++] = r.loss;
+        show_progress(&r, seconds() - start, done, r.stop || r.step == t.o.steps);
+        if (t.o.eval_every && r.step % t.o.eval_every == 0) held_out(&held);
+        if (r.stop) break;
+        if (t.o.save_every && r.step % t.o.save_every == 0 && r.step < t.o.steps) save();
+    }
+    if (t.o.save && done) save();
+    if (r.stop) {
+        if (t.rank == 0)
+            fprintf(stderr, "stopped by a signal after step %lld%s%s\n", (long long)r.step,
+                    t.o.save ? "; saved in " : "; nothing saved (no --save)", t.o.save ? t.o.save : "");
+    } else {
+        if (!t.o.eval_every || t.o.steps % t.o.eval_every) held_out(&held);
+        if (t.rank == 0 && !t.o.quiet)
+            printf("final loss %.17g (%a), validation loss %.4f, unigram entropy %.4f nats\n", r.loss, r.loss, held,
+                   unigram);
+        generate();
+        write_summary(done > 1 ? measured / (double)(done - 1) : 0.0, r.loss, held, unigram, grown);
+        write_curve();
+    }
+    ds_monitor_destroy(t.monitor);
+    ds_zero_destroy(t.zero);
+    ds_comm_destroy(t.comm);
+    ds_config_free(t.config);
+    gpt_destroy(&t.model);
+    for (int k = 0; k < GPT_BLOCK_TENSORS + 3; k++) free(t.gradients[k]);
+    for (int k = 0; k < GPT_BLOCK_TENSORS; k++) free(t.weights[k]);
+    for (int k = 0; k < 3; k++) free(t.widened[k]);
+    free(t.narrow);
+    free(t.sources);
+    free(t.slots);
+    free(t.tokens);
+    free(t.curve_step);
+    free(t.data.text);
+    free(t.data.held);
+    return fflush(stdout) ? EXIT_ENVIRONMENT : 0;
+}
