@@ -1978,6 +1978,2103 @@ DSI_FN void dsi_json_put_integer(dsi_json_sink *sink, int64_t value) {
 #endif
 /*== end of ds block: json ==*/
 
+/* >>json: the public reader and writer over the json block */
+struct ds_json {
+    dsi_json doc;
+    ds_allocator allocator;
+    size_t bytes; /* of the one allocation */
+};
+
+DS_API ds_status ds_json_parse(const char *text, size_t bytes, const ds_json_options *options, ds_json **out,
+                               ds_error *error) {
+    size_t head = dsi_round_up(sizeof(ds_json), 16), room, limit;
+    unsigned flags = 0, depth;
+    char *memory;
+    ds_json *json;
+    if (out) *out = NULL;
+    if (!text || !out) return dsi_fail(error, DS_ERR_ARGUMENT, "ds_json_parse: text or out is NULL");
+    limit = options && options->max_bytes ? options->max_bytes : (size_t)1 << 30;
+    depth = options && options->max_depth ? options->max_depth : DSI_JSON_DEPTH;
+    if (options && options->comments) flags |= DSI_JSON_COMMENTS;
+    if (options && options->trailing_commas) flags |= DSI_JSON_COMMAS;
+    if (bytes > limit) return dsi_fail(error, DS_ERR_INPUT, "1:1: the text has %zu bytes, more than %zu", bytes, limit);
+    room = dsi_json_room(text, bytes);
+    memory = (char *)dsi_alloc(options ? &options->allocator : NULL, dsi_add(head, room));
+    if (!memory) return dsi_fail(error, DS_ERR_MEMORY, "no memory for a JSON text (%zu bytes)", dsi_add(head, room));
+    json = (ds_json *)(void *)memory;
+    memset(json, 0, sizeof *json);
+    if (options) json->allocator = options->allocator;
+    json->bytes = head + room;
+    if (!dsi_json_read(&json->doc, memory + head, room, text, bytes, flags, depth)) {
+        int line, column;
+        const char *why = json->doc.why;
+        dsi_json_position(&json->doc, json->doc.fault, &line, &column);
+        ds_json_free(json);
+        return dsi_fail(error, DS_ERR_INPUT, "%d:%d: %s", line, column, why);
+    }
+    *out = json;
+    return DS_OK;
+}
+
+DS_API void ds_json_free(ds_json *json) {
+    ds_allocator allocator;
+    if (!json) return;
+    allocator = json->allocator;
+    dsi_release(&allocator, json, json->bytes);
+}
+
+DS_API ds_json_type ds_json_typeof(const ds_json *json, ds_json_node node) {
+    static const ds_json_type types[] = {DS_JSON_NULL,   DS_JSON_BOOL,   DS_JSON_BOOL,  DS_JSON_NUMBER,
+                                         DS_JSON_NUMBER, DS_JSON_STRING, DS_JSON_ARRAY, DS_JSON_OBJECT};
+    return node == DS_JSON_NO_NODE ? DS_JSON_NONE : types[json->doc.nodes[node].type];
+}
+
+DS_API size_t ds_json_count(const ds_json *json, ds_json_node node) {
+    return ds_json_typeof(json, node) >= DS_JSON_ARRAY ? json->doc.nodes[node].length : 0;
+}
+
+DS_API ds_json_node ds_json_get(const ds_json *json, ds_json_node object, const char *key) {
+    return dsi_json_get(&json->doc, object, key);
+}
+
+DS_API ds_json_node ds_json_first(const ds_json *json, ds_json_node container) {
+    if (ds_json_count(json, container) == 0) return DS_JSON_NO_NODE;
+    return container + 1 + (json->doc.nodes[container].type == DSI_JSON_OBJECT);
+}
+
+DS_API ds_json_node ds_json_next(const ds_json *json, ds_json_node container, ds_json_node value) {
+    const dsi_json_node *nodes = json->doc.nodes;
+    uint32_t next = nodes[value].next;
+    if (next >= nodes[container].next) return DS_JSON_NO_NODE;
+    return next + (nodes[container].type == DSI_JSON_OBJECT);
+}
+
+DS_API ds_json_node ds_json_at(const ds_json *json, ds_json_node container, size_t index) {
+    ds_json_node value = ds_json_first(json, container);
+    for (; value != DS_JSON_NO_NODE && index; index--) value = ds_json_next(json, container, value);
+    return value;
+}
+
+DS_API const char *ds_json_key(const ds_json *json, ds_json_node object, ds_json_node value, size_t *bytes) {
+    if (bytes) *bytes = 0;
+    if (ds_json_typeof(json, object) != DS_JSON_OBJECT || value == DS_JSON_NO_NODE) return NULL;
+    return ds_json_string(json, value - 1, bytes);
+}
+
+DS_API const char *ds_json_string(const ds_json *json, ds_json_node node, size_t *bytes) {
+    const char *text = dsi_json_text(&json->doc, node);
+    if (bytes) *bytes = text ? json->doc.nodes[node].length : 0;
+    return text;
+}
+
+DS_API bool ds_json_number(const ds_json *json, ds_json_node node, double *value) {
+    return dsi_json_real(&json->doc, node, value);
+}
+
+DS_API bool ds_json_integer(const ds_json *json, ds_json_node node, int64_t *value) {
+    return dsi_json_integer(&json->doc, node, value);
+}
+
+DS_API bool ds_json_bool(const ds_json *json, ds_json_node node, bool *value) {
+    *value = node != DS_JSON_NO_NODE && json->doc.nodes[node].type == DSI_JSON_TRUE;
+    return ds_json_typeof(json, node) == DS_JSON_BOOL;
+}
+
+DS_API void ds_json_position(const ds_json *json, ds_json_node node, int *line, int *column) {
+    *line = *column = 0;
+    if (node != DS_JSON_NO_NODE) dsi_json_position(&json->doc, json->doc.nodes[node].offset, line, column);
+}
+
+/* Sorts keys of one object by length and text, so that equal ones are neighbours: heap sort, since the text may come
+   from anyone. Then the repeated key that stands first in the text. `order` has room for the object's members. */
+static int dsi_config_compare_keys(const dsi_json_node *nodes, uint32_t a, uint32_t b) {
+    int order;
+    if (nodes[a].length != nodes[b].length) return nodes[a].length < nodes[b].length ? -1 : 1;
+    order = memcmp(nodes[a].as.text, nodes[b].as.text, nodes[a].length);
+    return order ? order : a < b ? -1 : a > b;
+}
+static void dsi_config_sift(const dsi_json_node *nodes, uint32_t *order, uint32_t at, uint32_t count) {
+    for (;;) {
+        uint32_t child = 2 * at + 1, swap;
+        if (child >= count) return;
+        if (child + 1 < count && dsi_config_compare_keys(nodes, order[child], order[child + 1]) < 0) child++;
+        if (dsi_config_compare_keys(nodes, order[at], order[child]) >= 0) return;
+        swap = order[at];
+        order[at] = order[child];
+        order[child] = swap;
+        at = child;
+    }
+}
+static bool dsi_config_same_key(const dsi_json_node *nodes, uint32_t a, uint32_t b) {
+    return nodes[a].length == nodes[b].length && !memcmp(nodes[a].as.text, nodes[b].as.text, nodes[a].length);
+}
+static uint32_t dsi_config_repeated(const dsi_json *doc, uint32_t object, uint32_t *order) {
+    const dsi_json_node *nodes = doc->nodes;
+    uint32_t count = nodes[object].length, found = DSI_JSON_NONE, k = object + 1, i, j;
+    for (i = 0; i < count; i++, k = nodes[k + 1].next) {
+        order[i] = k;
+        if (count <= 16)
+            for (j = 0; j < i; j++)
+                if (dsi_config_same_key(nodes, order[j], k)) return k;
+    }
+    if (count <= 16) return found;
+    for (i = count / 2; i-- > 0;) dsi_config_sift(nodes, order, i, count);
+    for (i = count; i-- > 1;) {
+        uint32_t swap = order[0];
+        order[0] = order[i];
+        order[i] = swap;
+        dsi_config_sift(nodes, order, 0, i);
+    }
+    for (i = 1; i < count; i++)
+        if (order[i] < found && dsi_config_same_key(nodes, order[i - 1], order[i])) found = order[i];
+    return found;
+}
+
+DS_API ds_json_node ds_json_duplicate(const ds_json *json) {
+    const dsi_json *doc = &json->doc;
+    for (uint32_t object = 0; object < doc->count; object++) {
+        uint32_t small[16], *order = small, found, count = doc->nodes[object].length;
+        if (doc->nodes[object].type != DSI_JSON_OBJECT) continue;
+        if (count > 16) order = (uint32_t *)dsi_alloc(&json->allocator, dsi_mul(count, sizeof *order));
+        if (!order) return DS_JSON_NO_NODE;
+        found = dsi_config_repeated(doc, object, order);
+        if (order != small) dsi_release(&json->allocator, order, count * sizeof *order);
+        if (found != DSI_JSON_NONE) return found;
+    }
+    return DS_JSON_NO_NODE;
+}
+
+/* The writer's sink for one token; `comma` separates it from what stands before on its level. */
+static void dsi_config_put(ds_json_writer *w, const char *text, size_t bytes) {
+    dsi_json_sink sink;
+    sink.out = w->out;
+    sink.room = w->room;
+    sink.length = w->length;
+    dsi_json_put(&sink, text, bytes);
+    w->length = sink.length;
+}
+static void dsi_config_put_text(ds_json_writer *w, const char *text, size_t bytes) {
+    dsi_json_sink sink;
+    sink.out = w->out;
+    sink.room = w->room;
+    sink.length = w->length;
+    dsi_json_put_string(&sink, text, bytes);
+    w->length = sink.length;
+}
+static void dsi_config_line(ds_json_writer *w) {
+    if (w->indent) {
+        dsi_config_put(w, "\n", 1);
+        for (unsigned i = 0; i < w->depth * w->indent; i++) dsi_config_put(w, " ", 1);
+    }
+}
+static void dsi_config_begin(ds_json_writer *w, const char *key, size_t bytes) {
+    if (w->comma) dsi_config_put(w, w->indent ? "," : ", ", w->indent ? 1 : 2);
+    if (w->depth) dsi_config_line(w);
+    if (key) {
+        dsi_config_put_text(w, key, bytes);
+        dsi_config_put(w, ": ", 2);
+    }
+    w->comma = true;
+}
+/* A value that is JSON already. */
+static void dsi_config_write_raw(ds_json_writer *w, const char *key, const char *text) {
+    dsi_config_begin(w, key, key ? strlen(key) : 0);
+    dsi_config_put(w, text, strlen(text));
+}
+
+DS_API void ds_json_write_open(ds_json_writer *w, const char *key, char bracket) {
+    dsi_config_begin(w, key, key ? strlen(key) : 0);
+    dsi_config_put(w, &bracket, 1);
+    w->depth++;
+    w->comma = false;
+}
+DS_API void ds_json_write_close(ds_json_writer *w, char bracket) {
+    w->depth--;
+    if (w->comma) dsi_config_line(w);
+    dsi_config_put(w, &bracket, 1);
+    w->comma = true;
+}
+DS_API void ds_json_write_null(ds_json_writer *w, const char *key) {
+    dsi_config_write_raw(w, key, "null");
+}
+DS_API void ds_json_write_bool(ds_json_writer *w, const char *key, bool value) {
+    dsi_config_write_raw(w, key, value ? "true" : "false");
+}
+DS_API void ds_json_write_integer(ds_json_writer *w, const char *key, int64_t value) {
+    char number[DSI_JSON_NUMBER_ROOM];
+    snprintf(number, sizeof number, "%lld", (long long)value);
+    dsi_config_write_raw(w, key, number);
+}
+DS_API void ds_json_write_number(ds_json_writer *w, const char *key, double value) {
+    char number[DSI_JSON_NUMBER_ROOM];
+    dsi_json_print_real(value, number);
+    dsi_config_write_raw(w, key, number);
+}
+DS_API void ds_json_write_string(ds_json_writer *w, const char *key, const char *text) {
+    dsi_config_begin(w, key, key ? strlen(key) : 0);
+    dsi_config_put_text(w, text, text ? strlen(text) : 0);
+}
+
+/* A node of a document and all it holds, as it was written: numbers keep their text. */
+static void dsi_config_write_node(ds_json_writer *w, const dsi_json *doc, uint32_t root) {
+    const dsi_json_node *nodes = doc->nodes;
+    uint32_t open[DSI_JSON_DEPTH + 1], depth = 0, node = root;
+    static const char *const words[] = {"null", "false", "true"};
+    for (;;) {
+        const dsi_json_node *n = nodes + node;
+        while (depth && node >= nodes[open[depth - 1]].next)
+            ds_json_write_close(w, nodes[open[--depth]].type == DSI_JSON_OBJECT ? '}' : ']');
+        if (node >= nodes[root].next) return;
+        if (depth && nodes[open[depth - 1]].type == DSI_JSON_OBJECT) {
+            dsi_config_begin(w, n->as.text, n->length);
+            n = nodes + ++node;
+        } else if (depth)
+            dsi_config_begin(w, NULL, 0);
+        if (n->type >= DSI_JSON_ARRAY) {
+            dsi_config_put(w, n->type == DSI_JSON_OBJECT ? "{" : "[", 1);
+            w->depth++;
+            w->comma = false;
+            open[depth++] = node;
+        } else if (n->type == DSI_JSON_STRING)
+            dsi_config_put_text(w, n->as.text, n->length);
+        else if (n->type >= DSI_JSON_INT)
+            dsi_config_put(w, doc->text + n->offset, n->length);
+        else
+            dsi_config_put(w, words[n->type], strlen(words[n->type]));
+        node++;
+    }
+}
+
+/* >>table: the rows that the reader, the printer and the lists walk */
+enum { DSI_CONFIG_IS_KEY, DSI_CONFIG_IS_OLD, DSI_CONFIG_IS_OPEN, DSI_CONFIG_IS_CLOSE };
+enum {
+    DSI_CONFIG_BOOL,
+    DSI_CONFIG_INT,
+    DSI_CONFIG_SIZE,
+    DSI_CONFIG_REAL,
+    DSI_CONFIG_PAIR,
+    DSI_CONFIG_TEXT,
+    DSI_CONFIG_JSON,
+    DSI_CONFIG_DEVICE,
+    DSI_CONFIG_INTS,
+    DSI_CONFIG_TEXTS,
+    DSI_CONFIG_TEXTLISTS,
+    DSI_CONFIG_METRICS,
+    DSI_CONFIG_WEIGHT_GROUPS,
+    DSI_CONFIG_ACTIVATION_GROUPS,
+    DSI_CONFIG_PRUNING_GROUPS
+};
+typedef struct dsi_config_row {
+    const char *path;
+    uint16_t name, length; /* where the last name starts, and bytes of the whole path */
+    uint8_t kind, type;
+    uint32_t offset;                                      /* in the struct */
+    const char *initial, *accepted, *seen, *status, *doc; /* status of an old key: what replaces it */
+} dsi_config_row;
+
+#define DSI_CONFIG_KEY(type, section, name, initial, accepted, seen, status, doc)                                      \
+    {#section #name,                                                                                                   \
+     sizeof(#section) - 1,                                                                                             \
+     sizeof(#section #name) - 1,                                                                                       \
+     DSI_CONFIG_IS_KEY,                                                                                                \
+     DSI_CONFIG_##type,                                                                                                \
+     (uint32_t)offsetof(DSI_CONFIG_OF, section name),                                                                  \
+     initial,                                                                                                          \
+     accepted,                                                                                                         \
+     seen,                                                                                                             \
+     status,                                                                                                           \
+     doc},
+#define DSI_CONFIG_OLD(type, section, name, accepted, seen, newer, doc)                                                \
+    {#section #name,                                                                                                   \
+     sizeof(#section) - 1,                                                                                             \
+     sizeof(#section #name) - 1,                                                                                       \
+     DSI_CONFIG_IS_OLD,                                                                                                \
+     DSI_CONFIG_##type,                                                                                                \
+     0,                                                                                                                \
+     "",                                                                                                               \
+     accepted,                                                                                                         \
+     seen,                                                                                                             \
+     newer,                                                                                                            \
+     doc},
+#define DSI_CONFIG_OPEN(section, name, status)                                                                         \
+    {#section #name,                                                                                                   \
+     sizeof(#section) - 1,                                                                                             \
+     sizeof(#section #name) - 1,                                                                                       \
+     DSI_CONFIG_IS_OPEN,                                                                                               \
+     0,                                                                                                                \
+     0,                                                                                                                \
+     "",                                                                                                               \
+     "",                                                                                                               \
+     "",                                                                                                               \
+     status,                                                                                                           \
+     ""},
+#define DSI_CONFIG_CLOSE(section, name)                                                                                \
+    {#section #name, sizeof(#section) - 1, sizeof(#section #name) - 1, DSI_CONFIG_IS_CLOSE, 0, 0, "", "", "", "", ""},
+#define DSI_CONFIG_OF ds_config
+static const dsi_config_row dsi_config_rows[] = {
+    DS_CONFIG_KEYS(DSI_CONFIG_OPEN, DSI_CONFIG_KEY, DSI_CONFIG_OLD, DSI_CONFIG_CLOSE)};
+#undef DSI_CONFIG_OF
+#define DSI_CONFIG_OF ds_config_metric
+static const dsi_config_row dsi_config_metric_rows[] = {
+    DS_CONFIG_METRIC_KEYS(DSI_CONFIG_OPEN, DSI_CONFIG_KEY, DSI_CONFIG_CLOSE)};
+#undef DSI_CONFIG_OF
+#define DSI_CONFIG_OF ds_config_weight_group
+static const dsi_config_row dsi_config_weight_rows[] = {
+    DS_CONFIG_WEIGHT_GROUP_KEYS(DSI_CONFIG_OPEN, DSI_CONFIG_KEY, DSI_CONFIG_CLOSE)};
+#undef DSI_CONFIG_OF
+#define DSI_CONFIG_OF ds_config_activation_group
+static const dsi_config_row dsi_config_activation_rows[] = {
+    DS_CONFIG_ACTIVATION_GROUP_KEYS(DSI_CONFIG_OPEN, DSI_CONFIG_KEY, DSI_CONFIG_CLOSE)};
+#undef DSI_CONFIG_OF
+#define DSI_CONFIG_OF ds_config_pruning_group
+static const dsi_config_row dsi_config_pruning_rows[] = {
+    DS_CONFIG_PRUNING_GROUP_KEYS(DSI_CONFIG_OPEN, DSI_CONFIG_KEY, DSI_CONFIG_CLOSE)};
+#undef DSI_CONFIG_OF
+
+typedef struct dsi_config_table {
+    const dsi_config_row *rows;
+    uint32_t count;
+    size_t bytes; /* of the struct */
+} dsi_config_table;
+#define DSI_CONFIG_COUNT(rows) ((uint32_t)(sizeof(rows) / sizeof((rows)[0])))
+/* first the configuration itself, then the named objects in the order of their types */
+static const dsi_config_table dsi_config_tables[5] = {
+    {dsi_config_rows, DSI_CONFIG_COUNT(dsi_config_rows), sizeof(ds_config)},
+    {dsi_config_metric_rows, DSI_CONFIG_COUNT(dsi_config_metric_rows), sizeof(ds_config_metric)},
+    {dsi_config_weight_rows, DSI_CONFIG_COUNT(dsi_config_weight_rows), sizeof(ds_config_weight_group)},
+    {dsi_config_activation_rows, DSI_CONFIG_COUNT(dsi_config_activation_rows), sizeof(ds_config_activation_group)},
+    {dsi_config_pruning_rows, DSI_CONFIG_COUNT(dsi_config_pruning_rows), sizeof(ds_config_pruning_group)}};
+#define DSI_CONFIG_MAIN_ROWS DSI_CONFIG_COUNT(dsi_config_rows)
+#define DSI_CONFIG_MOST_ROWS 20 /* of a named object's table */
+
+/* What became of a key: its node in the file, or DSI_JSON_NONE. */
+typedef struct dsi_config_mark {
+    uint32_t node;
+    uint8_t origin, null;
+} dsi_config_mark;
+
+/* One object being filled: the configuration, or a named object in it. `object` starts with its name then. */
+typedef struct dsi_config_scope {
+    const dsi_config_table *table;
+    char *object;
+    dsi_config_mark *marks;
+    const char *prefix;   /* of its paths: "" or one with a final dot */
+    uint32_t row;         /* of the main table, for a named object */
+    const uint16_t *ends; /* for each OPEN row, its CLOSE */
+    uint32_t node;        /* in the file */
+} dsi_config_scope;
+
+struct ds_config_state {
+    dsi_json doc;
+    ds_allocator allocator;
+    size_t bytes;             /* of the one allocation */
+    dsi_config_scope *scopes; /* the first is the configuration */
+    uint32_t scope_count, scope_room;
+};
+
+typedef struct dsi_config_parser {
+    const ds_config_options *options;
+    ds_config *config;
+    struct ds_config_state *state;
+    char *arena, *arena_end;
+    const uint16_t *ends[5];
+    ds_error *error;
+    size_t errors, said;
+} dsi_config_parser;
+#define DSI_CONFIG_MOST_PROBLEMS 100 /* that are reported one by one */
+
+/* >>reader */
+
+/* Memory from the one block, zeroed. Its size was computed from the text, so that it cannot run out. */
+static void *dsi_config_take(dsi_config_parser *p, size_t bytes) {
+    char *memory = p->arena;
+    bytes = dsi_round_up(bytes, 8);
+    if (bytes > (size_t)(p->arena_end - p->arena)) return NULL;
+    p->arena += bytes;
+    memset(memory, 0, bytes);
+    return memory;
+}
+
+/* The path of a node, found from the root down; cut to the room. */
+static void dsi_config_path_of(const dsi_json *doc, uint32_t node, char *out, size_t room) {
+    const dsi_json_node *nodes = doc->nodes;
+    uint32_t at = 0;
+    size_t length = 0;
+    out[0] = 0;
+    while (at != node && nodes[at].type >= DSI_JSON_ARRAY && length + 8 < room) {
+        bool object = nodes[at].type == DSI_JSON_OBJECT;
+        uint32_t child = at + 1, index = 0;
+        for (; node >= nodes[object ? child + 1 : child].next; index++) child = nodes[object ? child + 1 : child].next;
+        if (object)
+            length += (size_t)snprintf(out + length, room - length, "%s%s", length ? "." : "", nodes[child].as.text);
+        else
+            length += (size_t)snprintf(out + length, room - length, "[%u]", (unsigned)index);
+        if (object && node == child) return;
+        at = object ? child + 1 : child;
+    }
+}
+
+/* Reports one problem at a node (DSI_JSON_NONE: nowhere). path NULL: the node's own. */
+DSI_PRINTF(5, 6)
+static void dsi_config_say(dsi_config_parser *p, int level, const char *path, uint32_t node, const char *format, ...) {
+    char message[400], own[200];
+    ds_config_problem problem;
+    va_list args;
+    if (level == DS_LOG_ERROR) p->errors++;
+    if (++p->said > DSI_CONFIG_MOST_PROBLEMS && p->errors != 1) return;
+    va_start(args, format);
+    dsi_vformat(message, sizeof message, format, args);
+    va_end(args);
+    if (!path) {
+        dsi_config_path_of(&p->state->doc, node, own, sizeof own);
+        path = own;
+    }
+    problem.level = level;
+    problem.path = path;
+    problem.line = problem.column = 0;
+    if (node != DSI_JSON_NONE)
+        dsi_json_position(&p->state->doc, p->state->doc.nodes[node].offset, &problem.line, &problem.column);
+    problem.message = message;
+    if (level == DS_LOG_ERROR && p->errors == 1) {
+        if (problem.line)
+            dsi_fail(p->error, DS_ERR_INPUT, "%d:%d: %s: %s", problem.line, problem.column, path, message);
+        else
+            dsi_fail(p->error, DS_ERR_INPUT, "%s: %s", path, message);
+    }
+    if (p->options->problem && p->said <= DSI_CONFIG_MOST_PROBLEMS) p->options->problem(p->options->ctx, &problem);
+}
+
+/* The row of a key in the section that opens at row `open` (UINT32_MAX: the table itself), or UINT32_MAX. */
+static uint32_t dsi_config_find(const dsi_config_scope *scope, uint32_t open, const char *name, size_t length) {
+    const dsi_config_row *rows = scope->table->rows;
+    for (uint32_t i = open + 1; i < scope->table->count && rows[i].kind != DSI_CONFIG_IS_CLOSE; i++) {
+        size_t own = (size_t)rows[i].length - rows[i].name;
+        if (own == length && !memcmp(rows[i].path + rows[i].name, name, length)) return i;
+        if (rows[i].kind == DSI_CONFIG_IS_OPEN) i = scope->ends[i];
+    }
+    return UINT32_MAX;
+}
+
+/* The row of a whole path in the main table; the path is known to be there. */
+static uint32_t dsi_config_row_of(const char *path) {
+    size_t length = strlen(path);
+    uint32_t i = 0;
+    while (i < DSI_CONFIG_MAIN_ROWS &&
+           (dsi_config_rows[i].length != length || dsi_config_rows[i].kind == DSI_CONFIG_IS_CLOSE ||
+            memcmp(dsi_config_rows[i].path, path, length)))
+        i++;
+    return i < DSI_CONFIG_MAIN_ROWS ? i : UINT32_MAX;
+}
+static dsi_config_mark *dsi_config_mark_of(const dsi_config_parser *p, const char *path) {
+    return p->state->scopes[0].marks + dsi_config_row_of(path);
+}
+static bool dsi_config_given(const dsi_config_parser *p, const char *path) {
+    return dsi_config_mark_of(p, path)->node != DSI_JSON_NONE;
+}
+/* An error at a key of the main table. */
+#define DSI_CONFIG_REFUSE(p, path, ...)                                                                                \
+    dsi_config_say(p, DS_LOG_ERROR, path, dsi_config_mark_of(p, path)->node, __VA_ARGS__)
+
+/* Edits between two names: insert, delete, replace, swap of neighbours; case counts half. */
+static int dsi_config_distance(const char *a, size_t m, const char *b, size_t n) {
+    int before[65], row[65], next[65];
+    if (m > 64 || n > 64) return 1000;
+    for (size_t j = 0; j <= n; j++) before[j] = row[j] = 2 * (int)j;
+    for (size_t i = 1; i <= m; i++) {
+        next[0] = 2 * (int)i;
+        for (size_t j = 1; j <= n; j++) {
+            int x = a[i - 1], y = b[j - 1], cost = x == y ? 0 : (x | 32) == (y | 32) ? 1 : 2, best = row[j - 1] + cost;
+            if (row[j] + 2 < best) best = row[j] + 2;
+            if (next[j - 1] + 2 < best) best = next[j - 1] + 2;
+            if (i > 1 && j > 1 && x == b[j - 2] && a[i - 2] == y && before[j - 2] + 2 < best) best = before[j - 2] + 2;
+            next[j] = best;
+        }
+        memcpy(before, row, sizeof before);
+        memcpy(row, next, sizeof row);
+    }
+    return row[n];
+}
+
+/* An unknown key: the section where it belongs, or the nearest known one. */
+static void dsi_config_unknown(dsi_config_parser *p, const dsi_config_scope *scope, uint32_t open, uint32_t key) {
+    const dsi_json_node *n = p->state->doc.nodes + key;
+    const dsi_config_row *rows = scope->table->rows, *best = NULL;
+    int level = p->options->unknown == DS_CONFIG_UNKNOWN_WARN ? DS_LOG_WARNING : DS_LOG_ERROR, distance = 1000;
+    if (p->options->unknown == DS_CONFIG_UNKNOWN_IGNORE) return;
+    if (p->said >= DSI_CONFIG_MOST_PROBLEMS) {
+        p->errors += level == DS_LOG_ERROR;
+        return;
+    }
+    for (uint32_t i = open + 1; i < scope->table->count && rows[i].kind != DSI_CONFIG_IS_CLOSE; i++) {
+        int d = dsi_config_distance(n->as.text, n->length, rows[i].path + rows[i].name,
+                                    (size_t)rows[i].length - rows[i].name);
+        if (d < distance && rows[i].kind != DSI_CONFIG_IS_OLD) {
+            distance = d;
+            best = rows + i;
+        }
+        if (rows[i].kind == DSI_CONFIG_IS_OPEN) i = scope->ends[i];
+    }
+    if (best && distance <= (n->length < 4 ? 2 : 2 * (int)(n->length + 2) / 4)) {
+        dsi_config_say(p, level, NULL, key, "unknown key; did you mean \"%s\"?", best->path + best->name);
+        return;
+    }
+    for (uint32_t i = 0; i < DSI_CONFIG_MAIN_ROWS; i++) {
+        const dsi_config_row *row = dsi_config_rows + i;
+        if (row->kind == DSI_CONFIG_IS_CLOSE || strlen("enabled") == n->length) continue;
+        if ((size_t)row->length - row->name != n->length || memcmp(row->path + row->name, n->as.text, n->length))
+            continue;
+        if (row->name)
+            dsi_config_say(p, level, NULL, key, "unknown key here; it belongs in \"%.*s\"", row->name - 1, row->path);
+        else
+            dsi_config_say(p, level, NULL, key, "unknown key here; it belongs at the top level");
+        return;
+    }
+    dsi_config_say(p, level, NULL, key, "unknown key");
+}
+
+/* What a file holds where something else was expected, in words. */
+static const char *dsi_config_got(const dsi_json *doc, uint32_t node, char out[120]) {
+    const dsi_json_node *n = doc->nodes + node;
+    if (n->type == DSI_JSON_STRING)
+        snprintf(out, 120, "the text \"%.90s\"", n->as.text);
+    else if (n->type == DSI_JSON_ARRAY)
+        snprintf(out, 120, "a list");
+    else if (n->type == DSI_JSON_OBJECT)
+        snprintf(out, 120, "an object");
+    else if (n->type >= DSI_JSON_INT)
+        snprintf(out, 120, "%.*s", n->length > 90 ? 90 : (int)n->length, doc->text + n->offset);
+    else
+        snprintf(out, 120, "%s", n->type == DSI_JSON_NULL ? "null" : n->type == DSI_JSON_TRUE ? "true" : "false");
+    return out;
+}
+
+/* The numbers that a row accepts, from ">=1", ">0", "0..1", "0..<1", "0<..<1". */
+typedef struct dsi_config_range {
+    double low, high;
+    bool has_low, has_high, low_open, high_open;
+} dsi_config_range;
+static double dsi_config_number(const char **text) {
+    dsi_json_node node;
+    const char *stop, *from = *text;
+    char copy[32];
+    size_t n = 0;
+    while (n < 31 && (from[n] == '-' || (from[n] >= '0' && from[n] <= '9') || from[n] == 'e' ||
+                      (from[n] == '.' && from[n + 1] != '.')))
+        copy[n] = from[n], n++;
+    copy[n] = 0;
+    node.as.real = 0;
+    if (dsi_json_read_number(copy, &node, &stop)) return 0;
+    *text += n;
+    return node.type == DSI_JSON_INT ? (double)node.as.integer : node.as.real;
+}
+static dsi_config_range dsi_config_range_of(const char *accepted) {
+    dsi_config_range range;
+    memset(&range, 0, sizeof range);
+    if (*accepted == '?') accepted++;
+    if (*accepted == '>') {
+        range.has_low = true;
+        range.low_open = accepted[1] != '=';
+        accepted += range.low_open ? 1 : 2;
+        range.low = dsi_config_number(&accepted);
+    } else if (*accepted == '-' || (*accepted >= '0' && *accepted <= '9')) {
+        range.has_low = range.has_high = true;
+        range.low = dsi_config_number(&accepted);
+        range.low_open = *accepted == '<';
+        accepted += range.low_open ? 3 : 2;
+        range.high_open = *accepted == '<';
+        accepted += range.high_open;
+        range.high = dsi_config_number(&accepted);
+    }
+    return range;
+}
+static bool dsi_config_in_range(const dsi_config_range *r, double value) {
+    if (r->has_low && (r->low_open ? value <= r->low : value < r->low)) return false;
+    return !r->has_high || (r->high_open ? value < r->high : value <= r->high);
+}
+
+/* "a whole number of at least 1": what a row expects. */
+static const char *dsi_config_expected(const dsi_config_row *row, char out[256]) {
+    static const char *const names[] = {"true or false",
+                                        "a whole number",
+                                        "a whole number",
+                                        "a number",
+                                        "a list of two numbers",
+                                        "a text",
+                                        "a value",
+                                        "one of",
+                                        "a list of whole numbers",
+                                        "a list of texts",
+                                        "a list of lists of texts",
+                                        "an object of metrics by name",
+                                        "an object of groups by name",
+                                        "an object of groups by name",
+                                        "an object of groups by name"};
+    const char *accepted = row->accepted + (row->accepted[0] == '?'),
+               *null = row->accepted[0] == '?' ? ", or null" : "";
+    dsi_config_range r;
+    if (*accepted == '~') accepted++;
+    if (strchr(accepted, '|') || (row->type == DSI_CONFIG_TEXT && *accepted)) {
+        snprintf(out, 256, "one of %s%s", accepted, null);
+        return out;
+    }
+    r = dsi_config_range_of(accepted);
+    if (r.has_low && r.has_high)
+        snprintf(out, 256, "%s from %g%s to %g%s%s", names[row->type], r.low, r.low_open ? " (excluded)" : "", r.high,
+                 r.high_open ? " (excluded)" : "", null);
+    else if (r.has_low)
+        snprintf(out, 256, "%s %s %g%s", names[row->type], r.low_open ? "above" : "of at least", r.low, null);
+    else
+        snprintf(out, 256, "%s%s", names[row->type], null);
+    return out;
+}
+
+/* The index of a text among "a|b|c", or -1; "~" in front: in any case. *choice is its canonical spelling. */
+static int dsi_config_choice(const char *accepted, const char *text, const char **choice, size_t *bytes) {
+    size_t length = strlen(text);
+    bool any_case = *accepted == '~';
+    if (any_case) accepted++;
+    for (int index = 0;; index++) {
+        size_t n = strcspn(accepted, "|"), same = 0;
+        while (same < n && same < length) {
+            char a = accepted[same], b = text[same];
+            bool letters = any_case && ((a >= 'a' && a <= 'z') || (a >= 'A' && a <= 'Z'));
+            if (a != b && !(letters && (a | 32) == (b | 32))) break;
+            same++;
+        }
+        if (same == n && n == length) {
+            *choice = accepted;
+            *bytes = n;
+            return index;
+        }
+        if (!accepted[n]) return -1;
+        accepted += n + 1;
+    }
+}
+
+/* The canonical names of data types; DeepSpeed takes several spellings. */
+static const char *dsi_config_dtype(const char *text) {
+    const char *choice = "";
+    size_t bytes;
+    if (dsi_config_choice("~float16|half", text, &choice, &bytes) >= 0) return "fp16";
+    if (dsi_config_choice("~bfloat16", text, &choice, &bytes) >= 0) return "bf16";
+    if (dsi_config_choice("~float32|float", text, &choice, &bytes) >= 0) return "fp32";
+    return text;
+}
+
+/* Stores a text of a key with its choices canonical. NULL: it is none of them. */
+static const char *dsi_config_text(dsi_config_parser *p, const dsi_config_row *row, const char *text) {
+    const char *accepted = row->accepted + (row->accepted[0] == '?'), *choice = text;
+    size_t bytes = 0;
+    char *copy;
+    if (!*accepted) return text;
+    if (!strncmp(accepted, "~fp16", 5)) text = dsi_config_dtype(text);
+    if (dsi_config_choice(accepted, text, &choice, &bytes) < 0) return NULL;
+    if (!strncmp(text, choice, bytes)) return text;
+    copy = (char *)dsi_config_take(p, bytes + 1);
+    if (copy) memcpy(copy, choice, bytes);
+    return copy;
+}
+
+/* Stores a number that is whole where the type wants it so, and in the row's range. */
+static bool dsi_config_set_number(const dsi_config_row *row, char *to, int64_t whole, bool is_whole, double real) {
+    dsi_config_range range = dsi_config_range_of(row->accepted);
+    if (!dsi_config_in_range(&range, real)) return false;
+    if (row->type == DSI_CONFIG_REAL)
+        memcpy(to, &real, sizeof real);
+    else if (!is_whole)
+        return false;
+    else if (row->type == DSI_CONFIG_INT)
+        memcpy(to, &whole, sizeof whole);
+    else {
+        size_t size = (size_t)whole;
+        if (whole < 0 || (uint64_t)whole > SIZE_MAX) return false;
+        memcpy(to, &size, sizeof size);
+    }
+    return true;
+}
+
+static bool dsi_config_set_ints(dsi_config_parser *p, const dsi_config_row *row, char *to, uint32_t node) {
+    const dsi_json *doc = &p->state->doc;
+    dsi_config_range range = dsi_config_range_of(row->accepted);
+    uint32_t count = doc->nodes[node].length, v = node + 1;
+    int64_t *at = (int64_t *)dsi_config_take(p, count * sizeof *at);
+    ds_config_ints ints;
+    if (doc->nodes[node].type != DSI_JSON_ARRAY || !at) return false;
+    for (uint32_t i = 0; i < count; i++, v = doc->nodes[v].next)
+        if (!dsi_json_integer(doc, v, at + i) || !dsi_config_in_range(&range, (double)at[i])) return false;
+    ints.at = count ? at : NULL;
+    ints.count = count;
+    memcpy(to, &ints, sizeof ints);
+    return true;
+}
+
+/* A list of texts; a single text counts as a list of one, as the documents' defaults ("*") do. */
+static bool dsi_config_set_texts(dsi_config_parser *p, char *to, uint32_t node) {
+    const dsi_json *doc = &p->state->doc;
+    bool single = doc->nodes[node].type == DSI_JSON_STRING;
+    uint32_t count = single ? 1 : doc->nodes[node].length, v = single ? node : node + 1;
+    const char **at;
+    ds_config_texts texts;
+    if (!single && doc->nodes[node].type != DSI_JSON_ARRAY) return false;
+    at = (const char **)dsi_config_take(p, count * sizeof *at);
+    if (!at) return false;
+    for (uint32_t i = 0; i < count; i++, v = doc->nodes[v].next)
+        if (!(at[i] = dsi_json_text(doc, v))) return false;
+    texts.at = count ? at : NULL;
+    texts.count = count;
+    memcpy(to, &texts, sizeof texts);
+    return true;
+}
+
+static bool dsi_config_set_textlists(dsi_config_parser *p, char *to, uint32_t node) {
+    const dsi_json *doc = &p->state->doc;
+    uint32_t count = doc->nodes[node].length, v = node + 1;
+    ds_config_texts *at;
+    ds_config_textlists lists;
+    if (doc->nodes[node].type != DSI_JSON_ARRAY) return false;
+    at = (ds_config_texts *)dsi_config_take(p, count * sizeof *at);
+    if (!at) return false;
+    for (uint32_t i = 0; i < count; i++, v = doc->nodes[v].next)
+        if (!dsi_config_set_texts(p, (char *)(at + i), v)) return false;
+    lists.at = count ? at : NULL;
+    lists.count = count;
+    memcpy(to, &lists, sizeof lists);
+    return true;
+}
+
+static bool dsi_config_set_json(dsi_config_parser *p, char *to, uint32_t node) {
+    ds_json_writer w;
+    const char *text;
+    memset(&w, 0, sizeof w);
+    dsi_config_write_node(&w, &p->state->doc, node);
+    w.room = w.length;
+    w.out = (char *)dsi_config_take(p, w.length + 1);
+    w.length = 0;
+    w.comma = false;
+    if (!w.out) return false;
+    dsi_config_write_node(&w, &p->state->doc, node);
+    text = w.out;
+    memcpy(to, &text, sizeof text);
+    return true;
+}
+
+/* Null, where a row admits it: the zero of its type. */
+static const size_t dsi_config_sizes[] = {sizeof(bool),
+                                          sizeof(int64_t),
+                                          sizeof(size_t),
+                                          sizeof(double),
+                                          2 * sizeof(double),
+                                          sizeof(char *),
+                                          sizeof(char *),
+                                          sizeof(ds_config_device),
+                                          sizeof(ds_config_ints),
+                                          sizeof(ds_config_texts),
+                                          sizeof(ds_config_textlists),
+                                          sizeof(ds_config_metrics),
+                                          sizeof(ds_config_metrics),
+                                          sizeof(ds_config_metrics),
+                                          sizeof(ds_config_metrics)};
+
+/* Stores the value of a key, all types but named objects. False: it is not what the row expects. */
+static bool dsi_config_set(dsi_config_parser *p, const dsi_config_row *row, char *to, uint32_t node) {
+    const dsi_json *doc = &p->state->doc;
+    const dsi_json_node *n = doc->nodes + node;
+    const char *text = dsi_json_text(doc, node), *choice;
+    double pair[2];
+    int64_t whole;
+    size_t bytes;
+    dsi_config_range range;
+    ds_config_device device;
+    switch (row->type) {
+    case DSI_CONFIG_BOOL:
+        return n->type <= DSI_JSON_TRUE ? *(bool *)(void *)to = n->type == DSI_JSON_TRUE, true : false;
+    case DSI_CONFIG_INT:
+    case DSI_CONFIG_SIZE:
+    case DSI_CONFIG_REAL: {
+        bool is_whole = dsi_json_integer(doc, node, &whole);
+        return dsi_json_real(doc, node, pair) && dsi_config_set_number(row, to, whole, is_whole, pair[0]);
+    }
+    case DSI_CONFIG_PAIR:
+        range = dsi_config_range_of(row->accepted);
+        if (n->type != DSI_JSON_ARRAY || n->length != 2) return false;
+        if (!dsi_json_real(doc, node + 1, pair) || !dsi_json_real(doc, doc->nodes[node + 1].next, pair + 1))
+            return false;
+        if (!dsi_config_in_range(&range, pair[0]) || !dsi_config_in_range(&range, pair[1])) return false;
+        memcpy(to, pair, sizeof pair);
+        return true;
+    case DSI_CONFIG_TEXT:
+        text = text ? dsi_config_text(p, row, text) : NULL;
+        memcpy(to, &text, sizeof text);
+        return text != NULL;
+    case DSI_CONFIG_DEVICE:
+        whole = text ? dsi_config_choice(row->accepted, text, &choice, &bytes) : -1;
+        device = (ds_config_device)(whole < 0 ? 0 : whole);
+        memcpy(to, &device, sizeof device);
+        return whole >= 0;
+    case DSI_CONFIG_INTS: return dsi_config_set_ints(p, row, to, node);
+    case DSI_CONFIG_TEXTS: return dsi_config_set_texts(p, to, node);
+    case DSI_CONFIG_TEXTLISTS: return dsi_config_set_textlists(p, to, node);
+    default: return dsi_config_set_json(p, to, node);
+    }
+}
+
+/* Stores a row's default. Lists in the table hold at most three numbers, or "*". */
+static void dsi_config_set_default(dsi_config_parser *p, const dsi_config_row *row, char *to, dsi_config_mark *mark) {
+    static const char *const all[] = {"*"};
+    const char *text = row->initial;
+    double real[3];
+    size_t count = 0;
+    mark->node = DSI_JSON_NONE;
+    mark->origin = DS_CONFIG_DEFAULT;
+    mark->null = !strcmp(text, "null");
+    if (mark->null || row->kind != DSI_CONFIG_IS_KEY) return;
+    if (*text == '[' && row->type != DSI_CONFIG_TEXTS)
+        for (text++; *text && *text != ']' && count < 3; text += *text == ',' ? 2 : 0)
+            real[count++] = dsi_config_number(&text);
+    text = row->initial;
+    if (row->type == DSI_CONFIG_BOOL)
+        *(bool *)(void *)to = *text == 't';
+    else if (row->type == DSI_CONFIG_PAIR)
+        memcpy(to, real, 2 * sizeof real[0]);
+    else if (row->type == DSI_CONFIG_TEXT || row->type == DSI_CONFIG_JSON)
+        memcpy(to, &text, sizeof text);
+    else if (row->type == DSI_CONFIG_INTS && count) {
+        int64_t *at = (int64_t *)dsi_config_take(p, count * sizeof *at);
+        ds_config_ints ints;
+        for (size_t i = 0; at && i < count; i++) at[i] = (int64_t)real[i];
+        ints.at = at;
+        ints.count = at ? count : 0;
+        memcpy(to, &ints, sizeof ints);
+    } else if (row->type == DSI_CONFIG_TEXTS && text[1] == '"') {
+        ds_config_texts texts;
+        texts.at = all;
+        texts.count = 1;
+        memcpy(to, &texts, sizeof texts);
+    } else if (row->type <= DSI_CONFIG_REAL) {
+        dsi_json_node node;
+        const char *stop;
+        dsi_json_read_number(text, &node, &stop);
+        if (row->type == DSI_CONFIG_REAL) {
+            real[0] = node.type == DSI_JSON_INT ? (double)node.as.integer : node.as.real;
+            memcpy(to, real, sizeof real[0]);
+        } else
+            dsi_config_set_number(row, to, node.as.integer, true, (double)node.as.integer);
+    }
+}
+static void dsi_config_defaults(dsi_config_parser *p, const dsi_config_scope *scope) {
+    for (uint32_t i = 0; i < scope->table->count; i++)
+        dsi_config_set_default(p, scope->table->rows + i, scope->object + scope->table->rows[i].offset,
+                               scope->marks + i);
+}
+
+/* What "auto" stands for in the Hugging Face integration: the value for a key, and the hint it needs (0: none). */
+static bool dsi_config_auto_value(const ds_config_hints *h, const char *path, unsigned *hint, double value[2]) {
+    static const struct {
+        const char *path;
+        unsigned hint;
+    } sources[] = {{"gradient_clipping", DS_CONFIG_HINT_MAX_GRAD_NORM},
+                   {"optimizer.params.lr", DS_CONFIG_HINT_LEARNING_RATE},
+                   {"optimizer.params.betas", DS_CONFIG_HINT_BETAS},
+                   {"optimizer.params.eps", DS_CONFIG_HINT_EPSILON},
+                   {"optimizer.params.weight_decay", DS_CONFIG_HINT_WEIGHT_DECAY},
+                   {"scheduler.params.warmup_min_lr", 0},
+                   {"scheduler.params.warmup_max_lr", DS_CONFIG_HINT_LEARNING_RATE},
+                   {"scheduler.params.warmup_num_steps", DS_CONFIG_HINT_WARMUP_STEPS},
+                   {"scheduler.params.total_num_steps", DS_CONFIG_HINT_TRAINING_STEPS},
+                   {"zero_optimization.reduce_bucket_size", DS_CONFIG_HINT_HIDDEN_SIZE},
+                   {"zero_optimization.stage3_prefetch_bucket_size", DS_CONFIG_HINT_HIDDEN_SIZE},
+                   {"zero_optimization.stage3_param_persistence_threshold", DS_CONFIG_HINT_HIDDEN_SIZE},
+                   {"fp16.enabled", DS_CONFIG_HINT_FP16},
+                   {"bf16.enabled", DS_CONFIG_HINT_BF16}};
+    double size = (double)h->hidden_size;
+    size_t i = 0, count = sizeof sources / sizeof sources[0];
+    while (i < count && strcmp(path, sources[i].path)) i++;
+    if (i == count) return false;
+    *hint = sources[i].hint;
+    value[0] = value[1] = 0;
+    switch (i) {
+    case 0: value[0] = h->max_grad_norm; break;
+    case 1:
+    case 6: value[0] = h->learning_rate; break;
+    case 2: memcpy(value, h->betas, sizeof h->betas); break;
+    case 3: value[0] = h->epsilon; break;
+    case 4: value[0] = h->weight_decay; break;
+    case 7: value[0] = (double)h->warmup_steps; break;
+    case 8: value[0] = (double)h->training_steps; break;
+    case 9: value[0] = size * size; break;
+    case 10: value[0] = (double)(int64_t)(0.9 * size * size); break;
+    case 11: value[0] = 10 * size; break;
+    case 12: value[0] = h->fp16; break;
+    case 13: value[0] = h->bf16; break;
+    default: break;
+    }
+    return true;
+}
+static const char *dsi_config_hint_name(unsigned hint) {
+    static const char *const names[] = {"micro_batch",    "accumulation", "max_grad_norm", "learning_rate",
+                                        "betas",          "epsilon",      "weight_decay",  "warmup_steps",
+                                        "training_steps", "hidden_size",  "fp16",          "bf16"};
+    int bit = 0;
+    while (bit < 11 && !(hint >> bit & 1)) bit++;
+    return names[bit];
+}
+
+/* The sections in which "auto" without a hint means the default, as DeepSpeed takes it. */
+static bool dsi_config_auto_is_default(const char *path) {
+    static const char *const sections[] = {"zero_optimization.", "fp16.",  "bf16.",  "comms_logger.",  "tensorboard.",
+                                           "csv_monitor.",       "wandb.", "comet.", "hybrid_engine.", "timers."};
+    for (size_t i = 0; i < sizeof sections / sizeof sections[0]; i++)
+        if (!strncmp(path, sections[i], strlen(sections[i]))) return true;
+    return false;
+}
+
+/* A key whose value is "auto". The batch keys wait for the resolver. */
+static void dsi_config_auto(dsi_config_parser *p, const dsi_config_scope *scope, uint32_t i, uint32_t node) {
+    static const ds_config_hints none = {0, 0, 0, 0, 0, 0, {0, 0}, 0, 0, 0, 0, false, false};
+    const ds_config_hints *hints = p->options->hints ? p->options->hints : &none;
+    const dsi_config_row *row = scope->table->rows + i;
+    char *to = scope->object + row->offset, expected[256];
+    double value[2];
+    unsigned hint = 0;
+    bool right, main_table = scope->table == dsi_config_tables;
+    scope->marks[i].node = node;
+    scope->marks[i].origin = DS_CONFIG_AUTO;
+    if (main_table && row->type == DSI_CONFIG_SIZE && i < 3) return;
+    if (!main_table || !dsi_config_auto_value(hints, row->path, &hint, value)) {
+        if (dsi_config_auto_is_default(row->path)) return;
+        dsi_config_say(p, DS_LOG_ERROR, NULL, node, "\"auto\" has no source for this key; expected %s",
+                       dsi_config_expected(row, expected));
+        return;
+    }
+    if (hint && !(hints->given & hint)) {
+        if (dsi_config_auto_is_default(row->path)) return;
+        dsi_config_say(p, DS_LOG_ERROR, row->path, node,
+                       "\"auto\" needs the hint \"%s\", which the program did not give", dsi_config_hint_name(hint));
+        return;
+    }
+    scope->marks[i].null = 0;
+    if (row->type == DSI_CONFIG_BOOL)
+        *(bool *)(void *)to = value[0] != 0;
+    else if (row->type == DSI_CONFIG_PAIR)
+        memcpy(to, value, sizeof value);
+    else {
+        right = value[0] == (double)(int64_t)value[0];
+        if (!dsi_config_set_number(row, to, (int64_t)value[0], right, value[0]))
+            dsi_config_say(p, DS_LOG_ERROR, row->path, node, "the hint \"%s\" is %g, expected %s",
+                           dsi_config_hint_name(hint), value[0], dsi_config_expected(row, expected));
+    }
+}
+
+/* One key with its value. */
+static void dsi_config_key(dsi_config_parser *p, const dsi_config_scope *scope, uint32_t i, uint32_t node) {
+    const dsi_json *doc = &p->state->doc;
+    const dsi_config_row *row = scope->table->rows + i;
+    const char *text = dsi_json_text(doc, node);
+    char expected[256], got[120], scratch[16];
+    dsi_config_mark *mark = scope->marks + i;
+    if (text && row->type != DSI_CONFIG_JSON && !strcmp(text, "auto") && row->kind == DSI_CONFIG_IS_KEY &&
+        (row->type != DSI_CONFIG_TEXT || dsi_config_auto_is_default(row->path))) {
+        dsi_config_auto(p, scope, i, node);
+        return;
+    }
+    mark->node = node;
+    mark->origin = DS_CONFIG_GIVEN;
+    mark->null = 0;
+    if (doc->nodes[node].type == DSI_JSON_NULL && row->accepted[0] == '?') {
+        mark->null = 1;
+        if (row->kind == DSI_CONFIG_IS_KEY) memset(scope->object + row->offset, 0, dsi_config_sizes[row->type]);
+    } else if (row->kind == DSI_CONFIG_IS_OLD && text && !strcmp(text, "auto"))
+        mark->null = 1;
+    else if (!dsi_config_set(p, row, row->kind == DSI_CONFIG_IS_OLD ? scratch : scope->object + row->offset, node))
+        dsi_config_say(p, DS_LOG_ERROR, NULL, node, "expected %s; got %s", dsi_config_expected(row, expected),
+                       dsi_config_got(doc, node, got));
+}
+
+/* The objects of a key that holds named ones. Their scopes are appended to the state's and filled later. */
+static void dsi_config_named(dsi_config_parser *p, uint32_t i, uint32_t node) {
+    const dsi_json *doc = &p->state->doc;
+    dsi_config_scope *main = p->state->scopes;
+    const dsi_config_row *row = main->table->rows + i;
+    int kind = row->type - DSI_CONFIG_METRICS + 1;
+    const dsi_config_table *table = dsi_config_tables + kind;
+    uint32_t count = doc->nodes[node].length, k = node + 1;
+    char got[120], expected[256], *objects;
+    ds_config_metrics list; /* all four kinds of lists are alike: a pointer and a count */
+    if (doc->nodes[node].type != DSI_JSON_OBJECT) {
+        if (doc->nodes[node].type != DSI_JSON_NULL)
+            dsi_config_say(p, DS_LOG_ERROR, row->path, node, "expected %s; got %s", dsi_config_expected(row, expected),
+                           dsi_config_got(doc, node, got));
+        return;
+    }
+    objects = (char *)dsi_config_take(p, count * table->bytes);
+    list.at = count ? (const ds_config_metric *)(void *)objects : NULL;
+    list.count = objects ? count : 0;
+    memcpy(main->object + row->offset, &list, sizeof list);
+    main->marks[i].node = node;
+    main->marks[i].origin = DS_CONFIG_GIVEN;
+    main->marks[i].null = 0;
+    for (uint32_t j = 0; j < list.count; j++, k = doc->nodes[k + 1].next, objects += table->bytes) {
+        dsi_config_scope *scope = p->state->scopes + p->state->scope_count;
+        size_t length = row->length + doc->nodes[k].length + 3;
+        char *prefix = (char *)dsi_config_take(p, length);
+        const char *name = doc->nodes[k].as.text;
+        if (!prefix) return;
+        snprintf(prefix, length, "%s.%s.", row->path, name);
+        memcpy(objects, &name, sizeof name);
+        p->state->scope_count++;
+        scope->table = table;
+        scope->ends = p->ends[kind];
+        scope->object = objects;
+        scope->marks = (dsi_config_mark *)dsi_config_take(p, table->count * sizeof(dsi_config_mark));
+        scope->prefix = prefix;
+        scope->row = i;
+        scope->node = k + 1;
+        dsi_config_defaults(p, scope);
+        if (doc->nodes[k + 1].type != DSI_JSON_OBJECT)
+            dsi_config_say(p, DS_LOG_ERROR, NULL, k + 1, "expected an object; got %s", dsi_config_got(doc, k + 1, got));
+    }
+}
+
+/* A section's value. True: it is an object to go into. */
+static bool dsi_config_section(dsi_config_parser *p, const dsi_config_scope *scope, uint32_t i, uint32_t node) {
+    const dsi_json *doc = &p->state->doc;
+    const dsi_config_row *row = scope->table->rows + i;
+    uint32_t type = doc->nodes[node].type;
+    char got[120];
+    if (type == DSI_JSON_NULL) return false;
+    scope->marks[i].node = node;
+    if (type == DSI_JSON_OBJECT) return true;
+    if (!strcmp(row->path, "zero_optimization") && type <= DSI_JSON_TRUE) { /* the first vintage's switch for stage 1 */
+        dsi_config_mark *mark = dsi_config_mark_of(p, "zero_optimization.stage");
+        p->config->zero_optimization.stage = type == DSI_JSON_TRUE;
+        mark->node = node;
+        mark->origin = DS_CONFIG_GIVEN;
+        dsi_config_say(p, DS_LOG_WARNING, row->path, node, "deprecated; write {\"stage\": %d}", type == DSI_JSON_TRUE);
+        return false;
+    }
+    dsi_config_say(p, DS_LOG_ERROR, NULL, node, "expected an object; got %s", dsi_config_got(doc, node, got));
+    return false;
+}
+
+/* Walks an object of the file along a table. A section in a section is a frame of the stack: the tables are at most
+   eight deep. */
+static void dsi_config_object(dsi_config_parser *p, uint32_t scope_index, uint32_t root) {
+    const dsi_json_node *nodes = p->state->doc.nodes;
+    struct {
+        uint32_t key, end, row;
+    } stack[10];
+    int depth = 0;
+    stack[0].key = root + 1;
+    stack[0].end = nodes[root].next;
+    stack[0].row = UINT32_MAX;
+    while (depth >= 0) {
+        const dsi_config_scope *scope = p->state->scopes + scope_index;
+        const dsi_config_row *rows = scope->table->rows;
+        uint32_t key = stack[depth].key, open = stack[depth].row, value, i;
+        if (key >= stack[depth].end) {
+            depth--;
+            continue;
+        }
+        value = key + 1;
+        stack[depth].key = nodes[value].next;
+        i = dsi_config_find(scope, open, nodes[key].as.text, nodes[key].length);
+        if (i == UINT32_MAX && open == UINT32_MAX && !scope_index && !strcmp(nodes[key].as.text, "bfloat16")) {
+            i = dsi_config_row_of("bf16");
+            if (dsi_json_get(&p->state->doc, root, "bf16") != DSI_JSON_NONE &&
+                nodes[dsi_json_get(&p->state->doc, root, "bf16")].type != DSI_JSON_NULL)
+                i = UINT32_MAX;
+            else
+                dsi_config_say(p, DS_LOG_WARNING, "bfloat16", key, "deprecated; write \"bf16\"");
+        }
+        if (i == UINT32_MAX) {
+            if (open == UINT32_MAX || strcmp(rows[open].status, "open")) dsi_config_unknown(p, scope, open, key);
+        } else if (rows[i].kind == DSI_CONFIG_IS_OPEN) {
+            if (!dsi_config_section(p, scope, i, value)) continue;
+            depth++;
+            stack[depth].key = value + 1;
+            stack[depth].end = nodes[value].next;
+            stack[depth].row = i;
+        } else if (rows[i].type >= DSI_CONFIG_METRICS)
+            dsi_config_named(p, i, value);
+        else
+            dsi_config_key(p, scope, i, value);
+    }
+}
+
+static void dsi_config_duplicates(dsi_config_parser *p) {
+    const dsi_json *doc = &p->state->doc;
+    char *mark = p->arena;
+    for (uint32_t object = 0; object < doc->count; object++) {
+        uint32_t *order, found;
+        if (doc->nodes[object].type != DSI_JSON_OBJECT) continue;
+        order = (uint32_t *)dsi_config_take(p, doc->nodes[object].length * sizeof *order);
+        found = order ? dsi_config_repeated(doc, object, order) : DSI_JSON_NONE;
+        if (found != DSI_JSON_NONE) dsi_config_say(p, DS_LOG_ERROR, NULL, found, "duplicate key");
+        p->arena = mark;
+    }
+}
+
+/* >>resolver */
+
+/* A value that other keys determine; it counts as derived unless the file gave it. */
+static void dsi_config_derived(const dsi_config_parser *p, const char *path) {
+    dsi_config_mark *mark = dsi_config_mark_of(p, path);
+    if (mark->origin != DS_CONFIG_AUTO) mark->origin = DS_CONFIG_DERIVED;
+    mark->null = 0;
+}
+static bool dsi_config_null(const dsi_config_parser *p, const char *path) {
+    return dsi_config_mark_of(p, path)->null;
+}
+
+/* The former spellings: each replaces its new key, and giving both is a contradiction. */
+static void dsi_config_old_keys(dsi_config_parser *p) {
+    const dsi_config_mark *marks = p->state->scopes[0].marks;
+    for (uint32_t i = 0; i < DSI_CONFIG_MAIN_ROWS; i++) {
+        const dsi_config_row *row = dsi_config_rows + i;
+        const char *section = "zero_optimization.offload_optimizer";
+        char *object = (char *)p->config;
+        uint32_t target;
+        bool offload, on;
+        if (row->kind != DSI_CONFIG_IS_OLD || marks[i].node == DSI_JSON_NONE) continue;
+        target = dsi_config_row_of(row->status);
+        offload = dsi_config_rows[target].type == DSI_CONFIG_DEVICE;
+        on = p->state->doc.nodes[marks[i].node].type == DSI_JSON_TRUE;
+        if (!strcmp(row->path, "zero_optimization.cpu_offload_param")) section = "zero_optimization.offload_param";
+        dsi_config_say(p, DS_LOG_WARNING, row->path, marks[i].node, "deprecated; write \"%s\"", row->status);
+        if (offload ? dsi_config_given(p, section) : marks[target].node != DSI_JSON_NONE) {
+            dsi_config_say(p, DS_LOG_ERROR, row->path, marks[i].node, "given together with \"%s\", which replaces it",
+                           offload ? section : row->status);
+            continue;
+        }
+        if (marks[i].null) continue;
+        if (offload) {
+            ds_config_device device = on ? DS_CONFIG_CPU : DS_CONFIG_NONE;
+            memcpy(object + dsi_config_rows[target].offset, &device, sizeof device);
+        } else if (!dsi_config_set(p, row, object + dsi_config_rows[target].offset, marks[i].node))
+            continue; /* said already */
+        p->state->scopes[0].marks[target].node = marks[i].node;
+        p->state->scopes[0].marks[target].origin = DS_CONFIG_GIVEN;
+    }
+}
+
+/* Offers batch sizes near a contradiction: each line of it multiplies out. */
+static void dsi_config_offer(char *out, size_t room, size_t total, size_t micro, size_t steps, size_t world) {
+    size_t used = 0, rank = total / world, low, one;
+    out[0] = 0;
+    one = dsi_mul(dsi_mul(micro, steps), world);
+    if (one != SIZE_MAX)
+        used += (size_t)snprintf(out + used, room - used, "%zu = %zu * %zu * %zu", one, micro, steps, world);
+    if (total % world == 0 && rank) { /* keep the total: the divisor of a rank's share that is nearest to micro */
+        size_t best = 1;
+        for (size_t d = 1; d <= rank && d <= dsi_add(micro, micro) && d <= 1000000; d++)
+            if (rank % d == 0 && (d > micro ? d - micro : micro - d) < (best > micro ? best - micro : micro - best))
+                best = d;
+        if (used < room)
+            used +=
+                (size_t)snprintf(out + used, room - used, ", %zu = %zu * %zu * %zu", total, best, rank / best, world);
+    }
+    low = total / dsi_mul(micro, world); /* keep the micro batch: round the total */
+    if (low != steps && low > 0 && used < room)
+        used += (size_t)snprintf(out + used, room - used, ", %zu = %zu * %zu * %zu", low * micro * world, micro, low,
+                                 world);
+    if (low + 1 != steps && dsi_mul(low + 1, dsi_mul(micro, world)) != SIZE_MAX && used < room)
+        snprintf(out + used, room - used, ", %zu = %zu * %zu * %zu", (low + 1) * micro * world, micro, low + 1, world);
+}
+
+static void dsi_config_mismatch(dsi_config_parser *p, const char *path, size_t total, size_t micro, size_t steps) {
+    char offers[256];
+    size_t world = p->config->world_size;
+    if (!micro) micro = 1;
+    if (!steps) steps = 1;
+    dsi_config_offer(offers, sizeof offers, total, micro, steps, world);
+    DSI_CONFIG_REFUSE(
+        p, path,
+        "train_batch_size %zu is not train_micro_batch_size_per_gpu %zu * gradient_accumulation_steps %zu * "
+        "world size %zu; these work: %s",
+        total, micro, steps, world, offers);
+}
+
+/* A batch key that is "auto": from its hint, or left to the two others. */
+static void dsi_config_batch_hint(dsi_config_parser *p, const char *path, unsigned hint, size_t *value) {
+    const ds_config_hints *h = p->options->hints;
+    dsi_config_mark *mark = dsi_config_mark_of(p, path);
+    if (mark->origin != DS_CONFIG_AUTO || !h || !(h->given & hint)) return;
+    *value = hint == DS_CONFIG_HINT_MICRO_BATCH ? h->micro_batch : h->accumulation;
+    mark->null = 0;
+    if (!*value) DSI_CONFIG_REFUSE(p, path, "the hint \"%s\" is 0, expected at least 1", dsi_config_hint_name(hint));
+}
+
+/* train_batch_size = micro batch * accumulation * world size. A key that is in the file and null, or was refused, is 0. */
+static void dsi_config_batch(dsi_config_parser *p) {
+    static const char *const total_key = "train_batch_size", *const micro_key = "train_micro_batch_size_per_gpu",
+                             *const steps_key = "gradient_accumulation_steps";
+    ds_config *c = p->config;
+    size_t world = c->world_size, total, micro, steps;
+    size_t errors = p->errors;
+    dsi_config_batch_hint(p, micro_key, DS_CONFIG_HINT_MICRO_BATCH, &c->train_micro_batch_size_per_gpu);
+    dsi_config_batch_hint(p, steps_key, DS_CONFIG_HINT_ACCUMULATION, &c->gradient_accumulation_steps);
+    if (p->errors > errors) return;
+    total = c->train_batch_size;
+    micro = c->train_micro_batch_size_per_gpu;
+    steps = c->gradient_accumulation_steps;
+    if ((!total && !dsi_config_null(p, total_key)) || (!micro && !dsi_config_null(p, micro_key)) ||
+        (!steps && !dsi_config_null(p, steps_key)))
+        return; /* refused, and said so, already */
+    if (!total && !micro) {
+        bool automatic = dsi_config_mark_of(p, total_key)->origin == DS_CONFIG_AUTO ||
+                         dsi_config_mark_of(p, micro_key)->origin == DS_CONFIG_AUTO;
+        if (automatic)
+            dsi_config_say(p, DS_LOG_ERROR, micro_key, dsi_config_mark_of(p, micro_key)->node,
+                           "\"auto\" needs the hint \"micro_batch\", which the program did not give");
+        else
+            dsi_config_say(p, DS_LOG_ERROR, total_key, dsi_config_mark_of(p, total_key)->node,
+                           "needed: train_batch_size or train_micro_batch_size_per_gpu%s",
+                           steps ? " (gradient_accumulation_steps alone does not tell the batch)" : "");
+        return;
+    }
+    if (total && total < world) {
+        DSI_CONFIG_REFUSE(p, total_key, "%zu samples do not give each of %zu ranks one", total, world);
+        return;
+    }
+    if (!total) {
+        if (!steps) c->gradient_accumulation_steps = steps = 1, dsi_config_derived(p, steps_key);
+        c->train_batch_size = dsi_mul(dsi_mul(micro, steps), world);
+        dsi_config_derived(p, total_key);
+        if (c->train_batch_size > INT64_MAX) DSI_CONFIG_REFUSE(p, micro_key, "the batch of all ranks exceeds 64 bits");
+        return;
+    }
+    if (!steps && !micro) c->gradient_accumulation_steps = steps = 1, dsi_config_derived(p, steps_key);
+    if (!steps) c->gradient_accumulation_steps = steps = total / micro / world, dsi_config_derived(p, steps_key);
+    if (!micro) c->train_micro_batch_size_per_gpu = micro = total / steps / world, dsi_config_derived(p, micro_key);
+    if (dsi_mul(dsi_mul(micro, steps), world) != total) dsi_config_mismatch(p, total_key, total, micro, steps);
+}
+
+/* What each optimizer and scheduler takes, and where its defaults differ from the table's. */
+typedef struct dsi_config_kind {
+    const char *name, *params;
+    bool lower; /* DeepSpeed implements it under its name in lower case */
+} dsi_config_kind;
+static const dsi_config_kind dsi_config_optimizers[] = {
+    {"adam", " lr betas eps weight_decay amsgrad torch_adam adam_w_mode bias_correction ", true},
+    {"adamw", " lr betas eps weight_decay amsgrad torch_adam adam_w_mode bias_correction ", true},
+    {"lamb", " lr betas eps weight_decay amsgrad bias_correction eps_inside_sqrt max_grad_norm max_coeff min_coeff ",
+     true},
+    {"lion", " lr betas weight_decay ", true},
+    {"adagrad", " lr eps weight_decay ", true},
+    {"muon", " lr betas eps weight_decay momentum nesterov muon_lr adam_lr ns_steps ", true},
+    {"onebitadam",
+     " lr betas eps weight_decay amsgrad bias_correction eps_inside_sqrt max_grad_norm freeze_step cuda_aware "
+     "comm_backend_name ",
+     true},
+    {"onebitlamb",
+     " lr betas eps weight_decay amsgrad bias_correction eps_inside_sqrt max_grad_norm max_coeff min_coeff freeze_step "
+     "cuda_aware comm_backend_name coeff_beta factor_max factor_min factor_threshold ",
+     true},
+    {"zerooneadam",
+     " lr betas eps weight_decay amsgrad bias_correction eps_inside_sqrt max_grad_norm var_freeze_step "
+     "var_update_scaler "
+     "local_step_scaler local_step_clipper cuda_aware comm_backend_name ",
+     true},
+    {"SGD", " lr weight_decay momentum dampening nesterov ", false}};
+static const dsi_config_kind dsi_config_schedulers[] = {
+    {"WarmupLR", " warmup_min_lr warmup_max_lr warmup_num_steps warmup_type last_batch_iteration ", false},
+    {"WarmupDecayLR", " warmup_min_lr warmup_max_lr warmup_num_steps warmup_type total_num_steps last_batch_iteration ",
+     false},
+    {"WarmupCosineLR",
+     " total_num_steps warmup_min_ratio warmup_num_steps cos_min_ratio warmup_type last_batch_iteration ", false},
+    {"OneCycle",
+     " cycle_min_lr cycle_max_lr decay_lr_rate cycle_first_step_size cycle_second_step_size cycle_first_stair_count "
+     "cycle_second_stair_count decay_step_size cycle_momentum cycle_min_mom cycle_max_mom decay_mom_rate "
+     "last_batch_iteration ",
+     false},
+    {"LRRangeTest",
+     " lr_range_test_min_lr lr_range_test_step_size lr_range_test_step_rate lr_range_test_staircase "
+     "last_batch_iteration ",
+     false}};
+#define DSI_CONFIG_OPTIMIZERS (sizeof dsi_config_optimizers / sizeof dsi_config_optimizers[0])
+#define DSI_CONFIG_SCHEDULERS (sizeof dsi_config_schedulers / sizeof dsi_config_schedulers[0])
+
+/* The kind of a name, in any case; NULL: foreign, or none. */
+static const dsi_config_kind *dsi_config_kind_of(const char *name, bool scheduler) {
+    const dsi_config_kind *kinds = scheduler ? dsi_config_schedulers : dsi_config_optimizers;
+    size_t count = scheduler ? DSI_CONFIG_SCHEDULERS : DSI_CONFIG_OPTIMIZERS;
+    for (size_t i = 0; name && i < count; i++) {
+        size_t n = 0;
+        while (name[n] && (name[n] | 32) == (kinds[i].name[n] | 32)) n++;
+        if (!name[n] && !kinds[i].name[n]) return kinds + i;
+    }
+    return NULL;
+}
+static bool dsi_config_takes(const dsi_config_kind *kind, const char *param) {
+    const char *at = kind->params;
+    size_t length = strlen(param);
+    for (; (at = strstr(at, param)) != NULL; at++)
+        if (at[-1] == ' ' && at[length] == ' ') return true;
+    return false;
+}
+
+/* Parameters given that the kind does not take; the kinds that do are named. */
+static void dsi_config_params(dsi_config_parser *p, const dsi_config_kind *kind, bool scheduler) {
+    const char *section = scheduler ? "scheduler.params" : "optimizer.params";
+    const dsi_config_kind *kinds = scheduler ? dsi_config_schedulers : dsi_config_optimizers;
+    size_t count = scheduler ? DSI_CONFIG_SCHEDULERS : DSI_CONFIG_OPTIMIZERS;
+    uint32_t open = dsi_config_row_of(section), object = p->state->scopes[0].marks[open].node, k = object + 1;
+    const dsi_json_node *nodes = p->state->doc.nodes;
+    if (object == DSI_JSON_NONE) return;
+    for (uint32_t i = 0; i < nodes[object].length; i++, k = nodes[k + 1].next) {
+        char names[160];
+        size_t used = 0;
+        const char *name = nodes[k].as.text;
+        if (strlen(name) == nodes[k].length && dsi_config_takes(kind, name) && !strchr(name, ' ')) continue;
+        names[0] = 0;
+        for (size_t j = 0; j < count && !strchr(name, ' ') && *name; j++)
+            if (dsi_config_takes(kinds + j, name) && used < sizeof names)
+                used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", used ? ", " : "", kinds[j].name);
+        if (p->options->unknown == DS_CONFIG_UNKNOWN_IGNORE && !used) continue;
+        if (used)
+            dsi_config_say(p, DS_LOG_ERROR, NULL, k, "no parameter of %s; it belongs to %s", kind->name, names);
+        else if (dsi_config_find(p->state->scopes, open, name, nodes[k].length) == UINT32_MAX)
+            dsi_config_unknown(p, p->state->scopes, open, k);
+    }
+}
+
+static void dsi_config_optimizer(dsi_config_parser *p) {
+    ds_config *c = p->config;
+    const dsi_config_kind *kind = dsi_config_kind_of(c->optimizer.type, false);
+    bool own_lr = dsi_config_given(p, "optimizer.params.lr");
+    if (kind) {
+        c->optimizer.type = kind->lower ? kind->name : c->optimizer.type;
+        dsi_config_params(p, kind, false);
+        if (!strcmp(kind->name, "lion") && !dsi_config_given(p, "optimizer.params.betas"))
+            c->optimizer.params.betas[1] = 0.99;
+        if (!strcmp(kind->name, "adagrad")) {
+            if (!own_lr) c->optimizer.params.lr = 0.01;
+            if (!dsi_config_given(p, "optimizer.params.eps")) c->optimizer.params.eps = 1e-10;
+        }
+        if (!strcmp(kind->name, "muon")) {
+            if (!own_lr) c->optimizer.params.lr = 0.02;
+            if (!dsi_config_given(p, "optimizer.params.momentum")) c->optimizer.params.momentum = 0.95;
+            if (!dsi_config_given(p, "optimizer.params.nesterov")) c->optimizer.params.nesterov = true;
+        }
+        if (!strncmp(kind->name, "onebit", 6) || !strcmp(kind->name, "zerooneadam"))
+            if (c->zero_optimization.stage > 0)
+                DSI_CONFIG_REFUSE(p, "optimizer.type",
+                                  "%s compresses what ZeRO partitions: it needs zero_optimization.stage 0; got %d",
+                                  kind->name, (int)c->zero_optimization.stage);
+    }
+    if (!c->optimizer.type) return;
+    if (dsi_config_null(p, "optimizer.params.muon_lr")) {
+        c->optimizer.params.muon_lr = c->optimizer.params.lr;
+        dsi_config_derived(p, "optimizer.params.muon_lr");
+    }
+    if (dsi_config_null(p, "optimizer.params.adam_lr")) {
+        c->optimizer.params.adam_lr = c->optimizer.params.lr;
+        dsi_config_derived(p, "optimizer.params.adam_lr");
+    }
+}
+
+static void dsi_config_scheduler(dsi_config_parser *p) {
+    ds_config *c = p->config;
+    const dsi_config_kind *kind;
+    static const char *const needed[3][2] = {{"scheduler.params.total_num_steps", "total_num_steps"},
+                                             {"scheduler.params.cycle_min_lr", "cycle_min_lr"},
+                                             {"scheduler.params.cycle_max_lr", "cycle_max_lr"}};
+    if (c->scheduler.type && !strcmp(c->scheduler.type, "1Cycle")) {
+        dsi_config_say(p, DS_LOG_WARNING, "scheduler.type", dsi_config_mark_of(p, "scheduler.type")->node,
+                       "deprecated; write \"OneCycle\"");
+        c->scheduler.type = "OneCycle";
+    }
+    kind = dsi_config_kind_of(c->scheduler.type, true);
+    if (!kind) return;
+    c->scheduler.type = kind->name;
+    dsi_config_params(p, kind, true);
+    for (int i = 0; i < 3; i++)
+        if (dsi_config_takes(kind, needed[i][1]) && !dsi_config_given(p, needed[i][0]))
+            dsi_config_say(p, DS_LOG_ERROR, needed[i][0], dsi_config_mark_of(p, "scheduler.type")->node, "needed by %s",
+                           kind->name);
+    if (dsi_config_null(p, "scheduler.params.warmup_max_lr") &&
+        (c->optimizer.type || !strcmp(kind->name, "WarmupDecayLR"))) {
+        c->scheduler.params.warmup_max_lr = strcmp(kind->name, "WarmupDecayLR") ? c->optimizer.params.lr : 0.001;
+        dsi_config_derived(p, "scheduler.params.warmup_max_lr");
+    }
+    if (dsi_config_null(p, "scheduler.params.cycle_second_step_size")) {
+        c->scheduler.params.cycle_second_step_size = c->scheduler.params.cycle_first_step_size;
+        dsi_config_derived(p, "scheduler.params.cycle_second_step_size");
+    }
+    if (dsi_config_null(p, "scheduler.params.cycle_second_stair_count")) {
+        c->scheduler.params.cycle_second_stair_count = c->scheduler.params.cycle_first_stair_count;
+        dsi_config_derived(p, "scheduler.params.cycle_second_stair_count");
+    }
+}
+
+/* >>rules: what the documents say about several keys at once */
+static void dsi_config_precision(dsi_config_parser *p) {
+    const ds_config *c = p->config;
+    if (c->fp16.enabled && c->bf16.enabled)
+        DSI_CONFIG_REFUSE(p, "bf16.enabled", "bf16 cannot be combined with fp16 (fp16.enabled is true too)");
+    if (c->amp.enabled && c->fp16.enabled)
+        DSI_CONFIG_REFUSE(p, "amp.enabled", "amp cannot be combined with fp16 (fp16.enabled is true too)");
+    if (c->amp.enabled && c->bf16.enabled)
+        DSI_CONFIG_REFUSE(p, "amp.enabled", "amp cannot be combined with bf16 (bf16.enabled is true too)");
+    if (c->amp.enabled && c->zero_optimization.stage > 0)
+        DSI_CONFIG_REFUSE(p, "amp.enabled", "amp is not compatible with ZeRO; zero_optimization.stage is %d",
+                          (int)c->zero_optimization.stage);
+    if (c->fp16.enabled && c->fp16.loss_scale == 0) {
+        if (c->fp16.loss_scale_window <= 0)
+            DSI_CONFIG_REFUSE(p, "fp16.loss_scale_window", "expected at least 1 with dynamic loss scaling; got %lld",
+                              (long long)c->fp16.loss_scale_window);
+        if (c->fp16.min_loss_scale <= 0)
+            DSI_CONFIG_REFUSE(p, "fp16.min_loss_scale", "expected at least 1 with dynamic loss scaling; got %lld",
+                              (long long)c->fp16.min_loss_scale);
+        if (c->fp16.initial_scale_power > 1023)
+            DSI_CONFIG_REFUSE(p, "fp16.initial_scale_power",
+                              "2 to the power of %lld is no finite scale; expected at most 1023",
+                              (long long)c->fp16.initial_scale_power);
+    }
+    if (c->fp16.fp16_master_weights_and_grads && (c->zero_optimization.stage != 2 || !c->fp16.enabled))
+        DSI_CONFIG_REFUSE(p, "fp16.fp16_master_weights_and_grads", "needs fp16.enabled and zero_optimization.stage 2");
+    if (c->bf16.bf16_optimizer_states && !c->bf16.bf16_master_weights_and_grads)
+        DSI_CONFIG_REFUSE(p, "bf16.bf16_optimizer_states", "needs bf16.bf16_master_weights_and_grads");
+}
+
+static void dsi_config_offload(dsi_config_parser *p, const char *path, ds_config_device device, const char *nvme_path,
+                               int64_t least) {
+    char key[80];
+    int64_t stage = p->config->zero_optimization.stage;
+    snprintf(key, sizeof key, "zero_optimization.%s.device", path);
+    if (device == DS_CONFIG_NONE) return;
+    if (stage < least)
+        DSI_CONFIG_REFUSE(p, key, "%s needs ZeRO stage %d%s; zero_optimization.stage is %d",
+                          device == DS_CONFIG_NVME ? "nvme" : "cpu", (int)least, least < 3 ? " or higher" : "",
+                          (int)stage);
+    if (device == DS_CONFIG_NVME && !nvme_path) {
+        snprintf(key, sizeof key, "zero_optimization.%s.device", path);
+        DSI_CONFIG_REFUSE(p, key, "\"nvme\" needs nvme_path, the folder of the swap files");
+    }
+}
+
+static void dsi_config_zero(dsi_config_parser *p) {
+    ds_config *c = p->config;
+    int64_t stage = c->zero_optimization.stage;
+    size_t hpz = c->zero_optimization.zero_hpz_partition_size;
+    ds_config_device device = c->zero_optimization.offload_optimizer.device;
+    dsi_config_offload(p, "offload_param", c->zero_optimization.offload_param.device,
+                       c->zero_optimization.offload_param.nvme_path, 3);
+    dsi_config_offload(p, "offload_optimizer", device, c->zero_optimization.offload_optimizer.nvme_path,
+                       device == DS_CONFIG_NVME ? 3 : 1);
+    if (c->zero_optimization.offload_optimizer.ratio < 1 && stage < 3)
+        DSI_CONFIG_REFUSE(p, "zero_optimization.offload_optimizer.ratio",
+                          "%g needs ZeRO stage 3; zero_optimization.stage is %d",
+                          c->zero_optimization.offload_optimizer.ratio, (int)stage);
+    if (hpz > 1 && c->world_size % hpz)
+        DSI_CONFIG_REFUSE(p, "zero_optimization.zero_hpz_partition_size", "%zu ranks do not divide the world size %zu",
+                          hpz, c->world_size);
+    if (c->zero_optimization.mics_shard_size > 0 && c->world_size % (size_t)c->zero_optimization.mics_shard_size)
+        DSI_CONFIG_REFUSE(p, "zero_optimization.mics_shard_size", "%lld ranks do not divide the world size %zu",
+                          (long long)c->zero_optimization.mics_shard_size, c->world_size);
+    if (stage == 3 && !strcmp(c->gradient_allreduce_op, "sum"))
+        DSI_CONFIG_REFUSE(p, "gradient_allreduce_op", "\"sum\" is not possible at ZeRO stage 3; expected \"mean\"");
+    if (dsi_config_null(p, "zero_optimization.overlap_comm")) {
+        c->zero_optimization.overlap_comm = stage == 3;
+        dsi_config_derived(p, "zero_optimization.overlap_comm");
+    }
+    if (c->world_size & (c->world_size - 1) && c->ds.world_invariant)
+        DSI_CONFIG_REFUSE(p, "ds.world_invariant", "needs a world size that is a power of two; got %zu", c->world_size);
+    if (c->ds.world_invariant && c->ds.native_reduce)
+        DSI_CONFIG_REFUSE(p, "ds.native_reduce", "cannot be combined with ds.world_invariant");
+    if (c->ds.reduce_at_boundary && stage > 1)
+        DSI_CONFIG_REFUSE(p, "ds.reduce_at_boundary", "stage %d reduces each micro-batch; expected stage 0 or 1",
+                          (int)stage);
+}
+
+static void dsi_config_attention(dsi_config_parser *p) {
+    const ds_config *c = p->config;
+    if (!dsi_config_given(p, "sparse_attention")) return;
+    if (c->sparse_attention.global_block_end_indices.count &&
+        c->sparse_attention.global_block_end_indices.count != c->sparse_attention.global_block_indices.count)
+        DSI_CONFIG_REFUSE(
+            p, "sparse_attention.global_block_end_indices", "must be as long as global_block_indices: %zu; got %zu",
+            c->sparse_attention.global_block_indices.count, c->sparse_attention.global_block_end_indices.count);
+    if (c->sparse_attention.horizontal_global_attention && strcmp(c->sparse_attention.attention, "bidirectional"))
+        DSI_CONFIG_REFUSE(p, "sparse_attention.horizontal_global_attention",
+                          "valid only if attention is \"bidirectional\"");
+    if (c->sparse_attention.num_different_global_patterns > 1 && !c->sparse_attention.different_layout_per_head)
+        DSI_CONFIG_REFUSE(p, "sparse_attention.num_different_global_patterns",
+                          "more than 1 needs different_layout_per_head");
+    if (!strcmp(c->sparse_attention.mode, "fixed")) {
+        if (!c->sparse_attention.num_global_blocks ||
+            c->sparse_attention.num_local_blocks % c->sparse_attention.num_global_blocks)
+            DSI_CONFIG_REFUSE(p, "sparse_attention.num_global_blocks", "must divide num_local_blocks %zu; got %zu",
+                              c->sparse_attention.num_local_blocks, c->sparse_attention.num_global_blocks);
+        else if (c->sparse_attention.num_different_global_patterns >
+                 c->sparse_attention.num_local_blocks / c->sparse_attention.num_global_blocks)
+            DSI_CONFIG_REFUSE(p, "sparse_attention.num_different_global_patterns",
+                              "at most num_local_blocks / num_global_blocks = %zu; got %zu",
+                              c->sparse_attention.num_local_blocks / c->sparse_attention.num_global_blocks,
+                              c->sparse_attention.num_different_global_patterns);
+    }
+}
+
+static void dsi_config_data(dsi_config_parser *p) {
+    const ds_config *c = p->config;
+    size_t layers = c->data_efficiency.data_routing.random_ltd.random_ltd_layer_num,
+           ids = c->data_efficiency.data_routing.random_ltd.random_ltd_layer_id.count;
+    if (c->data_efficiency.data_routing.random_ltd.enabled && layers != ids)
+        DSI_CONFIG_REFUSE(p, "data_efficiency.data_routing.random_ltd.random_ltd_layer_id",
+                          "the length must be random_ltd_layer_num %zu; got %zu", layers, ids);
+    if (c->data_efficiency.data_sampling.curriculum_learning.enabled &&
+        !c->data_efficiency.data_sampling.curriculum_learning.curriculum_metrics.count)
+        DSI_CONFIG_REFUSE(p, "data_efficiency.data_sampling.curriculum_learning.curriculum_metrics",
+                          "needed when curriculum_learning is enabled");
+    if (c->data_efficiency.data_sampling.dynamic_batching.enabled &&
+        !c->data_efficiency.data_sampling.dynamic_batching.max_tokens)
+        DSI_CONFIG_REFUSE(p, "data_efficiency.data_sampling.dynamic_batching.max_tokens",
+                          "needed when dynamic_batching is enabled");
+    if (c->autotuning.end_profile_step < c->autotuning.start_profile_step)
+        DSI_CONFIG_REFUSE(p, "autotuning.end_profile_step", "must not be less than start_profile_step %lld; got %lld",
+                          (long long)c->autotuning.start_profile_step, (long long)c->autotuning.end_profile_step);
+    if (c->comet.experiment_key) {
+        size_t n = strlen(c->comet.experiment_key);
+        bool plain = true;
+        for (const char *s = c->comet.experiment_key; *s; s++)
+            plain = plain && ((*s >= '0' && *s <= '9') || ((*s | 32) >= 'a' && (*s | 32) <= 'z'));
+        if (n < 32 || n > 50 || !plain)
+            dsi_config_say(p, c->comet.enabled ? DS_LOG_WARNING : DS_LOG_INFO, "comet.experiment_key",
+                           dsi_config_mark_of(p, "comet.experiment_key")->node,
+                           "Comet wants 32 to 50 letters and digits; got %zu characters", n);
+    }
+}
+
+/* Batch sizes come either from the elasticity section or from the batch keys. True: the former. */
+static bool dsi_config_elastic(dsi_config_parser *p) {
+    static const char *const batch[] = {"train_batch_size", "train_micro_batch_size_per_gpu",
+                                        "gradient_accumulation_steps"};
+    const ds_config *c = p->config;
+    if (!c->elasticity.enabled) return false;
+    for (int i = 0; i < 3; i++)
+        if (dsi_config_given(p, batch[i]) && !c->elasticity.ignore_non_elastic_batch_info)
+            DSI_CONFIG_REFUSE(p, batch[i],
+                              "elasticity gives the batch sizes; remove this, or set ignore_non_elastic_batch_info");
+    if (!dsi_config_given(p, "elasticity.max_train_batch_size"))
+        DSI_CONFIG_REFUSE(p, "elasticity.max_train_batch_size", "needed when elasticity is enabled");
+    if (!dsi_config_given(p, "elasticity.micro_batch_sizes"))
+        DSI_CONFIG_REFUSE(p, "elasticity.micro_batch_sizes", "needed when elasticity is enabled");
+    if (c->elasticity.max_gpus < c->elasticity.min_gpus)
+        DSI_CONFIG_REFUSE(p, "elasticity.max_gpus", "must not be less than min_gpus %zu; got %zu",
+                          c->elasticity.min_gpus, c->elasticity.max_gpus);
+    if (c->elasticity.model_parallel_size > 1 && c->elasticity.version < 0.2)
+        DSI_CONFIG_REFUSE(p, "elasticity.model_parallel_size", "needs version 0.2; got %g", c->elasticity.version);
+    return true;
+}
+
+/* Groups of a technique that is on: there must be some, each with what it needs. */
+static void dsi_config_groups(dsi_config_parser *p, const char *technique, bool on, bool optional) {
+    char path[120];
+    uint32_t row;
+    snprintf(path, sizeof path, "compression_training.%s.different_groups", technique);
+    row = dsi_config_row_of(path);
+    if (on && !optional && p->state->scopes[0].marks[row].node == DSI_JSON_NONE)
+        DSI_CONFIG_REFUSE(p, path, "needed when %s is enabled", technique);
+    for (uint32_t s = 1; on && s < p->state->scope_count; s++) {
+        const dsi_config_scope *scope = p->state->scopes + s;
+        const dsi_config_row *rows = scope->table->rows;
+        if (scope->row != row) continue;
+        for (uint32_t i = 0; i < scope->table->count; i++)
+            if (!strncmp(rows[i].path, "params.", 7) && rows[i].kind == DSI_CONFIG_IS_KEY && scope->marks[i].null) {
+                char missing[200];
+                snprintf(missing, sizeof missing, "%s%s", scope->prefix, rows[i].path);
+                dsi_config_say(p, DS_LOG_ERROR, missing, scope->node, "needed when %s is enabled", technique);
+            }
+    }
+}
+
+static void dsi_config_compression(dsi_config_parser *p) {
+    ds_config *c = p->config;
+    bool snip = !strcmp(c->compression_training.sparse_pruning.shared_parameters.method, "snip_momentum");
+    dsi_config_groups(p, "weight_quantization", c->compression_training.weight_quantization.shared_parameters.enabled,
+                      false);
+    dsi_config_groups(p, "activation_quantization",
+                      c->compression_training.activation_quantization.shared_parameters.enabled, false);
+    dsi_config_groups(p, "sparse_pruning", c->compression_training.sparse_pruning.shared_parameters.enabled, snip);
+    dsi_config_groups(p, "row_pruning", c->compression_training.row_pruning.shared_parameters.enabled, false);
+    dsi_config_groups(p, "head_pruning", c->compression_training.head_pruning.shared_parameters.enabled, false);
+    dsi_config_groups(p, "channel_pruning", c->compression_training.channel_pruning.shared_parameters.enabled, false);
+    if (c->compression_training.layer_reduction.enabled &&
+        c->compression_training.layer_reduction.teacher_layer.count !=
+            c->compression_training.layer_reduction.keep_number_layer)
+        DSI_CONFIG_REFUSE(p, "compression_training.layer_reduction.teacher_layer",
+                          "the length must be keep_number_layer %zu; got %zu",
+                          c->compression_training.layer_reduction.keep_number_layer,
+                          c->compression_training.layer_reduction.teacher_layer.count);
+    if (c->compression_training.weight_quantization.shared_parameters.quantizer_kernel && !c->fp16.enabled)
+        DSI_CONFIG_REFUSE(p, "compression_training.weight_quantization.shared_parameters.quantizer_kernel",
+                          "needs fp16.enabled");
+    if (dsi_config_null(p, "compression_training.sparse_pruning.shared_parameters.schedule_offset_end")) {
+        c->compression_training.sparse_pruning.shared_parameters.schedule_offset_end =
+            c->compression_training.sparse_pruning.shared_parameters.schedule_offset;
+        dsi_config_derived(p, "compression_training.sparse_pruning.shared_parameters.schedule_offset_end");
+    }
+    if (snip && c->compression_training.sparse_pruning.shared_parameters.schedule_offset_end <
+                    c->compression_training.sparse_pruning.shared_parameters.schedule_offset)
+        DSI_CONFIG_REFUSE(p, "compression_training.sparse_pruning.shared_parameters.schedule_offset_end",
+                          "must not be less than schedule_offset %lld; got %lld",
+                          (long long)c->compression_training.sparse_pruning.shared_parameters.schedule_offset,
+                          (long long)c->compression_training.sparse_pruning.shared_parameters.schedule_offset_end);
+    if (c->compression_training.head_pruning.shared_parameters.enabled &&
+        !c->compression_training.head_pruning.shared_parameters.num_heads)
+        DSI_CONFIG_REFUSE(p, "compression_training.head_pruning.shared_parameters.num_heads", "must be provided");
+}
+
+static void dsi_config_resolve(dsi_config_parser *p) {
+    ds_config *c = p->config;
+    dsi_config_old_keys(p);
+    if (!dsi_config_elastic(p)) dsi_config_batch(p);
+    dsi_config_optimizer(p);
+    dsi_config_scheduler(p);
+    dsi_config_precision(p);
+    dsi_config_zero(p);
+    dsi_config_attention(p);
+    dsi_config_data(p);
+    dsi_config_compression(p);
+    if (c->flops_profiler.enabled && !c->wall_clock_breakdown) {
+        c->wall_clock_breakdown = true;
+        dsi_config_mark_of(p, "wall_clock_breakdown")->origin = DS_CONFIG_DERIVED;
+    }
+    if (dsi_config_null(p, "aio.intra_op_parallelism")) {
+        c->aio.intra_op_parallelism = c->aio.thread_count;
+        dsi_config_derived(p, "aio.intra_op_parallelism");
+    } else if (!dsi_config_given(p, "aio.thread_count")) {
+        c->aio.thread_count = c->aio.intra_op_parallelism;
+        dsi_config_derived(p, "aio.thread_count");
+    }
+}
+
+/* >>parse */
+
+/* Bytes of everything besides the document: the structs and marks, and for each node of the text what a list, a sorted
+   key or a named object may take. */
+static size_t dsi_config_room(const char *text, size_t bytes, uint32_t *braces) {
+    size_t most = 0, named, rows = 0, count = 0;
+    const char *at = text, *end = text + bytes;
+    for (; (at = (const char *)memchr(at, '{', (size_t)(end - at))) != NULL; at++) count++;
+    *braces = count > UINT32_MAX - 2 ? UINT32_MAX - 2 : (uint32_t)count;
+    for (int i = 1; i < 5; i++) {
+        rows += dsi_config_tables[i].count;
+        if (dsi_config_tables[i].bytes > most) most = dsi_config_tables[i].bytes;
+    }
+    named = most + DSI_CONFIG_MOST_ROWS * sizeof(dsi_config_mark) + sizeof(dsi_config_scope) + 128 +
+            4 * 8; /* its part of the arena, its scope, its prefix, its lists' rounding */
+    rows += DSI_CONFIG_MAIN_ROWS;
+    return dsi_add(
+        dsi_add(sizeof(ds_config) + sizeof(struct ds_config_state) + rows * (sizeof(dsi_config_mark) + 2) + 8192,
+                dsi_mul(count + 1, named)),
+        dsi_mul(bytes, 3));
+}
+
+/* For each OPEN row of a table, its CLOSE. */
+static const uint16_t *dsi_config_ends(dsi_config_parser *p, const dsi_config_table *table) {
+    uint16_t *ends = (uint16_t *)dsi_config_take(p, table->count * sizeof *ends), open[10];
+    int depth = 0;
+    for (uint32_t i = 0; ends && i < table->count; i++) {
+        if (table->rows[i].kind == DSI_CONFIG_IS_OPEN) open[depth++] = (uint16_t)i;
+        if (table->rows[i].kind == DSI_CONFIG_IS_CLOSE) ends[open[--depth]] = (uint16_t)i;
+    }
+    return ends;
+}
+
+static void dsi_config_prepare(dsi_config_parser *p, uint32_t braces) {
+    struct ds_config_state *state = p->state;
+    dsi_config_scope *scope;
+    for (int i = 0; i < 5; i++) p->ends[i] = dsi_config_ends(p, dsi_config_tables + i);
+    state->scope_room = braces + 1;
+    state->scopes = (dsi_config_scope *)dsi_config_take(p, state->scope_room * sizeof *state->scopes);
+    state->scope_count = 1;
+    scope = state->scopes;
+    scope->table = dsi_config_tables;
+    scope->object = (char *)p->config;
+    scope->marks = (dsi_config_mark *)dsi_config_take(p, DSI_CONFIG_MAIN_ROWS * sizeof *scope->marks);
+    scope->prefix = "";
+    scope->ends = p->ends[0];
+    dsi_config_defaults(p, scope);
+}
+
+DS_API ds_status ds_config_parse_(const char *text, size_t bytes, const ds_config_options *options, ds_config **out,
+                                  ds_error *error, int version, size_t options_size) {
+    static const ds_config_options standard = {0, 0, false, NULL, 0, 0, {NULL, NULL, NULL}, NULL, NULL};
+    dsi_config_parser parser, *p = &parser;
+    size_t room, json_room;
+    uint32_t braces;
+    char *memory, got[120];
+    unsigned depth;
+    if (out) *out = NULL;
+    if (version != DS_CONFIG_VERSION || options_size != sizeof(ds_config_options))
+        return dsi_fail(error, DS_ERR_VERSION, "ds_config.h is version %d here and %d where it is implemented", version,
+                        DS_CONFIG_VERSION);
+    if (!text || !out) return dsi_fail(error, DS_ERR_ARGUMENT, "ds_config_parse: text or out is NULL");
+    memset(p, 0, sizeof *p);
+    p->options = options ? options : &standard;
+    p->error = error;
+    if (bytes > (p->options->max_bytes ? p->options->max_bytes : (size_t)16 << 20) || bytes >= UINT32_MAX / 2)
+        return dsi_fail(error, DS_ERR_INPUT, "1:1: the text has %zu bytes, more than are allowed", bytes);
+    depth = p->options->max_depth ? p->options->max_depth : 100;
+    if (depth > DSI_JSON_DEPTH) depth = DSI_JSON_DEPTH;
+    json_room = dsi_round_up(dsi_json_room(text, bytes), 16);
+    room = dsi_add(json_room, dsi_round_up(dsi_config_room(text, bytes, &braces), 16));
+    room = dsi_add(room, json_room / sizeof(dsi_json_node) * 24);
+    memory = (char *)dsi_alloc(&p->options->allocator, room);
+    if (!memory) return dsi_fail(error, DS_ERR_MEMORY, "no memory for a configuration (%zu bytes)", room);
+    p->arena = memory + json_room;
+    p->arena_end = memory + room;
+    p->config = (ds_config *)dsi_config_take(p, sizeof(ds_config));
+    p->state = (struct ds_config_state *)dsi_config_take(p, sizeof(struct ds_config_state));
+    p->config->state = p->state;
+    p->config->world_size = p->options->world_size ? p->options->world_size : 1;
+    p->state->allocator = p->options->allocator;
+    p->state->bytes = room;
+    /* the document ends where the arena starts; its nodes are at the front of the block */
+    if (!dsi_json_read(&p->state->doc, memory, json_room, text, bytes,
+                       p->options->strict_json ? 0u : DSI_JSON_COMMENTS | DSI_JSON_COMMAS, depth)) {
+        p->state->doc.nodes[0].offset = (uint32_t)p->state->doc.fault;
+        dsi_config_say(p, DS_LOG_ERROR, "", 0, "%s", p->state->doc.why);
+    } else if (p->state->doc.nodes[0].type != DSI_JSON_OBJECT)
+        dsi_config_say(p, DS_LOG_ERROR, "", 0, "expected an object; got %s", dsi_config_got(&p->state->doc, 0, got));
+    else {
+        dsi_config_prepare(p, braces);
+        dsi_config_duplicates(p);
+        for (uint32_t s = 0, root = 0; s < p->state->scope_count; s++) {
+            if (s) root = p->state->scopes[s].node;
+            if (p->state->doc.nodes[root].type == DSI_JSON_OBJECT) dsi_config_object(p, s, root);
+        }
+        dsi_config_resolve(p);
+    }
+    if (p->errors) {
+        if (p->errors > 1 && error) {
+            size_t length = strlen(error->message);
+            snprintf(error->message + length, sizeof error->message - length, " (and %zu more)", p->errors - 1);
+        }
+        ds_config_free(p->config);
+        return DS_ERR_INPUT;
+    }
+    *out = p->config;
+    return DS_OK;
+}
+
+DS_API void ds_config_free(ds_config *config) {
+    ds_allocator allocator;
+    if (!config) return;
+    allocator = config->state->allocator;
+    /* the document's nodes are the front of the one block */
+    dsi_release(&allocator, config->state->doc.nodes, config->state->bytes);
+}
+
+/* >>printer */
+static void dsi_config_write_value(ds_json_writer *w, const char *key, const dsi_config_row *row, const char *from,
+                                   bool null) {
+    static const char *const devices[] = {"none", "cpu", "nvme"};
+    ds_config_ints ints;
+    ds_config_texts texts;
+    ds_config_textlists lists;
+    unsigned indent = w->indent;
+    if (null) {
+        ds_json_write_null(w, key);
+        return;
+    }
+    switch (row->type) {
+    case DSI_CONFIG_BOOL: ds_json_write_bool(w, key, *(const bool *)(const void *)from); return;
+    case DSI_CONFIG_INT: ds_json_write_integer(w, key, *(const int64_t *)(const void *)from); return;
+    case DSI_CONFIG_SIZE: ds_json_write_integer(w, key, (int64_t) * (const size_t *)(const void *)from); return;
+    case DSI_CONFIG_REAL: ds_json_write_number(w, key, *(const double *)(const void *)from); return;
+    case DSI_CONFIG_TEXT: ds_json_write_string(w, key, *(const char *const *)(const void *)from); return;
+    case DSI_CONFIG_JSON: dsi_config_write_raw(w, key, *(const char *const *)(const void *)from); return;
+    case DSI_CONFIG_DEVICE:
+        ds_json_write_string(w, key, devices[*(const ds_config_device *)(const void *)from]);
+        return;
+    default: break;
+    }
+    ds_json_write_open(w, key, '[');
+    w->indent = 0; /* lists stay on their line */
+    memcpy(&ints, from, sizeof ints);
+    memcpy(&texts, from, sizeof texts);
+    memcpy(&lists, from, sizeof lists);
+    if (row->type == DSI_CONFIG_PAIR)
+        for (int i = 0; i < 2; i++) ds_json_write_number(w, NULL, ((const double *)(const void *)from)[i]);
+    else if (row->type == DSI_CONFIG_INTS)
+        for (size_t i = 0; i < ints.count; i++) ds_json_write_integer(w, NULL, ints.at[i]);
+    else if (row->type == DSI_CONFIG_TEXTS)
+        for (size_t i = 0; i < texts.count; i++) ds_json_write_string(w, NULL, texts.at[i]);
+    else
+        for (size_t i = 0; i < lists.count; i++) {
+            ds_json_write_open(w, NULL, '[');
+            for (size_t j = 0; j < lists.at[i].count; j++) ds_json_write_string(w, NULL, lists.at[i].at[j]);
+            ds_json_write_close(w, ']');
+        }
+    ds_json_write_close(w, ']');
+    w->indent = indent;
+}
+
+/* Whether a row is part of the resolved configuration: parameters only of the optimizer and scheduler that are chosen;
+   of a foreign one, those that the file gives. */
+static bool dsi_config_shown(const ds_config *config, const dsi_config_scope *scope, uint32_t i) {
+    const dsi_config_row *row = scope->table->rows + i;
+    bool scheduler = !strncmp(row->path, "scheduler.params.", 17);
+    const char *type = scheduler ? config->scheduler.type : config->optimizer.type;
+    const dsi_config_kind *kind;
+    if (row->kind == DSI_CONFIG_IS_OLD) return false;
+    if (scope->table != dsi_config_tables || (!scheduler && strncmp(row->path, "optimizer.params.", 17))) return true;
+    kind = dsi_config_kind_of(type, scheduler);
+    return kind ? dsi_config_takes(kind, row->path + row->name) : scope->marks[i].node != DSI_JSON_NONE;
+}
+
+/* The members of an open section that no row knows, as they were written. */
+static void dsi_config_write_rest(ds_json_writer *w, const ds_config *config, uint32_t open) {
+    const struct ds_config_state *state = config->state;
+    const dsi_json_node *nodes = state->doc.nodes;
+    uint32_t object = state->scopes[0].marks[open].node, k = object + 1;
+    if (object == DSI_JSON_NONE || nodes[object].type != DSI_JSON_OBJECT) return;
+    for (uint32_t i = 0; i < nodes[object].length; i++, k = nodes[k + 1].next)
+        if (dsi_config_find(state->scopes, open, nodes[k].as.text, nodes[k].length) == UINT32_MAX) {
+            dsi_config_begin(w, nodes[k].as.text, nodes[k].length);
+            dsi_config_write_node(w, &state->doc, k + 1);
+        }
+}
+
+static void dsi_config_write_scope(ds_json_writer *w, const ds_config *config, const dsi_config_scope *scope) {
+    const dsi_config_row *rows = scope->table->rows;
+    uint32_t open[10], depth = 0;
+    for (uint32_t i = 0; i < scope->table->count; i++) {
+        const char *name = rows[i].path + rows[i].name;
+        bool params = !strcmp(rows[i].path, "optimizer.params") || !strcmp(rows[i].path, "scheduler.params");
+        const char *type = rows[i].path[0] == 'o' ? config->optimizer.type : config->scheduler.type;
+        if (rows[i].kind == DSI_CONFIG_IS_OPEN && params && !type && scope->table == dsi_config_tables) {
+            ds_json_write_null(w, name);
+            i = scope->ends[i];
+        } else if (rows[i].kind == DSI_CONFIG_IS_OPEN) {
+            ds_json_write_open(w, name, '{');
+            open[depth++] = i;
+        } else if (rows[i].kind == DSI_CONFIG_IS_CLOSE) {
+            if (!strcmp(rows[open[--depth]].status, "open")) dsi_config_write_rest(w, config, open[depth]);
+            ds_json_write_close(w, '}');
+        } else if (rows[i].type >= DSI_CONFIG_METRICS) {
+            if (scope->marks[i].null) {
+                ds_json_write_null(w, name);
+                continue;
+            }
+            ds_json_write_open(w, name, '{');
+            for (uint32_t s = 1; s < config->state->scope_count; s++) {
+                const dsi_config_scope *named = config->state->scopes + s;
+                if (named->row != i) continue;
+                ds_json_write_open(w, *(const char *const *)(const void *)named->object, '{');
+                dsi_config_write_scope(w, config, named); /* whose table holds no named objects */
+                ds_json_write_close(w, '}');
+            }
+            ds_json_write_close(w, '}');
+        } else if (dsi_config_shown(config, scope, i))
+            dsi_config_write_value(w, name, rows + i, scope->object + rows[i].offset, scope->marks[i].null);
+    }
+}
+
+DS_API size_t ds_config_print(const ds_config *config, char *out, size_t room) {
+    ds_json_writer w;
+    memset(&w, 0, sizeof w);
+    w.out = out;
+    w.room = room ? room - 1 : 0;
+    w.indent = 2;
+    ds_json_write_open(&w, NULL, '{');
+    dsi_config_write_scope(&w, config, config->state->scopes);
+    ds_json_write_close(&w, '}');
+    dsi_config_put(&w, "\n", 1);
+    if (room) out[w.length < room ? w.length : room - 1] = 0;
+    return w.length;
+}
+
+/* >>questions: explain, where, unclaimed, keys, memory */
+DS_API ds_status ds_config_explain(const ds_config *config, void (*row)(void *ctx, const ds_config_row *row),
+                                   void *ctx) {
+    char small[512], path[256];
+    for (uint32_t s = 0; s < config->state->scope_count; s++) {
+        const dsi_config_scope *scope = config->state->scopes + s;
+        for (uint32_t i = 0; i < scope->table->count; i++) {
+            const dsi_config_row *r = scope->table->rows + i;
+            const dsi_config_mark *mark = scope->marks + i;
+            ds_config_row one;
+            ds_json_writer w;
+            char *large = NULL;
+            if (r->kind != DSI_CONFIG_IS_KEY || r->type >= DSI_CONFIG_METRICS || !dsi_config_shown(config, scope, i))
+                continue;
+            memset(&w, 0, sizeof w);
+            w.out = small;
+            w.room = sizeof small - 1;
+            dsi_config_write_value(&w, NULL, r, scope->object + r->offset, mark->null);
+            if (w.length > w.room) {
+                size_t length = w.length;
+                large = (char *)dsi_alloc(&config->state->allocator, length + 1);
+                if (!large) return DS_ERR_MEMORY;
+                memset(&w, 0, sizeof w);
+                w.out = large;
+                w.room = length;
+                dsi_config_write_value(&w, NULL, r, scope->object + r->offset, mark->null);
+            }
+            w.out[w.length] = 0;
+            snprintf(path, sizeof path, "%s%s", scope->prefix, r->path);
+            one.path = path;
+            one.value = w.out;
+            one.origin = (ds_config_origin)mark->origin;
+            one.doc = r->doc;
+            one.line = one.column = 0;
+            if (mark->node != DSI_JSON_NONE)
+                dsi_json_position(&config->state->doc, config->state->doc.nodes[mark->node].offset, &one.line,
+                                  &one.column);
+            row(ctx, &one);
+            if (large) dsi_release(&config->state->allocator, large, w.room + 1);
+        }
+    }
+    return DS_OK;
+}
+
+DS_API bool ds_config_where(const ds_config *config, const char *path, ds_config_origin *origin, int *line,
+                            int *column) {
+    int own_line, own_column;
+    if (!line) line = &own_line;
+    if (!column) column = &own_column;
+    *line = *column = 0;
+    *origin = DS_CONFIG_DEFAULT;
+    for (uint32_t s = 0; s < config->state->scope_count; s++) {
+        const dsi_config_scope *scope = config->state->scopes + s;
+        size_t prefix = strlen(scope->prefix);
+        if (strncmp(path, scope->prefix, prefix)) continue;
+        for (uint32_t i = 0; i < scope->table->count; i++) {
+            if (scope->table->rows[i].kind == DSI_CONFIG_IS_CLOSE || strcmp(scope->table->rows[i].path, path + prefix))
+                continue;
+            *origin = (ds_config_origin)scope->marks[i].origin;
+            if (scope->marks[i].node != DSI_JSON_NONE)
+                dsi_json_position(&config->state->doc, config->state->doc.nodes[scope->marks[i].node].offset, line,
+                                  column);
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Whether a claim is the path, or a section of it. */
+static bool dsi_config_claimed(const char *const *claims, size_t count, const char *path) {
+    for (size_t i = 0; i < count; i++) {
+        size_t n = strlen(claims[i]);
+        if (!strncmp(claims[i], path, n) && (path[n] == 0 || path[n] == '.')) return true;
+    }
+    return false;
+}
+
+DS_API size_t ds_config_unclaimed(const ds_config *config, const char *const *claims, size_t count,
+                                  void (*unclaimed)(void *ctx, const char *path, int line, int column), void *ctx) {
+    const dsi_json *doc = &config->state->doc;
+    size_t found = 0;
+    char path[256];
+    int line, column;
+    for (uint32_t s = 0; s < config->state->scope_count; s++) {
+        const dsi_config_scope *scope = config->state->scopes + s;
+        for (uint32_t i = 0; i < scope->table->count; i++) {
+            const dsi_config_row *row = scope->table->rows + i;
+            uint32_t node = scope->marks[i].node, k = node + 1;
+            bool open = row->kind == DSI_CONFIG_IS_OPEN && !strcmp(row->status, "open");
+            if (node == DSI_JSON_NONE || row->kind == DSI_CONFIG_IS_CLOSE) continue;
+            snprintf(path, sizeof path, "%s%s", scope->prefix, row->path);
+            if (dsi_config_claimed(claims, count, path)) continue;
+            if (row->kind == DSI_CONFIG_IS_OLD && dsi_config_claimed(claims, count, row->status)) continue;
+            /* set by an old key, which is reported itself */
+            if (open && doc->nodes[node].type == DSI_JSON_OBJECT)
+                for (uint32_t j = 0; j < doc->nodes[node].length; j++, k = doc->nodes[k + 1].next) {
+                    if (dsi_config_find(scope, i, doc->nodes[k].as.text, doc->nodes[k].length) != UINT32_MAX) continue;
+                    snprintf(path, sizeof path, "%s.%s", row->path, doc->nodes[k].as.text);
+                    dsi_json_position(doc, doc->nodes[k].offset, &line, &column);
+                    if (dsi_config_claimed(claims, count, path)) continue;
+                    found++;
+                    if (unclaimed) unclaimed(ctx, path, line, column);
+                }
+            if (row->kind == DSI_CONFIG_IS_OPEN || row->type >= DSI_CONFIG_METRICS) continue;
+            found++;
+            dsi_json_position(doc, doc->nodes[node].offset, &line, &column);
+            if (unclaimed) unclaimed(ctx, path, line, column);
+        }
+    }
+    return found;
+}
+
+static const char *dsi_config_type_name(int type) {
+    static const char *const names[] = {
+        "BOOL",          "INT",  "SIZE",  "REAL",      "PAIR",    "TEXT",          "JSON",
+        "DEVICE",        "INTS", "TEXTS", "TEXTLISTS", "METRICS", "WEIGHT_GROUPS", "ACTIVATION_GROUPS",
+        "PRUNING_GROUPS"};
+    return names[type];
+}
+
+DS_API void ds_config_keys(void (*key)(void *ctx, const ds_config_key *key), void *ctx) {
+    char path[256];
+    for (uint32_t i = 0; i < DSI_CONFIG_MAIN_ROWS; i++) {
+        const dsi_config_row *row = dsi_config_rows + i;
+        const dsi_config_table *table = row->kind == DSI_CONFIG_IS_KEY && row->type >= DSI_CONFIG_METRICS
+                                            ? dsi_config_tables + (row->type - DSI_CONFIG_METRICS + 1)
+                                            : NULL;
+        if (row->kind > DSI_CONFIG_IS_OLD) continue;
+        for (uint32_t j = 0; j < (table ? table->count : 1); j++) {
+            const dsi_config_row *r = table ? table->rows + j : row;
+            ds_config_key one;
+            bool old = r->kind == DSI_CONFIG_IS_OLD;
+            if (r->kind > DSI_CONFIG_IS_OLD) continue;
+            if (table) snprintf(path, sizeof path, "%s.*.%s", row->path, r->path);
+            one.path = table ? path : r->path;
+            one.type = dsi_config_type_name(r->type);
+            one.initial = r->initial;
+            one.accepted = r->accepted;
+            one.seen = r->seen;
+            one.status = old ? "old" : r->status;
+            one.newer = old ? r->status : "";
+            one.doc = r->doc;
+            key(ctx, &one);
+        }
+    }
+}
+
+/* DeepSpeed's estimators multiply in the order params, multiplier, 1 / nodes, factor, in double, and truncate. */
+static size_t dsi_config_bytes(double bytes) {
+    return bytes >= (double)SIZE_MAX ? SIZE_MAX : (size_t)bytes;
+}
+
+DS_API void ds_config_memory(const ds_config_memory_desc *d, size_t *cpu_bytes, size_t *gpu_bytes) {
+    size_t per_node = d->gpus_per_node ? d->gpus_per_node : 1, nodes = d->nodes ? d->nodes : 1;
+    double params = (double)d->params, factor = d->buffer_factor > 0 ? d->buffer_factor : 1.5, cpu, gpu;
+    double ranks = (double)dsi_mul(per_node, nodes), largest = 4 * (double)d->largest_layer;
+    double share = 1 / (double)nodes;
+    if (d->stage < 3) {
+        gpu = d->offload_optimizer ? 2 * params : 4 * params + (double)(int64_t)(16 * params / ranks);
+        cpu = params *
+              (d->offload_optimizer ? (4 * (double)per_node > 16 ? 4 * (double)per_node : 16) : 4 * (double)per_node) *
+              factor;
+        *gpu_bytes = dsi_config_bytes(gpu);
+        *cpu_bytes = dsi_config_bytes(cpu);
+        return;
+    }
+    if (d->offload_optimizer && d->offload_param) {
+        gpu = largest;
+        cpu = d->keep_init ? params * (4 * (double)per_node > 18 ? 4 * (double)per_node : 18) * factor
+                           : params * 18 * share * factor;
+    } else if (d->offload_optimizer) {
+        gpu = largest + (double)(int64_t)(2 * params / ranks);
+        cpu = d->keep_init ? params * (4 * (double)per_node > 16 ? 4 * (double)per_node : 16) * factor
+                           : params * 16 * share * factor;
+    } else {
+        gpu = largest + (double)(int64_t)(18 * params / ranks);
+        cpu = d->keep_init ? params * 4 * (double)per_node * factor : largest * (double)per_node * factor;
+    }
+    *gpu_bytes = dsi_config_bytes(gpu);
+    *cpu_bytes = dsi_config_bytes(cpu);
+}
+#undef DSI_CONFIG_KEY
+#undef DSI_CONFIG_OLD
+#undef DSI_CONFIG_OPEN
+#undef DSI_CONFIG_CLOSE
+#undef DSI_CONFIG_COUNT
+#undef DSI_CONFIG_REFUSE
+
 #endif /* DS_CONFIG_IMPL_DONE */
 
 /*

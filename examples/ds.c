@@ -1,0 +1,460 @@
+/* ds - the command-line tool over the headers. `ds --help` lists what it can do; exit status: 0 fine, 1 the input is
+   wrong, 2 bad usage, 3 the environment failed (ds run: the first failing rank's status, or 128 + its signal). */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+#define DS_IMPLEMENTATION
+#include "ds_config.h"
+
+enum { FINE = 0, INPUT = 1, USAGE = 2, ENVIRONMENT = 3 };
+
+/* Options are taken out of the arguments as they are found; what is left are the operands. */
+typedef struct arguments {
+    int count;
+    char **at;
+    const char *command, *help;
+} arguments;
+
+static int usage(const arguments *a, const char *what, const char *which) {
+    fprintf(stderr, "ds %s: %s%s%s\n%s", a->command, what, which ? " " : "", which ? which : "", a->help);
+    return USAGE;
+}
+static void take(arguments *a, int index, int n) {
+    memmove(a->at + index, a->at + index + n, (size_t)(a->count - index - n) * sizeof *a->at);
+    a->count -= n;
+}
+static bool flag(arguments *a, const char *name) {
+    for (int i = 0; i < a->count; i++)
+        if (!strcmp(a->at[i], name)) return take(a, i, 1), true;
+    return false;
+}
+/* The value of --name VALUE or --name=VALUE; fallback when it is not there; NULL when its value is missing. */
+static const char *option(arguments *a, const char *name, const char *fallback) {
+    size_t n = strlen(name);
+    for (int i = 0; i < a->count; i++) {
+        const char *value;
+        if (!strncmp(a->at[i], name, n) && a->at[i][n] == '=') return value = a->at[i] + n + 1, take(a, i, 1), value;
+        if (strcmp(a->at[i], name)) continue;
+        if (i + 1 >= a->count) return NULL;
+        return value = a->at[i + 1], take(a, i, 2), value;
+    }
+    return fallback;
+}
+/* A count as people write it: 7000000000, 7e9. */
+static bool number(const char *text, size_t *value) {
+    ds_json *json;
+    int64_t whole;
+    bool right = false;
+    *value = 0;
+    if (!text || ds_json_parse(text, strlen(text), NULL, &json, NULL)) return false;
+    if (ds_json_integer(json, 0, &whole) && whole >= 0) {
+        *value = (size_t)whole;
+        right = true;
+    }
+    ds_json_free(json);
+    return right;
+}
+/* Options left over, or a wrong number of operands, are bad usage. */
+static int operands(const arguments *a, int n) {
+    for (int i = 0; i < a->count; i++)
+        if (a->at[i][0] == '-' && a->at[i][1]) return usage(a, "unknown option", a->at[i]);
+    if (a->count != n) return usage(a, a->count < n ? "an argument is missing" : "too many arguments", NULL);
+    return FINE;
+}
+
+static char *read_file(const char *path, size_t *bytes, int *status) {
+    FILE *file = strcmp(path, "-") ? fopen(path, "rb") : stdin;
+    size_t room = 1 << 16, n;
+    char *text = NULL;
+    *bytes = 0;
+    *status = INPUT;
+    for (; file; room *= 2) {
+        char *more = (char *)realloc(text, room);
+        if (!more) errno = ENOMEM;
+        if (!more) break;
+        text = more;
+        n = fread(text + *bytes, 1, room - *bytes, file);
+        *bytes += n;
+        if (*bytes < room) break;
+    }
+    if (!file || ferror(file)) {
+        fprintf(stderr, "ds: %s: %s\n", path, strerror(errno));
+        free(text);
+        text = NULL;
+    } else if (!text) {
+        fprintf(stderr, "ds: %s: out of memory\n", path);
+        *status = ENVIRONMENT;
+    }
+    if (file && file != stdin) fclose(file);
+    return text;
+}
+
+/* What was printed must have arrived: a full disk or a closed pipe is no success. */
+static int finish(int status) {
+    if (fflush(stdout) || ferror(stdout)) {
+        fprintf(stderr, "ds: writing the result: %s\n", strerror(errno));
+        return status ? status : ENVIRONMENT;
+    }
+    return status;
+}
+
+static void say_problem(void *ctx, const ds_config_problem *p) {
+    fprintf(stderr, "%s:%d:%d: %s: %s%s%s\n", (const char *)ctx, p->line, p->column,
+            p->level == DS_LOG_ERROR ? "error" : "warning", p->path, *p->path ? ": " : "", p->message);
+}
+
+/* Reads and checks a configuration; problems go to stderr. */
+static ds_config *load_config(const char *path, size_t world_size, int unknown, int *status) {
+    ds_config_options options;
+    ds_config *config = NULL;
+    ds_error error = {DS_OK, ""};
+    size_t bytes;
+    ds_status result;
+    char *text = read_file(path, &bytes, status);
+    if (!text) return NULL;
+    memset(&options, 0, sizeof options);
+    options.world_size = world_size;
+    options.unknown = unknown;
+    options.problem = say_problem;
+    options.ctx = (void *)(uintptr_t)path;
+    result = ds_config_parse(text, bytes, &options, &config, &error);
+    free(text);
+    *status = DS_IS_ENVIRONMENT(result) ? ENVIRONMENT : INPUT;
+    if (result && (DS_IS_ENVIRONMENT(result) || !strncmp(error.message, "1:1: the text has", 17)))
+        fprintf(stderr, "%s: %s\n", path, error.message);
+    return config;
+}
+
+/* ---- ds config ---- */
+static void explain_row(void *ctx, const ds_config_row *row) {
+    static const char *const origins[] = {"default", "given", "derived", "auto"};
+    char place[24] = "-";
+    if (row->line) snprintf(place, sizeof place, "%d", row->line);
+    fprintf((FILE *)ctx, "%-60s %-24s %-8s %5s  %s\n", row->path, row->value, origins[row->origin], place, row->doc);
+}
+
+static int run_config(arguments *a) {
+    static const char *const policies[] = {"error", "warn", "ignore"};
+    const char *world = option(a, "--world-size", "1"), *unknown = option(a, "--unknown", "error");
+    bool explain = flag(a, "--explain");
+    size_t world_size, length;
+    int status = operands(a, 1), policy = 0;
+    ds_config *config;
+    char *text;
+    if (status) return status;
+    if (!number(world, &world_size) || !world_size)
+        return usage(a, "--world-size wants a number of at least 1, got", world);
+    while (policy < 3 && (!unknown || strcmp(unknown, policies[policy]))) policy++;
+    if (policy == 3) return usage(a, "--unknown wants error, warn or ignore, got", unknown);
+    config = load_config(a->at[0], world_size, policy, &status);
+    if (!config) return status;
+    status = FINE;
+    if (explain) {
+        printf("%-60s %-24s %-8s %5s  %s\n", "key", "value", "origin", "line", "meaning");
+        if (ds_config_explain(config, explain_row, stdout)) status = ENVIRONMENT;
+    } else {
+        length = ds_config_print(config, NULL, 0);
+        text = (char *)malloc(length + 1);
+        if (text) {
+            ds_config_print(config, text, length + 1);
+            fwrite(text, 1, length, stdout);
+        } else
+            status = ENVIRONMENT;
+        free(text);
+    }
+    ds_config_free(config);
+    if (status) fprintf(stderr, "ds: out of memory\n");
+    return finish(status);
+}
+
+/* ---- ds json ---- */
+static int run_json(arguments *a) {
+    int status = operands(a, 1);
+    ds_error error = {DS_OK, ""};
+    ds_json *json = NULL;
+    size_t bytes;
+    ds_status result;
+    char *text;
+    if (status) return status;
+    text = read_file(a->at[0], &bytes, &status);
+    if (!text) return status;
+    result = ds_json_parse(text, bytes, NULL, &json, &error);
+    ds_json_free(json);
+    free(text);
+    if (!result) return FINE;
+    fprintf(stderr, "%s:%s\n", a->at[0], error.message);
+    return DS_IS_ENVIRONMENT(result) ? ENVIRONMENT : INPUT;
+}
+
+/* ---- ds memory ---- */
+static int run_memory(arguments *a) {
+    const char *params = option(a, "--params", ""), *largest = option(a, "--largest-layer", "0"),
+               *gpus = option(a, "--gpus-per-node", "1"), *nodes = option(a, "--nodes", "1");
+    ds_config_memory_desc d;
+    int status = operands(a, 0);
+    memset(&d, 0, sizeof d);
+    if (status) return status;
+    if (!number(params, &d.params)) return usage(a, "--params wants a whole number", NULL);
+    if (!number(largest, &d.largest_layer)) return usage(a, "--largest-layer wants a whole number, got", largest);
+    if (!number(gpus, &d.gpus_per_node) || !d.gpus_per_node)
+        return usage(a, "--gpus-per-node wants at least 1, got", gpus);
+    if (!number(nodes, &d.nodes) || !d.nodes) return usage(a, "--nodes wants at least 1, got", nodes);
+    printf("%-6s %-18s %-14s %-10s %24s %24s\n", "stage", "offload_optimizer", "offload_param", "zero_init",
+           "bytes per CPU node", "bytes per GPU");
+    for (d.stage = 2; d.stage <= 3; d.stage++) {
+        for (int choice = 0; choice < (d.stage == 2 ? 2 : 6); choice++) {
+            size_t cpu, gpu;
+            int offload = d.stage == 2 ? 1 - choice : 2 - choice / 2;
+            d.keep_init = d.stage == 3 && choice % 2;
+            d.offload_optimizer = offload >= 1;
+            d.offload_param = offload == 2;
+            ds_config_memory(&d, &cpu, &gpu);
+            printf("%-6d %-18s %-14s %-10s %24zu %24zu\n", d.stage, d.offload_optimizer ? "cpu" : "none",
+                   d.offload_param ? "cpu" : "none",
+                   d.stage == 2  ? "-"
+                   : d.keep_init ? "no"
+                                 : "yes",
+                   cpu, gpu);
+        }
+    }
+    return finish(FINE);
+}
+
+/* ---- ds run ---- */
+#define MOST_RANKS 4096
+static volatile sig_atomic_t pending_signal;
+static void on_signal(int number_) {
+    pending_signal = number_;
+}
+
+/* A port of this machine that nobody listens on now. */
+static int free_port(void) {
+    struct sockaddr_in address;
+    socklen_t length = sizeof address;
+    int fd = socket(AF_INET, SOCK_STREAM, 0), port = 0;
+    memset(&address, 0, sizeof address);
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    if (fd >= 0 && !bind(fd, (struct sockaddr *)&address, sizeof address) &&
+        !getsockname(fd, (struct sockaddr *)&address, &length))
+        port = ntohs(address.sin_port);
+    if (fd >= 0) close(fd);
+    return port;
+}
+
+static void set_number(const char *name, long value) {
+    char text[32];
+    snprintf(text, sizeof text, "%ld", value);
+    setenv(name, text, 1);
+}
+
+/* In the child: joins the ranks' process group, and becomes the program. */
+static void become_rank(char **program, long rank, long ranks, pid_t group) {
+    struct sigaction standard;
+    sigset_t none;
+    memset(&standard, 0, sizeof standard);
+    standard.sa_handler = SIG_DFL;
+    sigaction(SIGINT, &standard, NULL);
+    sigaction(SIGTERM, &standard, NULL);
+    sigaction(SIGHUP, &standard, NULL);
+    sigaction(SIGCHLD, &standard, NULL);
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    setpgid(0, group);
+    set_number("RANK", rank);
+    set_number("LOCAL_RANK", rank);
+    set_number("WORLD_SIZE", ranks);
+    set_number("LOCAL_WORLD_SIZE", ranks);
+    execvp(program[0], program);
+    fprintf(stderr, "ds run: %s: %s\n", program[0], strerror(errno));
+    _exit(errno == ENOENT ? 127 : 126);
+}
+
+/* Waits for all ranks. A signal that comes is passed on once; when a rank fails, the others get SIGTERM, and SIGKILL
+   after five seconds. Returns the status of the rank that failed first. */
+static int watch_ranks(pid_t *pids, long ranks, pid_t group) {
+    long left = ranks;
+    int first = 0;
+    bool failed = false, killed = false;
+    struct timespec now, deadline = {0, 0};
+    sigset_t watched;
+    sigemptyset(&watched);
+    sigaddset(&watched, SIGCHLD);
+    sigaddset(&watched, SIGINT);
+    sigaddset(&watched, SIGTERM);
+    sigaddset(&watched, SIGHUP);
+    while (left) {
+        struct timespec tick = {0, 200000000};
+        int status = 0, got;
+        pid_t pid = waitpid(-1, &status, WNOHANG);
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        if (pid > 0) {
+            for (long i = 0; i < ranks; i++) {
+                int code = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+                if (pids[i] != pid) continue;
+                pids[i] = 0;
+                left--;
+                if (!code || failed) continue;
+                first = code;
+                failed = true;
+                if (WIFSIGNALED(status))
+                    fprintf(stderr, "ds run: rank %ld ended by signal %d\n", i, WTERMSIG(status));
+                else
+                    fprintf(stderr, "ds run: rank %ld ended with status %d\n", i, code);
+                if (left) kill(-group, SIGTERM);
+                deadline = now;
+                deadline.tv_sec += 5;
+            }
+            continue;
+        }
+        if (failed && !killed && now.tv_sec >= deadline.tv_sec) {
+            kill(-group, SIGKILL);
+            killed = true;
+        }
+        got = sigtimedwait(&watched, NULL, &tick);
+        if (got > 0 && got != SIGCHLD) kill(-group, got);
+    }
+    kill(-group, SIGKILL); /* what the ranks left behind */
+    return first;
+}
+
+static int run_run(arguments *a) {
+    const char *ranks_text = "1";
+    size_t ranks;
+    pid_t *pids, group = 0;
+    sigset_t watched;
+    struct sigaction action;
+    unsigned char id[8] = {0};
+    char id_text[17];
+    FILE *random;
+    int port, status;
+    /* options end at the program, whose own are left alone */
+    while (a->count && a->at[0][0] == '-') {
+        if (!strcmp(a->at[0], "--")) {
+            take(a, 0, 1);
+            break;
+        }
+        if (!strcmp(a->at[0], "-n") && a->count > 1) {
+            ranks_text = a->at[1];
+            take(a, 0, 2);
+        } else
+            return usage(a, "unknown option", a->at[0]);
+    }
+    if (!number(ranks_text, &ranks) || !ranks || ranks > MOST_RANKS)
+        return usage(a, "-n wants 1 to 4096 ranks, got", ranks_text);
+    if (!a->count) return usage(a, "a program is missing", NULL);
+    pids = (pid_t *)calloc(ranks, sizeof *pids);
+    port = free_port();
+    if (!pids || !port) {
+        fprintf(stderr, "ds run: %s\n", pids ? "no free port on 127.0.0.1" : "out of memory");
+        free(pids);
+        return ENVIRONMENT;
+    }
+    random = fopen("/dev/urandom", "rb");
+    if (!random || fread(id, 1, sizeof id, random) != sizeof id) {
+        struct timespec now;
+        pid_t self = getpid();
+        clock_gettime(CLOCK_REALTIME, &now);
+        memcpy(id, &now.tv_nsec, 4);
+        memcpy(id + 4, &self, 4);
+    }
+    if (random) fclose(random);
+    for (int i = 0; i < 8; i++) snprintf(id_text + 2 * i, 3, "%02x", id[i]);
+    setenv("DS_RUN_ID", id_text, 1);
+    setenv("MASTER_ADDR", "127.0.0.1", 1);
+    set_number("MASTER_PORT", port);
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_signal; /* SIGCHLD must not be ignored to be waited for */
+    sigaction(SIGCHLD, &action, NULL);
+    sigemptyset(&watched);
+    sigaddset(&watched, SIGCHLD);
+    sigaddset(&watched, SIGINT);
+    sigaddset(&watched, SIGTERM);
+    sigaddset(&watched, SIGHUP);
+    sigprocmask(SIG_BLOCK, &watched, NULL);
+    fflush(NULL);
+    for (size_t i = 0; i < ranks; i++) {
+        pids[i] = fork();
+        if (pids[i] == 0) become_rank(a->at, (long)i, (long)ranks, group);
+        if (pids[i] < 0) {
+            fprintf(stderr, "ds run: rank %zu: %s\n", i, strerror(errno));
+            if (group) kill(-group, SIGKILL);
+            while (waitpid(-1, NULL, 0) > 0) {}
+            free(pids);
+            return ENVIRONMENT;
+        }
+        if (!group) group = pids[i];
+        setpgid(pids[i], group);
+    }
+    status = watch_ranks(pids, (long)ranks, group);
+    free(pids);
+    return status;
+}
+
+/* ---- the table of commands ---- */
+static const struct command {
+    const char *name, *summary, *help;
+    int (*run)(arguments *a);
+} commands[] = {
+    {"config", "check and resolve a configuration",
+     "usage: ds config FILE [--world-size N] [--unknown error|warn|ignore] [--explain]\n"
+     "Prints the resolved configuration as JSON, every known key present; with --explain a table of key, value,\n"
+     "origin, line and meaning. FILE may be - for standard input. Exit status 1: the configuration is wrong.\n",
+     run_config},
+    {"json", "check that a text is JSON",
+     "usage: ds json FILE\n"
+     "Prints nothing. Exit status 0: FILE (- for standard input) is valid JSON by RFC 8259; 1: it is not, and the\n"
+     "message says line:column.\n",
+     run_json},
+    {"memory", "estimate the memory of a training",
+     "usage: ds memory --params N [--largest-layer N] [--gpus-per-node G] [--nodes K]\n"
+     "Prints DeepSpeed's estimate of model states in bytes, for each stage and offload choice (16-bit training, "
+     "Adam).\n"
+     "N is a count of parameters; 7e9 is understood.\n",
+     run_memory},
+    {"run", "start the ranks of a program on this machine",
+     "usage: ds run -n N [--] PROGRAM ARGS...\n"
+     "Runs N ranks in a process group of their own, with RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR,\n"
+     "MASTER_PORT and DS_RUN_ID set. Signals are passed on once; when a rank fails the others are ended. Exit status:\n"
+     "that of the first rank that failed, 128 + n when signal n ended it.\n",
+     run_run},
+};
+#define COMMANDS (sizeof commands / sizeof commands[0])
+
+static int help(FILE *to) {
+    fprintf(to, "usage: ds COMMAND ...\n");
+    for (size_t i = 0; i < COMMANDS; i++) fprintf(to, "  ds %-10s %s\n", commands[i].name, commands[i].summary);
+    fprintf(
+        to,
+        "ds COMMAND --help tells more. Exit status: 0 fine, 1 wrong input, 2 bad usage, 3 the environment failed.\n");
+    return to == stdout ? finish(FINE) : USAGE;
+}
+
+int main(int argc, char **argv) {
+    arguments a;
+    if (argc < 2) return help(stderr);
+    if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h")) return help(stdout);
+    for (size_t i = 0; i < COMMANDS; i++) {
+        if (strcmp(argv[1], commands[i].name)) continue;
+        if (argc > 2 && (!strcmp(argv[2], "--help") || !strcmp(argv[2], "-h"))) {
+            fputs(commands[i].help, stdout);
+            return finish(FINE);
+        }
+        a.count = argc - 2;
+        a.at = argv + 2;
+        a.command = commands[i].name;
+        a.help = commands[i].help;
+        return commands[i].run(&a);
+    }
+    fprintf(stderr, "ds: unknown command %s\n", argv[1]);
+    return help(stderr);
+}
