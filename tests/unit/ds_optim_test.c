@@ -1,0 +1,1332 @@
+/* ds_optim_test.c - ds_optim.h against DeepSpeed's and PyTorch's own results (tests/golden/), against a double-precision
+   oracle, and against itself: other SIMD levels, threads and cuttings give the same bits. */
+#define DS_IMPLEMENTATION
+#include "ds_config.h"
+#include "ds_optim.h"
+#include "tests/test.h"
+#include <xmmintrin.h>
+
+/* ---- golden files ---- */
+
+static ds_json *golden(const char *name) {
+    char path[256];
+    ds_json *json = NULL;
+    ds_error error;
+    FILE *file;
+    size_t bytes = 0, room = 1 << 20;
+    char *text = (char *)malloc(room);
+    snprintf(path, sizeof path, "tests/golden/%s.json", name);
+    if ((file = fopen(path, "rb")) == NULL) {
+        test_check(0, __FILE__, __LINE__, "cannot open %s (tests run in the repository's root)", path);
+        free(text);
+        return NULL;
+    }
+    bytes = fread(text, 1, room, file);
+    fclose(file);
+    if (ds_json_parse(text, bytes, NULL, &json, &error))
+        test_check(0, __FILE__, __LINE__, "%s: %s", path, error.message);
+    free(text);
+    return json;
+}
+/* A number, or the text of one: hexadecimal, "inf", "nan". */
+static double number(const ds_json *d, ds_json_node node) {
+    double value = 0;
+    const char *text = ds_json_string(d, node, NULL);
+    if (text) return strtod(text, NULL);
+    ds_json_number(d, node, &value);
+    return value;
+}
+static double field(const ds_json *d, ds_json_node node, const char *key, double otherwise) {
+    ds_json_node value = ds_json_get(d, node, key);
+    bool yes;
+    if (value == DS_JSON_NO_NODE || ds_json_typeof(d, value) == DS_JSON_NULL) return otherwise;
+    if (ds_json_bool(d, value, &yes)) return yes;
+    return number(d, value);
+}
+static const char *text_of(const ds_json *d, ds_json_node node, const char *key) {
+    const char *text = ds_json_string(d, ds_json_get(d, node, key), NULL);
+    return text ? text : "";
+}
+static size_t floats(const ds_json *d, ds_json_node list, float *out) {
+    size_t n = 0;
+    for (ds_json_node v = ds_json_first(d, list); v != DS_JSON_NO_NODE; v = ds_json_next(d, list, v))
+        out[n++] = (float)number(d, v);
+    return n;
+}
+#define EACH(v, d, list)                                                                                               \
+    for (ds_json_node v = ds_json_first(d, list); v != DS_JSON_NO_NODE; v = ds_json_next(d, list, v))
+
+static void compare(const ds_json *d, ds_json_node list, const float *got, double bound, const char *what) {
+    size_t i = 0;
+    EACH(v, d, list) {
+        double expected = number(d, v);
+        test_check(fabs((double)got[i] - expected) <= bound || (double)got[i] == expected, __FILE__, __LINE__,
+                   "%s[%zu]: got %.9g, expected %.9g within %g", what, i, (double)got[i], expected, bound);
+        i++;
+    }
+}
+static double largest(const ds_json *d, ds_json_node list) {
+    double most = 0;
+    EACH(v, d, list) if (fabs(number(d, v)) > most) most = fabs(number(d, v));
+    return most;
+}
+
+/* The hyper-parameters of a golden case over the type's defaults. */
+static ds_optim_params params_of(const ds_json *d, ds_json_node root, const char *type) {
+    ds_optim_params p;
+    ds_json_node hyper = ds_json_get(d, root, "hyper"), betas = ds_json_get(d, hyper, "betas");
+    CHECK_EQ(ds_optim_params_default(type, &p), DS_OK);
+    p.lr = field(d, hyper, "lr", p.lr);
+    if (betas != DS_JSON_NO_NODE)
+        p.beta1 = number(d, ds_json_at(d, betas, 0)), p.beta2 = number(d, ds_json_at(d, betas, 1));
+    p.eps = field(d, hyper, "eps", p.eps);
+    p.weight_decay = field(d, hyper, "weight_decay", 0);
+    p.bias_correction = field(d, hyper, "bias_correction", 1) != 0;
+    p.adam_w_mode = field(d, hyper, "adam_w_mode", 1) != 0;
+    p.momentum = field(d, hyper, "momentum", p.momentum);
+    p.torch_adam = strncmp(text_of(d, root, "impl"), "torch", 5) == 0;
+    p.dampening = field(d, hyper, "dampening", p.dampening);
+    p.nesterov = field(d, hyper, "nesterov", p.nesterov) != 0;
+    p.eps_inside_sqrt = field(d, hyper, "eps_inside_sqrt", 0) != 0;
+    p.max_coeff = field(d, hyper, "max_coeff", p.max_coeff);
+    p.min_coeff = field(d, hyper, "min_coeff", p.min_coeff);
+    p.max_grad_norm = field(d, hyper, "max_grad_norm", 0);
+    p.freeze_step = (int64_t)field(d, hyper, "freeze_step", (double)p.freeze_step);
+    p.var_freeze_step = (int64_t)field(d, hyper, "var_freeze_step", (double)p.var_freeze_step);
+    p.var_update_scaler = (int64_t)field(d, hyper, "var_update_scaler", (double)p.var_update_scaler);
+    p.local_step_scaler = (int64_t)field(d, hyper, "local_step_scaler", (double)p.local_step_scaler);
+    p.local_step_clipper = (int64_t)field(d, hyper, "local_step_clipper", (double)p.local_step_clipper);
+    p.coeff_beta = field(d, hyper, "coeff_beta", p.coeff_beta);
+    p.factor_max = field(d, hyper, "factor_max", p.factor_max);
+    p.factor_min = field(d, hyper, "factor_min", p.factor_min);
+    p.factor_threshold = field(d, hyper, "factor_threshold", p.factor_threshold);
+    return p;
+}
+
+enum { TENSORS = 8, ELEMENTS = 256 };
+typedef struct model {
+    size_t count;
+    ds_optim_tensor tensors[TENSORS];
+    char names[TENSORS][16];
+    float weights[TENSORS][ELEMENTS], grads[TENSORS][ELEMENTS];
+} model;
+static void model_of(model *m, const ds_json *d, ds_json_node shapes, ds_json_node init) {
+    memset(m, 0, sizeof *m);
+    EACH(shape, d, shapes) {
+        ds_optim_tensor *t = &m->tensors[m->count];
+        size_t dims = ds_json_count(d, shape);
+        snprintf(m->names[m->count], sizeof m->names[0], "t%zu", m->count);
+        t->name = m->names[m->count];
+        t->rows = dims == 2 ? (size_t)number(d, ds_json_at(d, shape, 0)) : 1;
+        t->cols = dims ? (size_t)number(d, ds_json_at(d, shape, dims - 1)) : 1;
+        m->count++;
+    }
+    for (size_t i = 0; i < m->count; i++) floats(d, ds_json_at(d, init, i), m->weights[i]);
+}
+static ds_optim *create(const char *type, const ds_optim_params *p, const model *m) {
+    ds_optim_desc desc;
+    ds_optim *o = NULL;
+    ds_error error = {DS_OK, ""};
+    memset(&desc, 0, sizeof desc);
+    desc.type = type, desc.groups = p, desc.group_count = 1;
+    desc.tensors = m->tensors, desc.tensor_count = m->count, desc.own_states = true;
+    if (ds_optim_create(&desc, &o, &error)) test_check(0, __FILE__, __LINE__, "%s", error.message);
+    return o;
+}
+static ds_status step(ds_optim *o, model *m, const ds_optim_options *options, ds_optim_report *report) {
+    ds_optim_io io[TENSORS];
+    for (size_t i = 0; i < m->count; i++) {
+        io[i].weights = m->weights[i], io[i].grad = m->grads[i];
+        io[i].weights_dtype = io[i].grad_dtype = DS_F32;
+    }
+    return ds_optim_step(o, io, options, report);
+}
+
+static void golden_optimizers(void) {
+    ds_json *d = golden("optimizers");
+    static model m;
+    if (!d) return;
+    EACH(c, d, 0) TEST_NAMED(text_of(d, c, "name")) {
+        const char *type = text_of(d, c, "optimizer");
+        ds_optim_params p = params_of(d, c, type);
+        ds_json_node expect = ds_json_get(d, c, "expect"), state = ds_json_get(d, expect, "state");
+        size_t steps = (size_t)field(d, c, "steps", 0);
+        double bound = field(d, c, "tol_abs", 0);
+        ds_loss_scaler scaler;
+        ds_loss_scaler_params scale = {false, field(d, c, "grad_scale", 1), 1, 1, false, 1, 2, false};
+        ds_optim_options options = {0, &scaler, false};
+        ds_optim *o;
+        model_of(&m, d, ds_json_get(d, c, "shapes"), ds_json_get(d, c, "init"));
+        CHECK_EQ(ds_loss_scaler_init(&scaler, &scale, NULL), DS_OK);
+        if ((o = create(type, &p, &m)) == NULL) break;
+        for (size_t s = 0; s < steps; s++) {
+            for (size_t i = 0; i < m.count; i++)
+                floats(d, ds_json_at(d, ds_json_at(d, ds_json_get(d, c, "grads"), s), i), m.grads[i]);
+            CHECK(step(o, &m, &options, NULL) == DS_OK);
+            for (size_t i = 0; i < m.count; i++)
+                compare(d, ds_json_at(d, ds_json_at(d, ds_json_get(d, expect, "params"), s), i), m.weights[i], bound,
+                        "params");
+        }
+        for (size_t i = 0; i < m.count; i++)
+            for (size_t k = 0; k < ds_optim_state_count(o, i); k++) {
+                ds_json_node list = ds_json_at(d, ds_json_get(d, state, ds_optim_state_name(o, i, k)), i);
+                CHECK(list != DS_JSON_NO_NODE);
+                compare(d, list, ds_optim_own_state(o, i, k), 4e-6 * largest(d, list), ds_optim_state_name(o, i, k));
+            }
+        ds_optim_destroy(o);
+    }
+    ds_json_free(d);
+}
+
+static void golden_loss_scaler(void) {
+    ds_json *d = golden("loss_scaler");
+    if (!d) return;
+    EACH(c, d, 0) if (strcmp(text_of(d, c, "path"), "zero") == 0) TEST_NAMED(text_of(d, c, "name")) {
+        ds_json_node given = ds_json_get(d, c, "params"), expect = ds_json_get(d, c, "expect");
+        const char *overflow = text_of(d, c, "overflow");
+        const bool half = strcmp(text_of(d, c, "dtype"), "fp16") == 0;
+        double error_at = field(d, ds_json_get(d, expect, "error"), "at_step", -1);
+        ds_loss_scaler_params p;
+        ds_loss_scaler s;
+        ds_loss_scaler_params_default(&p);
+        p.dynamic = ds_json_get(d, given, "static") == DS_JSON_NO_NODE;
+        p.initial = p.dynamic ? field(d, given, "init_scale", 0) : field(d, given, "static", 0);
+        p.window = (int64_t)field(d, given, "scale_window", 1000);
+        p.minimum = field(d, given, "min_scale", 1);
+        p.hysteresis = (int64_t)field(d, given, "delayed_shift", 1);
+        p.consecutive_hysteresis = field(d, given, "consecutive_hysteresis", 0) != 0;
+        p.go_on_at_minimum = field(d, given, "raise_error_at_min_scale", 1) == 0;
+        CHECK_EQ(ds_loss_scaler_init(&s, half ? &p : NULL, NULL), DS_OK);
+        CHECK(s.scale == field(d, expect, "initial_scale", 0));
+        for (size_t i = 0; overflow[i]; i++) {
+            ds_status status = ds_loss_scaler_update(&s, overflow[i] == '1');
+            if ((double)i == error_at) {
+                CHECK_EQ(status, DS_ERR_NUMERIC);
+                break;
+            }
+            CHECK_EQ(status, DS_OK);
+            CHECK(s.scale == number(d, ds_json_at(d, ds_json_get(d, expect, "scale"), i)));
+        }
+    }
+    ds_json_free(d);
+}
+
+/* A value of a schedule's parameter: a scalar, or the group's entry of a list. */
+static double per_group(const ds_json *d, ds_json_node params, const char *key, size_t group, double otherwise) {
+    ds_json_node v = ds_json_get(d, params, key);
+    if (ds_json_typeof(d, v) == DS_JSON_ARRAY) return number(d, ds_json_at(d, v, group));
+    return field(d, params, key, otherwise);
+}
+static void golden_schedules(void) {
+    ds_json *d = golden("schedulers");
+    if (!d) return;
+    EACH(c, d, 0)
+    if (ds_json_get(d, ds_json_get(d, c, "expect"), "lr") != DS_JSON_NO_NODE) TEST_NAMED(text_of(d, c, "name")) {
+        ds_json_node p = ds_json_get(d, c, "params"), expect = ds_json_get(d, c, "expect"),
+                     lr = ds_json_get(d, expect, "lr");
+        ds_json_node beta1 = ds_json_get(d, expect, "beta1");
+        for (size_t g = 0; g < ds_json_count(d, lr); g++) {
+            double base = number(d, ds_json_at(d, ds_json_get(d, ds_json_get(d, c, "optimizer"), "lr"), g));
+            ds_schedule s;
+            int64_t k = 0;
+            CHECK_EQ(ds_schedule_default(text_of(d, c, "type"), &s, NULL), DS_OK);
+            s.warmup_min_lr = per_group(d, p, "warmup_min_lr", g, s.warmup_min_lr);
+            s.warmup_max_lr = per_group(d, p, "warmup_max_lr", g, s.warmup_max_lr);
+            s.warmup_num_steps = (int64_t)field(d, p, "warmup_num_steps", (double)s.warmup_num_steps);
+            s.total_num_steps = (int64_t)field(d, p, "total_num_steps", 0);
+            s.warmup_linear = strcmp(text_of(d, p, "warmup_type"), "linear") == 0;
+            s.warmup_min_ratio = field(d, p, "warmup_min_ratio", s.warmup_min_ratio);
+            s.cos_min_ratio = field(d, p, "cos_min_ratio", s.cos_min_ratio);
+            s.cycle_min_lr = per_group(d, p, "cycle_min_lr", g, 0);
+            s.cycle_max_lr = per_group(d, p, "cycle_max_lr", g, 0);
+            s.decay_lr_rate = field(d, p, "decay_lr_rate", 0);
+            s.cycle_first_step_size = field(d, p, "cycle_first_step_size", s.cycle_first_step_size);
+            s.cycle_symmetric = ds_json_get(d, p, "cycle_second_step_size") == DS_JSON_NO_NODE;
+            s.cycle_second_step_size = field(d, p, "cycle_second_step_size", 0);
+            s.cycle_first_stair_count = (int64_t)field(d, p, "cycle_first_stair_count", 0);
+            s.cycle_second_stair_count = (int64_t)field(d, p, "cycle_second_stair_count", -1);
+            s.decay_step_size = field(d, p, "decay_step_size", 0);
+            s.cycle_momentum = field(d, p, "cycle_momentum", 1) != 0;
+            s.cycle_min_mom = per_group(d, p, "cycle_min_mom", g, s.cycle_min_mom);
+            s.cycle_max_mom = per_group(d, p, "cycle_max_mom", g, s.cycle_max_mom);
+            s.decay_mom_rate = field(d, p, "decay_mom_rate", 0);
+            s.lr_range_test_min_lr = per_group(d, p, "lr_range_test_min_lr", g, s.lr_range_test_min_lr);
+            s.lr_range_test_step_size =
+                (int64_t)field(d, p, "lr_range_test_step_size", (double)s.lr_range_test_step_size);
+            s.lr_range_test_step_rate = field(d, p, "lr_range_test_step_rate", s.lr_range_test_step_rate);
+            s.lr_range_test_staircase = field(d, p, "lr_range_test_staircase", 0) != 0;
+            CHECK_EQ(ds_schedule_check(&s, NULL), DS_OK);
+            EACH(v, d, ds_json_at(d, lr, g)) {
+                double got = ds_schedule_lr(&s, k, base), expected = number(d, v), b1 = 0.9, b2 = 0.999;
+                test_check(fabs(got - expected) <= 1e-12 * fabs(expected) + 1e-300, __FILE__, __LINE__,
+                           "lr after %lld steps: got %.17g, expected %.17g", (long long)k, got, expected);
+                if (beta1 != DS_JSON_NO_NODE) {
+                    ds_schedule_betas(&s, k, &b1, &b2);
+                    CHECK_NEAR(b1, number(d, ds_json_at(d, ds_json_at(d, beta1, g), (size_t)k)), 1e-12);
+                    CHECK_NEAR(
+                        b2, number(d, ds_json_at(d, ds_json_at(d, ds_json_get(d, expect, "beta2"), g), (size_t)k)), 0);
+                }
+                k++;
+            }
+        }
+    }
+    ds_json_free(d);
+}
+
+/* The injected gradients of all ranks, averaged and clipped as the engine would, by SGD with rate 1. Steps where the
+   loss scale grows divide by the scale that multiplied the loss (DeepSpeed divides by the new one). */
+static void golden_clip(void) {
+    ds_json *d = golden("grad_clip");
+    static model m;
+    if (!d) return;
+    EACH(c, d, 0) TEST_NAMED(text_of(d, c, "name")) {
+        ds_json_node expect = ds_json_get(d, c, "expect"), grads = ds_json_get(d, c, "grads");
+        ds_json_node norms = ds_json_get(d, expect, "grad_norm"),
+                     scales = ds_json_get(d, expect, "loss_scale_after_step");
+        size_t ranks = ds_json_count(d, grads), steps = (size_t)field(d, c, "steps", 0);
+        const bool fp32_stage0 = field(d, c, "zero_stage", 0) == 0 && strcmp(text_of(d, c, "dtype"), "fp32") == 0;
+        double bound = field(d, c, "tol_rel", 0), last_scale = 0, last_norm = 0;
+        ds_optim_params p;
+        ds_optim *o;
+        static float before[TENSORS][ELEMENTS];
+        ds_optim_params_default("SGD", &p);
+        p.lr = 1;
+        model_of(&m, d, ds_json_get(d, c, "shapes"), ds_json_get(d, c, "init"));
+        if ((o = create("SGD", &p, &m)) == NULL) break;
+        for (size_t s = 0; s < steps; s++) {
+            ds_json_node after = ds_json_at(d, ds_json_get(d, expect, "params_after_step"), s);
+            double scale = number(d, ds_json_at(d, scales, s));
+            bool grew = s && scale > last_scale, unchecked = fp32_stage0 && field(d, c, "gradient_clipping", 0) == 0;
+            ds_optim_options options = {field(d, c, "gradient_clipping", 0), NULL, unchecked};
+            ds_optim_report report;
+            memset(m.grads, 0, sizeof m.grads);
+            for (size_t r = 0; r < ranks; r++)
+                for (size_t i = 0; i < m.count; i++) {
+                    float own[ELEMENTS];
+                    size_t n = floats(d, ds_json_at(d, ds_json_at(d, ds_json_at(d, grads, r), s), i), own);
+                    for (size_t j = 0; j < n; j++) m.grads[i][j] += own[j] / (float)ranks;
+                }
+            memcpy(before, m.weights, sizeof before);
+            CHECK(step(o, &m, &options, &report) == DS_OK);
+            if (ds_json_typeof(d, ds_json_at(d, norms, s)) != DS_JSON_NULL) {
+                last_norm = number(d, ds_json_at(d, norms, s));
+                if (isinf(last_norm))
+                    CHECK(report.skipped == DS_OPTIM_OVERFLOW && report.overflow_tensor < m.count);
+                else
+                    test_check(fabs(report.grad_norm - last_norm) <= bound * last_norm, __FILE__, __LINE__,
+                               "norm %g, expected %g", report.grad_norm, last_norm);
+            }
+            for (size_t i = 0; i < m.count && !grew; i++)
+                compare(d, ds_json_at(d, after, i), m.weights[i],
+                        bound * (largest(d, ds_json_at(d, after, i)) +
+                                 largest(d, ds_json_at(d, ds_json_at(d, ds_json_at(d, grads, 0), s), i))),
+                        "params");
+            for (size_t i = 0; i < m.count; i++) floats(d, ds_json_at(d, after, i), m.weights[i]);
+            last_scale = scale;
+        }
+        ds_optim_destroy(o);
+    }
+    ds_json_free(d);
+}
+
+/* ---- Muon ---- */
+
+/* With a rate of one, no decay and weights of zero, the new weights are minus the update. */
+static void muon_case(const ds_json *d, ds_json_node c, bool update) {
+    static model m;
+    ds_json_node shape = ds_json_get(d, c, "shape"), expect = ds_json_get(d, c, "expect");
+    const size_t rows = (size_t)number(d, ds_json_at(d, shape, 0)), cols = (size_t)number(d, ds_json_at(d, shape, 1));
+    const size_t steps = update ? (size_t)field(d, c, "steps", 0) : 1;
+    const float shape_scale = update || rows <= cols ? 1 : (float)sqrt((double)rows / (double)cols);
+    double bound = field(d, c, "tol_abs", 0);
+    ds_optim_params p;
+    ds_optim *o;
+    memset(&m, 0, sizeof m);
+    m.count = 1, m.tensors[0].name = "w", m.tensors[0].rows = rows, m.tensors[0].cols = cols;
+    m.tensors[0].muon = DS_OPTIM_MUON_ON;
+    ds_optim_params_default("Muon", &p);
+    p.lr = 1, p.weight_decay = 0, p.ns_steps = (int)field(d, c, "ns_steps", 5);
+    p.ns_method = strcmp(text_of(d, c, "ns_method"), "gram") == 0 ? DS_OPTIM_NS_GRAM : DS_OPTIM_NS_STANDARD;
+    p.momentum = update ? field(d, c, "beta", 0) : 0;
+    p.nesterov = update && field(d, c, "nesterov", 1) != 0;
+    if ((o = create("muon", &p, &m)) == NULL) return;
+    for (size_t s = 0; s < steps; s++) {
+        ds_json_node expected =
+            update ? ds_json_at(d, ds_json_get(d, expect, "update"), s) : ds_json_get(d, expect, "output");
+        floats(d, update ? ds_json_at(d, ds_json_get(d, c, "grads"), s) : ds_json_get(d, c, "input"), m.grads[0]);
+        memset(m.weights, 0, sizeof m.weights);
+        CHECK(step(o, &m, NULL, NULL) == DS_OK);
+        for (size_t i = 0; i < rows * cols; i++) m.weights[0][i] = -m.weights[0][i] / shape_scale;
+        compare(d, expected, m.weights[0], bound, "update");
+    }
+    if (update) compare(d, ds_json_get(d, expect, "momentum"), ds_optim_own_state(o, 0, 0), bound, "momentum");
+    ds_optim_destroy(o);
+}
+static void muon_aux_case(const ds_json *d, ds_json_node c) {
+    static model m;
+    ds_json_node hyper = ds_json_get(d, c, "hyper"), adam = ds_json_get(d, hyper, "adam"),
+                 expect = ds_json_get(d, c, "expect");
+    ds_json_node betas = ds_json_get(d, adam, "betas"), lists[2][2];
+    const size_t matrices = ds_json_count(d, ds_json_get(d, c, "matrix_shapes"));
+    ds_optim_params p[2];
+    ds_optim_desc desc;
+    ds_optim *o = NULL;
+    ds_error error;
+    memset(&m, 0, sizeof m);
+    for (int v = 0; v < 2; v++) EACH(shape, d, ds_json_get(d, c, v ? "vector_shapes" : "matrix_shapes")) {
+            ds_optim_tensor *t = &m.tensors[m.count];
+            snprintf(m.names[m.count], sizeof m.names[0], "t%zu", m.count);
+            t->name = m.names[m.count], t->group = (size_t)v;
+            t->rows = v ? 1 : (size_t)number(d, ds_json_at(d, shape, 0));
+            t->cols = (size_t)number(d, ds_json_at(d, shape, v ? 0 : 1));
+            floats(d,
+                   ds_json_at(d, ds_json_get(d, c, v ? "init_vectors" : "init_matrices"),
+                              v ? m.count - matrices : m.count),
+                   m.weights[m.count]);
+            m.count++;
+        }
+    ds_optim_params_default("Muon", &p[0]);
+    p[0].lr = field(d, hyper, "lr", 0), p[0].momentum = field(d, hyper, "momentum", 0);
+    p[0].weight_decay = field(d, hyper, "weight_decay", 0), p[0].torch_adam = true;
+    p[0].adam_w_mode = field(d, c, "adam_w_mode", 1) != 0;
+    p[0].ns_steps = (int)field(d, c, "ns_steps", 5);
+    p[0].ns_method = strcmp(text_of(d, c, "ns_method"), "gram") == 0 ? DS_OPTIM_NS_GRAM : DS_OPTIM_NS_STANDARD;
+    p[1] = p[0];
+    p[1].adam_lr = field(d, adam, "lr", 0), p[1].eps = field(d, adam, "eps", 0);
+    p[1].beta1 = number(d, ds_json_at(d, betas, 0)), p[1].beta2 = number(d, ds_json_at(d, betas, 1));
+    p[1].weight_decay = field(d, adam, "weight_decay", 0);
+    memset(&desc, 0, sizeof desc);
+    desc.type = "Muon", desc.groups = p, desc.group_count = 2;
+    desc.tensors = m.tensors, desc.tensor_count = m.count, desc.own_states = true;
+    if (!CHECK(ds_optim_create(&desc, &o, &error) == DS_OK)) return;
+    lists[0][0] = ds_json_get(d, c, "grads_matrices"), lists[0][1] = ds_json_get(d, c, "grads_vectors");
+    lists[1][0] = ds_json_get(d, expect, "matrices"), lists[1][1] = ds_json_get(d, expect, "vectors");
+    for (size_t s = 0; s < (size_t)field(d, c, "steps", 0); s++) {
+        for (size_t i = 0; i < m.count; i++)
+            floats(d, ds_json_at(d, ds_json_at(d, lists[0][i >= matrices], s), i < matrices ? i : i - matrices),
+                   m.grads[i]);
+        CHECK(step(o, &m, NULL, NULL) == DS_OK);
+        for (size_t i = 0; i < m.count; i++)
+            compare(d, ds_json_at(d, ds_json_at(d, lists[1][i >= matrices], s), i < matrices ? i : i - matrices),
+                    m.weights[i], field(d, c, i < matrices ? "tol_abs" : "tol_abs_vectors", 0), m.names[i]);
+    }
+    for (size_t i = 0; i < m.count; i++)
+        for (size_t k = 0; k < ds_optim_state_count(o, i); k++)
+            compare(d,
+                    ds_json_at(d, ds_json_get(d, ds_json_get(d, expect, "state"), ds_optim_state_name(o, i, k)),
+                               i < matrices ? i : i - matrices),
+                    ds_optim_own_state(o, i, k), field(d, c, "tol_abs", 0), ds_optim_state_name(o, i, k));
+    ds_optim_destroy(o);
+}
+static void golden_muon(void) {
+    ds_json *d = golden("muon");
+    if (!d) return;
+    EACH(c, d, 0) TEST_NAMED(text_of(d, c, "name")) {
+        const char *kind = text_of(d, c, "kind");
+        if (strcmp(kind, "muon_with_aux_adam") == 0)
+            muon_aux_case(d, c);
+        else
+            muon_case(d, c, strcmp(kind, "muon_update") == 0);
+    }
+    ds_json_free(d);
+}
+
+/* ---- the 1-bit family, on threads as ranks ---- */
+
+enum { RANKS_MOST = 4 };
+typedef struct ranks {
+    size_t size;
+    pthread_barrier_t barrier;
+    unsigned char bytes[RANKS_MOST][4096];
+} ranks;
+typedef struct rank {
+    ranks *all;
+    int rank;
+    const ds_json *d;
+    ds_json_node c;
+} rank;
+static ds_status exchange(void *ctx, const void *mine, void *all, size_t bytes) {
+    rank *r = (rank *)ctx;
+    memcpy(r->all->bytes[r->rank], mine, bytes);
+    pthread_barrier_wait(&r->all->barrier);
+    for (size_t i = 0; i < r->all->size; i++) memcpy((char *)all + i * bytes, r->all->bytes[i], bytes);
+    pthread_barrier_wait(&r->all->barrier);
+    return DS_OK;
+}
+static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER; /* for CHECK */
+static void *one_bit_rank(void *arg) {
+    rank *r = (rank *)arg;
+    const ds_json *d = r->d;
+    const ds_json_node c = r->c, expect = ds_json_get(d, c, "expect"), grads = ds_json_get(d, c, "grads");
+    const ds_json_node mask_list = ds_json_get(d, c, "exp_avg_mask"), apart = ds_json_get(d, expect, "params_per_rank");
+    const char *type = text_of(d, c, "optimizer");
+    const ds_optim_options unchecked = {0, NULL, true};
+    double bound = field(d, c, "tol_abs", 0);
+    float mask[ELEMENTS];
+    const float *masks[TENSORS];
+    ds_optim_params p;
+    ds_optim_desc desc;
+    ds_optim *o = NULL;
+    ds_error error;
+    model *m = (model *)calloc(1, sizeof *m);
+    pthread_mutex_lock(&one_at_a_time);
+    p = params_of(d, c, type);
+    model_of(m, d, ds_json_get(d, c, "shapes"), ds_json_get(d, c, "init"));
+    memset(&desc, 0, sizeof desc);
+    desc.type = type, desc.groups = &p, desc.group_count = 1;
+    desc.tensors = m->tensors, desc.tensor_count = m->count, desc.own_states = true;
+    desc.group.exchange = exchange, desc.group.ctx = r, desc.group.rank = r->rank, desc.group.size = (int)r->all->size;
+    for (size_t i = 0; i < m->count; i++) masks[i] = mask;
+    if (ds_json_typeof(d, mask_list) == DS_JSON_ARRAY) floats(d, mask_list, mask), desc.masks = masks;
+    if (ds_optim_create(&desc, &o, &error)) test_check(0, __FILE__, __LINE__, "%s", error.message);
+    pthread_mutex_unlock(&one_at_a_time);
+    for (size_t s = 0; o && s < (size_t)field(d, c, "steps", 0); s++) {
+        bool average = false;
+        ds_json_bool(d, ds_json_at(d, ds_json_get(d, expect, "allreduce_before_step"), s), &average);
+        memset(m->grads, 0, sizeof m->grads);
+        for (size_t q = 0; q < r->all->size; q++)
+            for (size_t i = 0; i < m->count; i++) {
+                float own[ELEMENTS];
+                size_t n = floats(d, ds_json_at(d, ds_json_at(d, ds_json_at(d, grads, q), s), i), own);
+                for (size_t j = 0; j < n; j++)
+                    if (average)
+                        m->grads[i][j] += own[j] / (float)r->all->size;
+                    else if ((int)q == r->rank)
+                        m->grads[i][j] = own[j];
+            }
+        {
+            const bool local = ds_optim_wants_local_gradients(o);
+            const ds_status status = step(o, m, &unchecked, NULL);
+            ds_json_node after = ds_json_at(
+                d, apart == DS_JSON_NO_NODE ? ds_json_get(d, expect, "params") : ds_json_at(d, apart, (size_t)r->rank),
+                s);
+            pthread_mutex_lock(&one_at_a_time);
+            CHECK(status == DS_OK);
+            CHECK(local == !average);
+            for (size_t i = 0; i < m->count; i++) compare(d, ds_json_at(d, after, i), m->weights[i], bound, "params");
+            for (int which = 0; which < 2; which++) {
+                ds_json_node list = ds_json_at(
+                    d, ds_json_at(d, ds_json_get(d, expect, which ? "server_error" : "worker_error"), (size_t)r->rank),
+                    s);
+                size_t i = 0, n;
+                EACH(e, d, list) {
+                    if (ds_json_typeof(d, e) == DS_JSON_ARRAY) {
+                        float *buffer = ds_optim_error_buffer(o, i, which, &n);
+                        CHECK_EQ(n, ds_json_count(d, e));
+                        compare(d, e, buffer, bound, which ? "server_error" : "worker_error");
+                    }
+                    i++;
+                }
+            }
+            pthread_mutex_unlock(&one_at_a_time);
+        }
+    }
+    pthread_mutex_lock(&one_at_a_time);
+    for (size_t i = 0; o && i < m->count; i++)
+        for (size_t k = 0; k < ds_optim_state_count(o, i); k++) {
+            char key[64];
+            ds_json_node list;
+            snprintf(key, sizeof key, "final_%s", ds_optim_state_name(o, i, k));
+            list = ds_json_get(d, expect, key);
+            if (k < 2 || ds_json_typeof(d, ds_json_at(d, ds_json_at(d, list, 0), 0)) == DS_JSON_ARRAY)
+                list =
+                    ds_json_at(d, list, (size_t)r->rank); // the fresh variance is alike on all ranks, and listed once
+            list = ds_json_at(d, list, i);
+            CHECK(list != DS_JSON_NO_NODE);
+            compare(d, list, ds_optim_own_state(o, i, k), bound, key);
+        }
+    pthread_mutex_unlock(&one_at_a_time);
+    ds_optim_destroy(o);
+    free(m);
+    return NULL;
+}
+static void run_ranks(rank *each, ranks *all, size_t size, void *(*body)(void *)) {
+    pthread_t threads[RANKS_MOST];
+    all->size = size;
+    pthread_barrier_init(&all->barrier, NULL, (unsigned)size);
+    for (size_t i = 0; i < size; i++) {
+        each[i].all = all, each[i].rank = (int)i;
+        pthread_create(&threads[i], NULL, body, &each[i]);
+    }
+    for (size_t i = 0; i < size; i++) pthread_join(threads[i], NULL);
+    pthread_barrier_destroy(&all->barrier);
+}
+static void golden_one_bit(void) {
+    ds_json *d = golden("one_bit");
+    static ranks all;
+    if (!d) return;
+    EACH(c, d, 0) TEST_NAMED(text_of(d, c, "name")) {
+        rank each[RANKS_MOST];
+        for (int i = 0; i < RANKS_MOST; i++) each[i].d = d, each[i].c = c;
+        run_ranks(each, &all, (size_t)field(d, c, "world_size", 1), one_bit_rank);
+    }
+    ds_json_free(d);
+}
+
+/* ---- one result: levels, cuttings, threads, alignment ---- */
+
+static uint64_t hash_bytes(uint64_t h, const void *bytes, size_t n) {
+    for (size_t i = 0; i < n; i++) h = (h ^ ((const unsigned char *)bytes)[i]) * 0x100000001B3u;
+    return h;
+}
+static const char *const every_type[] = {"Adam", "AdamW", "SGD",        "Adagrad",     "Lion",
+                                         "Lamb", "Muon",  "OneBitAdam", "ZeroOneAdam", "OneBitLamb"};
+enum { TYPES = sizeof every_type / sizeof *every_type };
+
+/* Gradients and weights that a trainer never shows: denormals, zeros of both signs, huge and tiny next to each other. */
+static float wild(uint64_t *seed) {
+    const double u = test_uniform(seed) * 2 - 1;
+    switch (test_random(seed) % 16) {
+    case 0: return 0.0f;
+    case 1: return -0.0f;
+    case 2: return dsi_f32_of_bits((uint32_t)(test_random(seed) & 0x807FFFFFu)); /* denormal */
+    case 3: return (float)(u * 1e-20);
+    case 4: return (float)(u * 1e12);
+    default: return (float)u;
+    }
+}
+enum { BIG = 5 * DS_GRAIN + 37 };
+typedef struct arrays { /* one float beyond the front, so that nothing is aligned to more than an element */
+    float weights[1 + BIG], state[DS_OPTIM_MAX_STATES][1 + BIG], grad[1 + BIG];
+    uint16_t half_grad[1 + BIG], out[1 + BIG];
+} arrays;
+
+/* Some steps of `type` over one tensor cut every `cut` grains, last slice first; a hash of all that it wrote. */
+static uint64_t run_bits(const char *type, ds_optim_level level, size_t count, size_t cut, ds_dtype dtype,
+                         unsigned threads) {
+    static arrays a;
+    ds_optim_tensor tensor = {"w", 1, 0, 0, DS_F32, DS_OPTIM_MUON_AUTO};
+    ds_optim_params p;
+    ds_optim_desc desc;
+    ds_optim *o = NULL;
+    ds_error error;
+    uint64_t seed = 7 + count, h = 0xCBF29CE484222325u;
+    memset(&desc, 0, sizeof desc);
+    memset(&a, 0, sizeof a);
+    ds_optim_params_default(type, &p);
+    p.weight_decay = 0.1, p.momentum = 0.9, p.nesterov = true, p.freeze_step = 2, p.var_freeze_step = 3;
+    p.adam_w_mode = strcmp(type, "Adam") != 0;
+    tensor.cols = count;
+    if (strcmp(type, "Muon") == 0)
+        tensor.muon = DS_OPTIM_MUON_ON, tensor.rows = 37, tensor.cols = count / 37, count = tensor.rows * tensor.cols;
+    desc.type = type, desc.groups = &p, desc.group_count = 1, desc.tensors = &tensor, desc.tensor_count = 1;
+    desc.level = level, desc.threads = threads;
+    if (!CHECK(ds_optim_create(&desc, &o, &error) == DS_OK)) return 0;
+    if (ds_optim_tensor_work(o, 0) >= DS_OPTIM_WHOLE || !cut) cut = BIG;
+    for (size_t i = 0; i < count; i++) a.weights[1 + i] = wild(&seed);
+    for (int s = 0; s < 5; s++) {
+        ds_optim_slice slices[8];
+        size_t n = 0;
+        for (size_t i = 0; i < count; i++) {
+            float g = wild(&seed);
+            a.grad[1 + i] = g;
+            a.half_grad[1 + i] = dtype == DS_F16 ? dsi_f16_of_f32(g * 1e-8f) : dsi_bf16_of_f32(g);
+        }
+        for (size_t begin = 0; begin < count; begin += cut * DS_GRAIN, n++) {
+            ds_optim_slice *x = &slices[n];
+            memset(x, 0, sizeof *x);
+            x->begin = begin, x->count = count - begin < cut * DS_GRAIN ? count - begin : cut * DS_GRAIN;
+            x->master = a.weights + 1 + begin;
+            for (size_t k = 0; k < DS_OPTIM_MAX_STATES; k++) x->state[k] = a.state[k] + 1 + begin;
+            x->grad = dtype == DS_F32 ? (void *)(a.grad + 1 + begin) : (void *)(a.half_grad + 1 + begin);
+            x->grad_dtype = dtype;
+            x->weights16 = a.out + 1 + begin;
+            x->weights16_dtype = s % 2 ? DS_BF16 : DS_F16;
+        }
+        CHECK(ds_optim_begin(o, s ? 0.25 : 1, 1, 0) == DS_OK);
+        if (ds_optim_tensor_work(o, 0) == DS_OPTIM_BY_NORM || ds_optim_tensor_work(o, 0) == DS_OPTIM_WHOLE_BY_NORM) {
+            for (size_t i = n; i--;) CHECK(ds_optim_measure(o, &slices[i], 1) == DS_OK);
+            CHECK(ds_optim_combine(o) == DS_OK);
+        }
+        if (s % 2)
+            CHECK(ds_optim_apply(o, slices, n) == DS_OK);
+        else
+            for (size_t i = n; i--;) CHECK(ds_optim_apply(o, &slices[i], 1) == DS_OK);
+        CHECK(ds_optim_end(o) == DS_OK);
+        h = hash_bytes(h, a.out, sizeof a.out);
+    }
+    h = hash_bytes(h, a.weights, sizeof a.weights);
+    h = hash_bytes(h, a.state, sizeof a.state);
+    ds_optim_destroy(o);
+    return h;
+}
+static bool has_level(ds_optim_level level) {
+    return dsi_optim_kernels_of(level) != NULL;
+}
+
+static void one_result(void) {
+    static const size_t sizes[] = {0, 1, 7, 8, 15, 16, 17, 31, 33, 1023, 1024, 1025, BIG};
+    static const ds_dtype dtypes[] = {DS_F32, DS_BF16, DS_F16};
+    for (int level = DS_OPTIM_LEVEL_AVX2; level <= DS_OPTIM_LEVEL_AVX512; level++)
+        for (int t = 0; t < TYPES; t++) {
+            char name[64];
+            snprintf(name, sizeof name, "bits_level%d_%s", level, every_type[t]);
+            TEST_NAMED(name) {
+                if (!has_level((ds_optim_level)level)) {
+                    SKIP("this machine lacks the SIMD level");
+                    break;
+                }
+                for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+                    ds_dtype dtype = dtypes[i % 3];
+                    CHECK(run_bits(every_type[t], DS_OPTIM_LEVEL_SCALAR, sizes[i], 0, dtype, 0) ==
+                          run_bits(every_type[t], (ds_optim_level)level, sizes[i], 0, dtype, 0));
+                }
+            }
+        }
+    for (int t = 0; t < TYPES; t++) {
+        char name[64];
+        snprintf(name, sizeof name, "bits_cutting_%s", every_type[t]);
+        TEST_NAMED(name) {
+            const uint64_t h = run_bits(every_type[t], DS_OPTIM_LEVEL_BEST, BIG, 0, DS_BF16, 0);
+            CHECK(run_bits(every_type[t], DS_OPTIM_LEVEL_BEST, BIG, 1, DS_BF16, 0) == h);
+            CHECK(run_bits(every_type[t], DS_OPTIM_LEVEL_BEST, BIG, 2, DS_BF16, 3) == h);
+            CHECK(run_bits(every_type[t], DS_OPTIM_LEVEL_BEST, BIG, 0, DS_BF16, 4) == h);
+        }
+    }
+    TEST(tile_of_every_level) { /* the product's tiles, against a plain loop of fused multiply-adds */
+        static float a[6 * 70], b[32 * 70], c[6 * 32];
+        uint64_t seed = 3;
+        for (size_t i = 0; i < sizeof a / sizeof *a; i++) a[i] = wild(&seed);
+        for (size_t i = 0; i < sizeof b / sizeof *b; i++) b[i] = wild(&seed);
+        for (int level = DS_OPTIM_LEVEL_SCALAR; level <= DS_OPTIM_LEVEL_AVX512; level++) {
+            const dsi_optim_simd *simd = dsi_optim_kernels_of((ds_optim_level)level);
+            if (!simd) continue;
+            simd->tile(a, b, 70, c);
+            for (size_t i = 0; i < 6; i++)
+                for (size_t j = 0; j < simd->tile_columns; j++) {
+                    float sum = 0;
+                    for (size_t l = 0; l < 70; l++) sum = fmaf(a[l * 6 + i], b[l * simd->tile_columns + j], sum);
+                    CHECK(dsi_bits_of_f32(sum) == dsi_bits_of_f32(c[i * simd->tile_columns + j]));
+                }
+        }
+    }
+}
+
+/* ---- the pieces ---- */
+
+static void pieces(void) {
+    TEST(cast_every_half) {
+        /* all 65,536 halves, at every level: widening is exact, narrowing gives them back */
+        static uint16_t half[65536], back[65536];
+        static float wide[65536];
+        for (int dtype = DS_F16; dtype <= DS_BF16; dtype++)
+            for (int level = DS_OPTIM_LEVEL_SCALAR; level <= DS_OPTIM_LEVEL_AVX512; level++) {
+                const dsi_optim_simd *simd = dsi_optim_kernels_of((ds_optim_level)level);
+                if (!simd) continue;
+                for (size_t i = 0; i < 65536; i++) half[i] = (uint16_t)i;
+                simd->widen(wide, half, (ds_dtype)dtype, 1.0f, 65536);
+                simd->narrow(back, (ds_dtype)dtype, wide, 65536);
+                for (size_t i = 0; i < 65536; i++) {
+                    float one = dtype == DS_F16 ? dsi_f32_of_f16(half[i]) : dsi_f32_of_bf16(half[i]);
+                    if (one != one)
+                        CHECK(wide[i] != wide[i] &&
+                              (back[i] & (dtype == DS_F16 ? 0x7C00 : 0x7F80)) == (dtype == DS_F16 ? 0x7C00 : 0x7F80) &&
+                              (back[i] & (dtype == DS_F16 ? 0x3FF : 0x7F)));
+                    else
+                        CHECK(wide[i] == one && back[i] == half[i]);
+                }
+            }
+    }
+    TEST(narrow_rounds_like_the_scalar_rule) {
+        static float from[4096];
+        static uint16_t one[4096], other[4096];
+        uint64_t seed = 11;
+        for (int dtype = DS_F16; dtype <= DS_BF16; dtype++)
+            for (int round = 0; round < 50; round++) {
+                for (size_t i = 0; i < 4096; i++) {
+                    uint32_t bits = (uint32_t)test_random(&seed);
+                    if (round % 3 == 0) bits = (bits & 0xFFFF0000u) | 0x8000u;     /* ties of bf16 */
+                    if (round % 3 == 1) bits = (bits & 0x8FFFFFFFu) | 0x30000000u; /* the range of fp16 */
+                    from[i] = dsi_f32_of_bits(bits);
+                }
+                dsi_optim_x1.narrow(one, (ds_dtype)dtype, from, 4096);
+                for (int level = DS_OPTIM_LEVEL_AVX2; level <= DS_OPTIM_LEVEL_AVX512; level++) {
+                    const dsi_optim_simd *simd = dsi_optim_kernels_of((ds_optim_level)level);
+                    if (!simd) continue;
+                    simd->narrow(other, (ds_dtype)dtype, from, 4096);
+                    CHECK(memcmp(one, other, sizeof one) == 0);
+                }
+            }
+    }
+    TEST(cast_accumulate_scale) {
+        static float x[2100], y[2100];
+        static uint16_t h[2100], h2[2100];
+        uint64_t seed = 5;
+        for (size_t i = 0; i < 2100; i++) x[i] = wild(&seed);
+        CHECK(ds_optim_cast(h, DS_BF16, x, DS_F32, 2100) == DS_OK);
+        CHECK(ds_optim_cast(y, DS_F32, h, DS_BF16, 2100) == DS_OK);
+        for (size_t i = 0; i < 2100; i++) CHECK(y[i] == dsi_f32_of_bf16(dsi_bf16_of_f32(x[i])));
+        CHECK(ds_optim_cast(h2, DS_F16, h, DS_BF16, 2100) == DS_OK);
+        for (size_t i = 0; i < 2100; i++) CHECK(h2[i] == dsi_f16_of_f32(y[i]));
+        CHECK(ds_optim_cast(y, DS_F32, x, DS_F32, 2100) == DS_OK && memcmp(x, y, sizeof x) == 0);
+        CHECK(ds_optim_accumulate(y, DS_F32, h, DS_BF16, 2100) == DS_OK);
+        for (size_t i = 0; i < 2100; i++) CHECK(y[i] == x[i] + dsi_f32_of_bf16(h[i]));
+        memcpy(h2, h, sizeof h);
+        CHECK(ds_optim_accumulate(h2, DS_BF16, x, DS_F32, 2100) == DS_OK);
+        for (size_t i = 0; i < 2100; i++) CHECK(h2[i] == dsi_bf16_of_f32(dsi_f32_of_bf16(h[i]) + x[i]));
+        CHECK(ds_optim_scale(h2, DS_BF16, 0.5f, 2100) == DS_OK && ds_optim_scale(y, DS_F32, 0.5f, 2100) == DS_OK);
+        for (size_t i = 0; i < 2100; i++) CHECK(y[i] == (x[i] + dsi_f32_of_bf16(h[i])) * 0.5f);
+        CHECK(ds_optim_cast(h, DS_I32, x, DS_F32, 1) == DS_ERR_ARGUMENT);
+        CHECK(ds_optim_accumulate(h, DS_F64, x, DS_F32, 1) == DS_ERR_ARGUMENT);
+        CHECK(ds_optim_scale(h, DS_U8, 1, 1) == DS_ERR_ARGUMENT);
+        CHECK(ds_optim_cast(x, DS_F32, NULL, DS_F32, 0) == DS_OK);
+    }
+    TEST(norms) {
+        static float x[BIG];
+        double one[8], other[8], exact = 0;
+        uint64_t seed = 9;
+        for (size_t i = 0; i < BIG; i++) x[i] = wild(&seed);
+        for (int level = DS_OPTIM_LEVEL_AVX2; level <= DS_OPTIM_LEVEL_AVX512; level++) {
+            if (!has_level((ds_optim_level)level)) continue;
+            dsi_optim_norms(&dsi_optim_x1, x, DS_F32, BIG, 0.3f, one);
+            dsi_optim_norms(dsi_optim_kernels_of((ds_optim_level)level), x, DS_F32, BIG, 0.3f, other);
+            CHECK(memcmp(one, other, 6 * sizeof *one) == 0);
+        }
+        ds_optim_norm_grains(x, DS_F32, BIG, 1, one);
+        for (size_t i = 0; i < BIG; i++) exact += (double)x[i] * (double)x[i];
+        one[0] = ds_optim_norm_tree(one, 6); /* a CHECK evaluates twice, and the tree eats its leaves */
+        CHECK_NEAR(one[0], exact, exact * 1e-14);
+        CHECK(ds_optim_norm_tree(one, 0) == 0);
+        { /* the shape of the tree */
+            double t[5] = {1e16, 1, 1, -1e16, 3};
+            CHECK(ds_optim_norm_tree(t, 5) == ((1e16 + 1) + (1 + -1e16)) + 3);
+        }
+        for (size_t at = 0; at < BIG; at += 611) {
+            float kept = x[at];
+            for (int bad = 0; bad < 3; bad++) {
+                x[at] = bad == 0 ? NAN : bad == 1 ? INFINITY : -INFINITY;
+                ds_optim_norm_grains(x, DS_F32, BIG, 1, one);
+                CHECK(!(one[at / DS_GRAIN] <= DBL_MAX));
+            }
+            x[at] = kept;
+        }
+        CHECK(ds_optim_clip_coefficient(3, 0) == 1 && ds_optim_clip_coefficient(0.5, 1) == 1);
+        CHECK(ds_optim_clip_coefficient(4, 2) == 1 / ((4 + 1e-6) / 2));
+    }
+    TEST(loss_scaler_refuses) {
+        ds_loss_scaler_params p;
+        ds_loss_scaler s;
+        ds_error e;
+        ds_loss_scaler_params_default(&p);
+        CHECK(p.dynamic && p.initial == 65536);
+        p.initial = NAN;
+        CHECK(ds_loss_scaler_init(&s, &p, &e) == DS_ERR_ARGUMENT);
+        CHECK_HAS(e.message, "positive and finite");
+        p.initial = 1, p.window = 0;
+        CHECK(ds_loss_scaler_init(&s, &p, &e) == DS_ERR_ARGUMENT);
+        p.window = 1, p.minimum = 0;
+        CHECK(ds_loss_scaler_init(&s, &p, &e) == DS_ERR_ARGUMENT);
+        p.minimum = 1, p.factor = 1;
+        CHECK(ds_loss_scaler_init(&s, &p, &e) == DS_ERR_ARGUMENT);
+    }
+    TEST(schedules_refuse) {
+        ds_schedule s;
+        ds_error e;
+        double b1, b2;
+        CHECK(ds_schedule_default("Warmup", &s, &e) == DS_ERR_INPUT);
+        CHECK_HAS(e.message, "WarmupCosineLR");
+        CHECK(ds_schedule_lr(&s, 5, 0.25) == 0.25 && !ds_schedule_betas(&s, 5, &b1, &b2));
+        CHECK(ds_schedule_default("1cycle", &s, &e) == DS_OK && s.kind == DS_SCHEDULE_ONE_CYCLE);
+        s.cycle_first_step_size = 0;
+        CHECK(ds_schedule_check(&s, &e) == DS_ERR_ARGUMENT);
+        s.cycle_first_step_size = 5, s.cycle_symmetric = false, s.cycle_second_step_size = -1;
+        CHECK(ds_schedule_check(&s, &e) == DS_ERR_ARGUMENT);
+        s.cycle_second_step_size = 5, s.cycle_first_stair_count = -1;
+        CHECK(ds_schedule_check(&s, &e) == DS_ERR_ARGUMENT);
+        s.cycle_first_stair_count = 0, s.decay_step_size = -1;
+        CHECK(ds_schedule_check(&s, &e) == DS_ERR_ARGUMENT);
+        ds_schedule_default("WarmupDecayLR", &s, &e);
+        CHECK(ds_schedule_check(&s, &e) == DS_ERR_ARGUMENT);
+        CHECK_HAS(e.message, "total_num_steps");
+        ds_schedule_default("WarmupLR", &s, &e);
+        s.warmup_num_steps = 0;
+        CHECK(ds_schedule_check(&s, &e) == DS_ERR_ARGUMENT);
+        ds_schedule_default("LRRangeTest", &s, &e);
+        s.lr_range_test_step_size = 0;
+        CHECK(ds_schedule_check(&s, &e) == DS_ERR_ARGUMENT);
+        s.kind = DS_SCHEDULE_CUSTOM;
+        CHECK(ds_schedule_check(&s, &e) == DS_ERR_ARGUMENT);
+        s.kind = (ds_schedule_kind)99;
+        CHECK(ds_schedule_check(&s, &e) == DS_ERR_ARGUMENT);
+    }
+}
+
+/* ---- an oracle in double: each step is exact but for the rounding of what is stored ---- */
+
+static void oracle(void) {
+    TEST(adamw_is_within_an_ulp_a_step) {
+        static model m;
+        const ds_optim_options unchecked = {0, NULL, true};
+        ds_optim_params p;
+        ds_optim *o;
+        uint64_t seed = 21;
+        ds_optim_params_default("AdamW", &p);
+        p.weight_decay = 0.1, p.torch_adam = true;
+        memset(&m, 0, sizeof m);
+        m.count = 1, m.tensors[0].name = "w", m.tensors[0].rows = 1, m.tensors[0].cols = ELEMENTS;
+        for (size_t i = 0; i < ELEMENTS; i++) m.weights[0][i] = (float)(test_uniform(&seed) * 4 - 2);
+        if ((o = create("AdamW", &p, &m)) == NULL) break;
+        for (int s = 1; s <= 200; s++) {
+            float *em = ds_optim_own_state(o, 0, 0), *ev = ds_optim_own_state(o, 0, 1);
+            double want[ELEMENTS];
+            for (size_t i = 0; i < ELEMENTS; i++) {
+                const double g = (double)(m.grads[0][i] = (float)(test_uniform(&seed) * 2 - 1)),
+                             w = (double)m.weights[0][i];
+                const double mm = p.beta1 * (double)em[i] + (1 - p.beta1) * g,
+                             vv = p.beta2 * (double)ev[i] + (1 - p.beta2) * g * g;
+                want[i] = w - p.lr * p.weight_decay * w -
+                          p.lr / (1 - pow(p.beta1, s)) * mm / (sqrt(vv) / sqrt(1 - pow(p.beta2, s)) + p.eps);
+            }
+            CHECK(step(o, &m, &unchecked, NULL) == DS_OK);
+            for (size_t i = 0; i < ELEMENTS; i++) {
+                const double ulp = ldexp(1, ilogb(fabs(want[i]) + p.lr) - 23), got = (double)m.weights[0][i];
+                test_check(fabs(got - want[i]) <= 1.5 * ulp + 1e-6 * p.lr, __FILE__, __LINE__,
+                           "step %d element %zu: %.9g, oracle %.9g", s, i, got, want[i]);
+            }
+        }
+        ds_optim_destroy(o);
+    }
+}
+
+/* ---- the object ---- */
+
+static void doubled(const ds_optim_pass *pass, const float *grad, float *master, float *const *state, size_t count) {
+    for (size_t i = 0; i < count; i++) state[0][i] += grad[i], master[i] -= (float)(2 * pass->params->lr) * state[0][i];
+}
+static void normalized_measure(const ds_optim_pass *pass, const float *grad, const float *master, float *const *state,
+                               size_t count, double sums[2]) {
+    (void)pass, (void)state;
+    sums[0] = sums[1] = 0;
+    for (size_t i = 0; i < count; i++)
+        sums[0] += (double)grad[i] * (double)grad[i], sums[1] += (double)(master[i] * master[i]);
+}
+static void normalized(const ds_optim_pass *pass, const float *grad, float *master, float *const *state, size_t count) {
+    (void)state;
+    for (size_t i = 0; i < count; i++) master[i] -= (float)(pass->params->lr / pass->norm[0]) * grad[i];
+}
+static void log_line(void *ctx, const char *header, int level, int id, const char *message) {
+    (void)header, (void)level, (void)message;
+    ((int *)ctx)[id]++;
+}
+static double halved(void *ctx, int64_t k, double base) {
+    (void)ctx;
+    return ldexp(base, -(int)k);
+}
+
+static void object(void) {
+    TEST(users_own_optimizers) {
+        static model m;
+        ds_optim_table tables[2] = {
+            {"Doubled", DS_OPTIM_WHOLE, 1, {"sum", NULL, NULL}, NULL, doubled, NULL},
+            {"Normalized", DS_OPTIM_BY_NORM, 0, {NULL, NULL, NULL}, normalized_measure, normalized, NULL}};
+        ds_optim_params p;
+        ds_optim_desc desc;
+        ds_optim *o = NULL;
+        ds_error e;
+        ds_optim_params_default("SGD", &p);
+        p.lr = 0.25;
+        memset(&m, 0, sizeof m);
+        memset(&desc, 0, sizeof desc);
+        m.count = 1, m.tensors[0].name = "w", m.tensors[0].rows = 1, m.tensors[0].cols = 3;
+        desc.groups = &p, desc.group_count = 1, desc.tensors = m.tensors, desc.tensor_count = 1, desc.own_states = true;
+        desc.tables = tables, desc.table_count = 2, desc.type = "Tripled";
+        CHECK(ds_optim_create(&desc, &o, &e) == DS_ERR_INPUT && o == NULL);
+        CHECK_HAS(e.message, "\"Tripled\"");
+        CHECK_HAS(e.message, "ZeroOneAdam, OneBitLamb, Doubled, Normalized");
+        desc.type = "Doubled";
+        CHECK(ds_optim_create(&desc, &o, &e) == DS_OK);
+        CHECK_STR(ds_optim_state_name(o, 0, 0), "sum");
+        CHECK(ds_optim_state_name(o, 0, 1) == NULL && ds_optim_own_state(o, 0, 1) == NULL);
+        m.grads[0][1] = 2;
+        CHECK(step(o, &m, NULL, NULL) == DS_OK && step(o, &m, NULL, NULL) == DS_OK);
+        CHECK(m.weights[0][0] == 0 && m.weights[0][1] == -3);
+        ds_optim_destroy(o);
+        desc.type = "Normalized";
+        CHECK(ds_optim_create(&desc, &o, &e) == DS_OK);
+        CHECK(step(o, &m, NULL, NULL) == DS_OK && m.weights[0][1] == -3.25f);
+        ds_optim_destroy(o);
+        tables[0].work = DS_OPTIM_BY_NORM, desc.type = "Doubled";
+        CHECK(ds_optim_create(&desc, &o, &e) == DS_ERR_ARGUMENT);
+        CHECK_HAS(e.message, "measure");
+    }
+    TEST(mixed_precision_step) {
+        /* bf16 weights and gradients with a loss scale: as the same steps in fp32 */
+        static model m;
+        ds_optim_params p;
+        ds_optim_desc desc;
+        ds_optim *half = NULL, *full;
+        ds_error e;
+        uint16_t w[100], g[100];
+        int logged[4] = {0, 0, 0, 0};
+        ds_loss_scaler scaler;
+        ds_loss_scaler_params sp;
+        ds_optim_report r, r2;
+        ds_optim_options options = {0.5, &scaler, false}, plain = {0.5, NULL, false};
+        ds_optim_io io = {w, DS_BF16, g, DS_BF16};
+        uint64_t seed = 4;
+        memset(&m, 0, sizeof m);
+        memset(&desc, 0, sizeof desc);
+        ds_optim_params_default("AdamW", &p);
+        m.count = 1, m.tensors[0].name = "w", m.tensors[0].rows = 10, m.tensors[0].cols = 10;
+        full = create("AdamW", &p, &m);
+        m.tensors[0].weights_dtype = DS_BF16;
+        desc.type = "AdamW", desc.groups = &p, desc.group_count = 1, desc.tensors = m.tensors, desc.tensor_count = 1;
+        desc.own_states = true, desc.logger.log = log_line, desc.logger.ctx = logged;
+        CHECK(ds_optim_create(&desc, &half, &e) == DS_OK && logged[2] == 1);
+        ds_loss_scaler_params_default(&sp);
+        sp.hysteresis = 1;
+        ds_loss_scaler_init(&scaler, &sp, NULL);
+        for (size_t i = 0; i < 100; i++)
+            w[i] = dsi_bf16_of_f32(m.weights[0][i] = dsi_f32_of_bf16(dsi_bf16_of_f32((float)test_uniform(&seed))));
+        for (int s = 0; s < 5; s++) {
+            for (size_t i = 0; i < 100; i++) {
+                m.grads[0][i] = dsi_f32_of_bf16(dsi_bf16_of_f32((float)test_uniform(&seed)));
+                g[i] = dsi_bf16_of_f32(m.grads[0][i] * 65536);
+            }
+            CHECK(ds_optim_step(half, &io, &options, &r) == DS_OK && step(full, &m, &plain, &r2) == DS_OK);
+            CHECK(r.grad_norm == r2.grad_norm && r.clip_coefficient == r2.clip_coefficient && r.loss_scale == 65536);
+            CHECK(memcmp(ds_optim_own_master(half, 0), m.weights[0], 400) == 0);
+            for (size_t i = 0; i < 100; i++) CHECK(w[i] == dsi_bf16_of_f32(m.weights[0][i]));
+        }
+        g[17] = 0x7F80;
+        CHECK(ds_optim_step(half, &io, &options, &r) == DS_OK && r.skipped == DS_OPTIM_OVERFLOW &&
+              r.overflow_tensor == 0);
+        CHECK(logged[3] == 1 && scaler.scale == 32768 && scaler.skipped == 1 && ds_optim_step_count(half) == 5);
+        CHECK(memcmp(ds_optim_own_master(half, 0), m.weights[0], 400) == 0);
+        scaler.scale = 1;
+        CHECK(ds_optim_step(half, &io, &options, &r) == DS_ERR_NUMERIC);
+        CHECK_HAS(ds_optim_error(half)->message, "\"w\" overflows at the smallest loss scale");
+        CHECK(ds_optim_set_master(half, 0, m.grads[0]) == DS_OK && ds_optim_own_master(half, 0)[3] == m.grads[0][3]);
+        CHECK(ds_optim_set_master(full, 0, m.grads[0]) == DS_ERR_STATE);
+        options.unchecked = true;
+        CHECK(ds_optim_step(half, &io, &options, &r) == DS_ERR_ARGUMENT);
+        io.grad_dtype = DS_I8;
+        CHECK(ds_optim_step(half, &io, NULL, NULL) == DS_ERR_ARGUMENT);
+        ds_optim_destroy(half);
+        ds_optim_destroy(full);
+    }
+    TEST(trust_unusual_numbers) {
+        static model m;
+        const ds_optim_options unchecked = {0, NULL, true};
+        for (int t = 0; t < TYPES; t++) {
+            ds_optim_params p;
+            ds_optim *o;
+            ds_optim_params_default(every_type[t], &p);
+            p.lr = 0, p.weight_decay = 0.5, p.eps = 0;
+            memset(&m, 0, sizeof m);
+            m.count = 2, m.tensors[0].name = "w", m.tensors[0].rows = 2, m.tensors[0].cols = 3;
+            m.tensors[1].name = "empty";
+            for (size_t i = 0; i < 6; i++) m.weights[0][i] = (float)i + 1, m.grads[0][i] = 1e-40f * (float)(i + 1);
+            if ((o = create(every_type[t], &p, &m)) == NULL) break;
+            CHECK(ds_optim_set_step_count(o, ((int64_t)1 << 31) + 5) == DS_OK);
+            for (int s = 0; s < 3; s++) CHECK(step(o, &m, NULL, NULL) == DS_OK);
+            CHECK(ds_optim_step_count(o) == ((int64_t)1 << 31) + 8);
+            for (size_t i = 0; i < 6; i++)
+                test_check(m.weights[0][i] == (float)i + 1 || t >= 7 || m.weights[0][i] != m.weights[0][i], __FILE__,
+                           __LINE__, "%s moved at lr 0: %g", every_type[t], (double)m.weights[0][i]);
+            m.grads[0][2] = NAN;
+            CHECK(step(o, &m, &unchecked, NULL) == DS_OK);
+            ds_optim_destroy(o);
+        }
+    }
+    TEST(schedule_and_saving) {
+        static model m;
+        for (int t = 0; t < TYPES; t++) {
+            ds_optim_params p;
+            ds_optim *o, *again;
+            ds_schedule s;
+            unsigned char saved[1024];
+            ds_optim_params_default(every_type[t], &p);
+            p.lr = 0.5;
+            memset(&m, 0, sizeof m);
+            m.count = 1, m.tensors[0].name = "w", m.tensors[0].rows = 2, m.tensors[0].cols = 3;
+            if ((o = create(every_type[t], &p, &m)) == NULL || (again = create(every_type[t], &p, &m)) == NULL) break;
+            ds_schedule_default("OneCycle", &s, NULL);
+            s.cycle_min_lr = 0.125, s.cycle_max_lr = 1, s.cycle_first_step_size = 4;
+            CHECK(ds_optim_set_schedule(o, 0, &s) == DS_OK && ds_optim_set_schedule(again, 0, &s) == DS_OK);
+            CHECK(ds_optim_lr(o, 0) == 0.125);
+            for (int k = 0; k < 3; k++) {
+                CHECK(step(o, &m, NULL, NULL) == DS_OK);
+                ds_optim_schedule_step(o);
+            }
+            CHECK(ds_optim_lr(o, 0) == ds_schedule_lr(&s, 3, 0.5) && ds_optim_schedule_count(o) == 3);
+            CHECK((ds_optim_group_params(o, 0)->beta2 == 0.99) ==
+                  (strcmp(every_type[t], "SGD") && strcmp(every_type[t], "Adagrad")));
+            CHECK(ds_optim_save_bytes(o) <= sizeof saved);
+            ds_optim_save(o, saved);
+            CHECK(ds_optim_load(again, saved, ds_optim_save_bytes(o)) == DS_OK);
+            CHECK(ds_optim_step_count(again) == 3 && ds_optim_lr(again, 0) == ds_optim_lr(o, 0));
+            CHECK(ds_optim_load(again, saved, ds_optim_save_bytes(o) - 1) == DS_ERR_INPUT);
+            saved[8] ^= 1;
+            CHECK(ds_optim_load(again, saved, ds_optim_save_bytes(o)) == DS_ERR_INPUT);
+            CHECK_HAS(ds_optim_error(again)->message, "other tensors");
+            saved[8] ^= 1, saved[23] = 0x80;
+            CHECK(ds_optim_load(again, saved, ds_optim_save_bytes(o)) == DS_ERR_INPUT &&
+                  ds_optim_step_count(again) == 3);
+            s.kind = DS_SCHEDULE_CUSTOM, s.custom = halved;
+            CHECK(ds_optim_set_schedule(o, 0, &s) == DS_OK && ds_optim_lr(o, 0) == 0.0625);
+            CHECK(ds_optim_set_schedule(o, 1, &s) == DS_ERR_ARGUMENT &&
+                  ds_optim_set_schedule_count(o, -1) == DS_ERR_ARGUMENT);
+            s.custom = NULL;
+            CHECK(ds_optim_set_schedule(o, 0, &s) == DS_ERR_ARGUMENT);
+            ds_optim_destroy(o);
+            ds_optim_destroy(again);
+        }
+    }
+    TEST(out_of_order_and_bad_slices) {
+        static model m;
+        static float data[3000];
+        ds_optim_params p;
+        ds_optim_desc desc;
+        ds_optim *o = NULL;
+        ds_error e;
+        ds_optim_slice s;
+        memset(&m, 0, sizeof m);
+        memset(&desc, 0, sizeof desc);
+        memset(&s, 0, sizeof s);
+        ds_optim_params_default("Lamb", &p);
+        m.tensors[0].name = "w", m.tensors[0].rows = 1, m.tensors[0].cols = 2500;
+        desc.type = "Lamb", desc.groups = &p, desc.group_count = 1, desc.tensors = m.tensors, desc.tensor_count = 1;
+        CHECK(ds_optim_create(&desc, &o, &e) == DS_OK);
+        s.count = 2500, s.master = s.state[0] = s.state[1] = data, s.grad = data;
+        CHECK(ds_optim_apply(o, &s, 1) == DS_ERR_STATE && ds_optim_end(o) == DS_ERR_STATE &&
+              ds_optim_combine(o) == DS_ERR_STATE);
+        CHECK(ds_optim_begin(o, 0, 1, 0) == DS_ERR_ARGUMENT && ds_optim_begin(o, NAN, 1, 0) == DS_ERR_ARGUMENT);
+        CHECK(ds_optim_begin(o, 1, 2, 0) == DS_ERR_ARGUMENT && ds_optim_begin(o, 1, 1, INFINITY) == DS_ERR_ARGUMENT);
+        CHECK(ds_optim_begin(o, 1, 1, 0) == DS_OK && ds_optim_begin(o, 1, 1, 0) == DS_ERR_STATE);
+        CHECK(ds_optim_apply(o, &s, 1) == DS_ERR_STATE);
+        CHECK_HAS(ds_optim_error(o)->message, "measure and combine first");
+        CHECK(ds_optim_combine(o) == DS_ERR_STATE);
+        CHECK_HAS(ds_optim_error(o)->message, "were not measured");
+        s.begin = 5;
+        CHECK(ds_optim_measure(o, &s, 1) == DS_ERR_ARGUMENT);
+        CHECK_HAS(ds_optim_error(o)->message, "past the tensor's end");
+        s.count = 1000;
+        CHECK(ds_optim_measure(o, &s, 1) == DS_ERR_ARGUMENT);
+        CHECK_HAS(ds_optim_error(o)->message, "DS_GRAIN");
+        s.begin = 0, s.count = 1024, s.tensor = 1;
+        CHECK(ds_optim_measure(o, &s, 1) == DS_ERR_ARGUMENT);
+        s.tensor = 0, s.state[1] = NULL;
+        CHECK(ds_optim_measure(o, &s, 1) == DS_ERR_ARGUMENT);
+        CHECK_HAS(ds_optim_error(o)->message, "lacks a state");
+        s.state[1] = data, s.grad = NULL;
+        CHECK(ds_optim_measure(o, &s, 1) == DS_ERR_ARGUMENT);
+        s.grad = data, s.grad_dtype = DS_F64;
+        CHECK(ds_optim_measure(o, &s, 1) == DS_ERR_ARGUMENT);
+        s.grad_dtype = DS_F32, s.weights16 = data, s.weights16_dtype = DS_F32;
+        CHECK(ds_optim_measure(o, &s, 1) == DS_ERR_ARGUMENT);
+        s.weights16 = NULL, s.count = 2500;
+        CHECK(ds_optim_measure(o, &s, 1) == DS_OK && ds_optim_combine(o) == DS_OK);
+        CHECK(ds_optim_measure(o, &s, 1) == DS_ERR_STATE && ds_optim_apply(o, &s, 1) == DS_OK);
+        CHECK(ds_optim_set_step_count(o, 3) == DS_ERR_ARGUMENT &&
+              ds_optim_set_group_params(o, 0, &p) == DS_ERR_ARGUMENT);
+        ds_optim_cancel(o);
+        CHECK(ds_optim_step_count(o) == 0);
+        CHECK(step(o, &m, NULL, NULL) == DS_ERR_STATE);
+        CHECK_HAS(ds_optim_error(o)->message, "own_states");
+        CHECK(ds_optim_set_lr(o, 0, -1) == DS_ERR_ARGUMENT && ds_optim_set_lr(o, 0, 2) == DS_OK &&
+              ds_optim_lr(o, 0) == 2);
+        p.beta1 = 3;
+        CHECK(ds_optim_set_group_params(o, 0, &p) == DS_ERR_ARGUMENT);
+        p.beta1 = 0.5;
+        CHECK(ds_optim_set_group_params(o, 0, &p) == DS_OK && ds_optim_group_params(o, 0)->beta1 == 0.5);
+        ds_optim_destroy(o);
+        desc.type = "Muon", m.tensors[0].rows = 50, m.tensors[0].cols = 50;
+        CHECK(ds_optim_create(&desc, &o, &e) == DS_ERR_ARGUMENT || o);
+        ds_optim_destroy(o);
+        ds_optim_params_default("Muon", &p);
+        CHECK(ds_optim_create(&desc, &o, &e) == DS_OK && ds_optim_begin(o, 1, 1, 0) == DS_OK);
+        s.count = 1024;
+        CHECK(ds_optim_apply(o, &s, 1) == DS_ERR_ARGUMENT);
+        CHECK_HAS(ds_optim_error(o)->message, "whole tensor");
+        ds_optim_destroy(o);
+    }
+    TEST(create_refuses) {
+        static model m;
+        ds_optim_params p;
+        ds_optim_desc desc, good;
+        ds_optim *o = (ds_optim *)&m;
+        ds_error e;
+        ds_optim_params_default("sgd", &p);
+        CHECK(ds_optim_params_default("sdg", &p) == DS_ERR_INPUT);
+        memset(&m, 0, sizeof m);
+        memset(&good, 0, sizeof good);
+        m.tensors[0].name = "w", m.tensors[0].rows = 2, m.tensors[0].cols = 5;
+        good.type = "SGD", good.groups = &p, good.group_count = 1, good.tensors = m.tensors, good.tensor_count = 1;
+        CHECK(ds_optim_create_(&good, &o, &e, DS_OPTIM_VERSION + 1, sizeof good) == DS_ERR_VERSION && o == NULL);
+        CHECK(ds_optim_create_(&good, NULL, &e, DS_OPTIM_VERSION, sizeof good) == DS_ERR_ARGUMENT);
+        CHECK(ds_optim_create(NULL, &o, &e) == DS_ERR_ARGUMENT);
+        desc = good, desc.group_count = 0;
+        CHECK(ds_optim_create(&desc, &o, &e) == DS_ERR_ARGUMENT);
+        desc = good, desc.tensors = NULL;
+        CHECK(ds_optim_create(&desc, &o, &e) == DS_ERR_ARGUMENT);
+        desc = good, desc.type = NULL;
+        CHECK(ds_optim_create(&desc, &o, &e) == DS_ERR_INPUT);
+        desc = good, desc.group.size = 2;
+        CHECK(ds_optim_create(&desc, &o, &e) == DS_ERR_ARGUMENT);
+        desc = good, desc.level = (ds_optim_level)9;
+        CHECK(ds_optim_create(&desc, &o, &e) == DS_ERR_UNSUPPORTED);
+        m.tensors[0].group = 1;
+        CHECK(ds_optim_create(&good, &o, &e) == DS_ERR_ARGUMENT);
+        CHECK_HAS(e.message, "group 1 of 1");
+        m.tensors[0].group = 0, m.tensors[0].rows = SIZE_MAX / 4;
+        CHECK(ds_optim_create(&good, &o, &e) == DS_ERR_ARGUMENT);
+        CHECK_HAS(e.message, "too large");
+        m.tensors[0].rows = 2, m.tensors[0].weights_dtype = DS_I8;
+        CHECK(ds_optim_create(&good, &o, &e) == DS_ERR_ARGUMENT);
+        m.tensors[0].weights_dtype = DS_F32, m.tensors[0].name = NULL;
+        CHECK(ds_optim_create(&good, &o, &e) == DS_ERR_ARGUMENT);
+        m.tensors[0].name = "w", p.eps = NAN;
+        CHECK(ds_optim_create(&good, &o, &e) == DS_ERR_ARGUMENT);
+        CHECK_HAS(e.message, "eps");
+        p.eps = 1e-8;
+        for (int mode = 0; mode < 2; mode++) {
+            const unsigned int mxcsr = _mm_getcsr();
+            _mm_setcsr(mxcsr | (mode ? 0x8000u : 0x0040u)); /* FTZ, DAZ */
+            CHECK(ds_optim_create(&good, &o, &e) == DS_ERR_UNSUPPORTED);
+            _mm_setcsr(mxcsr);
+            CHECK_HAS(e.message, "denormals");
+        }
+        CHECK(ds_optim_create(&good, &o, &e) == DS_OK);
+        p.momentum = 0.5;
+        CHECK(ds_optim_set_group_params(o, 0, &p) == DS_ERR_STATE);
+        CHECK_STR(ds_optim_type_name(o), "SGD");
+        CHECK(ds_optim_state_count(o, 0) == 0 && ds_optim_state_count_max(o) == 0 && ds_optim_memory(o) > 0);
+        CHECK(ds_optim_error_buffers(o) == 0 && !ds_optim_wants_local_gradients(o));
+        ds_optim_reset_errors(o);
+        ds_optim_destroy(o);
+        ds_optim_destroy(NULL);
+    }
+    TEST(every_allocation_fails) {
+        static model m;
+        for (int t = 0; t < TYPES; t++)
+            for (size_t n = 1;; n++) {
+                test_memory memory;
+                ds_optim_params p;
+                ds_optim_desc desc;
+                ds_optim *o;
+                ds_error e;
+                ds_status status;
+                memset(&memory, 0, sizeof memory);
+                memset(&m, 0, sizeof m);
+                memset(&desc, 0, sizeof desc);
+                ds_optim_params_default(every_type[t], &p);
+                m.tensors[0].name = "w", m.tensors[0].rows = 20, m.tensors[0].cols = 5,
+                m.tensors[0].weights_dtype = DS_F16;
+                m.tensors[1].name = "b", m.tensors[1].rows = 1, m.tensors[1].cols = 5;
+                desc.type = every_type[t], desc.groups = &p, desc.group_count = 1, desc.tensors = m.tensors,
+                desc.tensor_count = 2;
+                desc.own_states = true, desc.threads = 2;
+                desc.allocator.alloc = test_alloc, desc.allocator.release = test_release, desc.allocator.ctx = &memory;
+                memory.fail_at = n;
+                status = ds_optim_create(&desc, &o, &e);
+                if (status == DS_OK) {
+                    CHECK(n > 8 && memory.live == ds_optim_memory(o));
+                    ds_optim_destroy(o);
+                } else
+                    CHECK(status == DS_ERR_MEMORY && o == NULL);
+                CHECK(memory.live == 0 && memory.mismatches == 0);
+                if (status == DS_OK) break;
+            }
+    }
+    TEST(one_bit_refuses_clipping_and_resets) {
+        static model m;
+        int logged[4] = {0, 0, 0, 0};
+        size_t n = 0;
+        ds_optim_params p;
+        ds_optim_desc desc;
+        ds_optim *o;
+        ds_error e;
+        ds_optim_params_default("OneBitAdam", &p);
+        p.freeze_step = 2;
+        memset(&m, 0, sizeof m);
+        memset(&desc, 0, sizeof desc);
+        m.count = 1, m.tensors[0].name = "w", m.tensors[0].rows = 1, m.tensors[0].cols = 4;
+        for (size_t i = 0; i < 4; i++) m.grads[0][i] = 10;
+        desc.type = "OneBitAdam", desc.groups = &p, desc.group_count = 1, desc.tensors = m.tensors,
+        desc.tensor_count = 1;
+        desc.own_states = true, desc.logger.log = log_line, desc.logger.ctx = logged;
+        if (!CHECK(ds_optim_create(&desc, &o, &e) == DS_OK)) break;
+        {
+            ds_optim_options clip = {1, NULL, false};
+            CHECK(step(o, &m, &clip, NULL) == DS_OK && step(o, &m, &clip, NULL) == DS_OK &&
+                  ds_optim_refuses_clipping(o));
+            CHECK(step(o, &m, &clip, NULL) == DS_ERR_UNSUPPORTED && ds_optim_step_count(o) == 2);
+            CHECK_HAS(ds_optim_error(o)->message, "cannot clip");
+            CHECK(step(o, &m, NULL, NULL) == DS_OK);
+        }
+        ds_optim_error_buffer(o, 0, 0, &n)[0] = 5;
+        CHECK_EQ(n, 8);
+        ds_optim_reset_errors(o);
+        CHECK(ds_optim_error_buffer(o, 0, 0, &n)[0] == 0 && logged[1] == 1 && ds_optim_error_buffers(o) == 1);
+        ds_optim_destroy(o);
+    }
+}
+
+/* LAMB with its tensor partitioned over ranks gives the bits of one rank. */
+static float lamb_weights[RANKS_MOST][BIG];
+static void lamb_steps(rank *r, size_t begin, size_t end) {
+    float *weights = lamb_weights[r->rank], *state[2], *grad = (float *)malloc(BIG * sizeof(float));
+    ds_optim_tensor tensor = {"w", 1, BIG, 0, DS_F32, DS_OPTIM_MUON_AUTO};
+    ds_optim_params p;
+    ds_optim_desc desc;
+    ds_optim *o = NULL;
+    uint64_t seed = 8;
+    memset(&desc, 0, sizeof desc);
+    for (int k = 0; k < 2; k++) state[k] = (float *)calloc(BIG, sizeof(float));
+    ds_optim_params_default("Lamb", &p);
+    p.weight_decay = 0.01;
+    desc.type = "Lamb", desc.groups = &p, desc.group_count = 1, desc.tensors = &tensor, desc.tensor_count = 1;
+    desc.group.exchange = exchange, desc.group.ctx = r, desc.group.rank = r->rank, desc.group.size = (int)r->all->size;
+    for (size_t i = 0; i < BIG; i++) weights[i] = (float)test_uniform(&seed);
+    if (ds_optim_create(&desc, &o, NULL)) weights[begin] = NAN;
+    for (int s = 0; s < 3 && o; s++) {
+        ds_optim_slice x;
+        memset(&x, 0, sizeof x);
+        for (size_t i = 0; i < BIG; i++) grad[i] = (float)test_uniform(&seed);
+        x.begin = begin, x.count = end - begin, x.master = weights + begin, x.grad = grad + begin;
+        for (int k = 0; k < 2; k++) x.state[k] = state[k] + begin;
+        if (ds_optim_begin(o, 1, 1, 0) || ds_optim_measure(o, &x, 1) || ds_optim_combine(o) ||
+            ds_optim_apply(o, &x, 1) || ds_optim_end(o))
+            weights[begin] = NAN;
+    }
+    ds_optim_destroy(o);
+    free(state[0]), free(state[1]), free(grad);
+}
+static void *lamb_body(void *arg) {
+    static const size_t cut[] = {0, 2 * DS_GRAIN, 3 * DS_GRAIN, BIG};
+    rank *r = (rank *)arg;
+    lamb_steps(r, r->all->size == 1 ? 0 : cut[r->rank], r->all->size == 1 ? BIG : cut[r->rank + 1]);
+    return NULL;
+}
+static void lamb_partitioned(void) {
+    TEST(lamb_over_ranks) {
+        static ranks all;
+        static float whole[BIG];
+        static const size_t cut[] = {0, 2 * DS_GRAIN, 3 * DS_GRAIN, BIG};
+        rank each[RANKS_MOST];
+        memset(each, 0, sizeof each);
+        run_ranks(each, &all, 1, lamb_body);
+        memcpy(whole, lamb_weights[0], sizeof whole);
+        CHECK(whole[0] == whole[0]);
+        run_ranks(each, &all, 3, lamb_body);
+        for (int r = 0; r < 3; r++)
+            CHECK(memcmp(lamb_weights[r] + cut[r], whole + cut[r], (cut[r + 1] - cut[r]) * sizeof(float)) == 0);
+    }
+}
+
+int main(int argc, char **argv) {
+    test_begin(argc, argv);
+    golden_optimizers();
+    golden_loss_scaler();
+    golden_schedules();
+    golden_clip();
+    golden_muon();
+    golden_one_bit();
+    one_result();
+    pieces();
+    oracle();
+    object();
+    lamb_partitioned();
+    return test_end();
+}
