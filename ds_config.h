@@ -347,7 +347,7 @@ typedef struct ds_config_textlists {
      seen in   the vintages of the reference that have it, oldest first: 0, 1, 3 and the short one 2; "" only in code
      status    "" in force; "ds" our extension
    OLD(type, section, name, accepted, seen in, the key that replaces it, what it does) is a former spelling.
-   OPEN and CLOSE bracket a section; "open" as its status admits keys of others, which are kept and printed. */
+   OPEN and CLOSE bracket a section; its status: "?" admits null (as if absent), "open" other keys, which are kept. */
 // clang-format off
 #define DS_CONFIG_KEYS(OPEN, KEY, OLD, CLOSE) \
 KEY(SIZE, , train_batch_size, "null", "?>=1", "0123", "", "samples per optimizer step over all ranks: micro batch * accumulation * world size") \
@@ -355,7 +355,7 @@ KEY(SIZE, , train_micro_batch_size_per_gpu, "null", "?>=1", "0123", "", "samples
 KEY(SIZE, , gradient_accumulation_steps, "null", "?>=1", "0123", "", "micro-batches whose gradients are averaged into one optimizer step") \
 OPEN(, optimizer, "") \
 KEY(TEXT, optimizer., type, "null", "?", "0123", "", "Adam, AdamW, SGD, Adagrad, Lion, Lamb, Muon, OneBitAdam, OneBitLamb, ZeroOneAdam, or a foreign name") \
-OPEN(optimizer., params, "open") \
+OPEN(optimizer., params, "?open") \
 KEY(REAL, optimizer.params., lr, "0.001", ">=0", "0123", "", "learning rate") \
 KEY(PAIR, optimizer.params., betas, "[0.9, 0.999]", "0..<1", "0123", "", "decay of the running averages of gradient and square") \
 KEY(REAL, optimizer.params., eps, "1e-8", ">=0", "0123", "", "added to the denominator") \
@@ -390,7 +390,7 @@ KEY(BOOL, optimizer., legacy_fusion, "false", "", "", "", "use the former fused 
 CLOSE(, optimizer) \
 OPEN(, scheduler, "") \
 KEY(TEXT, scheduler., type, "null", "?", "0123", "", "WarmupLR, WarmupDecayLR, WarmupCosineLR, OneCycle (also 1Cycle), LRRangeTest, or a foreign name") \
-OPEN(scheduler., params, "open") \
+OPEN(scheduler., params, "?open") \
 KEY(REAL, scheduler.params., warmup_min_lr, "0", ">=0", "0123", "", "rate at the start of the warm-up") \
 KEY(REAL, scheduler.params., warmup_max_lr, "null", "?>=0", "0123", "", "rate at its end; null: the optimizer's lr (WarmupDecayLR: 0.001)") \
 KEY(INT, scheduler.params., warmup_num_steps, "1000", ">=0", "0123", "", "steps of the warm-up") \
@@ -437,7 +437,7 @@ KEY(BOOL, fp16., consecutive_hysteresis, "false", "", "3", "", "refill the hyste
 KEY(INT, fp16., min_loss_scale, "1", "", "012", "", "smallest dynamic scale") \
 KEY(BOOL, fp16., fp16_master_weights_and_grads, "false", "", "", "", "keep master weights and gradients in fp16") \
 CLOSE(, fp16) \
-OPEN(, bf16, "") \
+OPEN(, bf16, "?") \
 KEY(BOOL, bf16., enabled, "false", "", "23", "", "train in bfloat16 with fp32 master weights") \
 KEY(BOOL, bf16., immediate_grad_update, "false", "", "", "", "add gradients to fp32 as soon as they are made") \
 KEY(BOOL, bf16., check_grad_overflow, "true", "", "", "", "skip a step whose gradients are not finite") \
@@ -450,7 +450,7 @@ KEY(TEXT, amp., opt_level, "null", "?", "01", "", "Apex's level, O0 to O3") \
 CLOSE(, amp) \
 OPEN(, torch_autocast, "") \
 KEY(BOOL, torch_autocast., enabled, "false", "", "", "", "PyTorch's autocast") \
-KEY(TEXT, torch_autocast., dtype, "null", "?", "", "", "its type") \
+KEY(TEXT, torch_autocast., dtype, "null", "?~fp16|bf16|fp32", "", "", "its type") \
 KEY(TEXTS, torch_autocast., lower_precision_safe_modules, "null", "?", "", "", "modules that may run in the lower precision") \
 CLOSE(, torch_autocast) \
 OPEN(, data_types, "") \
@@ -473,7 +473,7 @@ KEY(BOOL, zero_optimization., load_from_fp32_weights, "true", "", "3", "", "take
 KEY(BOOL, zero_optimization., grad_hooks, "true", "", "3", "", "stage 1: reduce during the backward pass by hooks") \
 KEY(BOOL, zero_optimization., elastic_checkpoint, "false", "", "13", "", "write checkpoints that another world size can load") \
 KEY(BOOL, zero_optimization., round_robin_gradients, "false", "", "3", "", "stages 1, 2: share the copying of gradients to CPU memory among ranks") \
-OPEN(zero_optimization., offload_param, "") \
+OPEN(zero_optimization., offload_param, "?") \
 KEY(DEVICE, zero_optimization.offload_param., device, "none", "none|cpu|nvme", "123", "", "where parameters live") \
 KEY(TEXT, zero_optimization.offload_param., nvme_path, "null", "?", "13", "", "folder of the swap files") \
 KEY(BOOL, zero_optimization.offload_param., pin_memory, "false", "", "23", "", "keep them in page-locked memory") \
@@ -481,7 +481,7 @@ KEY(SIZE, zero_optimization.offload_param., buffer_count, "5", ">=0", "13", "", 
 KEY(SIZE, zero_optimization.offload_param., buffer_size, "100000000", ">=0", "13", "", "elements in a buffer of the pool") \
 KEY(SIZE, zero_optimization.offload_param., max_in_cpu, "1000000000", ">=0", "13", "", "elements kept in CPU memory when offloading to nvme") \
 CLOSE(zero_optimization., offload_param) \
-OPEN(zero_optimization., offload_optimizer, "") \
+OPEN(zero_optimization., offload_optimizer, "?") \
 KEY(DEVICE, zero_optimization.offload_optimizer., device, "none", "none|cpu|nvme", "123", "", "where optimizer states live; the update then runs on the CPU") \
 KEY(TEXT, zero_optimization.offload_optimizer., nvme_path, "null", "?", "13", "", "folder of the swap files") \
 KEY(BOOL, zero_optimization.offload_optimizer., pin_memory, "false", "", "123", "", "keep them in page-locked memory") \
@@ -490,6 +490,8 @@ KEY(BOOL, zero_optimization.offload_optimizer., fast_init, "false", "", "13", ""
 KEY(REAL, zero_optimization.offload_optimizer., ratio, "1", "0..1", "3", "", "part of the parameters whose update runs on the CPU; below 1 at stage 3 only") \
 KEY(BOOL, zero_optimization.offload_optimizer., pipeline_read, "false", "", "", "", "read the next tile during the update") \
 KEY(BOOL, zero_optimization.offload_optimizer., pipeline_write, "false", "", "", "", "write the last tile during the update") \
+KEY(REAL, zero_optimization.offload_optimizer., cpuadam_cores_perc, "0.8", "0..1", "", "", "part of the cores for SuperOffload's update") \
+KEY(BOOL, zero_optimization.offload_optimizer., super_offload, "false", "", "", "", "SuperOffload") \
 CLOSE(zero_optimization., offload_optimizer) \
 KEY(JSON, zero_optimization., zenflow, "null", "?", "", "", "settings of ZenFlow") \
 KEY(SIZE, zero_optimization., sub_group_size, "1000000000", ">=1", "123", "", "elements of a group of parameters that is updated at once") \
@@ -524,7 +526,7 @@ OLD(BOOL, zero_optimization., cpu_offload_use_pin_memory, "?", "", "zero_optimiz
 OLD(BOOL, zero_optimization., stage3_gather_fp16_weights_on_model_save, "", "1", "zero_optimization.stage3_gather_16bit_weights_on_model_save", "consolidate weights before saving") \
 CLOSE(, zero_optimization) \
 OLD(SIZE, , allgather_size, ">=0", "", "zero_optimization.allgather_bucket_size", "bucket size beside \"zero_optimization\": true") \
-OPEN(, aio, "") \
+OPEN(, aio, "?") \
 KEY(SIZE, aio., block_size, "1048576", ">=1", "3", "", "bytes of one I/O request") \
 KEY(SIZE, aio., queue_depth, "8", ">=1", "3", "", "requests in flight") \
 KEY(SIZE, aio., thread_count, "1", ">=1", "3", "", "threads that submit requests for one tensor") \
@@ -592,7 +594,7 @@ KEY(SIZE, activation_checkpointing., number_checkpoints, "null", "?>=0", "013", 
 KEY(BOOL, activation_checkpointing., synchronize_checkpoint_boundary, "false", "", "013", "", "synchronise the device at each checkpoint") \
 KEY(BOOL, activation_checkpointing., profile, "false", "", "013", "", "time each checkpointed function") \
 CLOSE(, activation_checkpointing) \
-OPEN(, sparse_attention, "") \
+OPEN(, sparse_attention, "?") \
 KEY(TEXT, sparse_attention., mode, "fixed", "dense|fixed|bigbird|bslongformer|variable", "13", "", "structure of the sparsity") \
 KEY(SIZE, sparse_attention., block, "16", ">=1", "13", "", "side of a block") \
 KEY(BOOL, sparse_attention., different_layout_per_head, "false", "", "13", "", "each head may get its own layout") \
@@ -719,7 +721,7 @@ KEY(BOOL, elasticity., enabled, "false", "", "3", "", "choose batch sizes that f
 KEY(SIZE, elasticity., max_train_batch_size, "2000", ">=1", "3", "", "largest batch") \
 KEY(INTS, elasticity., micro_batch_sizes, "[2, 4, 6]", ">=1", "3", "", "acceptable micro batches") \
 KEY(SIZE, elasticity., min_gpus, "1", ">=1", "3", "", "fewest GPUs") \
-KEY(SIZE, elasticity., max_gpus, "10000", ">=1", "3", "", "most GPUs") \
+KEY(SIZE, elasticity., max_gpus, "10000", "1..100000", "3", "", "most GPUs") \
 KEY(INT, elasticity., min_time, "0", ">=0", "3", "", "minutes before the next change; 0: unknown") \
 KEY(REAL, elasticity., version, "0.2", "0..0.2", "3", "", "version of the logic: 0.1 or 0.2") \
 KEY(BOOL, elasticity., ignore_non_elastic_batch_info, "false", "", "3", "", "ignore batch sizes outside this section") \
@@ -728,7 +730,7 @@ KEY(SIZE, elasticity., model_parallel_size, "1", ">=1", "3", "", "model-parallel
 KEY(BOOL, elasticity., prefer_larger_batch, "true", "", "", "", "prefer the batch nearest to the largest") \
 OLD(BOOL, elasticity., prefer_large_batch, "", "3", "elasticity.prefer_larger_batch", "prefer the batch nearest to the largest") \
 CLOSE(, elasticity) \
-OPEN(, comms_logger, "") \
+OPEN(, comms_logger, "?") \
 KEY(BOOL, comms_logger., enabled, "false", "", "3", "", "log communication") \
 KEY(BOOL, comms_logger., verbose, "false", "", "3", "", "a line for each operation") \
 KEY(BOOL, comms_logger., prof_all, "true", "", "3", "", "profile all operations") \
@@ -2506,8 +2508,9 @@ static void dsi_config_unknown(dsi_config_parser *p, const dsi_config_scope *sco
         return;
     }
     for (uint32_t i = open + 1; i < scope->table->count && rows[i].kind != DSI_CONFIG_IS_CLOSE; i++) {
-        int d = dsi_config_distance(n->as.text, n->length, rows[i].path + rows[i].name,
-                                    (size_t)rows[i].length - rows[i].name);
+        const char *name = rows[i].path + rows[i].name;
+        int d = dsi_config_distance(n->as.text, n->length, name, (size_t)rows[i].length - rows[i].name);
+        if (n->length > 5 && strlen(name) > n->length && !strcmp(name + strlen(name) - n->length, n->as.text)) d = 1;
         if (d < distance && rows[i].kind != DSI_CONFIG_IS_OLD) {
             distance = d;
             best = rows + i;
@@ -2787,7 +2790,8 @@ static bool dsi_config_set(dsi_config_parser *p, const dsi_config_row *row, char
     ds_config_device device;
     switch (row->type) {
     case DSI_CONFIG_BOOL:
-        return n->type <= DSI_JSON_TRUE ? *(bool *)(void *)to = n->type == DSI_JSON_TRUE, true : false;
+        return n->type == DSI_JSON_FALSE || n->type == DSI_JSON_TRUE ? *(bool *)(void *)to = n->type == DSI_JSON_TRUE,
+                                                                                      true : false;
     case DSI_CONFIG_INT:
     case DSI_CONFIG_SIZE:
     case DSI_CONFIG_REAL: {
@@ -3041,10 +3045,11 @@ static bool dsi_config_section(dsi_config_parser *p, const dsi_config_scope *sco
     const dsi_config_row *row = scope->table->rows + i;
     uint32_t type = doc->nodes[node].type;
     char got[120];
-    if (type == DSI_JSON_NULL) return false;
+    if (type == DSI_JSON_NULL && row->status[0] == '?') return false;
     scope->marks[i].node = node;
     if (type == DSI_JSON_OBJECT) return true;
-    if (!strcmp(row->path, "zero_optimization") && type <= DSI_JSON_TRUE) { /* the first vintage's switch for stage 1 */
+    if (!strcmp(row->path, "zero_optimization") &&
+        (type == DSI_JSON_FALSE || type == DSI_JSON_TRUE)) { /* the first vintage's switch for stage 1 */
         dsi_config_mark *mark = dsi_config_mark_of(p, "zero_optimization.stage");
         p->config->zero_optimization.stage = type == DSI_JSON_TRUE;
         mark->node = node;
@@ -3087,7 +3092,7 @@ static void dsi_config_object(dsi_config_parser *p, uint32_t scope_index, uint32
                 dsi_config_say(p, DS_LOG_WARNING, "bfloat16", key, "deprecated; write \"bf16\"");
         }
         if (i == UINT32_MAX) {
-            if (open == UINT32_MAX || strcmp(rows[open].status, "open")) dsi_config_unknown(p, scope, open, key);
+            if (open == UINT32_MAX || !strstr(rows[open].status, "open")) dsi_config_unknown(p, scope, open, key);
         } else if (rows[i].kind == DSI_CONFIG_IS_OPEN) {
             if (!dsi_config_section(p, scope, i, value)) continue;
             depth++;
@@ -3478,6 +3483,9 @@ static void dsi_config_zero(dsi_config_parser *p) {
         c->zero_optimization.overlap_comm = stage == 3;
         dsi_config_derived(p, "zero_optimization.overlap_comm");
     }
+    if (!c->zero_optimization.compute_grad_norm && stage != 1 && stage != 2)
+        DSI_CONFIG_REFUSE(p, "zero_optimization.compute_grad_norm",
+                          "false needs ZeRO stage 1 or 2; zero_optimization.stage is %d", (int)stage);
     if (c->world_size & (c->world_size - 1) && c->ds.world_invariant)
         DSI_CONFIG_REFUSE(p, "ds.world_invariant", "needs a world size that is a power of two; got %zu", c->world_size);
     if (c->ds.world_invariant && c->ds.native_reduce)
@@ -3530,6 +3538,8 @@ static void dsi_config_data(dsi_config_parser *p) {
         !c->data_efficiency.data_sampling.dynamic_batching.max_tokens)
         DSI_CONFIG_REFUSE(p, "data_efficiency.data_sampling.dynamic_batching.max_tokens",
                           "needed when dynamic_batching is enabled");
+    if (c->autotuning.results_dir && !*c->autotuning.results_dir)
+        DSI_CONFIG_REFUSE(p, "autotuning.results_dir", "expected a folder; got an empty text");
     if (c->autotuning.end_profile_step < c->autotuning.start_profile_step)
         DSI_CONFIG_REFUSE(p, "autotuning.end_profile_step", "must not be less than start_profile_step %lld; got %lld",
                           (long long)c->autotuning.start_profile_step, (long long)c->autotuning.end_profile_step);
@@ -3545,25 +3555,122 @@ static void dsi_config_data(dsi_config_parser *p) {
     }
 }
 
+/* Elastic batch sizes, as DeepSpeed computes them: candidates are each micro batch, and their least common multiple,
+   times the largest highly composite number that fits; the one that suits most GPU counts wins. */
+static bool dsi_config_suits(const ds_config_ints *micros, size_t batch, size_t gpus) {
+    for (size_t i = 0; i < micros->count; i++)
+        if (batch % (size_t)micros->at[i] == 0 && batch / (size_t)micros->at[i] % gpus == 0) return true;
+    return false;
+}
+static size_t dsi_config_elastic_batch(const ds_config_ints *micros, size_t most, size_t min_gpus, size_t max_gpus,
+                                       bool larger) {
+    // clang-format off
+    static const size_t composite[] = {1, 2, 4, 6, 12, 24, 36, 48, 60, 120, 180, 240, 360, 720, 840, 1260, 1680, 2520, 5040,
+        7560, 10080, 15120, 20160, 25200, 27720, 45360, 50400, 55440, 83160, 110880, 166320, 221760, 277200, 332640, 498960,
+        554400, 665280, 720720};
+    // clang-format on
+    size_t common = 1, best = 0, best_count = 0;
+    for (size_t i = 0; i < micros->count; i++) {
+        size_t a = common, b = (size_t)micros->at[i];
+        while (b) {
+            size_t rest = a % b;
+            a = b;
+            b = rest;
+        }
+        common = dsi_mul(common / a, (size_t)micros->at[i]);
+    }
+    for (size_t i = 0; i <= micros->count; i++) {
+        size_t base = i < micros->count ? (size_t)micros->at[i] : common, k = 0, batch, count = 0;
+        if (base == SIZE_MAX) continue;
+        while (k + 1 < sizeof composite / sizeof composite[0] && base < most && composite[k + 1] <= most / base) k++;
+        batch = base * composite[k];
+        for (size_t gpus = min_gpus ? min_gpus : 1; gpus <= max_gpus && gpus <= batch; gpus++)
+            count += dsi_config_suits(micros, batch, gpus);
+        if (count > best_count || (count == best_count && (larger ? batch > best : batch < best))) {
+            best = batch;
+            best_count = count;
+        }
+    }
+    return best;
+}
+
+/* The batch sizes for this world size. Version 0.2 works in nodes, and falls back to what fits the nodes at hand. */
+static void dsi_config_elastic_resolve(dsi_config_parser *p) {
+    ds_config *c = p->config;
+    const ds_config_ints *micros = &c->elasticity.micro_batch_sizes;
+    size_t world = c->world_size, most = c->elasticity.max_train_batch_size, batch, micro = 0, node = 1;
+    bool larger = c->elasticity.prefer_larger_batch;
+    if (c->elasticity.version >= 0.2) {
+        size_t per_node = c->elasticity.num_gpus_per_node, parallel = c->elasticity.model_parallel_size,
+               ranks = world / parallel;
+        node = per_node / parallel;
+        batch = dsi_config_elastic_batch(micros, most / node, c->elasticity.min_gpus / per_node,
+                                         c->elasticity.max_gpus / per_node, larger) *
+                node;
+        if (!ranks || ranks % node || !dsi_config_suits(micros, batch / node, ranks / node)) {
+            size_t data_ranks = world * node / per_node;
+            batch = 0;
+            for (size_t i = 0; data_ranks && i < micros->count; i++) {
+                size_t one = dsi_mul((size_t)micros->at[i], data_ranks), candidate = most / one * one;
+                if (!i || (larger ? candidate > batch : candidate < batch)) batch = candidate;
+            }
+        }
+    } else {
+        batch = dsi_config_elastic_batch(micros, most, c->elasticity.min_gpus, c->elasticity.max_gpus, larger);
+        if (world < c->elasticity.min_gpus || world > c->elasticity.max_gpus || !dsi_config_suits(micros, batch, world))
+            batch = 0;
+    }
+    for (size_t i = 0; i < micros->count; i++)
+        if (batch / world % (size_t)micros->at[i] == 0 && batch >= world &&
+            (!micro || (larger || c->elasticity.version < 0.2 ? (size_t)micros->at[i] > micro : false)))
+            micro = (size_t)micros->at[i];
+    if (!micro) {
+        DSI_CONFIG_REFUSE(p, "elasticity", "no batch of at most %zu samples suits a world size of %zu", most, world);
+        return;
+    }
+    c->train_batch_size = batch;
+    c->train_micro_batch_size_per_gpu = micro;
+    c->gradient_accumulation_steps = batch / micro / world;
+    dsi_config_derived(p, "train_batch_size");
+    dsi_config_derived(p, "train_micro_batch_size_per_gpu");
+    dsi_config_derived(p, "gradient_accumulation_steps");
+}
+
 /* Batch sizes come either from the elasticity section or from the batch keys. True: the former. */
 static bool dsi_config_elastic(dsi_config_parser *p) {
     static const char *const batch[] = {"train_batch_size", "train_micro_batch_size_per_gpu",
                                         "gradient_accumulation_steps"};
     const ds_config *c = p->config;
+    size_t errors = p->errors, parallel = c->elasticity.model_parallel_size;
+    const size_t *now[3] = {&c->train_batch_size, &c->train_micro_batch_size_per_gpu, &c->gradient_accumulation_steps};
+    size_t given[3] = {*now[0], *now[1], *now[2]};
     if (!c->elasticity.enabled) return false;
-    for (int i = 0; i < 3; i++)
-        if (dsi_config_given(p, batch[i]) && !c->elasticity.ignore_non_elastic_batch_info)
-            DSI_CONFIG_REFUSE(p, batch[i],
-                              "elasticity gives the batch sizes; remove this, or set ignore_non_elastic_batch_info");
     if (!dsi_config_given(p, "elasticity.max_train_batch_size"))
         DSI_CONFIG_REFUSE(p, "elasticity.max_train_batch_size", "needed when elasticity is enabled");
     if (!dsi_config_given(p, "elasticity.micro_batch_sizes"))
         DSI_CONFIG_REFUSE(p, "elasticity.micro_batch_sizes", "needed when elasticity is enabled");
+    if (!c->elasticity.micro_batch_sizes.count || c->elasticity.micro_batch_sizes.count > 16)
+        DSI_CONFIG_REFUSE(p, "elasticity.micro_batch_sizes", "expected 1 to 16 of them; got %zu",
+                          c->elasticity.micro_batch_sizes.count);
+    for (size_t i = 0; i < c->elasticity.micro_batch_sizes.count; i++)
+        if ((size_t)c->elasticity.micro_batch_sizes.at[i] > c->elasticity.max_train_batch_size)
+            DSI_CONFIG_REFUSE(p, "elasticity.micro_batch_sizes", "%lld exceeds max_train_batch_size %zu",
+                              (long long)c->elasticity.micro_batch_sizes.at[i], c->elasticity.max_train_batch_size);
     if (c->elasticity.max_gpus < c->elasticity.min_gpus)
         DSI_CONFIG_REFUSE(p, "elasticity.max_gpus", "must not be less than min_gpus %zu; got %zu",
                           c->elasticity.min_gpus, c->elasticity.max_gpus);
-    if (c->elasticity.model_parallel_size > 1 && c->elasticity.version < 0.2)
+    if (parallel > 1 && c->elasticity.version < 0.2)
         DSI_CONFIG_REFUSE(p, "elasticity.model_parallel_size", "needs version 0.2; got %g", c->elasticity.version);
+    else if (c->elasticity.version >= 0.2 && c->elasticity.num_gpus_per_node % parallel)
+        DSI_CONFIG_REFUSE(p, "elasticity.model_parallel_size", "must divide num_gpus_per_node %zu; got %zu",
+                          c->elasticity.num_gpus_per_node, parallel);
+    if (p->errors > errors) return true;
+    dsi_config_elastic_resolve(p);
+    for (int i = 0; i < 3; i++)
+        if (dsi_config_given(p, batch[i]) && given[i] != *now[i] && given[i] &&
+            !c->elasticity.ignore_non_elastic_batch_info)
+            DSI_CONFIG_REFUSE(p, batch[i],
+                              "elasticity gives %zu here; remove this, or set ignore_non_elastic_batch_info", *now[i]);
     return true;
 }
 
@@ -3852,13 +3959,9 @@ static void dsi_config_write_scope(ds_json_writer *w, const ds_config *config, c
             ds_json_write_open(w, name, '{');
             open[depth++] = i;
         } else if (rows[i].kind == DSI_CONFIG_IS_CLOSE) {
-            if (!strcmp(rows[open[--depth]].status, "open")) dsi_config_write_rest(w, config, open[depth]);
+            if (strstr(rows[open[--depth]].status, "open")) dsi_config_write_rest(w, config, open[depth]);
             ds_json_write_close(w, '}');
         } else if (rows[i].type >= DSI_CONFIG_METRICS) {
-            if (scope->marks[i].null) {
-                ds_json_write_null(w, name);
-                continue;
-            }
             ds_json_write_open(w, name, '{');
             for (uint32_t s = 1; s < config->state->scope_count; s++) {
                 const dsi_config_scope *named = config->state->scopes + s;
@@ -3975,7 +4078,7 @@ DS_API size_t ds_config_unclaimed(const ds_config *config, const char *const *cl
         for (uint32_t i = 0; i < scope->table->count; i++) {
             const dsi_config_row *row = scope->table->rows + i;
             uint32_t node = scope->marks[i].node, k = node + 1;
-            bool open = row->kind == DSI_CONFIG_IS_OPEN && !strcmp(row->status, "open");
+            bool open = row->kind == DSI_CONFIG_IS_OPEN && strstr(row->status, "open") != NULL;
             if (node == DSI_JSON_NONE || row->kind == DSI_CONFIG_IS_CLOSE) continue;
             snprintf(path, sizeof path, "%s%s", scope->prefix, row->path);
             if (dsi_config_claimed(claims, count, path)) continue;
