@@ -5,7 +5,7 @@ DO THIS
     #define DS_COMM_IMPLEMENTATION
     #include "ds_comm.h"
 
-in one C or C++ file, link with -lpthread, and include it plainly elsewhere. MPI is compiled in where that file is
+in one C or C++ file, link with -lpthread -lm, and include it plainly elsewhere. MPI is compiled in where that file is
 built with mpicc and -DDS_COMM_USE_MPI=1; nothing else is needed.
 
 SYNOPSIS (every rank runs this; `ds run -n 2`, torchrun, mpirun and srun all say who is who)
@@ -456,6 +456,23 @@ DS_API ds_status ds_comm_run(ds_comm *comm, const ds_comm_call *call);
    fp32 out. out may be one of fp32 inputs. Pure; any thread. */
 DS_API void ds_comm_tree_sum_f32(float *out, const void *const *inputs, int input_count, ds_dtype dtype, size_t count);
 
+/*---- compressed collectives: outside the promise of equal sums ---------------------------------------------------*/
+
+/* The 1-bit all-reduce of 1-bit Adam (arXiv:2102.02888), 0/1 Adam and 1-bit LAMB, with error feedback. The buffer is
+   padded with zeros to `padded` elements, a multiple of W * 8 W / gcd(W, 8). Each rank adds its worker error and sends a
+   sign per element (8 per byte, first element in the highest bit, 1 for >= 0) and the scale |b| / sqrt(padded). Rank r
+   averages chunk r of all ranks, adds its server error, and sends that on the same way. What a sign and scale lose stays
+   in the errors. Wire: per rank 2 (padded/8 (W-1)/W) + 8 (W-1) bytes, counted under all_to_all and all_gather. */
+typedef struct ds_comm_one_bit {
+    size_t padded, chunk; /* elements; chunk = padded / W */
+    size_t scratch_bytes;
+} ds_comm_one_bit;
+DS_API ds_comm_one_bit ds_comm_one_bit_sizes(int world, size_t count);
+/* out[count] from every rank's in[count] (may be the same memory). worker_error[padded] and server_error[chunk] start as
+   zeros and are kept by the caller from call to call; scratch has scratch_bytes, aligned to 16. Collective. */
+DS_API ds_status ds_comm_one_bit_all_reduce(ds_comm *comm, const float *in, float *out, size_t count,
+                                            float *worker_error, float *server_error, void *scratch);
+
 /*---- figures --------------------------------------------------------------------------------------------------*/
 
 /* Since create, of this rank. Bytes are payload given to other ranks as in the formulas above. Any thread. */
@@ -468,6 +485,22 @@ typedef struct ds_comm_stats {
     int64_t busy_ns;       /* time inside calls, waiting included */
 } ds_comm_stats;
 DS_API void ds_comm_get_stats(const ds_comm *comm, ds_comm_stats *out);
+
+/* The comms log, when desc.log.enabled: one entry for each operation and number of bytes of its whole buffer. `only`
+   leaves out the others. [cfg: comms_logger] */
+typedef struct ds_comm_log_entry {
+    ds_comm_kind kind;
+    uint64_t bytes, count;
+    int64_t total_ns, wait_ns; /* inside the calls; of it, waiting for other ranks */
+} ds_comm_log_entry;
+/* Writes the entries in the order of their first call, at most `room`, and returns how many there are (at most 256;
+   sizes beyond that are not kept). Waits for calls in flight. */
+DS_API size_t ds_comm_log_entries(ds_comm *comm, ds_comm_log_entry *out, size_t room);
+/* Writes a table, line by line: per operation and size the count, total and average latency, algorithm and bus
+   bandwidth (all_reduce counts its bytes twice, the bus (W-1)/W of them, as nccl-tests does). With `stragglers` it is
+   collective and adds how long this rank took beyond the quickest one. */
+DS_API ds_status ds_comm_log_summary(ds_comm *comm, bool stragglers, void (*line)(void *ctx, const char *text),
+                                     void *ctx);
 
 #ifdef __cplusplus
 }
@@ -779,6 +812,7 @@ DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers
 
 #include <fcntl.h>
 #include <limits.h>
+#include <math.h>
 #include <unistd.h>
 #ifdef __linux__
 #include <poll.h>
@@ -804,6 +838,7 @@ DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers
 #define DSI_COMM_QUEUE 64  /* started calls that may wait */
 #define DSI_COMM_LINE 64   /* cache line */
 #define DSI_COMM_PAGE 4096 /* alignment of everything that is mapped */
+#define DSI_COMM_ENTRIES 256 /* of the comms log */
 #define DSI_COMM_TEXT 400  /* reason given to ds_comm_abort */
 #define DSI_COMM_ABORTED 12     /* kinds beyond ds_comm_kind, seen in signs only */
 #define DSI_COMM_GATHER_SUMS 13
@@ -1092,6 +1127,8 @@ struct ds_comm {
     dsi_comm_queue *queue;
     ds_comm_stats stats;
     ds_comm_log_options log;
+    ds_comm_log_entry *entries; /* DSI_COMM_ENTRIES when the comms log is on */
+    size_t entry_count;
     ds_allocator allocator;
     ds_logger logger;
     ds_clock clock;
@@ -1291,7 +1328,7 @@ static ds_status dsi_comm_plan_parts(ds_comm *c, dsi_comm_plan *plan, size_t *in
         if (plan->uneven) {
             fits = dsi_comm_offsets(plan->gives, w, call->counts, 0, plan->size) &&
                    dsi_comm_offsets(plan->takes, w, call->receive_counts, 0, plan->size);
-            *in_bytes = plan->gives[w];
+            *in_bytes = plan->total = plan->gives[w];
             *out_bytes = plan->takes[w];
             break;
         } /* fall through */
@@ -1940,6 +1977,59 @@ static void dsi_comm_message_shout(ds_comm *c) {
     }
 }
 
+// >>log: the comms log
+
+static bool dsi_comm_logged(const ds_comm *c, ds_comm_kind kind) {
+    if (!c->entries || !c->log.only) return c->entries != NULL;
+    for (int i = 0; i < c->log.operation_count; i++)
+        if (strcmp(c->log.operations[i], ds_comm_kind_name(kind)) == 0) return true;
+    return false;
+}
+/* Gbit/s of the algorithm and of the bus. */
+static void dsi_comm_rates(const ds_comm *c, ds_comm_kind kind, double bytes, double ns, double *algorithm,
+                           double *bus) {
+    double share = (double)(c->world - 1) / c->world;
+    bool parted = kind == DS_COMM_ALL_REDUCE || kind == DS_COMM_REDUCE_SCATTER || kind == DS_COMM_ALL_GATHER ||
+                  kind == DS_COMM_ALL_TO_ALL;
+    *algorithm = ns > 0 ? bytes * (kind == DS_COMM_ALL_REDUCE ? 2 : 1) * 8 / ns : 0;
+    *bus = parted ? *algorithm * share : *algorithm;
+}
+static void dsi_comm_size_text(double bytes, char *out, size_t room) {
+    static const char *const units[] = {"B", "KB", "MB", "GB", "TB"};
+    int unit = 0;
+    for (; bytes >= 1024 && unit < 4; unit++) bytes /= 1024;
+    snprintf(out, room, "%.*f %s", unit ? 1 : 0, bytes, units[unit]);
+}
+static void dsi_comm_note(ds_comm *c, ds_comm_kind kind, uint64_t bytes, int64_t ns, int64_t wait_ns) {
+    ds_comm_log_entry *e = c->entries, *end = e + c->entry_count;
+    if (!dsi_comm_logged(c, kind)) return;
+    while (e < end && (e->kind != kind || e->bytes != bytes)) e++;
+    if (e == end && c->entry_count < DSI_COMM_ENTRIES) {
+        memset(e, 0, sizeof *e);
+        e->kind = kind;
+        e->bytes = bytes;
+        c->entry_count++;
+        end++;
+    }
+    if (e < end) {
+        e->count++;
+        e->total_ns += ns;
+        e->wait_ns += wait_ns;
+    }
+    if (c->log.verbose) {
+        char size[32], where[96] = "";
+        double algorithm, bus;
+        dsi_comm_rates(c, kind, (double)bytes, (double)ns, &algorithm, &bus);
+        dsi_comm_size_text((double)bytes, size, sizeof size);
+        if (c->log.debug)
+            snprintf(where, sizeof where, " | rank: %d | call: %llu | backend: %s", c->rank,
+                     (unsigned long long)c->number, c->name);
+        dsi_log(&c->logger, "ds_comm", DS_LOG_INFO, 6,
+                "comm op: %s | time (ms): %.3f | msg size: %s | algbw (Gbps): %.2f | busbw (Gbps): %.2f%s",
+                ds_comm_kind_name(kind), (double)ns * 1e-6, size, algorithm, bus, where);
+    }
+}
+
 // >>run: one call from beginning to end
 
 static void dsi_comm_count(ds_comm *c, const dsi_comm_plan *plan, ds_comm_kind kind) {
@@ -2022,7 +2112,7 @@ static ds_status dsi_comm_all_reduce_parts(ds_comm *c, dsi_comm_plan *plan, size
 }
 
 static ds_status dsi_comm_execute(ds_comm *c, const ds_comm_call *call) {
-    int64_t begin = dsi_now(&c->clock);
+    int64_t begin = dsi_now(&c->clock), waited = c->stats.wait_ns, spent;
     dsi_comm_plan plan;
     size_t in_bytes = 0;
     ds_status status = dsi_comm_check(c);
@@ -2040,7 +2130,9 @@ static ds_status dsi_comm_execute(ds_comm *c, const ds_comm_call *call) {
     else
         status = dsi_comm_collect(c, &plan, call->kind, in_bytes);
     __atomic_fetch_add(&c->stats.calls[call->kind], 1, __ATOMIC_RELAXED);
-    __atomic_fetch_add(&c->stats.busy_ns, dsi_now(&c->clock) - begin, __ATOMIC_RELAXED);
+    spent = dsi_now(&c->clock) - begin;
+    __atomic_fetch_add(&c->stats.busy_ns, spent, __ATOMIC_RELAXED);
+    if (!status) dsi_comm_note(c, call->kind, plan.total, spent, c->stats.wait_ns - waited);
     return status;
 }
 
@@ -2144,6 +2236,44 @@ DS_API ds_status ds_comm_test(ds_comm *comm, ds_comm_handle handle, bool *done) 
         pthread_mutex_unlock(&comm->queue->lock);
     }
     return *done ? dsi_comm_state(comm) : DS_OK;
+}
+
+DS_API size_t ds_comm_log_entries(ds_comm *comm, ds_comm_log_entry *out, size_t room) {
+    if (comm->queue) dsi_comm_queue_wait(comm->queue, comm->queue->submitted);
+    for (size_t i = 0; i < comm->entry_count && i < room; i++) out[i] = comm->entries[i];
+    return comm->entry_count;
+}
+DS_API ds_status ds_comm_log_summary(ds_comm *comm, bool stragglers, void (*line)(void *ctx, const char *text),
+                                     void *ctx) {
+    size_t count = ds_comm_log_entries(comm, NULL, 0);
+    char text[256], size[32];
+    snprintf(text, sizeof text, "%-16s %12s %10s %18s %16s %18s %18s%s", "Comm. Op", "Message Size", "Count",
+             "Total Latency(ms)", "Avg Latency(ms)", "tput_avg (Gbps)", "busbw_avg (Gbps)",
+             stragglers ? "  Straggler(ms)" : "");
+    line(ctx, text);
+    for (size_t i = 0; i < count; i++) {
+        const ds_comm_log_entry e = comm->entries[i];
+        double algorithm, bus, ms = (double)e.total_ns * 1e-6;
+        int64_t least = e.total_ns;
+        if (stragglers && e.kind < DS_COMM_SEND) {
+            ds_comm_log_entry *entries = comm->entries;
+            ds_status status;
+            comm->entries = NULL; /* the question itself is not logged */
+            status = ds_comm_all_reduce(comm, &e.total_ns, &least, 1, DS_I64, DS_COMM_MIN);
+            comm->entries = entries;
+            if (status) return status;
+        }
+        dsi_comm_rates(comm, e.kind, (double)e.bytes * (double)e.count, (double)e.total_ns, &algorithm, &bus);
+        dsi_comm_size_text((double)e.bytes, size, sizeof size);
+        snprintf(text, sizeof text, "%-16s %12s %10llu %18.3f %16.3f %18.2f %18.2f", ds_comm_kind_name(e.kind), size,
+                 (unsigned long long)e.count, ms, ms / (double)e.count, algorithm, bus);
+        if (stragglers) {
+            size_t at = strlen(text);
+            snprintf(text + at, sizeof text - at, "  %13.3f", (double)(e.total_ns - least) * 1e-6);
+        }
+        line(ctx, text);
+    }
+    return DS_OK;
 }
 
 // The named calls fill in the data form.
@@ -2264,6 +2394,75 @@ DS_API void ds_comm_get_stats(const ds_comm *comm, ds_comm_stats *out) {
     out->staged_bytes = __atomic_load_n(&comm->stats.staged_bytes, __ATOMIC_RELAXED);
     out->wait_ns = __atomic_load_n(&comm->stats.wait_ns, __ATOMIC_RELAXED);
     out->busy_ns = __atomic_load_n(&comm->stats.busy_ns, __ATOMIC_RELAXED);
+}
+
+// >>compressed
+
+DS_API ds_comm_one_bit ds_comm_one_bit_sizes(int world, size_t count) {
+    ds_comm_one_bit sizes;
+    size_t w = (size_t)(world > 0 ? world : 1), shared = w & 7 ? w & 3 ? w & 1 ? 1 : 2 : 4 : 8; /* gcd(w, 8) */
+    sizes.padded = dsi_round_up(count, w * (8 * w / shared));
+    sizes.chunk = sizes.padded / w;
+    /* signs sent, signs received, one block of values per rank, scales */
+    sizes.scratch_bytes = dsi_round_up(sizes.padded / 8, 16) * 2 + w * (DSI_COMM_BLOCK + 1) * sizeof(float);
+    return sizes;
+}
+
+/* Replaces `x` by what a sign and the scale |x| / sqrt(count) leave of it, and packs the signs. The norm is summed in
+   fp64, block by block, so that the order does not depend on anything but the count. */
+static float dsi_comm_compress(float *x, size_t count, unsigned char *signs) {
+    double norm = 0;
+    float scale;
+    for (size_t begin = 0; begin < count; begin += DSI_COMM_BLOCK) {
+        size_t end = begin + DSI_COMM_BLOCK < count ? begin + DSI_COMM_BLOCK : count;
+        double part = 0;
+        for (size_t i = begin; i < end; i++) part += (double)x[i] * (double)x[i];
+        norm += part;
+    }
+    scale = count ? (float)sqrt(norm / (double)count) : 0.0f;
+    for (size_t i = 0; i < count; i += 8) {
+        unsigned bits = 0;
+        for (size_t j = 0; j < 8; j++) {
+            bits = bits << 1 | (x[i + j] >= 0);
+            x[i + j] -= x[i + j] >= 0 ? scale : -scale;
+        }
+        signs[i / 8] = (unsigned char)bits;
+    }
+    return scale;
+}
+static void dsi_comm_expand(float *to, const unsigned char *signs, float scale, size_t begin, size_t count) {
+    for (size_t i = 0; i < count; i++) to[i] = signs[(begin + i) / 8] >> (7 - (begin + i) % 8) & 1 ? scale : -scale;
+}
+
+DS_API ds_status ds_comm_one_bit_all_reduce(ds_comm *comm, const float *in, float *out, size_t count,
+                                            float *worker_error, float *server_error, void *scratch) {
+    const ds_comm_one_bit sizes = ds_comm_one_bit_sizes(comm->world, count);
+    const size_t bytes = sizes.padded / 8, part = sizes.chunk / 8;
+    unsigned char *mine = (unsigned char *)scratch, *theirs = mine + dsi_round_up(bytes, 16);
+    float *values = (float *)(void *)(theirs + dsi_round_up(bytes, 16));
+    float *scales = values + (size_t)comm->world * DSI_COMM_BLOCK, scale;
+    float level[DSI_COMM_LEVELS][DSI_COMM_BLOCK];
+    ds_status status;
+    for (size_t i = 0; i < count; i++) worker_error[i] += in[i];
+    scale = dsi_comm_compress(worker_error, sizes.padded, mine);
+    if ((status = ds_comm_all_gather(comm, &scale, scales, 1, NULL, DS_F32)) != DS_OK) return status;
+    if ((status = ds_comm_all_to_all(comm, mine, theirs, part, DS_U8)) != DS_OK) return status;
+    for (size_t begin = 0; begin < sizes.chunk; begin += DSI_COMM_BLOCK) {
+        size_t n = sizes.chunk - begin < DSI_COMM_BLOCK ? sizes.chunk - begin : DSI_COMM_BLOCK;
+        const float *sum;
+        for (int r = 0; r < comm->world; r++) {
+            dsi_comm_expand(values + (size_t)r * n, theirs + (size_t)r * part, scales[r], begin, n);
+            comm->views[r] = values + (size_t)r * n;
+        }
+        sum = dsi_comm_fold_f32(level, comm->views, comm->world, DS_F32, 0, n, DS_COMM_SUM);
+        for (size_t i = 0; i < n; i++) server_error[begin + i] += sum[i] / (float)comm->world;
+    }
+    scale = dsi_comm_compress(server_error, sizes.chunk, mine);
+    if ((status = ds_comm_all_gather(comm, &scale, scales, 1, NULL, DS_F32)) != DS_OK) return status;
+    if ((status = ds_comm_all_gather(comm, mine, theirs, part, NULL, DS_U8)) != DS_OK) return status;
+    for (size_t i = 0; i < count; i += sizes.chunk)
+        dsi_comm_expand(out + i, theirs, scales[i / sizes.chunk], i, count - i < sizes.chunk ? count - i : sizes.chunk);
+    return DS_OK;
 }
 
 // >>environment
@@ -2463,10 +2662,18 @@ static ds_comm *dsi_comm_make(const ds_comm_desc *desc, dsi_comm_family *family,
     c->allocator = desc->allocator;
     c->logger = desc->logger;
     c->clock = desc->clock;
+    if (desc->log.enabled) {
+        c->entries = (ds_comm_log_entry *)dsi_alloc(&c->allocator, DSI_COMM_ENTRIES * sizeof *c->entries);
+        if (!c->entries) {
+            dsi_release(&desc->allocator, c, dsi_comm_bytes(world));
+            return NULL;
+        }
+    }
     return c;
 }
 static void dsi_comm_unmake(ds_comm *c) {
     ds_allocator allocator = c->allocator;
+    dsi_release(&allocator, c->entries, DSI_COMM_ENTRIES * sizeof *c->entries);
     dsi_release_aligned(&allocator, c->scratch, c->scratch_bytes, DSI_COMM_LINE);
     dsi_release(&allocator, c, dsi_comm_bytes(c->world));
 }
@@ -3362,6 +3569,7 @@ DS_API ds_status ds_comm_split(ds_comm *comm, int color, int key, ds_comm **out,
 #undef DSI_COMM_LINE
 #undef DSI_COMM_PAGE
 #undef DSI_COMM_TEXT
+#undef DSI_COMM_ENTRIES
 #undef DSI_COMM_ABORTED
 #undef DSI_COMM_GATHER_SUMS
 #undef DSI_COMM_LOAD

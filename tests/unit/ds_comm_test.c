@@ -678,6 +678,160 @@ static int group_body(ds_comm *comm, void *arg) {
     return bad;
 }
 
+static void summary_line(void *ctx, const char *text) {
+    char *all = (char *)ctx;
+    size_t n = strlen(all);
+    snprintf(all + n, 4000 - n, "%s\n", text);
+}
+static void last_line(void *ctx, const char *header, int level, int id, const char *message) {
+    (void)header, (void)level;
+    if (id == 6) snprintf((char *)ctx, 512, "%s", message);
+}
+static int log_body(ds_comm *comm, void *arg) {
+    int bad = 0;
+    float *x = (float *)calloc(4096, sizeof *x);
+    char all[4000] = "";
+    ds_comm_log_entry entries[4];
+    (void)arg;
+    for (int k = 0; k < 3; k++) EXPECT(ds_comm_all_reduce(comm, x, x, 4096, DS_F32, DS_COMM_SUM) == DS_OK);
+    EXPECT(ds_comm_all_reduce(comm, x, x, 1, DS_F32, DS_COMM_SUM) == DS_OK);
+    EXPECT(ds_comm_broadcast(comm, x, 256, DS_F32, 0) == DS_OK);
+    EXPECT(ds_comm_log_entries(comm, entries, 4) == 2); /* broadcast was not chosen */
+    EXPECT(entries[0].kind == DS_COMM_ALL_REDUCE && entries[0].bytes == 16384 && entries[0].count == 3);
+    EXPECT(entries[1].bytes == 4 && entries[1].count == 1 && entries[0].total_ns >= entries[0].wait_ns);
+    EXPECT(ds_comm_log_summary(comm, true, summary_line, all) == DS_OK);
+    EXPECT(strstr(all, "all_reduce") && strstr(all, "16.0 KB") && strstr(all, "Straggler") &&
+           !strstr(all, "broadcast"));
+    free(x);
+    return bad;
+}
+static void test_log(void) {
+    TEST(log) {
+        static const char *const chosen[] = {"all_reduce"};
+        ds_comm_desc desc = quick_desc();
+        ds_comm *comms[2];
+        team_member members[2];
+        pthread_t threads[2];
+        char lines[512] = "";
+        desc.log.enabled = desc.log.verbose = desc.log.debug = desc.log.only = true;
+        desc.log.operations = chosen;
+        desc.log.operation_count = 1;
+        CHECK(ds_comm_threads_create(&desc, 2, comms, NULL) == DS_OK);
+        for (int r = 0; r < 2; r++) {
+            members[r].comm = comms[r];
+            members[r].body = log_body;
+            members[r].arg = NULL;
+            CHECK(pthread_create(&threads[r], NULL, team_main, &members[r]) == 0);
+        }
+        for (int r = 0; r < 2; r++) {
+            pthread_join(threads[r], NULL);
+            CHECK(members[r].failed == 0);
+        }
+        desc.logger.log = last_line;
+        desc.logger.ctx = lines;
+        CHECK(ds_comm_create(&desc, &comms[0], NULL) == DS_OK);
+        {
+            double x[3] = {1, 2, 3};
+            CHECK(ds_comm_all_reduce(comms[0], x, x, 3, DS_F64, DS_COMM_SUM) == DS_OK);
+        }
+        CHECK_HAS(lines, "comm op: all_reduce | time (ms):");
+        CHECK_HAS(lines, "msg size: 24 B");
+        CHECK_HAS(lines, "rank: 0 | call: 1 | backend: self");
+        ds_comm_destroy(comms[0]);
+    }
+}
+
+/* ---- compressed collectives ---- */
+
+typedef struct one_bit_case {
+    int world, repeat;
+    size_t count;
+    double tolerance;
+    float *in[4], *worker[4], *server[4], *worker_after[4], *server_after[4], *outputs;
+} one_bit_case;
+static float *read_floats(FILE *file, size_t n) {
+    float *x = (float *)calloc(n + 1, sizeof *x);
+    char word[64];
+    for (size_t i = 0; i < n; i++)
+        if (fscanf(file, "%63s", word) == 1) x[i] = strtof(word, NULL);
+    return x;
+}
+static int near(const float *a, const float *b, size_t n, double tolerance) {
+    for (size_t i = 0; i < n; i++)
+        if (!(fabs((double)a[i] - (double)b[i]) <= tolerance)) return 0;
+    return 1;
+}
+static int one_bit_body(ds_comm *comm, void *arg) {
+    one_bit_case *t = (one_bit_case *)arg;
+    int me = ds_comm_rank(comm), bad = 0;
+    ds_comm_one_bit sizes = ds_comm_one_bit_sizes(t->world, t->count);
+    float *worker = (float *)malloc(sizes.padded * sizeof *worker),
+          *server = (float *)malloc(sizes.chunk * sizeof *server);
+    float *out = (float *)malloc(t->count * sizeof *out);
+    void *scratch = malloc(sizes.scratch_bytes);
+    ds_comm_stats stats;
+    size_t w = (size_t)t->world;
+    memcpy(worker, t->worker[me], sizes.padded * sizeof *worker);
+    memcpy(server, t->server[me], sizes.chunk * sizeof *server);
+    for (int k = 0; k < t->repeat; k++) {
+        EXPECT(ds_comm_one_bit_all_reduce(comm, t->in[me], out, t->count, worker, server, scratch) == DS_OK);
+        EXPECT(near(out, t->outputs + (size_t)k * t->count, t->count, t->tolerance));
+    }
+    EXPECT(near(worker, t->worker_after[me], sizes.padded, t->tolerance));
+    EXPECT(near(server, t->server_after[me], sizes.chunk, t->tolerance));
+    ds_comm_get_stats(comm, &stats);
+    EXPECT(stats.bytes_sent[DS_COMM_ALL_TO_ALL] == (size_t)t->repeat * sizes.padded / 8 / w * (w - 1));
+    EXPECT(stats.bytes_sent[DS_COMM_ALL_GATHER] == (size_t)t->repeat * (sizes.padded / 8 / w + 8) * (w - 1));
+    free(worker);
+    free(server);
+    free(out);
+    free(scratch);
+    return bad;
+}
+static void test_one_bit(void) {
+    FILE *file = fopen("tests/golden/comm_one_bit.txt", "r");
+    char line[4096], name[64], tolerance[64];
+    int cases = 0;
+    TEST(one_bit_file) {
+        CHECK(file != NULL);
+    }
+    while (file && fgets(line, sizeof line, file)) {
+        one_bit_case t;
+        ds_comm_one_bit sizes;
+        memset(&t, 0, sizeof t);
+        if (sscanf(line, "case %63s %d %zu %d %63s", name, &t.world, &t.count, &t.repeat, tolerance) != 5) continue;
+        t.tolerance = strtod(tolerance, NULL);
+        sizes = ds_comm_one_bit_sizes(t.world, t.count);
+        for (int r = 0; r < t.world; r++) {
+            t.in[r] = read_floats(file, t.count);
+            t.worker[r] = read_floats(file, sizes.padded);
+            t.server[r] = read_floats(file, sizes.chunk);
+        }
+        t.outputs = read_floats(file, t.count * (size_t)t.repeat);
+        for (int r = 0; r < t.world; r++) {
+            t.worker_after[r] = read_floats(file, sizes.padded);
+            t.server_after[r] = read_floats(file, sizes.chunk);
+        }
+        cases++;
+        TEST_NAMED(name) {
+            CHECK(team_threads(t.world, one_bit_body, &t) == 0);
+            CHECK(team_messages(t.world, one_bit_body, &t) == 0);
+        }
+        for (int r = 0; r < t.world; r++) {
+            free(t.in[r]);
+            free(t.worker[r]);
+            free(t.server[r]);
+            free(t.worker_after[r]);
+            free(t.server_after[r]);
+        }
+        free(t.outputs);
+    }
+    TEST(one_bit_cases) {
+        CHECK_EQ(cases, 12);
+    }
+    if (file) fclose(file);
+}
+
 /* ---- the launcher's variables ---- */
 
 typedef struct env_case {
@@ -1089,6 +1243,8 @@ int main(int argc, char **argv) {
             }
         }
     }
+    test_log();
+    test_one_bit();
     test_environment();
     test_create();
     test_trouble();
