@@ -382,6 +382,11 @@ typedef struct ds_optim_kernels {
                       void *stream);
 } ds_optim_kernels;
 
+/* Both are defined in ds_kernels.cu, which nvcc compiles: the kernels above, and CUDA as a ds_device. Their functions
+   may be called from any thread; each call uses the thread's current CUDA device. */
+extern void ds_cuda_optim_kernels(ds_optim_kernels *out);
+extern void ds_cuda_device(ds_device *out);
+
 /* ---- the optimizer ---- */
 
 typedef struct ds_optim_desc {
@@ -1293,11 +1298,12 @@ DSI_OPTIM_AVX2 static void dsi_optim_narrow_x8(void *to, ds_dtype dtype, const f
         dsi_##L##_store(c + 10 * w, c50), dsi_##L##_store(c + 11 * w, c51);                                            \
     }
 
-// gcc 12 takes the don't-care operand inside its own AVX-512 intrinsics for an uninitialised variable
+// gcc's own AVX-512 intrinsics: don't-care operands look uninitialised, and (-O0) all-ones masks change sign
 #if !defined(__clang__)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wsign-conversion"
 #endif
 DSI_OPTIM_AVX512 static double dsi_optim_squares_x16(const float *x, size_t n) {
     __m512d s0 = _mm512_setzero_pd(), s1 = s0, d;
