@@ -222,54 +222,55 @@ static void golden_schedules(void) {
     if (!d) return;
     EACH(c, d, 0)
     if (ds_json_get(d, ds_json_get(d, c, "expect"), "lr") != DS_JSON_NO_NODE) TEST_NAMED(text_of(d, c, "name")) {
-        ds_json_node p = ds_json_get(d, c, "params"), expect = ds_json_get(d, c, "expect"),
-                     lr = ds_json_get(d, expect, "lr");
-        ds_json_node beta1 = ds_json_get(d, expect, "beta1");
-        for (size_t g = 0; g < ds_json_count(d, lr); g++) {
-            double base = number(d, ds_json_at(d, ds_json_get(d, ds_json_get(d, c, "optimizer"), "lr"), g));
-            ds_schedule s;
-            int64_t k = 0;
-            CHECK_EQ(ds_schedule_default(text_of(d, c, "type"), &s, NULL), DS_OK);
-            s.warmup_min_lr = per_group(d, p, "warmup_min_lr", g, s.warmup_min_lr);
-            s.warmup_max_lr = per_group(d, p, "warmup_max_lr", g, s.warmup_max_lr);
-            s.warmup_num_steps = (int64_t)field(d, p, "warmup_num_steps", (double)s.warmup_num_steps);
-            s.total_num_steps = (int64_t)field(d, p, "total_num_steps", 0);
-            s.warmup_linear = strcmp(text_of(d, p, "warmup_type"), "linear") == 0;
-            s.warmup_min_ratio = field(d, p, "warmup_min_ratio", s.warmup_min_ratio);
-            s.cos_min_ratio = field(d, p, "cos_min_ratio", s.cos_min_ratio);
-            s.cycle_min_lr = per_group(d, p, "cycle_min_lr", g, 0);
-            s.cycle_max_lr = per_group(d, p, "cycle_max_lr", g, 0);
-            s.decay_lr_rate = field(d, p, "decay_lr_rate", 0);
-            s.cycle_first_step_size = field(d, p, "cycle_first_step_size", s.cycle_first_step_size);
-            s.cycle_symmetric = ds_json_get(d, p, "cycle_second_step_size") == DS_JSON_NO_NODE;
-            s.cycle_second_step_size = field(d, p, "cycle_second_step_size", 0);
-            s.cycle_first_stair_count = (int64_t)field(d, p, "cycle_first_stair_count", 0);
-            s.cycle_second_stair_count = (int64_t)field(d, p, "cycle_second_stair_count", -1);
-            s.decay_step_size = field(d, p, "decay_step_size", 0);
-            s.cycle_momentum = field(d, p, "cycle_momentum", 1) != 0;
-            s.cycle_min_mom = per_group(d, p, "cycle_min_mom", g, s.cycle_min_mom);
-            s.cycle_max_mom = per_group(d, p, "cycle_max_mom", g, s.cycle_max_mom);
-            s.decay_mom_rate = field(d, p, "decay_mom_rate", 0);
-            s.lr_range_test_min_lr = per_group(d, p, "lr_range_test_min_lr", g, s.lr_range_test_min_lr);
-            s.lr_range_test_step_size =
-                (int64_t)field(d, p, "lr_range_test_step_size", (double)s.lr_range_test_step_size);
-            s.lr_range_test_step_rate = field(d, p, "lr_range_test_step_rate", s.lr_range_test_step_rate);
-            s.lr_range_test_staircase = field(d, p, "lr_range_test_staircase", 0) != 0;
-            CHECK_EQ(ds_schedule_check(&s, NULL), DS_OK);
-            EACH(v, d, ds_json_at(d, lr, g)) {
-                double got = ds_schedule_lr(&s, k, base), expected = number(d, v), b1 = 0.9, b2 = 0.999;
-                test_check(fabs(got - expected) <= 1e-12 * fabs(expected) + 1e-300, __FILE__, __LINE__,
-                           "lr after %lld steps: got %.17g, expected %.17g", (long long)k, got, expected);
-                if (beta1 != DS_JSON_NO_NODE) {
-                    ds_schedule_betas(&s, k, &b1, &b2);
-                    CHECK_NEAR(b1, number(d, ds_json_at(d, ds_json_at(d, beta1, g), (size_t)k)), 1e-12);
-                    CHECK_NEAR(
-                        b2, number(d, ds_json_at(d, ds_json_at(d, ds_json_get(d, expect, "beta2"), g), (size_t)k)), 0);
+            ds_json_node p = ds_json_get(d, c, "params"), expect = ds_json_get(d, c, "expect"),
+                         lr = ds_json_get(d, expect, "lr");
+            ds_json_node beta1 = ds_json_get(d, expect, "beta1");
+            for (size_t g = 0; g < ds_json_count(d, lr); g++) {
+                double base = number(d, ds_json_at(d, ds_json_get(d, ds_json_get(d, c, "optimizer"), "lr"), g));
+                ds_schedule s;
+                int64_t k = 0;
+                CHECK_EQ(ds_schedule_default(text_of(d, c, "type"), &s, NULL), DS_OK);
+                s.warmup_min_lr = per_group(d, p, "warmup_min_lr", g, s.warmup_min_lr);
+                s.warmup_max_lr = per_group(d, p, "warmup_max_lr", g, s.warmup_max_lr);
+                s.warmup_num_steps = (int64_t)field(d, p, "warmup_num_steps", (double)s.warmup_num_steps);
+                s.total_num_steps = (int64_t)field(d, p, "total_num_steps", 0);
+                s.warmup_linear = strcmp(text_of(d, p, "warmup_type"), "linear") == 0;
+                s.warmup_min_ratio = field(d, p, "warmup_min_ratio", s.warmup_min_ratio);
+                s.cos_min_ratio = field(d, p, "cos_min_ratio", s.cos_min_ratio);
+                s.cycle_min_lr = per_group(d, p, "cycle_min_lr", g, 0);
+                s.cycle_max_lr = per_group(d, p, "cycle_max_lr", g, 0);
+                s.decay_lr_rate = field(d, p, "decay_lr_rate", 0);
+                s.cycle_first_step_size = field(d, p, "cycle_first_step_size", s.cycle_first_step_size);
+                s.cycle_symmetric = ds_json_get(d, p, "cycle_second_step_size") == DS_JSON_NO_NODE;
+                s.cycle_second_step_size = field(d, p, "cycle_second_step_size", 0);
+                s.cycle_first_stair_count = (int64_t)field(d, p, "cycle_first_stair_count", 0);
+                s.cycle_second_stair_count = (int64_t)field(d, p, "cycle_second_stair_count", -1);
+                s.decay_step_size = field(d, p, "decay_step_size", 0);
+                s.cycle_momentum = field(d, p, "cycle_momentum", 1) != 0;
+                s.cycle_min_mom = per_group(d, p, "cycle_min_mom", g, s.cycle_min_mom);
+                s.cycle_max_mom = per_group(d, p, "cycle_max_mom", g, s.cycle_max_mom);
+                s.decay_mom_rate = field(d, p, "decay_mom_rate", 0);
+                s.lr_range_test_min_lr = per_group(d, p, "lr_range_test_min_lr", g, s.lr_range_test_min_lr);
+                s.lr_range_test_step_size =
+                    (int64_t)field(d, p, "lr_range_test_step_size", (double)s.lr_range_test_step_size);
+                s.lr_range_test_step_rate = field(d, p, "lr_range_test_step_rate", s.lr_range_test_step_rate);
+                s.lr_range_test_staircase = field(d, p, "lr_range_test_staircase", 0) != 0;
+                CHECK_EQ(ds_schedule_check(&s, NULL), DS_OK);
+                EACH(v, d, ds_json_at(d, lr, g)) {
+                    double got = ds_schedule_lr(&s, k, base), expected = number(d, v), b1 = 0.9, b2 = 0.999;
+                    test_check(fabs(got - expected) <= 1e-12 * fabs(expected) + 1e-300, __FILE__, __LINE__,
+                               "lr after %lld steps: got %.17g, expected %.17g", (long long)k, got, expected);
+                    if (beta1 != DS_JSON_NO_NODE) {
+                        ds_schedule_betas(&s, k, &b1, &b2);
+                        CHECK_NEAR(b1, number(d, ds_json_at(d, ds_json_at(d, beta1, g), (size_t)k)), 1e-12);
+                        CHECK_NEAR(
+                            b2, number(d, ds_json_at(d, ds_json_at(d, ds_json_get(d, expect, "beta2"), g), (size_t)k)),
+                            0);
+                    }
+                    k++;
                 }
-                k++;
             }
         }
-    }
     ds_json_free(d);
 }
 
@@ -1315,7 +1316,18 @@ static void lamb_partitioned(void) {
     }
 }
 
+/* One number for all that the optimizers compute, for ds_optim_bits.sh to compare between compilers. */
+static int print_bits(void) {
+    uint64_t h = 0;
+    for (int t = 0; t < TYPES; t++)
+        for (int level = DS_OPTIM_LEVEL_BEST; level <= DS_OPTIM_LEVEL_SCALAR; level++)
+            h = h * 31 + run_bits(every_type[t], (ds_optim_level)level, BIG, 1, t % 2 ? DS_BF16 : DS_F32, 0);
+    printf("%016llx\n", (unsigned long long)h);
+    return 0;
+}
+
 int main(int argc, char **argv) {
+    if (argc == 2 && strcmp(argv[1], "--bits") == 0) return print_bits();
     test_begin(argc, argv);
     golden_optimizers();
     golden_loss_scaler();
