@@ -1,4 +1,53 @@
-/* ds_monitor.h - v0.1.0 - training metrics to CSV, TensorBoard, W&B and Comet; timers, progress line, SVG - public domain or MIT-0 */
+/* ds_monitor.h - v0.1.0 - training metrics to CSV and TensorBoard; a live progress line, SVG curves - public domain or MIT-0
+
+DO THIS
+    In one C or C++ file:
+        #define DS_MONITOR_IMPLEMENTATION
+        #include "ds_monitor.h"
+    Elsewhere include it without the macro. Link with -lpthread.
+
+SYNOPSIS
+        ds_monitor_desc desc = {0};
+        ds_monitor *monitor;
+        ds_error error = {DS_OK, ""};
+        desc.csv.enabled = desc.tensorboard.enabled = true;
+        desc.csv.output_path = desc.tensorboard.output_path = "runs";
+        desc.csv.job_name = desc.tensorboard.job_name = "first";
+        if (ds_monitor_create(&desc, &monitor, &error)) return fail(error.message);
+        ds_monitor_write(monitor, "Train/Samples/train_loss", 2.5, 1024);
+        ds_monitor_destroy(monitor);
+
+OPTIONS
+    DS_IMPLEMENTATION, DS_MONITOR_IMPLEMENTATION   off   in the one file that implements
+    DS_STATIC                                      off   private to that file; wherever a ds header is included
+
+WHAT IT DOES NOT DO
+    It sends nothing over a network and starts no thread. It does not print: the progress line is text for you to print.
+
+CONCEPTS
+    A tag names a series ("Train/Samples/lr"); a value stands at a step, for DeepSpeed's tags the samples seen so far.
+    CSV: one file per tag, <output_path>/<job_name>/<tag with / and space as _>.csv, appended to. Each process begins with
+    the line step,<last part of the tag>; lines end in CR LF; values are the shortest text that reads back the same double.
+    TensorBoard: one events.out.tfevents file per process in <output_path>/<job_name>, scalars in fp32.
+    Only rank 0 writes; on other ranks every call succeeds and does nothing.
+
+STEP BY STEP
+    1. Fill a ds_monitor_desc. 2. ds_monitor_create makes the folders. 3. ds_monitor_write; as an engine's callback pass
+    ds_monitor_event with the monitor as its context. 4. ds_monitor_destroy writes what is buffered.
+
+MEMORY
+    A few hundred bytes per tag and a 16 KiB buffer per file, from desc.allocator; nothing after a tag's first value.
+
+ERRORS
+    A full or broken disk does not end a training: the first failure is logged (id 1), kept, and returned by every later
+    call; values after it are dropped. Create fails when a folder cannot be made.
+
+THREADS
+    One thread at a time per monitor; different monitors are independent.
+
+CONFIG KEYS COVERED
+    tensorboard.enabled, .output_path, .job_name; csv_monitor.enabled, .output_path, .job_name.
+*/
 #if defined(DS_IMPLEMENTATION) && !defined(DS_MONITOR_IMPLEMENTATION)
 #define DS_MONITOR_IMPLEMENTATION
 #endif
@@ -188,8 +237,8 @@ typedef struct ds_monitor_desc {
 
 typedef struct ds_monitor ds_monitor;
 
-DS_API ds_status ds_monitor_create_(const ds_monitor_desc *desc, size_t desc_bytes, int version,
-                                             ds_monitor **out, ds_error *error);
+DS_API ds_status ds_monitor_create_(const ds_monitor_desc *desc, size_t desc_bytes, int version, ds_monitor **out,
+                                    ds_error *error);
 static inline ds_status ds_monitor_create(const ds_monitor_desc *desc, ds_monitor **out, ds_error *error) {
     return ds_monitor_create_(desc, sizeof *desc, DS_MONITOR_VERSION, out, error);
 }
@@ -210,6 +259,8 @@ typedef struct ds_monitor_curve {
     const char *label;
     const double *x, *y; /* (count); NaN breaks the line */
     size_t count;
+    bool faint; /* a thin pale line, as for raw values behind their smoothed curve */
+    bool marks; /* a dot at each point */
 } ds_monitor_curve;
 
 /* A plot as one self-contained SVG file: axes with round ticks, grid, legend, curves in colours that differ in print
@@ -218,8 +269,8 @@ DS_API ds_status ds_monitor_svg(const char *path, const char *title, const char 
                                 const ds_monitor_curve *curves, size_t count, const ds_monitor_desc *hooks,
                                 ds_error *error);
 
-/* One live line. On a terminal (`live`) the text ends with a carriage return and is cut to `columns`; otherwise it is the
-   same text as a line, every `interval` steps. Pure formatting: the caller prints. Returns the length written. */
+/* One line about a running training. `live`: for a terminal, over itself: a carriage return, a bar, the text cut to
+   `columns`, no newline; otherwise a plain line. Pure formatting, NUL-terminated; the caller prints. Returns its length. */
 typedef struct ds_monitor_progress {
     int64_t step, steps;
     double loss, lr, grad_norm, tokens_per_second;
@@ -627,6 +678,582 @@ DSI_FN uint32_t dsi_crc32c(uint32_t crc, const void *data, size_t bytes) {
 }
 #endif
 /*== end of ds block: crc32c ==*/
+#include <math.h>
+
+// >>structs
+
+#define DSI_MONITOR_BUFFER 16384
+
+/* An appended file. What does not fit the buffer goes to the disk; `offset` is where the buffer will go. */
+typedef struct dsi_monitor_file {
+    int fd; /* -1: not open */
+    int64_t offset;
+    size_t used;
+    char buffer[DSI_MONITOR_BUFFER];
+} dsi_monitor_file;
+
+typedef struct dsi_monitor_tag {
+    struct dsi_monitor_tag *next;
+    dsi_monitor_file csv;
+    size_t bytes; /* of this allocation */
+    char name[1]; /* really as long as the tag */
+} dsi_monitor_tag;
+
+struct ds_monitor {
+    ds_error error;
+    ds_allocator allocator;
+    ds_logger logger;
+    ds_files files;
+    ds_clock clock;
+    double (*wall)(void *ctx);
+    void *wall_ctx;
+    bool active, csv, tensorboard;
+    char csv_folder[1024], events_folder[1024];
+    dsi_monitor_tag *tags;
+    dsi_monitor_file *events;
+    int64_t flushed; /* when, ns */
+};
+
+// >>files
+
+static ds_status dsi_monitor_failed(ds_monitor *m, int code, const char *doing, const char *path) {
+    if (m->error.status) return m->error.status;
+    dsi_fail(&m->error, code == -ENOSPC || code == -EDQUOT ? DS_ERR_SPACE : DS_ERR_IO,
+             "monitor: cannot %s '%.350s': %s", doing, path, strerror(-code));
+    dsi_log(&m->logger, "ds_monitor", DS_LOG_ERROR, 1, "%s; metrics are no longer written", m->error.message);
+    return m->error.status;
+}
+
+static ds_status dsi_monitor_flush_file(ds_monitor *m, dsi_monitor_file *f, const char *path) {
+    size_t done = 0;
+    while (done < f->used) {
+        int64_t n = m->files.write(m->files.ctx, f->fd, f->buffer + done, f->used - done, f->offset);
+        if (n <= 0) return dsi_monitor_failed(m, n ? (int)n : -EIO, "write to", path);
+        f->offset += n;
+        done += (size_t)n;
+    }
+    f->used = 0;
+    return DS_OK;
+}
+
+static ds_status dsi_monitor_append(ds_monitor *m, dsi_monitor_file *f, const char *path, const void *data,
+                                    size_t bytes) {
+    if (bytes > sizeof f->buffer) return dsi_monitor_failed(m, -EMSGSIZE, "write a record to", path);
+    if (f->used + bytes > sizeof f->buffer) {
+        ds_status status = dsi_monitor_flush_file(m, f, path);
+        if (status) return status;
+    }
+    memcpy(f->buffer + f->used, data, bytes);
+    f->used += bytes;
+    return DS_OK;
+}
+
+static ds_status dsi_monitor_open(ds_monitor *m, dsi_monitor_file *f, const char *path, int flags) {
+    f->used = 0;
+    f->fd = m->files.open(m->files.ctx, path, O_WRONLY | O_CREAT | O_CLOEXEC | flags, 0644);
+    if (f->fd < 0) return dsi_monitor_failed(m, f->fd, "open", path);
+    f->offset = m->files.size(m->files.ctx, f->fd);
+    if (f->offset < 0) return dsi_monitor_failed(m, (int)f->offset, "read the size of", path);
+    return DS_OK;
+}
+
+static void dsi_monitor_close(ds_monitor *m, dsi_monitor_file *f) {
+    if (f->fd >= 0) m->files.close(m->files.ctx, f->fd);
+    f->fd = -1;
+}
+
+/* output_path/job_name with every folder on the way. */
+static ds_status dsi_monitor_folder(ds_monitor *m, const ds_monitor_writer *w, char *out, size_t room) {
+    const char *base = w->output_path && w->output_path[0] ? w->output_path : ".";
+    const char *job = w->job_name && w->job_name[0] ? w->job_name : "DeepSpeedJobName";
+    int n = snprintf(out, room, "%s/%s", base, job);
+    if (n < 0 || (size_t)n >= room) return dsi_monitor_failed(m, -ENAMETOOLONG, "make folder", base);
+    for (char *p = out + 1;; p++) {
+        char kept = *p;
+        int code;
+        if (kept != '/' && kept != 0) continue;
+        *p = 0;
+        code = m->files.mkdir(m->files.ctx, out, 0777);
+        if (code < 0 && code != -EEXIST && m->files.exists(m->files.ctx, out) != 2)
+            return dsi_monitor_failed(m, code, "make folder", out);
+        *p = kept;
+        if (!kept) return DS_OK;
+    }
+}
+
+// >>csv
+
+/* The shortest decimal text that reads back as the same double, in Python's manner: 0.001, 1e-05, 2.0, nan, inf. */
+static void dsi_monitor_number(double value, char *out, size_t room) {
+    int digits = 1, exponent;
+    char text[40], *e;
+    if (isnan(value) || isinf(value)) {
+        snprintf(out, room, "%s", isnan(value) ? "nan" : value < 0 ? "-inf" : "inf");
+        return;
+    }
+    for (; digits < 17; digits++) {
+        snprintf(text, sizeof text, "%.*e", digits - 1, value);
+        if (strtod(text, NULL) == value) break;
+    }
+    snprintf(text, sizeof text, "%.*e", digits - 1, value);
+    e = strchr(text, 'e');
+    exponent = e ? atoi(e + 1) : 0;
+    if (exponent >= -4 && exponent < 16) {
+        int places = digits - 1 - exponent;
+        snprintf(text, sizeof text, "%.*f", places > 0 ? places : 1, value);
+    }
+    for (char *p = text; *p; p++)
+        if (*p == ',') *p = '.'; /* a locale's decimal point */
+    snprintf(out, room, "%s", text);
+}
+
+static const char *dsi_monitor_csv_path(const ds_monitor *m, const char *tag, char *out, size_t room) {
+    size_t n = (size_t)snprintf(out, room, "%s/", m->csv_folder);
+    for (; *tag && n + 5 < room; tag++) out[n++] = *tag == '/' || *tag == ' ' ? '_' : *tag;
+    snprintf(out + n, room - n, ".csv");
+    return out;
+}
+
+static ds_status dsi_monitor_csv(ds_monitor *m, dsi_monitor_tag *t, double value, int64_t step) {
+    char path[1600], number[40], line[1200];
+    int n;
+    dsi_monitor_csv_path(m, t->name, path, sizeof path);
+    if (t->csv.fd < 0) {
+        const char *last = strrchr(t->name, '/');
+        ds_status status = dsi_monitor_open(m, &t->csv, path, 0);
+        if (status) return status;
+        n = snprintf(line, sizeof line, "step,%s\r\n", last ? last + 1 : t->name);
+        if ((status = dsi_monitor_append(m, &t->csv, path, line, (size_t)n))) return status;
+    }
+    dsi_monitor_number(value, number, sizeof number);
+    n = snprintf(line, sizeof line, "%lld,%s\r\n", (long long)step, number);
+    return dsi_monitor_append(m, &t->csv, path, line, (size_t)n);
+}
+
+// >>tensorboard
+
+/* Protocol buffers, the few forms that an event needs. */
+typedef struct dsi_monitor_proto {
+    unsigned char bytes[1400];
+    size_t n;
+} dsi_monitor_proto;
+
+static void dsi_monitor_varint(dsi_monitor_proto *p, uint64_t v) {
+    for (; v >= 0x80; v >>= 7) p->bytes[p->n++] = (unsigned char)(v | 0x80);
+    p->bytes[p->n++] = (unsigned char)v;
+}
+static void dsi_monitor_fixed(dsi_monitor_proto *p, const void *value, size_t bytes) {
+    uint64_t bits = 0;
+    if (bytes == 8)
+        memcpy(&bits, value, 8);
+    else {
+        uint32_t word;
+        memcpy(&word, value, 4);
+        bits = word;
+    }
+    for (size_t i = 0; i < bytes; i++) p->bytes[p->n++] = (unsigned char)(bits >> (8 * i));
+}
+static void dsi_monitor_text(dsi_monitor_proto *p, unsigned char field, const void *text, size_t bytes) {
+    p->bytes[p->n++] = field;
+    dsi_monitor_varint(p, bytes);
+    memcpy(p->bytes + p->n, text, bytes);
+    p->n += bytes;
+}
+
+/* A record: length, its masked checksum, the event, its masked checksum. */
+static ds_status dsi_monitor_record(ds_monitor *m, const dsi_monitor_proto *event) {
+    dsi_monitor_proto r;
+    uint64_t length = event->n;
+    uint32_t crc;
+    r.n = 0;
+    dsi_monitor_fixed(&r, &length, 8);
+    crc = dsi_crc32c(0, r.bytes, 8);
+    crc = ((crc >> 15) | (crc << 17)) + 0xA282EAD8u;
+    dsi_monitor_fixed(&r, &crc, 4);
+    memcpy(r.bytes + r.n, event->bytes, event->n);
+    r.n += event->n;
+    crc = dsi_crc32c(0, event->bytes, event->n);
+    crc = ((crc >> 15) | (crc << 17)) + 0xA282EAD8u;
+    dsi_monitor_fixed(&r, &crc, 4);
+    return dsi_monitor_append(m, m->events, m->events_folder, r.bytes, r.n);
+}
+
+static double dsi_monitor_wall(const ds_monitor *m) {
+    struct timespec now;
+    if (m->wall) return m->wall(m->wall_ctx);
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static void dsi_monitor_event_time(const ds_monitor *m, dsi_monitor_proto *p) {
+    double now = dsi_monitor_wall(m);
+    p->n = 0;
+    p->bytes[p->n++] = 0x09;
+    dsi_monitor_fixed(p, &now, 8);
+}
+
+static ds_status dsi_monitor_events_open(ds_monitor *m) {
+    char path[1600], host[256] = "localhost";
+    dsi_monitor_proto p;
+    (void)gethostname(host, sizeof host - 1);
+    m->events = (dsi_monitor_file *)dsi_alloc_zero(&m->allocator, sizeof *m->events);
+    if (!m->events) return dsi_fail(&m->error, DS_ERR_MEMORY, "monitor: no memory for TensorBoard's buffer");
+    m->events->fd = -1;
+    for (int n = 0; n < 1000; n++) { /* a file of its own, also for several monitors of one process and second */
+        ds_status status;
+        snprintf(path, sizeof path, "%s/events.out.tfevents.%010lld.%s.%ld.%d", m->events_folder,
+                 (long long)dsi_monitor_wall(m), host, (long)getpid(), n);
+        if (m->files.exists(m->files.ctx, path) == 1) continue;
+        if ((status = dsi_monitor_open(m, m->events, path, O_EXCL))) return status;
+        dsi_monitor_event_time(m, &p);
+        dsi_monitor_text(&p, 0x1A, "brain.Event:2", 13);
+        return dsi_monitor_record(m, &p);
+    }
+    return dsi_monitor_failed(m, -EEXIST, "make an event file in", m->events_folder);
+}
+
+static ds_status dsi_monitor_events(ds_monitor *m, const char *tag, double value, int64_t step) {
+    dsi_monitor_proto event, summary, one;
+    float scalar = (float)value;
+    one.n = summary.n = 0;
+    dsi_monitor_text(&one, 0x0A, tag, strlen(tag));
+    one.bytes[one.n++] = 0x15;
+    dsi_monitor_fixed(&one, &scalar, 4);
+    dsi_monitor_text(&summary, 0x0A, one.bytes, one.n);
+    dsi_monitor_event_time(m, &event);
+    if (step) {
+        event.bytes[event.n++] = 0x10;
+        dsi_monitor_varint(&event, (uint64_t)step);
+    }
+    dsi_monitor_text(&event, 0x2A, summary.bytes, summary.n);
+    return dsi_monitor_record(m, &event);
+}
+
+// >>public
+
+static dsi_monitor_tag *dsi_monitor_find(ds_monitor *m, const char *tag) {
+    size_t bytes = sizeof(dsi_monitor_tag) + strlen(tag);
+    dsi_monitor_tag *t = m->tags;
+    while (t && strcmp(t->name, tag) != 0) t = t->next;
+    if (t) return t;
+    t = (dsi_monitor_tag *)dsi_alloc_zero(&m->allocator, bytes);
+    if (!t) return NULL;
+    t->bytes = bytes;
+    t->csv.fd = -1;
+    memcpy(t->name, tag, strlen(tag) + 1);
+    t->next = m->tags;
+    m->tags = t;
+    return t;
+}
+
+DS_API ds_status ds_monitor_create_(const ds_monitor_desc *desc, size_t desc_bytes, int version, ds_monitor **out,
+                                    ds_error *error) {
+    ds_monitor *m;
+    ds_status status = DS_OK;
+    *out = NULL;
+    if (version != DS_MONITOR_VERSION || desc_bytes != sizeof *desc)
+        return dsi_fail(error, DS_ERR_VERSION,
+                        "ds_monitor.h: header version %d with a descriptor of %zu bytes, implementation %d with %zu",
+                        version, desc_bytes, DS_MONITOR_VERSION, sizeof *desc);
+    m = (ds_monitor *)dsi_alloc_zero(&desc->allocator, sizeof *m);
+    if (!m) return dsi_fail(error, DS_ERR_MEMORY, "monitor: no memory");
+    m->allocator = desc->allocator;
+    m->logger = desc->logger;
+    m->files = dsi_files(&desc->files);
+    m->clock = desc->clock;
+    m->wall = desc->wall;
+    m->wall_ctx = desc->wall_ctx;
+    m->csv = desc->csv.enabled;
+    m->tensorboard = desc->tensorboard.enabled;
+    m->active = desc->rank == 0 && (m->csv || m->tensorboard);
+    m->flushed = dsi_now(&m->clock);
+    if (m->active && m->csv) status = dsi_monitor_folder(m, &desc->csv, m->csv_folder, sizeof m->csv_folder);
+    if (m->active && m->tensorboard && !status)
+        status = dsi_monitor_folder(m, &desc->tensorboard, m->events_folder, sizeof m->events_folder);
+    if (m->active && m->tensorboard && !status) status = dsi_monitor_events_open(m);
+    if (status) {
+        if (error) *error = m->error;
+        ds_monitor_destroy(m);
+        return status;
+    }
+    *out = m;
+    return DS_OK;
+}
+
+DS_API ds_status ds_monitor_flush(ds_monitor *m) {
+    char path[1600];
+    if (!m->active || m->error.status) return m->error.status;
+    m->flushed = dsi_now(&m->clock);
+    for (dsi_monitor_tag *t = m->tags; t; t = t->next)
+        if (t->csv.used && dsi_monitor_flush_file(m, &t->csv, dsi_monitor_csv_path(m, t->name, path, sizeof path)))
+            return m->error.status;
+    return m->events ? dsi_monitor_flush_file(m, m->events, m->events_folder) : DS_OK;
+}
+
+DS_API void ds_monitor_destroy(ds_monitor *m) {
+    if (!m) return;
+    (void)ds_monitor_flush(m);
+    while (m->tags) {
+        dsi_monitor_tag *t = m->tags;
+        m->tags = t->next;
+        dsi_monitor_close(m, &t->csv);
+        dsi_release(&m->allocator, t, t->bytes);
+    }
+    if (m->events) dsi_monitor_close(m, m->events);
+    dsi_release(&m->allocator, m->events, sizeof *m->events);
+    {
+        ds_allocator allocator = m->allocator;
+        dsi_release(&allocator, m, sizeof *m);
+    }
+}
+
+DS_API const ds_error *ds_monitor_error(const ds_monitor *m) {
+    return &m->error;
+}
+
+DS_API ds_status ds_monitor_write(ds_monitor *m, const char *tag, double value, int64_t step) {
+    dsi_monitor_tag *t;
+    if (!m->active || m->error.status) return m->error.status;
+    if (!tag || !tag[0] || strlen(tag) > 500) return DS_ERR_ARGUMENT; /* of this call alone: the monitor goes on */
+    t = dsi_monitor_find(m, tag);
+    if (!t) return dsi_fail(&m->error, DS_ERR_MEMORY, "monitor: no memory for tag '%.300s'", tag);
+    if (m->csv && dsi_monitor_csv(m, t, value, step)) return m->error.status;
+    if (m->tensorboard && dsi_monitor_events(m, tag, value, step)) return m->error.status;
+    if (dsi_now(&m->clock) - m->flushed > 1000000000) return ds_monitor_flush(m); /* so that people can look on */
+    return DS_OK;
+}
+
+DS_API void ds_monitor_event(void *monitor, const char *tag, double value, int64_t step) {
+    (void)ds_monitor_write((ds_monitor *)monitor, tag, value, step);
+}
+
+// >>progress
+
+static void dsi_monitor_duration(int64_t ns, char *out, size_t room) {
+    long long s = (long long)(ns / 1000000000);
+    if (s >= 3600)
+        snprintf(out, room, "%lld:%02lld:%02lld", s / 3600, s / 60 % 60, s % 60);
+    else
+        snprintf(out, room, "%lld:%02lld", s / 60, s % 60);
+}
+
+DS_API size_t ds_monitor_progress_line(const ds_monitor_progress *p, bool live, int columns, char *out, size_t room) {
+    char body[400], eta[32], bar[24] = "";
+    int64_t left = p->step > 0 && p->steps > p->step ? p->elapsed / p->step * (p->steps - p->step) : 0;
+    int n, width;
+    if (room == 0) return 0;
+    dsi_monitor_duration(left, eta, sizeof eta);
+    width = p->steps > 999999 ? 9 : p->steps > 9999 ? 6 : 4;
+    if (live && columns >= 110) {
+        int filled = p->steps > 0 ? (int)(p->step * 20 / p->steps) : 0;
+        for (int i = 0; i < 20; i++) bar[i] = i < filled ? '=' : i == filled ? '>' : ' ';
+        bar[20] = 0;
+    }
+    snprintf(body, sizeof body, "%s%s%sstep %*lld/%lld  loss %.4f  lr %.2e  norm %.3g  %.0f tok/s  %.0f MiB  ETA %s",
+             bar[0] ? "[" : "", bar, bar[0] ? "] " : "", width, (long long)p->step, (long long)p->steps, p->loss, p->lr,
+             p->grad_norm, p->tokens_per_second, (double)p->resident_bytes / 1048576.0, eta);
+    if (live)
+        n = snprintf(out, room, "\r%.*s\033[K", columns > 1 ? columns - 1 : 1, body);
+    else
+        n = snprintf(out, room, "%s\n", body);
+    return n < 0 ? 0 : (size_t)n < room ? (size_t)n : room - 1;
+}
+
+// >>svg
+
+typedef struct dsi_monitor_plot {
+    ds_files files;
+    char *text;
+    size_t used, room;
+    bool full;
+    double x0, x1, y0, y1;
+} dsi_monitor_plot;
+
+DSI_PRINTF(2, 3) static void dsi_monitor_put(dsi_monitor_plot *p, const char *format, ...) {
+    va_list args;
+    int n;
+    va_start(args, format);
+    n = vsnprintf(p->text ? p->text + p->used : NULL, p->text ? p->room - p->used : 0, format, args);
+    va_end(args);
+    if (n > 0) p->used += (size_t)n;
+    if (p->text && p->used >= p->room) {
+        p->used = p->room ? p->room - 1 : 0;
+        p->full = true;
+    }
+}
+
+static void dsi_monitor_put_escaped(dsi_monitor_plot *p, const char *text) {
+    for (; text && *text; text++) {
+        if (*text == '&')
+            dsi_monitor_put(p, "&amp;");
+        else if (*text == '<')
+            dsi_monitor_put(p, "&lt;");
+        else if (*text == '"')
+            dsi_monitor_put(p, "&quot;");
+        else
+            dsi_monitor_put(p, "%c", *text);
+    }
+}
+
+/* A step of 1, 2 or 5 times a power of ten that cuts the range in at most `most` parts. */
+static double dsi_monitor_tick(double range, int most) {
+    double unit = pow(10.0, floor(log10(range / most))), part = range / most / unit;
+    return unit * (part <= 1.0 ? 1.0 : part <= 2.0 ? 2.0 : part <= 5.0 ? 5.0 : 10.0);
+}
+
+#define DSI_PLOT_LEFT   70
+#define DSI_PLOT_TOP    44
+#define DSI_PLOT_WIDTH  600
+#define DSI_PLOT_HEIGHT 340
+
+static double dsi_monitor_x(const dsi_monitor_plot *p, double x) {
+    return DSI_PLOT_LEFT + (x - p->x0) / (p->x1 - p->x0) * DSI_PLOT_WIDTH;
+}
+static double dsi_monitor_y(const dsi_monitor_plot *p, double y) {
+    return DSI_PLOT_TOP + DSI_PLOT_HEIGHT - (y - p->y0) / (p->y1 - p->y0) * DSI_PLOT_HEIGHT;
+}
+
+static void dsi_monitor_range(dsi_monitor_plot *p, const ds_monitor_curve *curves, size_t count) {
+    bool any = false;
+    for (size_t c = 0; c < count; c++)
+        for (size_t i = 0; i < curves[c].count; i++) {
+            double x = curves[c].x[i], y = curves[c].y[i];
+            if (!isfinite(x) || !isfinite(y)) continue;
+            if (!any || x < p->x0) p->x0 = x;
+            if (!any || x > p->x1) p->x1 = x;
+            if (!any || y < p->y0) p->y0 = y;
+            if (!any || y > p->y1) p->y1 = y;
+            any = true;
+        }
+    if (!any) p->x0 = p->y0 = 0.0, p->x1 = p->y1 = 1.0;
+    if (p->x1 <= p->x0) p->x1 = p->x0 + 1.0;
+    if (p->y1 <= p->y0) p->y1 = p->y0 + 1.0;
+    {
+        double tick = dsi_monitor_tick(p->y1 - p->y0, 8);
+        p->y0 = floor(p->y0 / tick) * tick;
+        p->y1 = ceil(p->y1 / tick) * tick;
+    }
+}
+
+static void dsi_monitor_axes(dsi_monitor_plot *p, const char *x_label, const char *y_label) {
+    double tick = dsi_monitor_tick(p->y1 - p->y0, 8);
+    for (double y = p->y0; y <= p->y1 + tick / 2; y += tick) {
+        double at = dsi_monitor_y(p, y);
+        dsi_monitor_put(p, "<line x1=\"%d\" x2=\"%d\" y1=\"%.1f\" y2=\"%.1f\" stroke=\"#e4e4e4\"/>\n", DSI_PLOT_LEFT,
+                        DSI_PLOT_LEFT + DSI_PLOT_WIDTH, at, at);
+        dsi_monitor_put(p, "<text x=\"%d\" y=\"%.1f\" text-anchor=\"end\">%g</text>\n", DSI_PLOT_LEFT - 8, at + 4,
+                        fabs(y) < tick * 1e-6 ? 0.0 : y);
+    }
+    tick = dsi_monitor_tick(p->x1 - p->x0, 8);
+    for (double x = ceil(p->x0 / tick) * tick; x <= p->x1 + tick * 1e-6; x += tick) {
+        double at = dsi_monitor_x(p, x);
+        dsi_monitor_put(p, "<line x1=\"%.1f\" x2=\"%.1f\" y1=\"%d\" y2=\"%d\" stroke=\"#333\"/>\n", at, at,
+                        DSI_PLOT_TOP + DSI_PLOT_HEIGHT, DSI_PLOT_TOP + DSI_PLOT_HEIGHT + 5);
+        dsi_monitor_put(p, "<text x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%g</text>\n", at,
+                        DSI_PLOT_TOP + DSI_PLOT_HEIGHT + 20, fabs(x) < tick * 1e-6 ? 0.0 : x);
+    }
+    dsi_monitor_put(p, "<path d=\"M%d %dV%dH%d\" fill=\"none\" stroke=\"#333\"/>\n", DSI_PLOT_LEFT, DSI_PLOT_TOP,
+                    DSI_PLOT_TOP + DSI_PLOT_HEIGHT, DSI_PLOT_LEFT + DSI_PLOT_WIDTH);
+    dsi_monitor_put(p, "<text x=\"%d\" y=\"%d\" text-anchor=\"middle\">", DSI_PLOT_LEFT + DSI_PLOT_WIDTH / 2,
+                    DSI_PLOT_TOP + DSI_PLOT_HEIGHT + 42);
+    dsi_monitor_put_escaped(p, x_label);
+    dsi_monitor_put(p, "</text>\n<text transform=\"translate(20 %d) rotate(-90)\" text-anchor=\"middle\">",
+                    DSI_PLOT_TOP + DSI_PLOT_HEIGHT / 2);
+    dsi_monitor_put_escaped(p, y_label);
+    dsi_monitor_put(p, "</text>\n");
+}
+
+static const char *const dsi_monitor_colours[] = {"#0b5cad", "#d1495b", "#2e8b57", "#8a5cc2", "#c77f1a", "#444444"};
+
+static void dsi_monitor_draw(dsi_monitor_plot *p, const ds_monitor_curve *c, const char *colour) {
+    bool down = false;
+    dsi_monitor_put(p, "<path fill=\"none\" stroke=\"%s\" stroke-linejoin=\"round\" stroke-width=\"%s\"%s d=\"", colour,
+                    c->faint ? "1" : "2", c->faint ? " stroke-opacity=\"0.35\"" : "");
+    for (size_t i = 0; i < c->count; i++) {
+        bool ok = isfinite(c->x[i]) && isfinite(c->y[i]);
+        if (ok)
+            dsi_monitor_put(p, "%s%.1f %.1f", down ? "L" : "M", dsi_monitor_x(p, c->x[i]), dsi_monitor_y(p, c->y[i]));
+        down = ok;
+    }
+    dsi_monitor_put(p, "\"/>\n");
+    for (size_t i = 0; c->marks && i < c->count; i++)
+        if (isfinite(c->x[i]) && isfinite(c->y[i]))
+            dsi_monitor_put(p, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3.5\" fill=\"%s\"/>\n", dsi_monitor_x(p, c->x[i]),
+                            dsi_monitor_y(p, c->y[i]), colour);
+}
+
+static void dsi_monitor_page(dsi_monitor_plot *p, const char *title, const char *x_label, const char *y_label,
+                             const ds_monitor_curve *curves, size_t count) {
+    int row = 0;
+    p->used = 0;
+    dsi_monitor_put(p,
+                    "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 700 440\" width=\"700\" height=\"440\" "
+                    "font-family=\"Helvetica,Arial,sans-serif\" font-size=\"12\" fill=\"#222\">\n"
+                    "<rect width=\"700\" height=\"440\" fill=\"#fff\"/>\n<text x=\"%d\" y=\"26\" font-size=\"16\">",
+                    DSI_PLOT_LEFT);
+    dsi_monitor_put_escaped(p, title);
+    dsi_monitor_put(p, "</text>\n");
+    dsi_monitor_axes(p, x_label, y_label);
+    for (size_t c = 0; c < count; c++) dsi_monitor_draw(p, &curves[c], dsi_monitor_colours[c % 6]);
+    for (size_t c = 0; c < count; c++) {
+        int y = DSI_PLOT_TOP + 16 + 20 * row;
+        if (!curves[c].label) continue;
+        row++;
+        dsi_monitor_put(p,
+                        "<line x1=\"500\" x2=\"524\" y1=\"%d\" y2=\"%d\" stroke=\"%s\" stroke-width=\"%s\"%s/>\n<text "
+                        "x=\"532\" y=\"%d\">",
+                        y, y, dsi_monitor_colours[c % 6], curves[c].faint ? "1" : "2",
+                        curves[c].faint ? " stroke-opacity=\"0.35\"" : "", y + 4);
+        dsi_monitor_put_escaped(p, curves[c].label);
+        dsi_monitor_put(p, "</text>\n");
+    }
+    dsi_monitor_put(p, "</svg>\n");
+}
+
+static ds_status dsi_monitor_write_page(dsi_monitor_plot *p, const char *path, const char *beside, ds_error *error) {
+    int fd = p->files.open(p->files.ctx, beside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644), code = 0;
+    size_t done = 0;
+    if (fd < 0) return dsi_fail(error, DS_ERR_IO, "svg: cannot write '%.300s': %s", beside, strerror(-fd));
+    while (done < p->used && code >= 0) {
+        int64_t n = p->files.write(p->files.ctx, fd, p->text + done, p->used - done, (int64_t)done);
+        code = n > 0 ? 0 : n < 0 ? (int)n : -EIO;
+        if (n > 0) done += (size_t)n;
+    }
+    if (p->files.close(p->files.ctx, fd) < 0 && code >= 0) code = -EIO;
+    if (code >= 0) code = p->files.rename(p->files.ctx, beside, path);
+    if (code >= 0) return DS_OK;
+    (void)p->files.unlink(p->files.ctx, beside);
+    return dsi_fail(error, code == -ENOSPC ? DS_ERR_SPACE : DS_ERR_IO, "svg: cannot write '%.300s': %s", path,
+                    strerror(-code));
+}
+
+DS_API ds_status ds_monitor_svg(const char *path, const char *title, const char *x_label, const char *y_label,
+                                const ds_monitor_curve *curves, size_t count, const ds_monitor_desc *hooks,
+                                ds_error *error) {
+    dsi_monitor_plot p;
+    char beside[1100];
+    ds_status status;
+    int n = snprintf(beside, sizeof beside, "%s.tmp", path);
+    if (n < 0 || (size_t)n >= sizeof beside)
+        return dsi_fail(error, DS_ERR_ARGUMENT, "svg: the path is longer than %zu", sizeof beside - 5);
+    memset(&p, 0, sizeof p);
+    p.files = dsi_files(hooks ? &hooks->files : NULL);
+    dsi_monitor_range(&p, curves, count);
+    dsi_monitor_page(&p, title, x_label, y_label, curves, count); /* once for its length */
+    p.room = p.used + 1;
+    p.text = (char *)dsi_alloc(hooks ? &hooks->allocator : NULL, p.room);
+    if (!p.text) return dsi_fail(error, DS_ERR_MEMORY, "svg: no memory for %zu bytes", p.room);
+    dsi_monitor_page(&p, title, x_label, y_label, curves, count);
+    status = dsi_monitor_write_page(&p, path, beside, error);
+    dsi_release(hooks ? &hooks->allocator : NULL, p.text, p.room);
+    return status;
+}
+
+#undef DSI_MONITOR_BUFFER
+#undef DSI_PLOT_LEFT
+#undef DSI_PLOT_TOP
+#undef DSI_PLOT_WIDTH
+#undef DSI_PLOT_HEIGHT
 
 #endif /* DS_MONITOR_IMPL_DONE */
 
