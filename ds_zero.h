@@ -2062,6 +2062,7 @@ DS_API ds_status ds_zero_step(ds_zero *z, ds_zero_report *report) {
     size_t bad = DSI_ZERO_NONE;
     int64_t start = dsi_now(&z->clock), before = z->samples;
     memset(&r, 0, sizeof r);
+    memset(&total, 0, sizeof total);
     if (report) *report = r;
     if (status) return status;
     if (z->pass >= 0) return dsi_zero_fail(z, DS_ERR_STATE, "ds_zero_step: a pass is still open");

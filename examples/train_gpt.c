@@ -581,9 +581,6 @@ static void set_up(const char *program) {
     if (status) fail(exit_code(status), error.message);
     t.rank = ds_comm_rank(t.comm);
     t.world = ds_comm_world(t.comm);
-#if EXAMPLE_USE_CBLAS
-    openblas_set_num_threads(1); /* a rank is a core */
-#endif
     load_config();
     load_corpus(program);
     t.n_tensors = gpt_tensor_count(&t.o.shape);
@@ -721,12 +718,30 @@ static void held_out(double *held) {
     }
 }
 
+/* OpenBLAS chooses its kernels by the processor's model number when it is loaded, and takes those of 2004 for a processor
+   that is newer than itself. Then start again and say which to take. Its threads stay off: a rank is a core. */
+static void choose_blas(char **argv) {
+#if EXAMPLE_USE_CBLAS && defined(__x86_64__)
+    const char *core = openblas_get_corename();
+    if (!getenv("OPENBLAS_CORETYPE") && __builtin_cpu_supports("avx2") &&
+        (!strcmp(core, "Prescott") || !strcmp(core, "Core2"))) {
+        setenv("OPENBLAS_CORETYPE", __builtin_cpu_supports("avx512f") ? "SkylakeX" : "Haswell", 1);
+        setenv("OPENBLAS_NUM_THREADS", "1", 1);
+        execv("/proc/self/exe", argv); /* when that fails, training is only slower */
+    }
+    openblas_set_num_threads(1);
+#else
+    (void)argv;
+#endif
+}
+
 int main(int argc, char **argv) {
     ds_zero_report r;
     double start, measured = 0.0, held = 0.0, unigram;
     size_t before, grown = 0;
     long done = 0;
     struct sigaction action;
+    choose_blas(argv);
     parse_arguments(&t.o, argc, argv);
     before = resident_bytes();
     memset(&action, 0, sizeof action);
