@@ -473,6 +473,35 @@ DS_API ds_comm_one_bit ds_comm_one_bit_sizes(int world, size_t count);
 DS_API ds_status ds_comm_one_bit_all_reduce(ds_comm *comm, const float *in, float *out, size_t count,
                                             float *worker_error, float *server_error, void *scratch);
 
+/* Block quantization, as ZeRO++ has it (arXiv:2306.10209): `count` fp16, bf16 or fp32 values in `groups` equal groups of
+   consecutive ones. 8 bits: a signed byte each; 4 bits: two in a byte, the first in the upper half. Symmetric:
+   params[g] = largest magnitude / 2^(bits-1), value = q * params[g]; asymmetric: params[2g] is the step and
+   params[2g + 1] the middle of the group's range, value = q * step + middle. The error is at most half a step, and one
+   step at the top of the range. Groups hold an even number of values at 4 bits. Pure; any thread. */
+typedef struct ds_comm_blocks {
+    int bits; /* 8 or 4 */
+    bool asymmetric;
+    size_t groups;
+} ds_comm_blocks;
+DS_API void ds_comm_quantize(ds_comm_blocks form, const void *in, ds_dtype dtype, size_t count, int8_t *packed,
+                             float *params);
+DS_API void ds_comm_dequantize(ds_comm_blocks form, const int8_t *packed, const float *params, void *out,
+                               ds_dtype dtype, size_t count);
+
+/* Bytes of scratch for the two calls below, aligned to 16: W ranks in all, `count` values and `groups` groups per rank. */
+DS_API size_t ds_comm_quantized_scratch(int world, size_t count, size_t groups);
+/* all_gather of parts of `count` values as symmetric int8 in `groups` groups each: a quarter of the bytes of fp32. Every
+   rank gets the same values, its own part as the others see it. [cfg: zero_optimization.zero_quantized_weights] */
+DS_API ds_status ds_comm_quantized_all_gather(ds_comm *comm, const void *in, void *out, size_t count, ds_dtype dtype,
+                                              size_t groups, void *scratch);
+/* reduce_scatter in two hops of symmetric int4: inside `node`, then among the ranks of equal place in each node, `across`
+   (NULL: one node). in has a part of `count` values for each rank, in order of across-rank * node size + node-rank, each
+   cut in `groups` groups; out = the sum over all ranks of this rank's part / divisor. Sums are rounded to dtype after
+   each addition, in rank order. [cfg: zero_optimization.zero_quantized_gradients] */
+DS_API ds_status ds_comm_quantized_reduce_scatter(ds_comm *node, ds_comm *across, const void *in, void *out,
+                                                  size_t count, ds_dtype dtype, size_t groups, float divisor,
+                                                  void *scratch);
+
 /*---- figures --------------------------------------------------------------------------------------------------*/
 
 /* Since create, of this rank. Bytes are payload given to other ranks as in the formulas above. Any thread. */
@@ -2462,6 +2491,156 @@ DS_API ds_status ds_comm_one_bit_all_reduce(ds_comm *comm, const float *in, floa
     if ((status = ds_comm_all_gather(comm, mine, theirs, part, NULL, DS_U8)) != DS_OK) return status;
     for (size_t i = 0; i < count; i += sizes.chunk)
         dsi_comm_expand(out + i, theirs, scales[i / sizes.chunk], i, count - i < sizes.chunk ? count - i : sizes.chunk);
+    return DS_OK;
+}
+
+static void dsi_comm_value_store(void *p, ds_dtype dtype, size_t i, float x) {
+    if (dtype == DS_BF16)
+        ((uint16_t *)p)[i] = dsi_bf16_of_f32(x);
+    else if (dtype == DS_F16)
+        ((uint16_t *)p)[i] = dsi_f16_of_f32(x);
+    else
+        ((float *)p)[i] = x;
+}
+static float dsi_comm_rounded(float x, ds_dtype dtype) {
+    return dtype == DS_BF16  ? dsi_f32_of_bf16(dsi_bf16_of_f32(x))
+           : dtype == DS_F16 ? dsi_f32_of_f16(dsi_f16_of_f32(x))
+                             : x;
+}
+
+/* One group that begins at value `first`. The step is rounded through its reciprocal, as the kernels of ZeRO++ do. */
+static void dsi_comm_quantize_group(ds_comm_blocks form, const void *in, ds_dtype dtype, size_t from, size_t count,
+                                    int8_t *packed, size_t first, float *params) {
+    float low = dsi_comm_f32_load(in, dtype, from), high = low, middle = 0, range, scale = 1;
+    const float half = form.bits == 8 ? 128.0f : 8.0f;
+    for (size_t i = 1; i < count; i++) {
+        float x = dsi_comm_f32_load(in, dtype, from + i);
+        low = x < low ? x : low;
+        high = x > high ? x : high;
+    }
+    if (form.asymmetric) {
+        range = high - low;
+        middle = (high + low) / 2;
+        params[1] = middle;
+    } else
+        range = 2 * (high > -low ? high : -low);
+    if (range > 0) scale = 2 * half / range;
+    params[0] = 1 / scale;
+    for (size_t i = 0; i < count; i++) {
+        float q = rintf((dsi_comm_f32_load(in, dtype, from + i) - middle) * scale);
+        int value = (int)(q < -half ? -half : q > half - 1 ? half - 1 : q);
+        size_t at = first + i;
+        if (form.bits == 8)
+            packed[at] = (int8_t)value;
+        else if (at % 2 == 0)
+            packed[at / 2] = (int8_t)(value * 16);
+        else
+            packed[at / 2] = (int8_t)((packed[at / 2] & 0xF0) | (value & 0x0F));
+    }
+}
+static float dsi_comm_dequantize_one(ds_comm_blocks form, const int8_t *packed, size_t at, const float *params) {
+    int q = packed[form.bits == 8 ? at : at / 2];
+    if (form.bits == 4) q = at % 2 == 0 ? q >> 4 : (int)(((unsigned)q & 15u) ^ 8u) - 8;
+    if (!form.asymmetric) return (float)q * params[0];
+    return (float)((double)q * (double)params[0] + (double)params[1]); /* the product is exact, contracted or not */
+}
+DS_API void ds_comm_quantize(ds_comm_blocks form, const void *in, ds_dtype dtype, size_t count, int8_t *packed,
+                             float *params) {
+    size_t each = form.groups ? count / form.groups : 0;
+    for (size_t g = 0; each && g < form.groups; g++)
+        dsi_comm_quantize_group(form, in, dtype, g * each, each, packed, g * each,
+                                params + g * (form.asymmetric ? 2 : 1));
+}
+DS_API void ds_comm_dequantize(ds_comm_blocks form, const int8_t *packed, const float *params, void *out,
+                               ds_dtype dtype, size_t count) {
+    size_t each = form.groups ? count / form.groups : 0;
+    for (size_t g = 0; each && g < form.groups; g++)
+        for (size_t i = g * each; i < (g + 1) * each; i++)
+            dsi_comm_value_store(out, dtype, i,
+                                 dsi_comm_dequantize_one(form, packed, i, params + g * (form.asymmetric ? 2 : 1)));
+}
+
+DS_API size_t ds_comm_quantized_scratch(int world, size_t count, size_t groups) {
+    size_t w = (size_t)world, values = dsi_round_up(dsi_mul(w, count), 16);
+    /* packed values and parameters of all ranks, sent and received, and a group's sums */
+    return dsi_add(dsi_mul(2, values), dsi_mul(dsi_add(dsi_mul(2 * w, groups), count), sizeof(float)));
+}
+static ds_status dsi_comm_check_groups(ds_comm *c, size_t count, ds_dtype dtype, size_t groups, size_t multiple) {
+    if (dtype != DS_F32 && dtype != DS_F16 && dtype != DS_BF16)
+        return dsi_fail(&c->error, DS_ERR_ARGUMENT, "quantized collective: dtype %s; expected f32, f16 or bf16",
+                        dsi_comm_dtype_name((uint32_t)dtype));
+    if (count && (!groups || count % groups || count / groups % multiple))
+        return dsi_fail(&c->error, DS_ERR_ARGUMENT,
+                        "quantized collective: %zu values do not make %zu equal groups of a multiple of %zu", count,
+                        groups, multiple);
+    return DS_OK;
+}
+DS_API ds_status ds_comm_quantized_all_gather(ds_comm *comm, const void *in, void *out, size_t count, ds_dtype dtype,
+                                              size_t groups, void *scratch) {
+    ds_comm_blocks form = {8, false, groups};
+    size_t w = (size_t)comm->world, values = dsi_round_up(w * count, 16);
+    int8_t *packed = (int8_t *)scratch;
+    float *params = (float *)(void *)(packed + 2 * values), *mine = params + groups * (size_t)comm->rank;
+    ds_status status = dsi_comm_check_groups(comm, count, dtype, groups, 1);
+    if (status) return status;
+    ds_comm_quantize(form, in, dtype, count, packed + count * (size_t)comm->rank, mine);
+    status = ds_comm_all_gather(comm, packed + count * (size_t)comm->rank, packed, count, NULL, DS_I8);
+    if (!status) status = ds_comm_all_gather(comm, mine, params, groups, NULL, DS_F32);
+    form.groups = groups * w;
+    if (!status) ds_comm_dequantize(form, packed, params, out, dtype, count * w);
+    return status;
+}
+
+DS_API ds_status ds_comm_quantized_reduce_scatter(ds_comm *node, ds_comm *across, const void *in, void *out,
+                                                  size_t count, ds_dtype dtype, size_t groups, float divisor,
+                                                  void *scratch) {
+    const ds_comm_blocks form = {4, false, groups};
+    size_t devices = (size_t)node->world, nodes = across ? (size_t)across->world : 1;
+    size_t values = dsi_round_up(devices * nodes * count, 16), each = groups ? count / groups : 0;
+    int8_t *packed = (int8_t *)scratch, *got = packed + values;
+    float *params = (float *)(void *)(packed + 2 * values), *got_params = params + devices * nodes * groups;
+    ds_status status = dsi_comm_check_groups(node, count, dtype, groups, 2);
+    if (status) return status;
+    /* parts in order of the device that sums them, then of the node */
+    for (size_t z = 0; z < devices * nodes; z++) {
+        size_t at = z % devices * nodes + z / devices;
+        for (size_t g = 0; g < groups; g++)
+            dsi_comm_quantize_group(form, in, dtype, z * count + g * each, each, packed, at * count + g * each,
+                                    params + at * groups + g);
+    }
+    status = ds_comm_all_to_all(node, packed, got, nodes * count / 2, DS_I8);
+    if (!status) status = ds_comm_all_to_all(node, params, got_params, nodes * groups, DS_F32);
+    if (status) return status;
+    for (size_t g = 0; g < nodes * groups; g++) { /* the devices' sum, quantized again */
+        float *sum = got_params + devices * nodes * groups;
+        for (size_t i = 0; i < each; i++) {
+            float x = 0;
+            for (size_t d = 0; d < devices; d++)
+                x = dsi_comm_rounded(
+                    x + dsi_comm_rounded(dsi_comm_dequantize_one(form, got + d * (nodes * count / 2), g * each + i,
+                                                                 got_params + d * nodes * groups + g),
+                                         dtype),
+                    dtype);
+            sum[i] = x;
+        }
+        dsi_comm_quantize_group(form, sum, DS_F32, 0, each, packed, g * each, params + g);
+    }
+    if (across) {
+        status = ds_comm_all_to_all(across, packed, got, count / 2, DS_I8);
+        if (!status) status = ds_comm_all_to_all(across, params, got_params, groups, DS_F32);
+        if (status) return dsi_fail(&node->error, status, "%s", across->error.message);
+    }
+    for (size_t i = 0; i < count; i++) {
+        const int8_t *from = across ? got : packed;
+        const float *steps = across ? got_params : params;
+        float x = 0;
+        for (size_t n = 0; n < nodes; n++)
+            x = dsi_comm_rounded(
+                x + dsi_comm_rounded(
+                        dsi_comm_dequantize_one(form, from + n * (count / 2), i, steps + n * groups + i / each), dtype),
+                dtype);
+        dsi_comm_value_store(out, dtype, i, x / divisor);
+    }
     return DS_OK;
 }
 

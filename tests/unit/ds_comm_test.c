@@ -832,6 +832,146 @@ static void test_one_bit(void) {
     if (file) fclose(file);
 }
 
+typedef struct quant_case {
+    int nodes, devices;
+    size_t count, groups;
+    uint16_t *in[8], *out[8];
+} quant_case;
+static uint16_t *read_halves(FILE *file, size_t n) {
+    float *x = read_floats(file, n);
+    uint16_t *h = (uint16_t *)malloc((n + 1) * sizeof *h);
+    for (size_t i = 0; i < n; i++) h[i] = dsi_f16_of_f32(x[i]);
+    free(x);
+    return h;
+}
+static int quant_reduce_body(ds_comm *comm, void *arg) {
+    quant_case *t = (quant_case *)arg;
+    int me = ds_comm_rank(comm), bad = 0;
+    ds_comm *node = NULL, *across = NULL;
+    ds_error error = {DS_OK, ""};
+    uint16_t *out = (uint16_t *)malloc(t->count * sizeof *out);
+    void *scratch = malloc(ds_comm_quantized_scratch(ds_comm_world(comm), t->count, t->groups));
+    EXPECT(ds_comm_split(comm, me / t->devices, 0, &node, &error) == DS_OK);
+    EXPECT(ds_comm_split(comm, me % t->devices, 0, &across, &error) == DS_OK);
+    EXPECT(ds_comm_quantized_reduce_scatter(node, across, t->in[me], out, t->count, DS_F16, t->groups, (float)t->nodes,
+                                            scratch) == DS_OK);
+    for (size_t i = 0; i < t->count; i++) EXPECT(abs((int)out[i] - (int)t->out[me][i]) <= 1);
+    EXPECT(ds_comm_quantized_reduce_scatter(node, across, t->in[me], out, t->count, DS_F16, 7, 1, scratch) ==
+           DS_ERR_ARGUMENT);
+    ds_comm_destroy(node);
+    ds_comm_destroy(across);
+    free(out);
+    free(scratch);
+    return bad;
+}
+/* Bounds: int8 gather half a step (one at the top) of each group; int4 sums one step of each of the two hops. */
+static int quant_bound_body(ds_comm *comm, void *arg) {
+    enum { COUNT = 1024, GROUPS = 8 };
+    int me = ds_comm_rank(comm), w = ds_comm_world(comm), bad = 0;
+    float *in = (float *)malloc(COUNT * (size_t)w * sizeof *in),
+          *out = (float *)malloc(COUNT * (size_t)w * sizeof *out);
+    void *scratch = malloc(ds_comm_quantized_scratch(w, COUNT, GROUPS));
+    ds_comm_stats stats;
+    (void)arg;
+    fill(in, DS_F32, me, 0, COUNT);
+    EXPECT(ds_comm_quantized_all_gather(comm, in, out, COUNT, DS_F32, GROUPS, scratch) == DS_OK);
+    for (int r = 0; r < w; r++)
+        for (int g = 0; g < GROUPS; g++) {
+            float most = 0;
+            int wrong = 0, n = COUNT / GROUPS;
+            fill(in, DS_F32, r, (size_t)(g * n), (size_t)n);
+            for (int i = 0; i < n; i++) most = fabsf(in[i]) > most ? fabsf(in[i]) : most;
+            for (int i = 0; i < n; i++) {
+                float error = fabsf(out[r * COUNT + g * n + i] - in[i]), step = most / 128;
+                wrong += error > step * (in[i] > 127 * step ? 1.0f : 0.5f) * 1.0001f;
+            }
+            EXPECT(wrong == 0);
+        }
+    ds_comm_get_stats(comm, &stats);
+    EXPECT(stats.bytes_sent[DS_COMM_ALL_GATHER] == (COUNT + 4u * GROUPS) * (unsigned)(w - 1));
+    fill(in, DS_F32, me, 0, COUNT * (size_t)w);
+    EXPECT(ds_comm_quantized_reduce_scatter(comm, NULL, in, out, COUNT, DS_F32, GROUPS, 1.0f, scratch) == DS_OK);
+    { /* magnitudes are below 500: a step of a hop is at most 500/8, and w * 500/8 after the sum */
+        int wrong = 0;
+        for (size_t i = 0; i < COUNT; i++) {
+            float exact =
+                dsi_f32_of_bits((uint32_t)model_reduce(DS_F32, DS_F32, DS_COMM_SUM, w, (size_t)me * COUNT + i));
+            wrong += fabsf(out[i] - exact) > 2.0f * (float)w * 500.0f / 8.0f;
+        }
+        EXPECT(wrong == 0);
+    }
+    free(in);
+    free(out);
+    free(scratch);
+    return bad;
+}
+static void quantize_case(FILE *file, const char *line) {
+    char name[64];
+    ds_comm_blocks form;
+    int asymmetric, wrong = 0;
+    size_t n, params;
+    float *in, *packed, *steps, *back, *got_steps, *got_back;
+    int8_t *got;
+    if (sscanf(line, "quantize %63s %d %d %zu %zu", name, &form.bits, &asymmetric, &form.groups, &n) != 5) return;
+    form.asymmetric = asymmetric != 0;
+    params = form.groups * (form.asymmetric ? 2u : 1u);
+    in = read_floats(file, n);
+    packed = read_floats(file, form.bits == 8 ? n : n / 2);
+    steps = read_floats(file, params);
+    back = read_floats(file, n);
+    got = (int8_t *)malloc(n);
+    got_steps = (float *)malloc(params * sizeof *got_steps);
+    got_back = (float *)malloc(n * sizeof *got_back);
+    TEST_NAMED(name) {
+        ds_comm_quantize(form, in, DS_F32, n, got, got_steps);
+        ds_comm_dequantize(form, got, got_steps, got_back, DS_F32, n);
+        for (size_t i = 0; i < (form.bits == 8 ? n : n / 2); i++) wrong += (float)got[i] != packed[i];
+        for (size_t i = 0; i < params; i++) wrong += fabsf(got_steps[i] - steps[i]) > fabsf(steps[i]) * 2.4e-7f;
+        for (size_t i = 0; i < n; i++)
+            wrong += abs((int)dsi_f16_of_f32(got_back[i]) - (int)dsi_f16_of_f32(back[i])) > 1;
+        CHECK_EQ(wrong, 0);
+    }
+    free(in);
+    free(packed);
+    free(steps);
+    free(back);
+    free(got);
+    free(got_steps);
+    free(got_back);
+}
+static void test_quantized(void) {
+    FILE *file = fopen("tests/golden/comm_quantized.txt", "r");
+    char line[8192], name[64];
+    int cases = 0;
+    while (file && fgets(line, sizeof line, file)) {
+        quant_case t;
+        cases += strncmp(line, "quantize ", 9) == 0;
+        quantize_case(file, line);
+        if (sscanf(line, "reduce %63s %d %d %zu %zu", name, &t.nodes, &t.devices, &t.count, &t.groups) != 5) continue;
+        t.groups /= (size_t)(t.nodes * t.devices); /* of each part */
+        for (int r = 0; r < t.nodes * t.devices; r++)
+            t.in[r] = read_halves(file, t.count * (size_t)(t.nodes * t.devices));
+        for (int r = 0; r < t.nodes * t.devices; r++) t.out[r] = read_halves(file, t.count);
+        cases++;
+        TEST_NAMED(name) {
+            CHECK(team_threads(t.nodes * t.devices, quant_reduce_body, &t) == 0);
+            CHECK(team_messages(t.nodes * t.devices, quant_reduce_body, &t) == 0);
+        }
+        for (int r = 0; r < t.nodes * t.devices; r++) {
+            free(t.in[r]);
+            free(t.out[r]);
+        }
+    }
+    TEST(quantized_cases) {
+        CHECK_EQ(cases, 14);
+    }
+    TEST(quantized_bounds) {
+        CHECK(team_threads(4, quant_bound_body, NULL) == 0);
+        CHECK(team_processes(2, quant_bound_body, NULL) == 0);
+    }
+    if (file) fclose(file);
+}
+
 /* ---- the launcher's variables ---- */
 
 typedef struct env_case {
@@ -1245,6 +1385,7 @@ int main(int argc, char **argv) {
     }
     test_log();
     test_one_bit();
+    test_quantized();
     test_environment();
     test_create();
     test_trouble();
