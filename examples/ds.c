@@ -31,6 +31,7 @@ static int usage(const arguments *a, const char *what, const char *which) {
 static void take(arguments *a, int index, int n) {
     memmove(a->at + index, a->at + index + n, (size_t)(a->count - index - n) * sizeof *a->at);
     a->count -= n;
+    a->at[a->count] = NULL; /* as execvp wants the rest */
 }
 static bool flag(arguments *a, const char *name) {
     for (int i = 0; i < a->count; i++)
