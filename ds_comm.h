@@ -456,6 +456,14 @@ DS_API ds_status ds_comm_run(ds_comm *comm, const ds_comm_call *call);
    fp32 out. out may be one of fp32 inputs. Pure; any thread. */
 DS_API void ds_comm_tree_sum_f32(float *out, const void *const *inputs, int input_count, ds_dtype dtype, size_t count);
 
+/* all_reduce of a table of `rows` rows of `width` elements of which each rank filled few, as the gradient of an embedding:
+   in place, the same bits as ds_comm_all_reduce. Sends the index and values of rows that are not all zero bits, unless
+   the whole table is fewer bytes over all ranks; *sparse (may be NULL) says which. Per rank 8 (W-1), then (W-1) (8 +
+   width * element size) per own row, counted under all_gather. Sum and average. Memory that it needs grows with the
+   rows and is kept. [cfg: sparse_gradients] */
+DS_API ds_status ds_comm_sparse_all_reduce(ds_comm *comm, void *table, size_t rows, size_t width, ds_dtype dtype,
+                                           ds_comm_op op, bool *sparse);
+
 /*---- compressed collectives: outside the promise of equal sums ---------------------------------------------------*/
 
 /* The 1-bit all-reduce of 1-bit Adam (arXiv:2102.02888), 0/1 Adam and 1-bit LAMB, with error feedback. The buffer is
@@ -1142,6 +1150,8 @@ struct ds_comm {
     size_t stage_bytes;
     char *scratch;
     size_t scratch_bytes;
+    char *sparse; /* rows of ds_comm_sparse_all_reduce */
+    size_t sparse_bytes;
     const void **views; /* world of each */
     void **targets;
     size_t *tables; /* for the plan of the call that runs, and for checking one that is started: 3 * (world + 1) each */
@@ -2425,6 +2435,98 @@ DS_API void ds_comm_get_stats(const ds_comm *comm, ds_comm_stats *out) {
     out->busy_ns = __atomic_load_n(&comm->stats.busy_ns, __ATOMIC_RELAXED);
 }
 
+// >>sparse
+
+static bool dsi_comm_zero_row(const char *row, size_t bytes) {
+    return bytes == 0 || (row[0] == 0 && memcmp(row, row + 1, bytes - 1) == 0);
+}
+/* Room for `bytes` in the kept buffer, with what it holds. */
+static ds_status dsi_comm_sparse_room(ds_comm *c, size_t bytes) {
+    char *room;
+    if (bytes <= c->sparse_bytes) return DS_OK;
+    room = (char *)dsi_alloc(&c->allocator, bytes);
+    if (!room) { /* the others wait for this rank's rows */
+        ds_comm_abort(c, "ds_comm_sparse_all_reduce: no memory");
+        return dsi_fail(&c->error, DS_ERR_MEMORY, "ds_comm_sparse_all_reduce: no memory for %zu bytes", bytes);
+    }
+    if (c->sparse) memcpy(room, c->sparse, c->sparse_bytes);
+    dsi_release(&c->allocator, c->sparse, c->sparse_bytes);
+    c->sparse = room;
+    c->sparse_bytes = bytes;
+    return DS_OK;
+}
+/* Adds the gathered rows into the table: for each row that any rank sent, the tree over all ranks, where a rank that did
+   not send it adds a row of zeros, as it does in the whole table. `counts` gets used up. */
+static void dsi_comm_sparse_add(ds_comm *c, char *table, size_t width, ds_dtype dtype, ds_comm_op op, size_t *counts,
+                                const uint64_t *indices, const char *values, const char *zeros) {
+    size_t row_bytes = width * DS_DTYPE_SIZE(dtype), *next = counts + c->world;
+    dsi_comm_sum s;
+    s.inputs = c->views;
+    s.outputs = c->targets;
+    s.input_count = c->world;
+    s.output_count = 1;
+    s.dtype = s.out_dtype = dtype;
+    s.op = op;
+    next[0] = 0;
+    for (int r = 0; r < c->world; r++) counts[r] = next[r + 1] = next[r] + counts[r]; /* where the rank's rows end */
+    for (;;) {
+        uint64_t row = UINT64_MAX;
+        for (int r = 0; r < c->world; r++)
+            if (next[r] < counts[r] && indices[next[r]] < row) row = indices[next[r]];
+        if (row == UINT64_MAX) break;
+        for (int r = 0; r < c->world; r++) {
+            bool has = next[r] < counts[r] && indices[next[r]] == row;
+            c->views[r] = has ? values + next[r]++ * row_bytes : zeros;
+        }
+        c->targets[0] = table + (size_t)row * row_bytes;
+        dsi_comm_sum_run(&s, width);
+    }
+}
+DS_API ds_status ds_comm_sparse_all_reduce(ds_comm *comm, void *table, size_t rows, size_t width, ds_dtype dtype,
+                                           ds_comm_op op, bool *sparse) {
+    size_t w = (size_t)comm->world, size = (unsigned)dtype < DS_DTYPE_COUNT ? DS_DTYPE_SIZE(dtype) : 1;
+    size_t row_bytes = dsi_mul(width, size), head = (2 * w + 1) * sizeof(size_t), total = 0, own = 0, at = 0;
+    ds_status status;
+    size_t *counts;
+    uint64_t *indices;
+    char *values, *mine;
+    if (sparse) *sparse = false;
+    if (op != DS_COMM_SUM && op != DS_COMM_AVERAGE)
+        return dsi_fail(&comm->error, DS_ERR_ARGUMENT, "ds_comm_sparse_all_reduce: the operation is sum or average");
+    if ((unsigned)dtype > DS_F64 || !table || dsi_mul(rows, row_bytes) > SIZE_MAX / 4)
+        return ds_comm_all_reduce(comm, table, table, dsi_mul(rows, width), dtype, op);
+    for (size_t i = 0; i < rows; i++) own += !dsi_comm_zero_row((const char *)table + i * row_bytes, row_bytes);
+    if ((status = dsi_comm_sparse_room(comm, head)) != DS_OK) return status;
+    counts = (size_t *)(void *)comm->sparse;
+    if ((status = ds_comm_all_gather(comm, &own, counts, sizeof own, NULL, DS_U8)) != DS_OK) return status;
+    for (size_t r = 0; r < w; r++) total += counts[r];
+    if (w == 1 || dsi_mul(total, row_bytes + sizeof *indices) >= 2 * rows * row_bytes)
+        return ds_comm_all_reduce(comm, table, table, rows * width, dtype, op);
+    {
+        /* counts | all indices | all values | own indices | own values | zeros */
+        size_t all = dsi_mul(total + own, sizeof *indices + row_bytes);
+        if ((status = dsi_comm_sparse_room(comm, dsi_add(head, dsi_add(all, row_bytes)))) != DS_OK) return status;
+    }
+    counts = (size_t *)(void *)comm->sparse;
+    indices = (uint64_t *)(void *)(comm->sparse + head);
+    mine = (char *)(indices + total + own);
+    values = mine + own * row_bytes;
+    memset(values + total * row_bytes, 0, row_bytes);
+    for (size_t i = 0; i < rows; i++) {
+        const char *row = (const char *)table + i * row_bytes;
+        if (dsi_comm_zero_row(row, row_bytes)) continue;
+        indices[total + at] = i;
+        memcpy(mine + at++ * row_bytes, row, row_bytes);
+    }
+    if ((status = ds_comm_all_gather(comm, indices + total, indices, 0, counts, DS_U64)) != DS_OK) return status;
+    for (size_t r = 0; r < w; r++) counts[r] *= width;
+    if ((status = ds_comm_all_gather(comm, mine, values, 0, counts, dtype)) != DS_OK) return status;
+    for (size_t r = 0; r < w; r++) counts[r] /= width;
+    dsi_comm_sparse_add(comm, (char *)table, width, dtype, op, counts, indices, values, values + total * row_bytes);
+    if (sparse) *sparse = true;
+    return DS_OK;
+}
+
 // >>compressed
 
 DS_API ds_comm_one_bit ds_comm_one_bit_sizes(int world, size_t count) {
@@ -2854,6 +2956,7 @@ static void dsi_comm_unmake(ds_comm *c) {
     ds_allocator allocator = c->allocator;
     dsi_release(&allocator, c->entries, DSI_COMM_ENTRIES * sizeof *c->entries);
     dsi_release_aligned(&allocator, c->scratch, c->scratch_bytes, DSI_COMM_LINE);
+    dsi_release(&allocator, c->sparse, c->sparse_bytes);
     dsi_release(&allocator, c, dsi_comm_bytes(c->world));
 }
 static bool dsi_comm_make_scratch(ds_comm *c) {

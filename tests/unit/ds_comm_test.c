@@ -905,6 +905,39 @@ static int quant_bound_body(ds_comm *comm, void *arg) {
     free(scratch);
     return bad;
 }
+/* A table of which rank r fills rows by chance: the same bits as the dense call, and fewer bytes when few are filled. */
+static int sparse_body(ds_comm *comm, void *arg) {
+    enum { ROWS = 200, WIDTH = 33 };
+    static const ds_dtype types[] = {DS_F32, DS_BF16, DS_F64};
+    int me = ds_comm_rank(comm), w = ds_comm_world(comm), bad = 0;
+    char *table = (char *)malloc(ROWS * WIDTH * 8), *dense = (char *)malloc(ROWS * WIDTH * 8);
+    (void)arg;
+    for (int form = 0; form < 12; form++) {
+        ds_dtype dtype = types[form % 3];
+        size_t row = WIDTH * DS_DTYPE_SIZE(dtype), own = 0;
+        ds_comm_op op = form % 2 ? DS_COMM_AVERAGE : DS_COMM_SUM;
+        uint64_t seed = (uint64_t)me * 77u + (uint64_t)form, limit = form < 6 ? 10 : form < 9 ? 90 : 0;
+        bool sparse = false;
+        ds_comm_stats before, after;
+        memset(table, 0, ROWS * row);
+        for (size_t i = 0; i < ROWS; i++)
+            if (test_random(&seed) % 100 < limit) fill(table + i * row, dtype, me, i * WIDTH, WIDTH), own++;
+        memcpy(dense, table, ROWS * row);
+        ds_comm_get_stats(comm, &before);
+        EXPECT(ds_comm_sparse_all_reduce(comm, table, ROWS, WIDTH, dtype, op, &sparse) == DS_OK);
+        ds_comm_get_stats(comm, &after);
+        EXPECT(ds_comm_all_reduce(comm, dense, dense, ROWS * WIDTH, dtype, op) == DS_OK);
+        EXPECT(memcmp(dense, table, ROWS * row) == 0);
+        EXPECT(sparse == (w > 1 && (form < 6 || form >= 9)));
+        if (sparse)
+            EXPECT(after.bytes_sent[DS_COMM_ALL_GATHER] - before.bytes_sent[DS_COMM_ALL_GATHER] ==
+                   (8 + own * (8 + row)) * (size_t)(w - 1));
+    }
+    EXPECT(ds_comm_sparse_all_reduce(comm, table, 1, 1, DS_F32, DS_COMM_MAX, NULL) == DS_ERR_ARGUMENT);
+    free(table);
+    free(dense);
+    return bad;
+}
 static void quantize_case(FILE *file, const char *line) {
     char name[64];
     ds_comm_blocks form;
@@ -964,6 +997,11 @@ static void test_quantized(void) {
     }
     TEST(quantized_cases) {
         CHECK_EQ(cases, 14);
+    }
+    TEST(sparse) {
+        for (int w = 1; w <= 5; w += 2) CHECK(team_threads(w, sparse_body, NULL) == 0);
+        CHECK(team_messages(3, sparse_body, NULL) == 0);
+        CHECK(team_processes(3, sparse_body, NULL) == 0);
     }
     TEST(quantized_bounds) {
         CHECK(team_threads(4, quant_bound_body, NULL) == 0);
