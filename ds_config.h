@@ -1634,7 +1634,8 @@ DSI_FN bool dsi_json_read_value(dsi_json_reader *r) {
     if (c == 'n' && !strncmp(r->at, "null", 4)) return node->type = DSI_JSON_NULL, r->at += 4, true;
     if (c != '-' && (c < '0' || c > '9')) return dsi_json_fail(r, r->at, dsi_json_no_value(r));
     why = dsi_json_read_number(r->at, node, &stop);
-    if (why) return dsi_json_fail(r, stop, !strncmp(r->at, "-I", 2) ? dsi_json_no_value(r) : why);
+    if (why && !strncmp(r->at, "-I", 2)) return dsi_json_fail(r, r->at, dsi_json_no_value(r));
+    if (why) return dsi_json_fail(r, stop, why);
     r->at += stop - r->at;
     return true;
 }
@@ -2473,9 +2474,21 @@ static dsi_config_mark *dsi_config_mark_of(const dsi_config_parser *p, const cha
 static bool dsi_config_given(const dsi_config_parser *p, const char *path) {
     return dsi_config_mark_of(p, path)->node != DSI_JSON_NONE;
 }
+/* Where an error about a key is shown: at the key, or at the innermost section of its path that the file has. */
+static uint32_t dsi_config_place(const dsi_config_parser *p, const char *path) {
+    char part[256];
+    size_t length = (size_t)snprintf(part, sizeof part, "%s", path);
+    while (length && length < sizeof part) {
+        uint32_t node;
+        part[length] = 0;
+        node = dsi_config_mark_of(p, part)->node;
+        if (node != DSI_JSON_NONE) return node;
+        while (length && part[--length] != '.') {}
+    }
+    return DSI_JSON_NONE;
+}
 /* An error at a key of the main table. */
-#define DSI_CONFIG_REFUSE(p, path, ...)                                                                                \
-    dsi_config_say(p, DS_LOG_ERROR, path, dsi_config_mark_of(p, path)->node, __VA_ARGS__)
+#define DSI_CONFIG_REFUSE(p, path, ...) dsi_config_say(p, DS_LOG_ERROR, path, dsi_config_place(p, path), __VA_ARGS__)
 
 /* Edits between two names: insert, delete, replace, swap of neighbours; case counts half. */
 static int dsi_config_distance(const char *a, size_t m, const char *b, size_t n) {
@@ -2808,7 +2821,7 @@ static bool dsi_config_set(dsi_config_parser *p, const dsi_config_row *row, char
         return true;
     case DSI_CONFIG_TEXT:
         text = text ? dsi_config_text(p, row, text) : NULL;
-        memcpy(to, &text, sizeof text);
+        if (text) memcpy(to, &text, sizeof text);
         return text != NULL;
     case DSI_CONFIG_DEVICE:
         whole = text ? dsi_config_choice(row->accepted, text, &choice, &bytes) : -1;
@@ -4146,27 +4159,18 @@ DS_API void ds_config_memory(const ds_config_memory_desc *d, size_t *cpu_bytes, 
     size_t per_node = d->gpus_per_node ? d->gpus_per_node : 1, nodes = d->nodes ? d->nodes : 1;
     double params = (double)d->params, factor = d->buffer_factor > 0 ? d->buffer_factor : 1.5, cpu, gpu;
     double ranks = (double)dsi_mul(per_node, nodes), largest = 4 * (double)d->largest_layer;
-    double share = 1 / (double)nodes;
+    double share = 1 / (double)nodes, init = 4 * (double)per_node; /* a copy of the weights by each rank of a node */
+    double states = d->offload_param ? 18 : 16;                    /* what offloading moves to the CPU, per parameter */
     if (d->stage < 3) {
-        gpu = d->offload_optimizer ? 2 * params : 4 * params + (double)(int64_t)(16 * params / ranks);
-        cpu = params *
-              (d->offload_optimizer ? (4 * (double)per_node > 16 ? 4 * (double)per_node : 16) : 4 * (double)per_node) *
-              factor;
-        *gpu_bytes = dsi_config_bytes(gpu);
-        *cpu_bytes = dsi_config_bytes(cpu);
-        return;
-    }
-    if (d->offload_optimizer && d->offload_param) {
-        gpu = largest;
-        cpu = d->keep_init ? params * (4 * (double)per_node > 18 ? 4 * (double)per_node : 18) * factor
-                           : params * 18 * share * factor;
+        gpu = d->offload_optimizer ? 2 * params : 2 * params + (double)(int64_t)(18 * params / ranks);
+        cpu = params * (d->offload_optimizer ? (4 * ranks > 16 ? 4 * ranks : 16) : init) * factor;
     } else if (d->offload_optimizer) {
-        gpu = largest + (double)(int64_t)(2 * params / ranks);
-        cpu = d->keep_init ? params * (4 * (double)per_node > 16 ? 4 * (double)per_node : 16) * factor
-                           : params * 16 * share * factor;
+        gpu = d->offload_param ? largest : largest + (double)(int64_t)(2 * params / ranks);
+        cpu = d->keep_init ? params * (init > states * share ? init : states * share) * factor
+                           : params * states * share * factor;
     } else {
         gpu = largest + (double)(int64_t)(18 * params / ranks);
-        cpu = d->keep_init ? params * 4 * (double)per_node * factor : largest * (double)per_node * factor;
+        cpu = d->keep_init ? params * init * factor : largest * (double)per_node * factor;
     }
     *gpu_bytes = dsi_config_bytes(gpu);
     *cpu_bytes = dsi_config_bytes(cpu);
