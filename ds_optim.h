@@ -1100,6 +1100,10 @@ static void dsi_optim_tile_x1(const float *a, const float *b, size_t k, float *c
 }
 
 // The elementwise kernels of a level; what is left of a vector's width goes to x1.
+// The hardware's prefetcher stops at each page of each stream; a grain ahead of the loop is time enough.
+#define dsi_x1_ahead(x)   ((void)0)
+#define dsi_x8_ahead(x)   __builtin_prefetch((const void *)((uintptr_t)(x) + DS_GRAIN * sizeof(float)), 1)
+#define dsi_x16_ahead(x)  __builtin_prefetch((const void *)((uintptr_t)(x) + DS_GRAIN * sizeof(float)), 1)
 #define DSI_OPTIM_EACH(L) for (; n - i >= dsi_##L##_width; i += dsi_##L##_width)
 #define DSI_OPTIM_LEVEL(L, TARGET)                                                                                     \
     TARGET static void dsi_optim_adam_##L(const ds_optim_adam *k, const float *grad, float *weights, float *moment,    \
@@ -1107,6 +1111,8 @@ static void dsi_optim_tile_x1(const float *a, const float *b, size_t k, float *c
         const ds_optim_adam c = *k;                                                                                    \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) {                                                                                            \
+            dsi_##L##_ahead(grad + i), dsi_##L##_ahead(weights + i), dsi_##L##_ahead(moment + i),                      \
+                dsi_##L##_ahead(variance + i);                                                                         \
             dsi_##L##_t g = dsi_##L##_load(grad + i), p = dsi_##L##_load(weights + i);                                 \
             dsi_##L##_t m = dsi_##L##_load(moment + i), v = dsi_##L##_load(variance + i);                              \
             DSI_OPTIM_ADAM(L, g, p, m, v)                                                                              \
@@ -1121,8 +1127,9 @@ static void dsi_optim_tile_x1(const float *a, const float *b, size_t k, float *c
         const dsi_optim_constants c = *k;                                                                              \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) {                                                                                            \
+            dsi_##L##_ahead(grad + i), dsi_##L##_ahead(weights + i);                                                   \
             dsi_##L##_t g = dsi_##L##_load(grad + i), p = dsi_##L##_load(weights + i), m = g;                          \
-            if (moment) m = dsi_##L##_load(moment + i);                                                                \
+            if (moment) dsi_##L##_ahead(moment + i), m = dsi_##L##_load(moment + i);                                   \
             DSI_OPTIM_SGD(L, g, p, m)                                                                                  \
             dsi_##L##_store(weights + i, p);                                                                           \
             if (moment) dsi_##L##_store(moment + i, m);                                                                \
@@ -1134,6 +1141,7 @@ static void dsi_optim_tile_x1(const float *a, const float *b, size_t k, float *c
         const dsi_optim_constants c = *k;                                                                              \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) {                                                                                            \
+            dsi_##L##_ahead(grad + i), dsi_##L##_ahead(weights + i), dsi_##L##_ahead(variance + i);                    \
             dsi_##L##_t g = dsi_##L##_load(grad + i), p = dsi_##L##_load(weights + i);                                 \
             dsi_##L##_t v = dsi_##L##_load(variance + i);                                                              \
             DSI_OPTIM_ADAGRAD(L, g, p, v)                                                                              \
@@ -1147,6 +1155,7 @@ static void dsi_optim_tile_x1(const float *a, const float *b, size_t k, float *c
         const dsi_optim_constants c = *k;                                                                              \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) {                                                                                            \
+            dsi_##L##_ahead(grad + i), dsi_##L##_ahead(weights + i), dsi_##L##_ahead(moment + i);                      \
             dsi_##L##_t g = dsi_##L##_load(grad + i), p = dsi_##L##_load(weights + i);                                 \
             dsi_##L##_t m = dsi_##L##_load(moment + i);                                                                \
             DSI_OPTIM_LION(L, g, p, m)                                                                                 \
@@ -1160,6 +1169,7 @@ static void dsi_optim_tile_x1(const float *a, const float *b, size_t k, float *c
         const dsi_optim_constants c = *k;                                                                              \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) {                                                                                            \
+            dsi_##L##_ahead(grad + i), dsi_##L##_ahead(moment + i), dsi_##L##_ahead(variance + i);                     \
             dsi_##L##_t g = dsi_##L##_load(grad + i), m = dsi_##L##_load(moment + i);                                  \
             dsi_##L##_t v = dsi_##L##_load(variance + i);                                                              \
             DSI_OPTIM_MOMENTS(L, g, m, v)                                                                              \
@@ -1173,6 +1183,7 @@ static void dsi_optim_tile_x1(const float *a, const float *b, size_t k, float *c
         const dsi_optim_constants c = *k;                                                                              \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) {                                                                                            \
+            dsi_##L##_ahead(weights + i), dsi_##L##_ahead(moment + i), dsi_##L##_ahead(variance + i);                  \
             dsi_##L##_t p = dsi_##L##_load(weights + i), m = dsi_##L##_load(moment + i);                               \
             dsi_##L##_t v = dsi_##L##_load(variance + i), u;                                                           \
             DSI_OPTIM_TRUST(L, u, p, m, v)                                                                             \
@@ -1222,6 +1233,7 @@ DSI_OPTIM_AVX2 static double dsi_optim_squares_x8(const float *x, size_t n) {
     double lane[16];
     size_t i = 0;
     for (; n - i >= 16; i += 16) {
+        dsi_x8_ahead(x + i);
         d = _mm256_cvtps_pd(_mm_loadu_ps(x + i)), s0 = _mm256_fmadd_pd(d, d, s0);
         d = _mm256_cvtps_pd(_mm_loadu_ps(x + i + 4)), s1 = _mm256_fmadd_pd(d, d, s1);
         d = _mm256_cvtps_pd(_mm_loadu_ps(x + i + 8)), s2 = _mm256_fmadd_pd(d, d, s2);
@@ -1310,6 +1322,7 @@ DSI_OPTIM_AVX512 static double dsi_optim_squares_x16(const float *x, size_t n) {
     double lane[16];
     size_t i = 0;
     for (; n - i >= 16; i += 16) {
+        dsi_x16_ahead(x + i);
         d = _mm512_cvtps_pd(_mm256_loadu_ps(x + i)), s0 = _mm512_fmadd_pd(d, d, s0);
         d = _mm512_cvtps_pd(_mm256_loadu_ps(x + i + 8)), s1 = _mm512_fmadd_pd(d, d, s1);
     }
@@ -3155,6 +3168,7 @@ DS_API int64_t ds_optim_schedule_count(const ds_optim *o) {
 #undef DSI_OPTIM_TILE
 #undef DSI_OPTIM_X86
 #undef dsi_x1_add
+#undef dsi_x1_ahead
 #undef dsi_x1_div
 #undef dsi_x1_fma
 #undef dsi_x1_load
@@ -3166,6 +3180,7 @@ DS_API int64_t ds_optim_schedule_count(const ds_optim *o) {
 #undef dsi_x1_t
 #undef dsi_x1_width
 #undef dsi_x16_add
+#undef dsi_x16_ahead
 #undef dsi_x16_div
 #undef dsi_x16_fma
 #undef dsi_x16_load
@@ -3177,6 +3192,7 @@ DS_API int64_t ds_optim_schedule_count(const ds_optim *o) {
 #undef dsi_x16_t
 #undef dsi_x16_width
 #undef dsi_x8_add
+#undef dsi_x8_ahead
 #undef dsi_x8_div
 #undef dsi_x8_fma
 #undef dsi_x8_load
