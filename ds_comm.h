@@ -1100,6 +1100,7 @@ typedef struct dsi_comm_pair {
 
 /* What ranks have in common under "threads" and "shm"; offsets count from the room. */
 typedef struct dsi_comm_room {
+    struct dsi_comm_room *next; /* of its owner: rooms that others have not left yet */
     uint64_t world, bytes, seats, tables, pairs, stages, stage_bytes, pair_bytes, pair_stride;
     uint32_t left;                    /* ranks that destroyed their communicator */
     uint32_t abort_state, abort_rank; /* 0 none, 1 being written, 2 there */
@@ -1121,6 +1122,7 @@ typedef struct dsi_comm_family {
     pthread_mutex_t lock;
     dsi_comm_span *spans; /* used parts of the own arena, by address */
     size_t span_count, span_room;
+    dsi_comm_room *rooms; /* of own communicators that were destroyed while others were still in them */
     /* messages */
     ds_comm_transport transport;
     unsigned next_channel;
@@ -3013,6 +3015,31 @@ static void dsi_comm_arena_give(dsi_comm_family *f, void *memory) {
     pthread_mutex_unlock(&f->lock);
 }
 
+/* Takes back the rooms that everyone has left by now; `room` (or NULL) is one more that this rank is done with. */
+static void dsi_comm_rooms_give(dsi_comm_family *f, dsi_comm_room *room) {
+    dsi_comm_room **at, *empty = NULL;
+    pthread_mutex_lock(&f->lock);
+    if (room) {
+        room->next = f->rooms;
+        f->rooms = room;
+    }
+    for (at = &f->rooms; *at;) {
+        room = *at;
+        if (DSI_COMM_LOAD(&room->left) == room->world) {
+            *at = room->next;
+            room->next = empty;
+            empty = room;
+        } else
+            at = &room->next;
+    }
+    pthread_mutex_unlock(&f->lock);
+    while (empty) {
+        room = empty;
+        empty = room->next;
+        dsi_comm_arena_give(f, room);
+    }
+}
+
 DS_API void *ds_comm_alloc(ds_comm *comm, size_t bytes) {
     if (comm->family->base) return dsi_comm_arena_take(comm->family, bytes, true);
     return dsi_alloc_aligned(&comm->allocator, bytes, DSI_COMM_PAGE);
@@ -3036,12 +3063,12 @@ DS_API void ds_comm_destroy(ds_comm *comm) {
         DSI_COMM_STORE(&dsi_comm_seat_of(comm, comm->rank)->left, 1);
         dsi_comm_ring(comm);
         left = __atomic_add_fetch(&comm->room->left, 1, __ATOMIC_SEQ_CST);
-        /* the last thread frees a room; under shm its owner, or the end of the family when others are still in it */
+        /* the last thread frees a room; under shm its owner does, once all have left */
         if (!family->base && left == world)
             dsi_release_aligned(&comm->allocator, comm->room, bytes, DSI_COMM_LINE);
-        else if (family->base && comm->owns_room && left == world)
-            dsi_comm_arena_give(family, comm->room);
-    } else if (comm->world > 1 && !comm->dead && comm->abort_state == 2)
+        else if (family->base && comm->owns_room)
+            dsi_comm_rooms_give(family, comm->room);
+    } else
         dsi_comm_message_shout(comm);
     dsi_comm_unmake(comm);
     dsi_comm_family_release(family);
@@ -3772,6 +3799,7 @@ static dsi_comm_room *dsi_comm_split_room(ds_comm *c, int world) {
     dsi_comm_room plan, *room;
     if (!c->family->base) return dsi_comm_room_make(&c->allocator, world);
     plan = dsi_comm_room_plan(world, c->stage_bytes);
+    dsi_comm_rooms_give(c->family, NULL);
     room = (dsi_comm_room *)dsi_comm_arena_take(c->family, (size_t)plan.bytes, false);
     if (room) *room = plan;
     return room;

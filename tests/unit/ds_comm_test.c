@@ -489,6 +489,47 @@ static int split_body(ds_comm *comm, void *arg) {
     return bad;
 }
 
+/* Many splits come and go; their memory is given back though ranks leave in any order. */
+static int churn_body(ds_comm *comm, void *arg) {
+    int bad = 0, me = ds_comm_rank(comm);
+    (void)arg;
+    for (int k = 0; k < 50; k++) {
+        ds_comm *copy = NULL;
+        ds_error error = {DS_OK, ""};
+        int32_t x = me, sum = 0;
+        EXPECT(ds_comm_split(comm, 0, k % 2 ? me : -me, &copy, &error) == DS_OK);
+        EXPECT(ds_comm_all_reduce(copy, &x, &sum, 1, DS_I32, DS_COMM_SUM) == DS_OK && sum == 3);
+        if (me == k % 3) usleep(500);
+        ds_comm_destroy(copy);
+        EXPECT(comm->family->span_count <= 2);
+    }
+    return bad;
+}
+
+/* Two communicators of one run at once, and a third after them. */
+static int twice_body(ds_comm *comm, void *arg) {
+    int bad = 0;
+    (void)arg;
+    for (int k = 0; k < 3; k++) {
+        ds_comm_desc desc = quick_desc();
+        ds_comm *more[2] = {NULL, NULL};
+        ds_error error = {DS_OK, ""};
+        desc.backend = "shm";
+        desc.world = ds_comm_world(comm);
+        desc.rank = ds_comm_rank(comm);
+        desc.run_id = "unit twice";
+        for (int i = 0; i < 2; i++) {
+            EXPECT(ds_comm_create(&desc, &more[i], &error) == DS_OK);
+            if (!more[i]) return printf("  %s\n", error.message), 1;
+        }
+        EXPECT(ds_comm_barrier(more[1]) == DS_OK && ds_comm_barrier(more[0]) == DS_OK);
+        ds_comm_destroy(more[0]);
+        EXPECT(ds_comm_barrier(more[1]) == DS_OK);
+        ds_comm_destroy(more[1]);
+    }
+    return bad;
+}
+
 static int start_body(ds_comm *comm, void *arg) {
     enum { CALLS = 150, COUNT = 3000 };
     int me = ds_comm_rank(comm), w = ds_comm_world(comm), bad = 0;
@@ -1385,6 +1426,8 @@ int main(int argc, char **argv) {
             CHECK(team_messages(w, split_body, NULL) == 0);
         }
         CHECK(team_processes(5, split_body, NULL) == 0);
+        CHECK(team_processes(3, churn_body, NULL) == 0);
+        CHECK(team_processes(4, twice_body, NULL) == 0);
     }
     TEST(start) {
         CHECK(team_threads(1, start_body, NULL) == 0);
