@@ -401,11 +401,11 @@ KEY(REAL, scheduler.params., cos_min_ratio, "0.0001", ">=0", "", "", "WarmupCosi
 KEY(REAL, scheduler.params., cycle_min_lr, "0", ">=0", "", "", "OneCycle: lowest rate of the cycle") \
 KEY(REAL, scheduler.params., cycle_max_lr, "0", ">=0", "", "", "OneCycle: highest rate of the cycle") \
 KEY(REAL, scheduler.params., decay_lr_rate, "0", ">=0", "", "", "OneCycle: decay of the rate after the cycle") \
-KEY(INT, scheduler.params., cycle_first_step_size, "2000", ">=1", "", "", "OneCycle: steps of the rising half") \
-KEY(INT, scheduler.params., cycle_second_step_size, "null", "?>=0", "", "", "OneCycle: steps of the falling half; null: as the first") \
+KEY(REAL, scheduler.params., cycle_first_step_size, "2000", ">0", "", "", "OneCycle: steps of the rising half") \
+KEY(REAL, scheduler.params., cycle_second_step_size, "null", "?>0", "", "", "OneCycle: steps of the falling half; null: as the first") \
 KEY(INT, scheduler.params., cycle_first_stair_count, "0", ">=0", "", "", "OneCycle: stairs in the rising half; 0: continuous") \
 KEY(INT, scheduler.params., cycle_second_stair_count, "null", "?>=0", "", "", "OneCycle: stairs in the falling half; null: as the first") \
-KEY(INT, scheduler.params., decay_step_size, "0", ">=0", "", "", "OneCycle: interval of the decay; 0: none") \
+KEY(REAL, scheduler.params., decay_step_size, "0", ">=0", "", "", "OneCycle: interval of the decay; 0: none") \
 KEY(BOOL, scheduler.params., cycle_momentum, "true", "", "", "", "OneCycle: cycle the momentum against the rate") \
 KEY(REAL, scheduler.params., cycle_min_mom, "0.8", ">=0", "", "", "OneCycle: lowest momentum") \
 KEY(REAL, scheduler.params., cycle_max_mom, "0.9", ">=0", "", "", "OneCycle: highest momentum") \

@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
+#include <math.h>
 #include <netinet/in.h>
 #include <signal.h>
 #include <stdio.h>
@@ -14,6 +15,7 @@
 #include <unistd.h>
 #define DS_IMPLEMENTATION
 #include "ds_config.h"
+#include "ds_optim.h"
 
 enum { FINE = 0, INPUT = 1, USAGE = 2, ENVIRONMENT = 3 };
 
@@ -230,6 +232,112 @@ static int run_memory(arguments *a) {
     return finish(FINE);
 }
 
+/* ---- ds schedule ---- */
+
+/* The scheduler section as ds_optim takes it; a key that is null leaves the schedule's own default. */
+static ds_status schedule_of(const ds_config *c, ds_schedule *s, ds_error *error) {
+    ds_status status = ds_schedule_default(c->scheduler.type, s, error);
+    ds_config_origin origin;
+    if (status) return status;
+    s->warmup_min_lr = c->scheduler.params.warmup_min_lr;
+    if (ds_config_where(c, "scheduler.params.warmup_max_lr", &origin, NULL, NULL) && origin != DS_CONFIG_DEFAULT)
+        s->warmup_max_lr = c->scheduler.params.warmup_max_lr;
+    s->warmup_num_steps = c->scheduler.params.warmup_num_steps;
+    s->warmup_linear = !strcmp(c->scheduler.params.warmup_type, "linear");
+    s->total_num_steps = c->scheduler.params.total_num_steps;
+    s->warmup_min_ratio = c->scheduler.params.warmup_min_ratio;
+    s->cos_min_ratio = c->scheduler.params.cos_min_ratio;
+    s->cycle_min_lr = c->scheduler.params.cycle_min_lr;
+    s->cycle_max_lr = c->scheduler.params.cycle_max_lr;
+    s->decay_lr_rate = c->scheduler.params.decay_lr_rate;
+    s->cycle_first_step_size = c->scheduler.params.cycle_first_step_size;
+    s->cycle_second_step_size = c->scheduler.params.cycle_second_step_size;
+    s->cycle_symmetric = false; /* the resolver has filled in the second half */
+    s->cycle_first_stair_count = c->scheduler.params.cycle_first_stair_count;
+    s->cycle_second_stair_count = c->scheduler.params.cycle_second_stair_count;
+    s->decay_step_size = c->scheduler.params.decay_step_size;
+    s->cycle_momentum = c->scheduler.params.cycle_momentum;
+    s->cycle_min_mom = c->scheduler.params.cycle_min_mom;
+    s->cycle_max_mom = c->scheduler.params.cycle_max_mom;
+    s->decay_mom_rate = c->scheduler.params.decay_mom_rate;
+    s->lr_range_test_min_lr = c->scheduler.params.lr_range_test_min_lr;
+    s->lr_range_test_step_size = c->scheduler.params.lr_range_test_step_size;
+    s->lr_range_test_step_rate = c->scheduler.params.lr_range_test_step_rate;
+    s->lr_range_test_staircase = c->scheduler.params.lr_range_test_staircase;
+    return ds_schedule_check(s, error);
+}
+
+static int run_schedule(arguments *a) {
+    const char *steps_text = option(a, "--steps", "");
+    int status = operands(a, 1);
+    ds_error error = {DS_OK, ""};
+    ds_schedule schedule;
+    ds_config *config;
+    size_t steps;
+    bool cycled, momentum;
+    double beta1 = 0, beta2 = 0;
+    if (status) return status;
+    if (!number(steps_text, &steps)) return usage(a, "--steps wants a whole number", NULL);
+    config = load_config(a->at[0], 1, DS_CONFIG_UNKNOWN_ERROR, &status);
+    if (!config) return status;
+    status = FINE;
+    memset(&schedule, 0, sizeof schedule);
+    if (config->scheduler.type && schedule_of(config, &schedule, &error)) {
+        fprintf(stderr, "%s: scheduler: %s\n", a->at[0], error.message);
+        ds_config_free(config);
+        return INPUT;
+    }
+    /* only optimizers with betas or a momentum are cycled */
+    momentum = !config->optimizer.type || (strcmp(config->optimizer.type, "adagrad") != 0);
+    cycled = momentum && ds_schedule_betas(&schedule, 0, &beta1, &beta2);
+    printf("step,lr%s\n", cycled ? ",momentum" : "");
+    for (size_t k = 0; k < steps; k++) {
+        printf("%zu,%.17g", k, ds_schedule_lr(&schedule, (int64_t)k, config->optimizer.params.lr));
+        if (cycled && ds_schedule_betas(&schedule, (int64_t)k, &beta1, &beta2)) printf(",%.17g", beta1);
+        printf("\n");
+    }
+    ds_config_free(config);
+    return finish(status);
+}
+
+/* ---- ds loss-scale ---- */
+static int run_loss_scale(arguments *a) {
+    const char *overflows = option(a, "--overflows", NULL);
+    int status = operands(a, 1);
+    ds_error error = {DS_OK, ""};
+    ds_loss_scaler_params params;
+    ds_loss_scaler scaler;
+    ds_config *config;
+    if (status) return status;
+    if (!overflows || overflows[strspn(overflows, "01")])
+        return usage(a, "--overflows wants a string of 0 and 1", NULL);
+    config = load_config(a->at[0], 1, DS_CONFIG_UNKNOWN_ERROR, &status);
+    if (!config) return status;
+    ds_loss_scaler_params_default(&params);
+    params.dynamic = config->fp16.loss_scale == 0;
+    params.initial = params.dynamic ? ldexp(1, (int)config->fp16.initial_scale_power) : config->fp16.loss_scale;
+    params.window = config->fp16.loss_scale_window;
+    params.hysteresis = config->fp16.hysteresis;
+    params.consecutive_hysteresis = config->fp16.consecutive_hysteresis;
+    params.minimum = (double)config->fp16.min_loss_scale;
+    status = FINE;
+    if (ds_loss_scaler_init(&scaler, config->fp16.enabled ? &params : NULL, &error)) {
+        fprintf(stderr, "%s: fp16: %s\n", a->at[0], error.message);
+        status = INPUT;
+    } else
+        printf("step,loss_scale,skipped\n");
+    ds_config_free(config);
+    for (size_t i = 0; !status && overflows[i]; i++) {
+        bool overflow = overflows[i] == '1' && scaler.params.initial > 0;
+        if (ds_loss_scaler_update(&scaler, overflow)) {
+            fprintf(stderr, "%s: step %zu overflows at the smallest loss scale %g\n", a->at[0], i, scaler.scale);
+            status = INPUT;
+        } else
+            printf("%zu,%.17g,%d\n", i, scaler.scale, overflow);
+    }
+    return finish(status);
+}
+
 /* ---- ds run ---- */
 #define MOST_RANKS 4096
 static volatile sig_atomic_t pending_signal;
@@ -422,6 +530,17 @@ static const struct command {
      "Adam).\n"
      "N is a count of parameters; 7e9 is understood.\n",
      run_memory},
+    {"schedule", "print the learning rate of each step",
+     "usage: ds schedule FILE --steps N\n"
+     "Prints CSV step,lr (and ,momentum where it is cycled): what optimizer step k = 0..N-1 uses. The optimizer's lr "
+     "is the\n"
+     "base rate. FILE may be - for standard input.\n",
+     run_schedule},
+    {"loss-scale", "print the loss scale after each step",
+     "usage: ds loss-scale FILE --overflows STRING\n"
+     "STRING has one character for each step, 1 where the gradients overflow. Prints CSV step,loss_scale,skipped: the\n"
+     "scale in force after each step. Exit status 1: an overflow at the smallest scale ended it.\n",
+     run_loss_scale},
     {"run", "start the ranks of a program on this machine",
      "usage: ds run -n N [--] PROGRAM ARGS...\n"
      "Runs N ranks in a process group of their own, with RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR,\n"
