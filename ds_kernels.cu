@@ -23,10 +23,10 @@
 
 namespace {
 // >>operations of the formulas
-#define dsi_cu_t      float
-#define dsi_cu_set(x) (x)
+#define dsi_optim_cu_t      float
+#define dsi_optim_cu_set(x) (x)
 #define DSI_CU_BINARY(name, ptx)                                                                                       \
-    __device__ float dsi_cu_##name(float a, float b) {                                                                 \
+    __device__ float dsi_optim_cu_##name(float a, float b) {                                                           \
         float r;                                                                                                       \
         asm(ptx " %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));                                                            \
         return r;                                                                                                      \
@@ -34,12 +34,12 @@ namespace {
 DSI_CU_BINARY(mul, "mul.rn.f32")
 DSI_CU_BINARY(div, "div.rn.f32")
 #undef DSI_CU_BINARY
-__device__ float dsi_cu_sqrt(float a) {
+__device__ float dsi_optim_cu_sqrt(float a) {
     float r;
     asm("sqrt.rn.f32 %0, %1;" : "=f"(r) : "f"(a));
     return r;
 }
-__device__ float dsi_cu_fma(float a, float b, float c) {
+__device__ float dsi_optim_cu_fma(float a, float b, float c) {
     float r;
     asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(r) : "f"(a), "f"(b), "f"(c));
     return r;
@@ -72,7 +72,7 @@ __device__ size_t stride() {
 // W is the dtype of the 16-bit weights; DS_F32 stands for none.
 template <ds_dtype G, ds_dtype W> __global__ void adam(ds_optim_adam c, ds_optim_slice s) {
     for (size_t i = first_index(); i < s.count; i += stride()) {
-        float g = dsi_cu_mul(load<G>(s.grad, i), c.factor), p = s.master[i], m = s.state[0][i], v = s.state[1][i];
+        float g = dsi_optim_cu_mul(load<G>(s.grad, i), c.factor), p = s.master[i], m = s.state[0][i], v = s.state[1][i];
         DSI_OPTIM_ADAM(cu, g, p, m, v)
         s.master[i] = p;
         s.state[0][i] = m;
@@ -90,7 +90,7 @@ __global__ void norm_grains(const void *grad, size_t count, float factor, double
         const unsigned mask = 0xFFFFu << (threadIdx.x & 16);
         double sum = 0;
         for (size_t i = begin + lane; i < end; i += LANES) {
-            const double x = wide(dsi_cu_mul(load<G>(grad, i), factor));
+            const double x = wide(dsi_optim_cu_mul(load<G>(grad, i), factor));
             sum = __fma_rn(x, x, sum); // the product is exact
         }
         for (int half = LANES / 2; half; half /= 2) sum = __dadd_rn(sum, __shfl_down_sync(mask, sum, half, LANES));

@@ -67,6 +67,10 @@
    its largest matrix, LAMB two doubles per grain, the 1-bit family its error feedback. All of it is taken at create.
    ds_optim_memory() states it; no later call allocates.
 
+   1-BIT    follows DeepSpeed 0.19.6: the first step only counts (its gradient has no effect), there is no bias correction,
+   and while ds_optim_wants_local_gradients() the gradient must not be averaged over ranks. Slices are whole tensors, in
+   one order on all ranks.
+
    ERRORS   Each call returns ds_status; ds_optim_error() has the text. Log ids: 1 error feedback reset at another world
    size (warning), 2 SIMD level chosen (debug), 3 step skipped (info).
 
@@ -270,10 +274,10 @@ typedef struct ds_optim_params {
     int64_t local_step_clipper;  /* ZeroOneAdam: its largest value */
     double coeff_beta;           /* OneBitLamb: average of the trust ratio in warm-up */
     double factor_max, factor_min, factor_threshold; /* OneBitLamb: range of its factor, and of one step's change */
-    double adam_lr;                                  /* Muon: rate of the tensors that Adam takes; negative: lr */
-    double ns_a, ns_b, ns_c;                         /* Muon: coefficients of Newton-Schulz */
-    int ns_steps;                                    /* Muon */
-    ds_optim_ns ns_method;                           /* Muon */
+    double adam_lr;          /* Muon: base rate of the tensors that Adam takes, scheduled like lr; negative: lr */
+    double ns_a, ns_b, ns_c; /* Muon: coefficients of Newton-Schulz */
+    int ns_steps;            /* Muon */
+    ds_optim_ns ns_method;   /* Muon */
 } ds_optim_params;
 
 /* Defaults of a built-in type (case is ignored, as in DeepSpeed). DS_ERR_INPUT for an unknown name. Thread-safe. */
@@ -682,51 +686,59 @@ DSI_HALF_FN uint16_t dsi_f16_of_f32(float value) {
 /*== end of ds block: half ==*/
 
 // >>formulas
-// Each update is written once, over operations dsi_L_fma, dsi_L_mul, ... where L is x1 (float), x8 (AVX2), x16 (AVX-512)
+// Each update is written once, over operations dsi_optim_L_fma, .._L_mul, ... where L is x1 (float), x8 (AVX2), x16 (AVX-512)
 // or cu (CUDA). Products reach sums through fma alone, so there is nothing a compiler could contract, and every L gives
-// the same bits. `c` is the struct of constants; DSI_K(L, field) is one of them in L's type.
-#define DSI_K(L, field) dsi_##L##_set(c.field)
+// the same bits. `c` is the struct of constants; DSI_OPTIM_K(L, field) is one of them in L's type.
+#define DSI_OPTIM_K(L, field) dsi_optim_##L##_set(c.field)
 
 #define DSI_OPTIM_MOMENTS(L, g, m, v)                                                                                  \
-    m = dsi_##L##_fma(g, DSI_K(L, one_minus_beta1), dsi_##L##_mul(m, DSI_K(L, beta1)));                                \
-    v = dsi_##L##_fma(dsi_##L##_mul(g, g), DSI_K(L, one_minus_beta2), dsi_##L##_mul(v, DSI_K(L, beta2)));
+    m = dsi_optim_##L##_fma(g, DSI_OPTIM_K(L, one_minus_beta1), dsi_optim_##L##_mul(m, DSI_OPTIM_K(L, beta1)));        \
+    v = dsi_optim_##L##_fma(dsi_optim_##L##_mul(g, g), DSI_OPTIM_K(L, one_minus_beta2),                                \
+                            dsi_optim_##L##_mul(v, DSI_OPTIM_K(L, beta2)));
 
 #define DSI_OPTIM_ADAM(L, g, p, m, v)                                                                                  \
-    if (c.l2 != 0) g = dsi_##L##_fma(p, DSI_K(L, l2), g);                                                              \
+    if (c.l2 != 0) g = dsi_optim_##L##_fma(p, DSI_OPTIM_K(L, l2), g);                                                  \
     DSI_OPTIM_MOMENTS(L, g, m, v)                                                                                      \
-    if (c.decay != 0) p = dsi_##L##_fma(p, DSI_K(L, decay), p);                                                        \
-    p = dsi_##L##_fma(dsi_##L##_div(m, dsi_##L##_fma(dsi_##L##_sqrt(v), DSI_K(L, root_correction), DSI_K(L, eps))),    \
-                      DSI_K(L, step_size), p);
+    if (c.decay != 0) p = dsi_optim_##L##_fma(p, DSI_OPTIM_K(L, decay), p);                                            \
+    p = dsi_optim_##L##_fma(                                                                                           \
+        dsi_optim_##L##_div(                                                                                           \
+            m, dsi_optim_##L##_fma(dsi_optim_##L##_sqrt(v), DSI_OPTIM_K(L, root_correction), DSI_OPTIM_K(L, eps))),    \
+        DSI_OPTIM_K(L, step_size), p);
 
 // as torch.optim.SGD: the first momentum is the gradient itself
 #define DSI_OPTIM_SGD(L, g, p, m)                                                                                      \
-    if (c.l2 != 0) g = dsi_##L##_fma(p, DSI_K(L, l2), g);                                                              \
+    if (c.l2 != 0) g = dsi_optim_##L##_fma(p, DSI_OPTIM_K(L, l2), g);                                                  \
     if (c.first)                                                                                                       \
         m = g;                                                                                                         \
     else                                                                                                               \
-        m = dsi_##L##_fma(g, DSI_K(L, gain), dsi_##L##_mul(m, DSI_K(L, momentum)));                                    \
+        m = dsi_optim_##L##_fma(g, DSI_OPTIM_K(L, gain), dsi_optim_##L##_mul(m, DSI_OPTIM_K(L, momentum)));            \
     if (c.nesterov)                                                                                                    \
-        g = dsi_##L##_fma(m, DSI_K(L, momentum), g);                                                                   \
+        g = dsi_optim_##L##_fma(m, DSI_OPTIM_K(L, momentum), g);                                                       \
     else                                                                                                               \
         g = m;                                                                                                         \
-    p = dsi_##L##_fma(g, DSI_K(L, minus_lr), p);
+    p = dsi_optim_##L##_fma(g, DSI_OPTIM_K(L, minus_lr), p);
 
 #define DSI_OPTIM_ADAGRAD(L, g, p, v)                                                                                  \
-    if (c.l2 != 0) g = dsi_##L##_fma(p, DSI_K(L, l2), g);                                                              \
-    v = dsi_##L##_fma(g, g, v);                                                                                        \
-    p = dsi_##L##_fma(dsi_##L##_div(g, dsi_##L##_add(dsi_##L##_sqrt(v), DSI_K(L, eps_out))), DSI_K(L, minus_lr), p);
+    if (c.l2 != 0) g = dsi_optim_##L##_fma(p, DSI_OPTIM_K(L, l2), g);                                                  \
+    v = dsi_optim_##L##_fma(g, g, v);                                                                                  \
+    p = dsi_optim_##L##_fma(                                                                                           \
+        dsi_optim_##L##_div(g, dsi_optim_##L##_add(dsi_optim_##L##_sqrt(v), DSI_OPTIM_K(L, eps_out))),                 \
+        DSI_OPTIM_K(L, minus_lr), p);
 
 // sign(0) is 0: a parameter that never saw a gradient stays where it is
 #define DSI_OPTIM_LION(L, g, p, m)                                                                                     \
-    dsi_##L##_t u = dsi_##L##_fma(g, DSI_K(L, one_minus_beta1), dsi_##L##_mul(m, DSI_K(L, beta1)));                    \
-    if (c.decay != 0) p = dsi_##L##_fma(p, DSI_K(L, decay), p);                                                        \
-    p = dsi_##L##_fma(dsi_##L##_sign(u), DSI_K(L, minus_lr), p);                                                       \
-    m = dsi_##L##_fma(g, DSI_K(L, one_minus_beta2), dsi_##L##_mul(m, DSI_K(L, beta2)));
+    dsi_optim_##L##_t u =                                                                                              \
+        dsi_optim_##L##_fma(g, DSI_OPTIM_K(L, one_minus_beta1), dsi_optim_##L##_mul(m, DSI_OPTIM_K(L, beta1)));        \
+    if (c.decay != 0) p = dsi_optim_##L##_fma(p, DSI_OPTIM_K(L, decay), p);                                            \
+    p = dsi_optim_##L##_fma(dsi_optim_##L##_sign(u), DSI_OPTIM_K(L, minus_lr), p);                                     \
+    m = dsi_optim_##L##_fma(g, DSI_OPTIM_K(L, one_minus_beta2), dsi_optim_##L##_mul(m, DSI_OPTIM_K(L, beta2)));
 
 // LAMB's direction, before the trust ratio
 #define DSI_OPTIM_TRUST(L, u, p, m, v)                                                                                 \
-    u = dsi_##L##_div(m, dsi_##L##_add(dsi_##L##_sqrt(dsi_##L##_add(v, DSI_K(L, eps_in))), DSI_K(L, eps_out)));        \
-    if (c.l2 != 0) u = dsi_##L##_fma(p, DSI_K(L, l2), u);
+    u = dsi_optim_##L##_div(m,                                                                                         \
+                            dsi_optim_##L##_add(dsi_optim_##L##_sqrt(dsi_optim_##L##_add(v, DSI_OPTIM_K(L, eps_in))),  \
+                                                DSI_OPTIM_K(L, eps_out)));                                             \
+    if (c.l2 != 0) u = dsi_optim_##L##_fma(p, DSI_OPTIM_K(L, l2), u);
 
 #endif /* DSI_OPTIM_FORMULAS_DONE */
 
@@ -988,43 +1000,43 @@ DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers
 #endif
 
 // >>simd
-#define dsi_x1_t            float
-#define dsi_x1_width        ((size_t)1)
-#define dsi_x1_load(from)   (*(from))
-#define dsi_x1_store(to, x) (*(to) = (x))
-#define dsi_x1_set(x)       (x)
-#define dsi_x1_add(a, b)    ((a) + (b))
-#define dsi_x1_mul(a, b)    ((a) * (b))
-#define dsi_x1_div(a, b)    ((a) / (b))
-#define dsi_x1_sqrt(a)      sqrtf(a)
-#define dsi_x1_fma(a, b, c) fmaf(a, b, c)
-#define dsi_x1_sign(a)      ((a) > 0 ? 1.0f : (a) < 0 ? -1.0f : (a))
+#define dsi_optim_x1_t            float
+#define dsi_optim_x1_width        ((size_t)1)
+#define dsi_optim_x1_load(from)   (*(from))
+#define dsi_optim_x1_store(to, x) (*(to) = (x))
+#define dsi_optim_x1_set(x)       (x)
+#define dsi_optim_x1_add(a, b)    ((a) + (b))
+#define dsi_optim_x1_mul(a, b)    ((a) * (b))
+#define dsi_optim_x1_div(a, b)    ((a) / (b))
+#define dsi_optim_x1_sqrt(a)      sqrtf(a)
+#define dsi_optim_x1_fma(a, b, c) fmaf(a, b, c)
+#define dsi_optim_x1_sign(a)      ((a) > 0 ? 1.0f : (a) < 0 ? -1.0f : (a))
 
-#define dsi_x8_t            __m256
-#define dsi_x8_width        ((size_t)8)
-#define dsi_x8_load(from)   _mm256_loadu_ps(from)
-#define dsi_x8_store(to, x) _mm256_storeu_ps(to, x)
-#define dsi_x8_set(x)       _mm256_set1_ps(x)
-#define dsi_x8_add(a, b)    _mm256_add_ps(a, b)
-#define dsi_x8_mul(a, b)    _mm256_mul_ps(a, b)
-#define dsi_x8_div(a, b)    _mm256_div_ps(a, b)
-#define dsi_x8_sqrt(a)      _mm256_sqrt_ps(a)
-#define dsi_x8_fma(a, b, c) _mm256_fmadd_ps(a, b, c)
-#define dsi_x8_sign(a)                                                                                                 \
+#define dsi_optim_x8_t            __m256
+#define dsi_optim_x8_width        ((size_t)8)
+#define dsi_optim_x8_load(from)   _mm256_loadu_ps(from)
+#define dsi_optim_x8_store(to, x) _mm256_storeu_ps(to, x)
+#define dsi_optim_x8_set(x)       _mm256_set1_ps(x)
+#define dsi_optim_x8_add(a, b)    _mm256_add_ps(a, b)
+#define dsi_optim_x8_mul(a, b)    _mm256_mul_ps(a, b)
+#define dsi_optim_x8_div(a, b)    _mm256_div_ps(a, b)
+#define dsi_optim_x8_sqrt(a)      _mm256_sqrt_ps(a)
+#define dsi_optim_x8_fma(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define dsi_optim_x8_sign(a)                                                                                           \
     _mm256_blendv_ps(a, _mm256_or_ps(_mm256_and_ps(a, _mm256_set1_ps(-0.0f)), _mm256_set1_ps(1.0f)),                   \
                      _mm256_cmp_ps(a, _mm256_setzero_ps(), _CMP_NEQ_OQ))
 
-#define dsi_x16_t            __m512
-#define dsi_x16_width        ((size_t)16)
-#define dsi_x16_load(from)   _mm512_loadu_ps(from)
-#define dsi_x16_store(to, x) _mm512_storeu_ps(to, x)
-#define dsi_x16_set(x)       _mm512_set1_ps(x)
-#define dsi_x16_add(a, b)    _mm512_add_ps(a, b)
-#define dsi_x16_mul(a, b)    _mm512_mul_ps(a, b)
-#define dsi_x16_div(a, b)    _mm512_div_ps(a, b)
-#define dsi_x16_sqrt(a)      _mm512_sqrt_ps(a)
-#define dsi_x16_fma(a, b, c) _mm512_fmadd_ps(a, b, c)
-#define dsi_x16_sign(a)                                                                                                \
+#define dsi_optim_x16_t            __m512
+#define dsi_optim_x16_width        ((size_t)16)
+#define dsi_optim_x16_load(from)   _mm512_loadu_ps(from)
+#define dsi_optim_x16_store(to, x) _mm512_storeu_ps(to, x)
+#define dsi_optim_x16_set(x)       _mm512_set1_ps(x)
+#define dsi_optim_x16_add(a, b)    _mm512_add_ps(a, b)
+#define dsi_optim_x16_mul(a, b)    _mm512_mul_ps(a, b)
+#define dsi_optim_x16_div(a, b)    _mm512_div_ps(a, b)
+#define dsi_optim_x16_sqrt(a)      _mm512_sqrt_ps(a)
+#define dsi_optim_x16_fma(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define dsi_optim_x16_sign(a)                                                                                          \
     _mm512_mask_blend_ps(                                                                                              \
         _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_NEQ_OQ), a,                                                    \
         _mm512_castsi512_ps(_mm512_or_si512(_mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(INT32_MIN)),    \
@@ -1101,24 +1113,24 @@ static void dsi_optim_tile_x1(const float *a, const float *b, size_t k, float *c
 
 // The elementwise kernels of a level; what is left of a vector's width goes to x1.
 // The hardware's prefetcher stops at each page of each stream; a grain ahead of the loop is time enough.
-#define dsi_x1_ahead(x)   ((void)0)
-#define dsi_x8_ahead(x)   __builtin_prefetch((const void *)((uintptr_t)(x) + DS_GRAIN * sizeof(float)), 1)
-#define dsi_x16_ahead(x)  __builtin_prefetch((const void *)((uintptr_t)(x) + DS_GRAIN * sizeof(float)), 1)
-#define DSI_OPTIM_EACH(L) for (; n - i >= dsi_##L##_width; i += dsi_##L##_width)
+#define dsi_optim_x1_ahead(x)  ((void)0)
+#define dsi_optim_x8_ahead(x)  __builtin_prefetch((const void *)((uintptr_t)(x) + DS_GRAIN * sizeof(float)), 1)
+#define dsi_optim_x16_ahead(x) __builtin_prefetch((const void *)((uintptr_t)(x) + DS_GRAIN * sizeof(float)), 1)
+#define DSI_OPTIM_EACH(L)      for (; n - i >= dsi_optim_##L##_width; i += dsi_optim_##L##_width)
 #define DSI_OPTIM_LEVEL(L, TARGET)                                                                                     \
     TARGET static void dsi_optim_adam_##L(const ds_optim_adam *k, const float *grad, float *weights, float *moment,    \
                                           float *variance, size_t n) {                                                 \
         const ds_optim_adam c = *k;                                                                                    \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) {                                                                                            \
-            dsi_##L##_ahead(grad + i), dsi_##L##_ahead(weights + i), dsi_##L##_ahead(moment + i),                      \
-                dsi_##L##_ahead(variance + i);                                                                         \
-            dsi_##L##_t g = dsi_##L##_load(grad + i), p = dsi_##L##_load(weights + i);                                 \
-            dsi_##L##_t m = dsi_##L##_load(moment + i), v = dsi_##L##_load(variance + i);                              \
+            dsi_optim_##L##_ahead(grad + i), dsi_optim_##L##_ahead(weights + i), dsi_optim_##L##_ahead(moment + i),    \
+                dsi_optim_##L##_ahead(variance + i);                                                                   \
+            dsi_optim_##L##_t g = dsi_optim_##L##_load(grad + i), p = dsi_optim_##L##_load(weights + i);               \
+            dsi_optim_##L##_t m = dsi_optim_##L##_load(moment + i), v = dsi_optim_##L##_load(variance + i);            \
             DSI_OPTIM_ADAM(L, g, p, m, v)                                                                              \
-            dsi_##L##_store(weights + i, p);                                                                           \
-            dsi_##L##_store(moment + i, m);                                                                            \
-            dsi_##L##_store(variance + i, v);                                                                          \
+            dsi_optim_##L##_store(weights + i, p);                                                                     \
+            dsi_optim_##L##_store(moment + i, m);                                                                      \
+            dsi_optim_##L##_store(variance + i, v);                                                                    \
         }                                                                                                              \
         if (i < n) dsi_optim_adam_x1(k, grad + i, weights + i, moment + i, variance + i, n - i);                       \
     }                                                                                                                  \
@@ -1127,12 +1139,12 @@ static void dsi_optim_tile_x1(const float *a, const float *b, size_t k, float *c
         const dsi_optim_constants c = *k;                                                                              \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) {                                                                                            \
-            dsi_##L##_ahead(grad + i), dsi_##L##_ahead(weights + i);                                                   \
-            dsi_##L##_t g = dsi_##L##_load(grad + i), p = dsi_##L##_load(weights + i), m = g;                          \
-            if (moment) dsi_##L##_ahead(moment + i), m = dsi_##L##_load(moment + i);                                   \
+            dsi_optim_##L##_ahead(grad + i), dsi_optim_##L##_ahead(weights + i);                                       \
+            dsi_optim_##L##_t g = dsi_optim_##L##_load(grad + i), p = dsi_optim_##L##_load(weights + i), m = g;        \
+            if (moment) dsi_optim_##L##_ahead(moment + i), m = dsi_optim_##L##_load(moment + i);                       \
             DSI_OPTIM_SGD(L, g, p, m)                                                                                  \
-            dsi_##L##_store(weights + i, p);                                                                           \
-            if (moment) dsi_##L##_store(moment + i, m);                                                                \
+            dsi_optim_##L##_store(weights + i, p);                                                                     \
+            if (moment) dsi_optim_##L##_store(moment + i, m);                                                          \
         }                                                                                                              \
         if (i < n) dsi_optim_sgd_x1(k, grad + i, weights + i, moment ? moment + i : NULL, n - i);                      \
     }                                                                                                                  \
@@ -1141,12 +1153,12 @@ static void dsi_optim_tile_x1(const float *a, const float *b, size_t k, float *c
         const dsi_optim_constants c = *k;                                                                              \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) {                                                                                            \
-            dsi_##L##_ahead(grad + i), dsi_##L##_ahead(weights + i), dsi_##L##_ahead(variance + i);                    \
-            dsi_##L##_t g = dsi_##L##_load(grad + i), p = dsi_##L##_load(weights + i);                                 \
-            dsi_##L##_t v = dsi_##L##_load(variance + i);                                                              \
+            dsi_optim_##L##_ahead(grad + i), dsi_optim_##L##_ahead(weights + i), dsi_optim_##L##_ahead(variance + i);  \
+            dsi_optim_##L##_t g = dsi_optim_##L##_load(grad + i), p = dsi_optim_##L##_load(weights + i);               \
+            dsi_optim_##L##_t v = dsi_optim_##L##_load(variance + i);                                                  \
             DSI_OPTIM_ADAGRAD(L, g, p, v)                                                                              \
-            dsi_##L##_store(weights + i, p);                                                                           \
-            dsi_##L##_store(variance + i, v);                                                                          \
+            dsi_optim_##L##_store(weights + i, p);                                                                     \
+            dsi_optim_##L##_store(variance + i, v);                                                                    \
         }                                                                                                              \
         if (i < n) dsi_optim_adagrad_x1(k, grad + i, weights + i, variance + i, n - i);                                \
     }                                                                                                                  \
@@ -1155,12 +1167,12 @@ static void dsi_optim_tile_x1(const float *a, const float *b, size_t k, float *c
         const dsi_optim_constants c = *k;                                                                              \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) {                                                                                            \
-            dsi_##L##_ahead(grad + i), dsi_##L##_ahead(weights + i), dsi_##L##_ahead(moment + i);                      \
-            dsi_##L##_t g = dsi_##L##_load(grad + i), p = dsi_##L##_load(weights + i);                                 \
-            dsi_##L##_t m = dsi_##L##_load(moment + i);                                                                \
+            dsi_optim_##L##_ahead(grad + i), dsi_optim_##L##_ahead(weights + i), dsi_optim_##L##_ahead(moment + i);    \
+            dsi_optim_##L##_t g = dsi_optim_##L##_load(grad + i), p = dsi_optim_##L##_load(weights + i);               \
+            dsi_optim_##L##_t m = dsi_optim_##L##_load(moment + i);                                                    \
             DSI_OPTIM_LION(L, g, p, m)                                                                                 \
-            dsi_##L##_store(weights + i, p);                                                                           \
-            dsi_##L##_store(moment + i, m);                                                                            \
+            dsi_optim_##L##_store(weights + i, p);                                                                     \
+            dsi_optim_##L##_store(moment + i, m);                                                                      \
         }                                                                                                              \
         if (i < n) dsi_optim_lion_x1(k, grad + i, weights + i, moment + i, n - i);                                     \
     }                                                                                                                  \
@@ -1169,12 +1181,12 @@ static void dsi_optim_tile_x1(const float *a, const float *b, size_t k, float *c
         const dsi_optim_constants c = *k;                                                                              \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) {                                                                                            \
-            dsi_##L##_ahead(grad + i), dsi_##L##_ahead(moment + i), dsi_##L##_ahead(variance + i);                     \
-            dsi_##L##_t g = dsi_##L##_load(grad + i), m = dsi_##L##_load(moment + i);                                  \
-            dsi_##L##_t v = dsi_##L##_load(variance + i);                                                              \
+            dsi_optim_##L##_ahead(grad + i), dsi_optim_##L##_ahead(moment + i), dsi_optim_##L##_ahead(variance + i);   \
+            dsi_optim_##L##_t g = dsi_optim_##L##_load(grad + i), m = dsi_optim_##L##_load(moment + i);                \
+            dsi_optim_##L##_t v = dsi_optim_##L##_load(variance + i);                                                  \
             DSI_OPTIM_MOMENTS(L, g, m, v)                                                                              \
-            dsi_##L##_store(moment + i, m);                                                                            \
-            dsi_##L##_store(variance + i, v);                                                                          \
+            dsi_optim_##L##_store(moment + i, m);                                                                      \
+            dsi_optim_##L##_store(variance + i, v);                                                                    \
         }                                                                                                              \
         if (i < n) dsi_optim_moments_x1(k, grad + i, moment + i, variance + i, n - i);                                 \
     }                                                                                                                  \
@@ -1183,31 +1195,34 @@ static void dsi_optim_tile_x1(const float *a, const float *b, size_t k, float *c
         const dsi_optim_constants c = *k;                                                                              \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) {                                                                                            \
-            dsi_##L##_ahead(weights + i), dsi_##L##_ahead(moment + i), dsi_##L##_ahead(variance + i);                  \
-            dsi_##L##_t p = dsi_##L##_load(weights + i), m = dsi_##L##_load(moment + i);                               \
-            dsi_##L##_t v = dsi_##L##_load(variance + i), u;                                                           \
+            dsi_optim_##L##_ahead(weights + i), dsi_optim_##L##_ahead(moment + i),                                     \
+                dsi_optim_##L##_ahead(variance + i);                                                                   \
+            dsi_optim_##L##_t p = dsi_optim_##L##_load(weights + i), m = dsi_optim_##L##_load(moment + i);             \
+            dsi_optim_##L##_t v = dsi_optim_##L##_load(variance + i), u;                                               \
             DSI_OPTIM_TRUST(L, u, p, m, v)                                                                             \
-            dsi_##L##_store(update + i, u);                                                                            \
+            dsi_optim_##L##_store(update + i, u);                                                                      \
         }                                                                                                              \
         if (i < n) dsi_optim_trust_x1(k, update + i, weights + i, moment + i, variance + i, n - i);                    \
     }                                                                                                                  \
     TARGET static void dsi_optim_axpy_##L(float *y, const float *x, float a, size_t n) {                               \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L)                                                                                              \
-        dsi_##L##_store(y + i, dsi_##L##_fma(dsi_##L##_load(x + i), dsi_##L##_set(a), dsi_##L##_load(y + i)));         \
+        dsi_optim_##L##_store(y + i, dsi_optim_##L##_fma(dsi_optim_##L##_load(x + i), dsi_optim_##L##_set(a),          \
+                                                         dsi_optim_##L##_load(y + i)));                                \
         if (i < n) dsi_optim_axpy_x1(y + i, x + i, a, n - i);                                                          \
     }                                                                                                                  \
     TARGET static void dsi_optim_mix_##L(float *y, const float *x, float a, float b, size_t n) {                       \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L)                                                                                              \
-        dsi_##L##_store(y + i, dsi_##L##_fma(dsi_##L##_load(x + i), dsi_##L##_set(a),                                  \
-                                             dsi_##L##_mul(dsi_##L##_load(y + i), dsi_##L##_set(b))));                 \
+        dsi_optim_##L##_store(                                                                                         \
+            y + i, dsi_optim_##L##_fma(dsi_optim_##L##_load(x + i), dsi_optim_##L##_set(a),                            \
+                                       dsi_optim_##L##_mul(dsi_optim_##L##_load(y + i), dsi_optim_##L##_set(b))));     \
         if (i < n) dsi_optim_mix_x1(y + i, x + i, a, b, n - i);                                                        \
     }                                                                                                                  \
     TARGET static void dsi_optim_add_##L(float *y, const float *x, size_t n) {                                         \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L)                                                                                              \
-        dsi_##L##_store(y + i, dsi_##L##_add(dsi_##L##_load(y + i), dsi_##L##_load(x + i)));                           \
+        dsi_optim_##L##_store(y + i, dsi_optim_##L##_add(dsi_optim_##L##_load(y + i), dsi_optim_##L##_load(x + i)));   \
         if (i < n) dsi_optim_add_x1(y + i, x + i, n - i);                                                              \
     }                                                                                                                  \
     static const dsi_optim_simd dsi_optim_##L = {                                                                      \
@@ -1233,7 +1248,7 @@ DSI_OPTIM_AVX2 static double dsi_optim_squares_x8(const float *x, size_t n) {
     double lane[16];
     size_t i = 0;
     for (; n - i >= 16; i += 16) {
-        dsi_x8_ahead(x + i);
+        dsi_optim_x8_ahead(x + i);
         d = _mm256_cvtps_pd(_mm_loadu_ps(x + i)), s0 = _mm256_fmadd_pd(d, d, s0);
         d = _mm256_cvtps_pd(_mm_loadu_ps(x + i + 4)), s1 = _mm256_fmadd_pd(d, d, s1);
         d = _mm256_cvtps_pd(_mm_loadu_ps(x + i + 8)), s2 = _mm256_fmadd_pd(d, d, s2);
@@ -1290,24 +1305,30 @@ DSI_OPTIM_AVX2 static void dsi_optim_narrow_x8(void *to, ds_dtype dtype, const f
 // in the order of k, at any width.
 #define DSI_OPTIM_TILE(L, TARGET)                                                                                      \
     TARGET static void dsi_optim_tile_##L(const float *a, const float *b, size_t k, float *c) {                        \
-        const size_t w = dsi_##L##_width;                                                                              \
-        dsi_##L##_t b0, b1, e, c00 = dsi_##L##_set(0), c01 = c00, c10 = c00, c11 = c00, c20 = c00, c21 = c00,          \
-                               c30 = c00, c31 = c00, c40 = c00, c41 = c00, c50 = c00, c51 = c00;                       \
+        const size_t w = dsi_optim_##L##_width;                                                                        \
+        dsi_optim_##L##_t b0, b1, e, c00 = dsi_optim_##L##_set(0), c01 = c00, c10 = c00, c11 = c00, c20 = c00,         \
+                                     c21 = c00, c30 = c00, c31 = c00, c40 = c00, c41 = c00, c50 = c00, c51 = c00;      \
         for (size_t l = 0; l < k; l++, a += 6, b += 2 * w) {                                                           \
-            b0 = dsi_##L##_load(b), b1 = dsi_##L##_load(b + w);                                                        \
-            e = dsi_##L##_set(a[0]), c00 = dsi_##L##_fma(e, b0, c00), c01 = dsi_##L##_fma(e, b1, c01);                 \
-            e = dsi_##L##_set(a[1]), c10 = dsi_##L##_fma(e, b0, c10), c11 = dsi_##L##_fma(e, b1, c11);                 \
-            e = dsi_##L##_set(a[2]), c20 = dsi_##L##_fma(e, b0, c20), c21 = dsi_##L##_fma(e, b1, c21);                 \
-            e = dsi_##L##_set(a[3]), c30 = dsi_##L##_fma(e, b0, c30), c31 = dsi_##L##_fma(e, b1, c31);                 \
-            e = dsi_##L##_set(a[4]), c40 = dsi_##L##_fma(e, b0, c40), c41 = dsi_##L##_fma(e, b1, c41);                 \
-            e = dsi_##L##_set(a[5]), c50 = dsi_##L##_fma(e, b0, c50), c51 = dsi_##L##_fma(e, b1, c51);                 \
+            b0 = dsi_optim_##L##_load(b), b1 = dsi_optim_##L##_load(b + w);                                            \
+            e = dsi_optim_##L##_set(a[0]), c00 = dsi_optim_##L##_fma(e, b0, c00),                                      \
+            c01 = dsi_optim_##L##_fma(e, b1, c01);                                                                     \
+            e = dsi_optim_##L##_set(a[1]), c10 = dsi_optim_##L##_fma(e, b0, c10),                                      \
+            c11 = dsi_optim_##L##_fma(e, b1, c11);                                                                     \
+            e = dsi_optim_##L##_set(a[2]), c20 = dsi_optim_##L##_fma(e, b0, c20),                                      \
+            c21 = dsi_optim_##L##_fma(e, b1, c21);                                                                     \
+            e = dsi_optim_##L##_set(a[3]), c30 = dsi_optim_##L##_fma(e, b0, c30),                                      \
+            c31 = dsi_optim_##L##_fma(e, b1, c31);                                                                     \
+            e = dsi_optim_##L##_set(a[4]), c40 = dsi_optim_##L##_fma(e, b0, c40),                                      \
+            c41 = dsi_optim_##L##_fma(e, b1, c41);                                                                     \
+            e = dsi_optim_##L##_set(a[5]), c50 = dsi_optim_##L##_fma(e, b0, c50),                                      \
+            c51 = dsi_optim_##L##_fma(e, b1, c51);                                                                     \
         }                                                                                                              \
-        dsi_##L##_store(c, c00), dsi_##L##_store(c + w, c01);                                                          \
-        dsi_##L##_store(c + 2 * w, c10), dsi_##L##_store(c + 3 * w, c11);                                              \
-        dsi_##L##_store(c + 4 * w, c20), dsi_##L##_store(c + 5 * w, c21);                                              \
-        dsi_##L##_store(c + 6 * w, c30), dsi_##L##_store(c + 7 * w, c31);                                              \
-        dsi_##L##_store(c + 8 * w, c40), dsi_##L##_store(c + 9 * w, c41);                                              \
-        dsi_##L##_store(c + 10 * w, c50), dsi_##L##_store(c + 11 * w, c51);                                            \
+        dsi_optim_##L##_store(c, c00), dsi_optim_##L##_store(c + w, c01);                                              \
+        dsi_optim_##L##_store(c + 2 * w, c10), dsi_optim_##L##_store(c + 3 * w, c11);                                  \
+        dsi_optim_##L##_store(c + 4 * w, c20), dsi_optim_##L##_store(c + 5 * w, c21);                                  \
+        dsi_optim_##L##_store(c + 6 * w, c30), dsi_optim_##L##_store(c + 7 * w, c31);                                  \
+        dsi_optim_##L##_store(c + 8 * w, c40), dsi_optim_##L##_store(c + 9 * w, c41);                                  \
+        dsi_optim_##L##_store(c + 10 * w, c50), dsi_optim_##L##_store(c + 11 * w, c51);                                \
     }
 
 // gcc's own AVX-512 intrinsics: don't-care operands look uninitialised, and (-O0) all-ones masks change sign
@@ -1322,7 +1343,7 @@ DSI_OPTIM_AVX512 static double dsi_optim_squares_x16(const float *x, size_t n) {
     double lane[16];
     size_t i = 0;
     for (; n - i >= 16; i += 16) {
-        dsi_x16_ahead(x + i);
+        dsi_optim_x16_ahead(x + i);
         d = _mm512_cvtps_pd(_mm256_loadu_ps(x + i)), s0 = _mm512_fmadd_pd(d, d, s0);
         d = _mm512_cvtps_pd(_mm256_loadu_ps(x + i + 8)), s1 = _mm512_fmadd_pd(d, d, s1);
     }
@@ -1543,7 +1564,6 @@ struct ds_optim {
     size_t grains;
     double *sums, *all_sums; // two per grain; -1: not measured
     bool open, combined;
-    float factor;
     float *gradient;                                                // of the largest whole tensor
     float *matrices[2], *squares[4], *packed_rows, *packed_columns; // Muon's scratch
     float *worker_error, *server_error, *average;                   // the 1-bit family's
@@ -2159,7 +2179,6 @@ DS_API ds_status ds_optim_params_default(const char *type, ds_optim_params *out)
     const dsi_optim_entry *entry = type ? dsi_optim_find(type) : NULL;
     *out = base;
     if (!entry) return DS_ERR_INPUT;
-    if (dsi_optim_same(type, "AdamW")) out->weight_decay = 0.01;
     if (dsi_optim_same(type, "Adagrad")) out->lr = 1e-2, out->eps = 1e-10;
     if (dsi_optim_same(type, "Lion")) out->lr = 1e-4, out->beta2 = 0.99;
     if (entry->facts & DSI_OPTIM_MATRIX)
@@ -2481,7 +2500,8 @@ DS_API ds_status ds_optim_set_step_count(ds_optim *o, int64_t count) {
 static void dsi_optim_prepare(ds_optim *o, size_t group, bool aux, float factor) {
     dsi_optim_constants *k = &o->constants[2 * group + aux];
     const ds_optim_params *p = &o->groups[group];
-    const double t = (double)(o->step + 1), lr = aux && p->adam_lr >= 0 ? p->adam_lr : p->lr;
+    const double t = (double)(o->step + 1), base = o->base_lr[group];
+    const double lr = aux && p->adam_lr >= 0 ? p->adam_lr * (base > 0 ? p->lr / base : 1) : p->lr;
     // each constant is consistent with the beta that the moments really use
     const double beta1 = p->torch_adam ? p->beta1 : (double)(float)p->beta1;
     const double beta2 = p->torch_adam ? p->beta2 : (double)(float)p->beta2;
@@ -2529,7 +2549,7 @@ DS_API ds_status ds_optim_begin(ds_optim *o, double inv_scale, double clip_coeff
             dsi_optim_prepare(o, g, aux != 0, (float)(inv_scale * clip_coefficient * own));
         }
     for (size_t i = 0; i < o->desc.tensor_count; i++) o->items[i].pass.step = o->step + 1;
-    for (size_t i = 0; o->sums && i < 2 * o->grains; i++) o->sums[i] = -1;
+    for (size_t i = 0; o->table->measure && i < 2 * o->grains; i++) o->sums[i] = -1;
     o->open = true;
     o->combined = false;
     return DS_OK;
@@ -2786,31 +2806,37 @@ static ds_status dsi_optim_check_io(ds_optim *o, const ds_optim_io *io) {
                             o->items[i].tensor.name);
     return DS_OK;
 }
+// All tensors, in batches, so that many small ones are shared among the workers.
+static ds_status dsi_optim_pass_over(ds_optim *o, const ds_optim_io *io, dsi_optim_what what, float factor) {
+    enum { BATCH = 64 };
+    ds_optim_slice slices[BATCH];
+    ds_status status = DS_OK;
+    for (size_t i = 0; i < o->desc.tensor_count && !status;) {
+        size_t n = 0;
+        for (; i < o->desc.tensor_count && n < BATCH; i++) {
+            if (what == DSI_OPTIM_MEASURE && !o->items[i].table->measure) continue;
+            slices[n++] = dsi_optim_slice_of(o, &io[i], i);
+        }
+        if (what == DSI_OPTIM_NORM)
+            dsi_optim_run(o, what, factor, slices, n);
+        else if (what == DSI_OPTIM_MEASURE)
+            status = ds_optim_measure(o, slices, n);
+        else
+            status = ds_optim_apply(o, slices, n);
+    }
+    return status;
+}
 // The global norm, and the first tensor whose share of it is not finite.
 static double dsi_optim_global_norm(ds_optim *o, const ds_optim_io *io, float inv_scale, size_t *overflow) {
     double sum = 0;
     *overflow = SIZE_MAX;
+    (void)dsi_optim_pass_over(o, io, DSI_OPTIM_NORM, inv_scale);
     for (size_t i = 0; i < o->desc.tensor_count; i++) {
-        dsi_optim_item *item = &o->items[i];
-        ds_optim_slice s = dsi_optim_slice_of(o, &io[i], i);
-        double part;
-        dsi_optim_run(o, DSI_OPTIM_NORM, inv_scale, &s, 1);
-        part = dsi_optim_tree(o->sums + 2 * item->first_grain, item->grains, 2);
+        double part = dsi_optim_tree(o->sums + 2 * o->items[i].first_grain, o->items[i].grains, 2);
         if (!(part <= DBL_MAX) && *overflow == SIZE_MAX) *overflow = i;
         sum += part;
     }
     return sqrt(sum);
-}
-static ds_status dsi_optim_pass_over(ds_optim *o, const ds_optim_io *io, int what) {
-    ds_status status = DS_OK;
-    for (size_t i = 0; i < o->desc.tensor_count && !status; i++) {
-        ds_optim_slice s = dsi_optim_slice_of(o, &io[i], i);
-        if (what == DSI_OPTIM_UPDATE)
-            status = ds_optim_apply(o, &s, 1);
-        else if (o->items[i].table->measure)
-            status = ds_optim_measure(o, &s, 1);
-    }
-    return status;
 }
 
 DS_API ds_status ds_optim_step(ds_optim *o, const ds_optim_io *io, const ds_optim_options *options,
@@ -2846,9 +2872,9 @@ DS_API ds_status ds_optim_step(ds_optim *o, const ds_optim_io *io, const ds_opti
         return DS_OK;
     }
     status = ds_optim_begin(o, 1 / r->loss_scale, r->clip_coefficient, r->grad_norm);
-    if (!status && o->table->measure) status = dsi_optim_pass_over(o, io, DSI_OPTIM_MEASURE);
+    if (!status && o->table->measure) status = dsi_optim_pass_over(o, io, DSI_OPTIM_MEASURE, 0);
     if (!status && o->table->measure) status = ds_optim_combine(o);
-    if (!status) status = dsi_optim_pass_over(o, io, DSI_OPTIM_UPDATE);
+    if (!status) status = dsi_optim_pass_over(o, io, DSI_OPTIM_UPDATE, 0);
     if (status) {
         ds_optim_cancel(o);
         return status;
@@ -3037,30 +3063,31 @@ DS_API ds_status ds_schedule_check(const ds_schedule *s, ds_error *error) {
     return wrong ? dsi_fail(error, DS_ERR_ARGUMENT, "ds_schedule: %s", wrong) : DS_OK;
 }
 // How far the warm-up is at iteration i (k - 1): log(i + 1) / log(n), or i / n. One step counts as two.
-static double dsi_schedule_warmup(const ds_schedule *s, int64_t i) {
+static double dsi_optim_schedule_warmup(const ds_schedule *s, int64_t i) {
     double n = (double)(s->warmup_num_steps > 2 ? s->warmup_num_steps : 2);
     return s->warmup_linear ? (double)i / n : 1.0 / log(n) * log((double)(i + 1));
 }
-static bool dsi_schedule_warming(const ds_schedule *s, int64_t i) {
+static bool dsi_optim_schedule_warming(const ds_schedule *s, int64_t i) {
     return i < (s->warmup_num_steps > 2 ? s->warmup_num_steps : 2);
 }
-static double dsi_schedule_cosine(const ds_schedule *s, int64_t i) {
+static double dsi_optim_schedule_cosine(const ds_schedule *s, int64_t i) {
     double past, total, ratio;
     const int64_t warmup = s->warmup_num_steps > 2 ? s->warmup_num_steps : 2;
     if (i < 0) return 0;
-    if (dsi_schedule_warming(s, i)) return s->warmup_min_ratio + dsi_schedule_warmup(s, i) * (1 - s->warmup_min_ratio);
+    if (dsi_optim_schedule_warming(s, i))
+        return s->warmup_min_ratio + dsi_optim_schedule_warmup(s, i) * (1 - s->warmup_min_ratio);
     past = (double)(i - warmup + 1);
     total = (double)(s->total_num_steps - warmup);
     ratio = (1 + cos(3.14159265358979323846 * (past < total ? past / total : 1))) / 2;
     ratio = s->cos_min_ratio + (1 - s->cos_min_ratio) * ratio;
     return ratio > 0 ? ratio : 0;
 }
-static double dsi_schedule_second(const ds_schedule *s) {
+static double dsi_optim_schedule_second(const ds_schedule *s) {
     return s->cycle_symmetric ? s->cycle_first_step_size : s->cycle_second_step_size;
 }
 // 0 at a cycle's ends, 1 at its middle, in stairs if asked.
-static double dsi_schedule_cycle(const ds_schedule *s, int64_t k) {
-    double total = s->cycle_first_step_size + dsi_schedule_second(s), middle = s->cycle_first_step_size / total;
+static double dsi_optim_schedule_cycle(const ds_schedule *s, int64_t k) {
+    double total = s->cycle_first_step_size + dsi_optim_schedule_second(s), middle = s->cycle_first_step_size / total;
     double cycle = floor(1 + (double)k / total), x = 1.0 + (double)k / total - cycle;
     bool first = x <= middle;
     double scale = first ? x / middle : (x - 1) / (middle - 1);
@@ -3069,12 +3096,12 @@ static double dsi_schedule_cycle(const ds_schedule *s, int64_t k) {
     return stairs > 0 ? floor(scale * (double)stairs + 1e-9) / (double)stairs : scale; // a step begins on its first k
 }
 // Iterations of decay after the one cycle; 0 inside it.
-static double dsi_schedule_decayed(const ds_schedule *s, int64_t k) {
-    double total = s->cycle_first_step_size + dsi_schedule_second(s);
+static double dsi_optim_schedule_decayed(const ds_schedule *s, int64_t k) {
+    double total = s->cycle_first_step_size + dsi_optim_schedule_second(s);
     return (double)(k - 1) < total || s->decay_step_size == 0 ? 0 : ((double)k - total) / s->decay_step_size;
 }
-static bool dsi_schedule_in_cycle(const ds_schedule *s, int64_t k) {
-    return (double)(k - 1) < s->cycle_first_step_size + dsi_schedule_second(s);
+static bool dsi_optim_schedule_in_cycle(const ds_schedule *s, int64_t k) {
+    return (double)(k - 1) < s->cycle_first_step_size + dsi_optim_schedule_second(s);
 }
 
 DS_API double ds_schedule_lr(const ds_schedule *s, int64_t k, double base_lr) {
@@ -3085,20 +3112,20 @@ DS_API double ds_schedule_lr(const ds_schedule *s, int64_t k, double base_lr) {
     case DS_SCHEDULE_WARMUP_DECAY:
         if (i < 0) return low;
         ratio = 1;
-        if (dsi_schedule_warming(s, i))
-            ratio = dsi_schedule_warmup(s, i);
+        if (dsi_optim_schedule_warming(s, i))
+            ratio = dsi_optim_schedule_warmup(s, i);
         else if (s->kind == DS_SCHEDULE_WARMUP_DECAY) {
             steps = (double)(s->total_num_steps - (s->warmup_num_steps > 2 ? s->warmup_num_steps : 2));
             ratio = (double)(s->total_num_steps - i) / (steps > 1 ? steps : 1);
             if (ratio < 0) ratio = 0;
         }
         return low + (high - low) * ratio;
-    case DS_SCHEDULE_WARMUP_COSINE: return base_lr * dsi_schedule_cosine(s, i);
+    case DS_SCHEDULE_WARMUP_COSINE: return base_lr * dsi_optim_schedule_cosine(s, i);
     case DS_SCHEDULE_ONE_CYCLE:
         if (k <= 0) return s->cycle_min_lr;
-        if (dsi_schedule_in_cycle(s, k))
-            return s->cycle_min_lr + (s->cycle_max_lr - s->cycle_min_lr) * dsi_schedule_cycle(s, k);
-        return s->cycle_min_lr / (1 + s->decay_lr_rate * dsi_schedule_decayed(s, k));
+        if (dsi_optim_schedule_in_cycle(s, k))
+            return s->cycle_min_lr + (s->cycle_max_lr - s->cycle_min_lr) * dsi_optim_schedule_cycle(s, k);
+        return s->cycle_min_lr / (1 + s->decay_lr_rate * dsi_optim_schedule_decayed(s, k));
     case DS_SCHEDULE_RANGE_TEST:
         steps = (double)k / (double)s->lr_range_test_step_size;
         if (s->lr_range_test_staircase) steps = floor(steps);
@@ -3114,10 +3141,10 @@ DS_API bool ds_schedule_betas(const ds_schedule *s, int64_t k, double *beta1, do
     *beta2 = 0.99;
     if (k <= 0)
         *beta1 = s->cycle_min_mom;
-    else if (dsi_schedule_in_cycle(s, k))
-        *beta1 = s->cycle_max_mom - (s->cycle_max_mom - s->cycle_min_mom) * dsi_schedule_cycle(s, k);
+    else if (dsi_optim_schedule_in_cycle(s, k))
+        *beta1 = s->cycle_max_mom - (s->cycle_max_mom - s->cycle_min_mom) * dsi_optim_schedule_cycle(s, k);
     else
-        *beta1 = s->cycle_max_mom * (1 + s->decay_mom_rate * dsi_schedule_decayed(s, k));
+        *beta1 = s->cycle_max_mom * (1 + s->decay_mom_rate * dsi_optim_schedule_decayed(s, k));
     return true;
 }
 
@@ -3155,7 +3182,7 @@ DS_API int64_t ds_optim_schedule_count(const ds_optim *o) {
 }
 
 #ifndef DS_OPTIM_FORMULAS
-#undef DSI_K
+#undef DSI_OPTIM_K
 #undef DSI_OPTIM_ADAGRAD
 #undef DSI_OPTIM_ADAM
 #undef DSI_OPTIM_LION
@@ -3167,42 +3194,42 @@ DS_API int64_t ds_optim_schedule_count(const ds_optim *o) {
 #undef DSI_OPTIM_LEVEL
 #undef DSI_OPTIM_TILE
 #undef DSI_OPTIM_X86
-#undef dsi_x1_add
-#undef dsi_x1_ahead
-#undef dsi_x1_div
-#undef dsi_x1_fma
-#undef dsi_x1_load
-#undef dsi_x1_mul
-#undef dsi_x1_set
-#undef dsi_x1_sign
-#undef dsi_x1_sqrt
-#undef dsi_x1_store
-#undef dsi_x1_t
-#undef dsi_x1_width
-#undef dsi_x16_add
-#undef dsi_x16_ahead
-#undef dsi_x16_div
-#undef dsi_x16_fma
-#undef dsi_x16_load
-#undef dsi_x16_mul
-#undef dsi_x16_set
-#undef dsi_x16_sign
-#undef dsi_x16_sqrt
-#undef dsi_x16_store
-#undef dsi_x16_t
-#undef dsi_x16_width
-#undef dsi_x8_add
-#undef dsi_x8_ahead
-#undef dsi_x8_div
-#undef dsi_x8_fma
-#undef dsi_x8_load
-#undef dsi_x8_mul
-#undef dsi_x8_set
-#undef dsi_x8_sign
-#undef dsi_x8_sqrt
-#undef dsi_x8_store
-#undef dsi_x8_t
-#undef dsi_x8_width
+#undef dsi_optim_x1_add
+#undef dsi_optim_x1_ahead
+#undef dsi_optim_x1_div
+#undef dsi_optim_x1_fma
+#undef dsi_optim_x1_load
+#undef dsi_optim_x1_mul
+#undef dsi_optim_x1_set
+#undef dsi_optim_x1_sign
+#undef dsi_optim_x1_sqrt
+#undef dsi_optim_x1_store
+#undef dsi_optim_x1_t
+#undef dsi_optim_x1_width
+#undef dsi_optim_x16_add
+#undef dsi_optim_x16_ahead
+#undef dsi_optim_x16_div
+#undef dsi_optim_x16_fma
+#undef dsi_optim_x16_load
+#undef dsi_optim_x16_mul
+#undef dsi_optim_x16_set
+#undef dsi_optim_x16_sign
+#undef dsi_optim_x16_sqrt
+#undef dsi_optim_x16_store
+#undef dsi_optim_x16_t
+#undef dsi_optim_x16_width
+#undef dsi_optim_x8_add
+#undef dsi_optim_x8_ahead
+#undef dsi_optim_x8_div
+#undef dsi_optim_x8_fma
+#undef dsi_optim_x8_load
+#undef dsi_optim_x8_mul
+#undef dsi_optim_x8_set
+#undef dsi_optim_x8_sign
+#undef dsi_optim_x8_sqrt
+#undef dsi_optim_x8_store
+#undef dsi_optim_x8_t
+#undef dsi_optim_x8_width
 #undef DSI_OPTIM_LEVEL_x1
 #undef DSI_OPTIM_LEVEL_x8
 #undef DSI_OPTIM_LEVEL_x16
