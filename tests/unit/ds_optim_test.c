@@ -1264,6 +1264,191 @@ static void object(void) {
     }
 }
 
+/* ---- hooks ---- */
+
+static void plain_gemm(void *ctx, bool ta, bool tb, size_t m, size_t n, size_t k, float alpha, const float *a,
+                       size_t lda, const float *b, size_t ldb, float beta, float *c, size_t ldc) {
+    ++*(int *)ctx;
+    for (size_t i = 0; i < m; i++)
+        for (size_t j = 0; j < n; j++) {
+            double sum = 0;
+            for (size_t l = 0; l < k; l++)
+                sum += (double)(ta ? a[l * lda + i] : a[i * lda + l]) * (double)(tb ? b[j * ldb + l] : b[l * ldb + j]);
+            c[i * ldc + j] = (float)((double)alpha * sum + (beta == 0 ? 0 : (double)beta * (double)c[i * ldc + j]));
+        }
+}
+static ds_status fake_adam(void *ctx, const ds_optim_adam *k, const ds_optim_slice *s, void *stream) {
+    static float grad[BIG];
+    if (stream != ctx) return DS_ERR_DEVICE;
+    dsi_optim_x1.widen(grad, s->grad, s->grad_dtype, k->factor, s->count);
+    dsi_optim_x1.adam(k, grad, s->master, s->state[0], s->state[1], s->count);
+    return DS_OK;
+}
+static ds_status broken_exchange(void *ctx, const void *mine, void *all, size_t bytes) {
+    (void)mine, (void)all, (void)bytes;
+    return --*(int *)ctx < 0 ? DS_ERR_PEER : DS_OK;
+}
+static ds_status counted_average(void *ctx, float *buffer, float *worker_error, float *server_error, size_t count) {
+    (void)worker_error, (void)server_error;
+    for (size_t i = 0; i < count; i++) buffer[i] *= 0.5f;
+    return --*(int *)ctx < 0 ? DS_ERR_TIMEOUT : DS_OK;
+}
+static void hooks(void) {
+    TEST(gemm_of_the_user) {
+        for (int method = 0; method < 2; method++) {
+            static model m, m2;
+            int calls = 0;
+            uint64_t seed = 2;
+            ds_optim_params p;
+            ds_optim_desc desc;
+            ds_optim *own, *o = NULL;
+            ds_error e;
+            ds_optim_params_default("Muon", &p);
+            p.ns_method = (ds_optim_ns)method;
+            memset(&m, 0, sizeof m);
+            memset(&desc, 0, sizeof desc);
+            m.count = 1, m.tensors[0].name = "w", m.tensors[0].rows = 8, m.tensors[0].cols = 21;
+            for (size_t i = 0; i < 168; i++) m.grads[0][i] = (float)test_uniform(&seed) - 0.5f;
+            m2 = m;
+            own = create("Muon", &p, &m);
+            desc.type = "Muon", desc.groups = &p, desc.group_count = 1, desc.tensors = m.tensors, desc.tensor_count = 1;
+            desc.own_states = true, desc.gemm.gemm = plain_gemm, desc.gemm.ctx = &calls;
+            if (!CHECK(own && ds_optim_create(&desc, &o, &e) == DS_OK)) break;
+            CHECK(step(own, &m, NULL, NULL) == DS_OK && step(o, &m2, NULL, NULL) == DS_OK && calls > 10);
+            for (size_t i = 0; i < 168; i++) CHECK_NEAR(m.weights[0][i], m2.weights[0][i], 1e-6);
+            ds_optim_destroy(own);
+            ds_optim_destroy(o);
+        }
+    }
+    TEST(device_kernels) {
+        static float w[2][BIG], s[2][2][BIG], g[BIG];
+        ds_optim_tensor tensor = {"w", 1, BIG, 0, DS_F32, DS_OPTIM_MUON_AUTO};
+        ds_optim_kernels kernels = {w, fake_adam, NULL, NULL};
+        ds_optim_params p;
+        ds_optim_desc desc;
+        ds_error e;
+        uint64_t seed = 6;
+        for (size_t i = 0; i < BIG; i++)
+            w[0][i] = w[1][i] = (float)test_uniform(&seed), g[i] = (float)test_uniform(&seed);
+        memset(&desc, 0, sizeof desc);
+        ds_optim_params_default("AdamW", &p);
+        desc.type = "AdamW", desc.groups = &p, desc.group_count = 1, desc.tensors = &tensor, desc.tensor_count = 1;
+        for (int device = 0; device < 2; device++) {
+            ds_optim *o = NULL;
+            ds_optim_slice x;
+            memset(&x, 0, sizeof x);
+            desc.kernels = device ? &kernels : NULL;
+            if (!CHECK(ds_optim_create(&desc, &o, &e) == DS_OK)) break;
+            x.count = BIG, x.master = w[device], x.state[0] = s[device][0], x.state[1] = s[device][1], x.grad = g;
+            CHECK(ds_optim_begin(o, 0.5, 1, 0) == DS_OK && ds_optim_apply_on(o, &x, 1, w) == DS_OK &&
+                  ds_optim_end(o) == DS_OK);
+            if (device) {
+                CHECK(ds_optim_begin(o, 1, 1, 0) == DS_OK && ds_optim_apply(o, &x, 1) == DS_ERR_DEVICE);
+                CHECK_HAS(ds_optim_error(o)->message, "device kernel failed");
+                ds_optim_cancel(o);
+                CHECK_EQ(ds_optim_step_count(o), 1);
+            }
+            ds_optim_destroy(o);
+        }
+        CHECK(memcmp(w[0], w[1], sizeof w[0]) == 0 && memcmp(s[0], s[1], sizeof s[0]) == 0);
+        desc.type = "Lion";
+        {
+            ds_optim *o;
+            CHECK(ds_optim_create(&desc, &o, &e) == DS_ERR_UNSUPPORTED);
+            CHECK_HAS(e.message, "Adam and AdamW");
+        }
+    }
+    TEST(exchange_fails) {
+        static const char *const types[] = {"Lamb", "OneBitAdam", "ZeroOneAdam", "OneBitLamb"};
+        for (size_t t = 0; t < 4; t++)
+            for (int custom = 0; custom < 2; custom++) {
+                static model m;
+                int left = 1000;
+                ds_optim_params p;
+                ds_optim_desc desc;
+                ds_optim *o = NULL;
+                ds_error e;
+                const ds_optim_options unchecked = {0, NULL, true};
+                ds_optim_params_default(types[t], &p);
+                p.freeze_step = p.var_freeze_step = 2;
+                memset(&m, 0, sizeof m);
+                memset(&desc, 0, sizeof desc);
+                m.count = 1, m.tensors[0].name = "w", m.tensors[0].rows = 1, m.tensors[0].cols = 20;
+                for (size_t i = 0; i < 20; i++) m.weights[0][i] = m.grads[0][i] = 1;
+                desc.type = types[t], desc.groups = &p, desc.group_count = 1, desc.tensors = m.tensors,
+                desc.tensor_count = 1;
+                desc.own_states = true, desc.group.size = 2, desc.group.exchange = broken_exchange,
+                desc.group.ctx = &left;
+                if (custom) desc.average.average = counted_average, desc.average.ctx = &left;
+                if (!CHECK(ds_optim_create(&desc, &o, &e) == DS_OK)) break;
+                for (int k = 0; t && k < 4; k++) CHECK(step(o, &m, &unchecked, NULL) == DS_OK);
+                left = 0; /* the next call fails, and so does the step; one later works again */
+                CHECK(step(o, &m, &unchecked, NULL) == (custom && t ? DS_ERR_TIMEOUT : DS_ERR_PEER));
+                CHECK_HAS(ds_optim_error(o)->message, "failed");
+                CHECK_EQ(ds_optim_step_count(o), t ? 4 : 0);
+                left = 1000;
+                CHECK(step(o, &m, &unchecked, NULL) == DS_OK);
+                CHECK_EQ(ds_optim_step_count(o), t ? 5 : 1);
+                ds_optim_destroy(o);
+            }
+    }
+    TEST(many_small_tensors) {
+        /* more than a batch, on several workers: as one by one */
+        enum { MANY = 150 };
+        static float w[2][MANY][3], g[MANY][3];
+        ds_optim_tensor tensors[MANY];
+        ds_optim_io io[MANY];
+        ds_optim_params p;
+        ds_optim_desc desc;
+        ds_error e;
+        uint64_t seed = 12;
+        ds_optim_report r[2];
+        const ds_optim_options clip = {0.5, NULL, false};
+        memset(tensors, 0, sizeof tensors);
+        memset(&desc, 0, sizeof desc);
+        ds_optim_params_default("Lamb", &p);
+        for (size_t i = 0; i < MANY; i++) {
+            tensors[i].name = "small", tensors[i].rows = 1, tensors[i].cols = i % 4;
+            for (size_t j = 0; j < 3; j++)
+                w[0][i][j] = w[1][i][j] = (float)test_uniform(&seed), g[i][j] = (float)test_uniform(&seed);
+        }
+        desc.type = "Lamb", desc.groups = &p, desc.group_count = 1, desc.tensors = tensors, desc.tensor_count = MANY,
+        desc.own_states = true;
+        for (unsigned n = 0; n < 2; n++) {
+            ds_optim *o = NULL;
+            desc.threads = 1 + 3 * n, desc.level = n ? DS_OPTIM_LEVEL_BEST : DS_OPTIM_LEVEL_SCALAR;
+            if (!CHECK(ds_optim_create(&desc, &o, &e) == DS_OK)) break;
+            CHECK(n || ds_optim_simd_level(o) == DS_OPTIM_LEVEL_SCALAR);
+            for (size_t i = 0; i < MANY; i++)
+                io[i].weights = w[n][i], io[i].grad = g[i], io[i].weights_dtype = io[i].grad_dtype = DS_F32;
+            for (int s = 0; s < 3; s++) CHECK(ds_optim_step(o, io, &clip, &r[n]) == DS_OK);
+            ds_optim_destroy(o);
+        }
+        CHECK(memcmp(w[0], w[1], sizeof w[0]) == 0 && r[0].grad_norm == r[1].grad_norm && r[0].clip_coefficient < 1);
+    }
+    TEST(tasks_of_the_user_and_needless_measure) {
+        static float data[BIG];
+        ds_optim_tensor tensor = {"w", 1, BIG, 0, DS_F32, DS_OPTIM_MUON_AUTO};
+        dsi_pool *pool = dsi_pool_create(NULL, 3);
+        ds_optim_params p;
+        ds_optim_desc desc;
+        ds_optim *o = NULL;
+        ds_optim_slice x;
+        memset(&desc, 0, sizeof desc);
+        memset(&x, 0, sizeof x);
+        ds_optim_params_default("Adagrad", &p);
+        desc.type = "Adagrad", desc.groups = &p, desc.group_count = 1, desc.tensors = &tensor, desc.tensor_count = 1;
+        desc.tasks.parallel_for = dsi_pool_for, desc.tasks.ctx = pool, desc.tasks.workers = 3;
+        CHECK(ds_optim_create(&desc, &o, NULL) == DS_OK && ds_optim_begin(o, 1, 1, 0) == DS_OK);
+        x.count = BIG, x.master = x.state[0] = data, x.grad = data;
+        CHECK(ds_optim_measure(o, &x, 1) == DS_ERR_STATE);
+        CHECK_HAS(ds_optim_error(o)->message, "needs no norms");
+        CHECK(ds_optim_apply(o, &x, 1) == DS_OK && ds_optim_end(o) == DS_OK);
+        ds_optim_destroy(o);
+        dsi_pool_destroy(pool);
+    }
+}
+
 /* LAMB with its tensor partitioned over ranks gives the bits of one rank. */
 static float lamb_weights[RANKS_MOST][BIG];
 static void lamb_steps(rank *r, size_t begin, size_t end) {
@@ -1340,5 +1525,6 @@ int main(int argc, char **argv) {
     oracle();
     object();
     lamb_partitioned();
+    hooks();
     return test_end();
 }
