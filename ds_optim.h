@@ -40,7 +40,9 @@
    OPTIONS  DS_OPTIM_SIMD  1   in the implementation's file: 0 leaves out AVX2 and AVX-512 (else chosen at run time)
 
    WHAT IT DOES NOT DO
-   It does not reduce gradients between ranks, own a training loop, or read files. 16-bit moments are not kept.
+   It does not reduce gradients between ranks, own a training loop, or read files. Moments are fp32. eps 0 is taken at its
+   word: where exp_avg_sq is 0 the update divides by zero, as in PyTorch. Muon knows no heads or expert groups: register
+   each as a tensor.
 
    CONCEPTS
    tensor   a logical tensor, registered at create in a fixed order: name, shape, group. Its elements are cut only at
@@ -2845,11 +2847,14 @@ DS_API ds_status ds_optim_step(ds_optim *o, const ds_optim_io *io, const ds_opti
     const ds_optim_options *p = options ? options : &none;
     ds_optim_report local, *r = report ? report : &local;
     ds_status status = dsi_optim_check_io(o, io);
+    bool clips = p->max_norm > 0;
     r->skipped = DS_OPTIM_STEPPED, r->overflow_tensor = SIZE_MAX, r->grad_norm = 0, r->clip_coefficient = 1;
     r->loss_scale = p->scaler ? p->scaler->scale : 1;
     if (status) return status;
-    if (p->unchecked && (p->max_norm > 0 || p->scaler))
-        return dsi_fail(&o->error, DS_ERR_ARGUMENT, "ds_optim_step: unchecked goes with neither max_norm nor scaler");
+    for (size_t g = 0; g < o->desc.group_count; g++) clips = clips || o->groups[g].max_grad_norm > 0;
+    if (p->unchecked && (clips || p->scaler))
+        return dsi_fail(&o->error, DS_ERR_ARGUMENT,
+                        "ds_optim_step: unchecked leaves out the norm that max_norm, max_grad_norm or a scaler needs");
     for (size_t i = 0; i < o->desc.tensor_count; i++) {
         dsi_optim_item *item = &o->items[i];
         if (!item->master || item->master_set) continue;

@@ -1001,6 +1001,10 @@ static void object(void) {
         CHECK(ds_optim_set_master(full, 0, m.grads[0]) == DS_ERR_STATE);
         options.unchecked = true;
         CHECK(ds_optim_step(half, &io, &options, &r) == DS_ERR_ARGUMENT);
+        options.max_norm = 0, options.scaler = NULL, p.max_grad_norm = 1;
+        CHECK(ds_optim_set_group_params(half, 0, &p) == DS_OK &&
+              ds_optim_step(half, &io, &options, &r) == DS_ERR_ARGUMENT);
+        CHECK_HAS(ds_optim_error(half)->message, "max_grad_norm");
         io.grad_dtype = DS_I8;
         CHECK(ds_optim_step(half, &io, NULL, NULL) == DS_ERR_ARGUMENT);
         ds_optim_destroy(half);
