@@ -2194,11 +2194,12 @@ static bool dsi_optim_range(double x, double low, double high) {
 }
 // The parameters that are used must make sense; beta may be above 1 only where a schedule puts it.
 static ds_status dsi_optim_check_params(const ds_optim_params *p, size_t group, ds_error *error) {
+    const double below_one = 0.99999994; // the last fp32 number before 1
     const char *bad = NULL;
     double value = 0;
     // clang-format off
     const struct { const char *name; double value, low, high; } rows[] = {
-        {"lr", p->lr, 0, DBL_MAX}, {"beta1", p->beta1, 0, 1}, {"beta2", p->beta2, 0, 1}, {"eps", p->eps, 0, DBL_MAX},
+        {"lr", p->lr, 0, DBL_MAX}, {"beta1", p->beta1, 0, below_one}, {"beta2", p->beta2, 0, below_one}, {"eps", p->eps, 0, DBL_MAX},
         {"weight_decay", p->weight_decay, 0, DBL_MAX}, {"momentum", p->momentum, 0, DBL_MAX},
         {"dampening", p->dampening, -DBL_MAX, DBL_MAX}, {"min_coeff", p->min_coeff, 0, p->max_coeff},
         {"max_coeff", p->max_coeff, 0, DBL_MAX}, {"max_grad_norm", p->max_grad_norm, 0, DBL_MAX},
@@ -2508,7 +2509,7 @@ static void dsi_optim_prepare(ds_optim *o, size_t group, bool aux, float factor)
     const double beta1 = p->torch_adam ? p->beta1 : (double)(float)p->beta1;
     const double beta2 = p->torch_adam ? p->beta2 : (double)(float)p->beta2;
     const double c1 = p->bias_correction ? 1 - pow(beta1, t) : 1, c2 = p->bias_correction ? 1 - pow(beta2, t) : 1;
-    const bool lamb = !aux && o->table->measure != NULL, one_bit = dsi_optim_is(o, DSI_OPTIM_ONE_BIT);
+    const bool one_bit = dsi_optim_is(o, DSI_OPTIM_ONE_BIT), lamb = o->table->measure && !one_bit;
     const bool decoupled = p->adam_w_mode || (o->entry && strcmp(o->entry->table.name, "AdamW") == 0);
     k->simd = o->simd;
     k->o = o;
@@ -2532,6 +2533,10 @@ static void dsi_optim_prepare(ds_optim *o, size_t group, bool aux, float factor)
     k->adam.step_size = (float)(-lr / c1);
 }
 
+// LAMB's max_grad_norm, which clips beside the caller's own.
+static double dsi_optim_own_clip(const ds_optim *o, size_t group) {
+    return o->table->measure ? o->groups[group].max_grad_norm : 0;
+}
 DS_API ds_status ds_optim_begin(ds_optim *o, double inv_scale, double clip_coefficient, double grad_norm) {
     if (o->open)
         return dsi_fail(&o->error, DS_ERR_STATE, "ds_optim_begin: the step before was neither ended nor cancelled");
@@ -2541,15 +2546,14 @@ DS_API ds_status ds_optim_begin(ds_optim *o, double inv_scale, double clip_coeff
                         "ds_optim_begin: inv_scale %g must be positive, clip_coefficient %g in 0..1, grad_norm %g not "
                         "negative, all finite; skip a step that overflowed",
                         inv_scale, clip_coefficient, grad_norm);
-    if (clip_coefficient < 1 && ds_optim_refuses_clipping(o))
-        return dsi_fail(&o->error, DS_ERR_UNSUPPORTED,
-                        "ds_optim_begin: %s cannot clip once its compressed phase has begun (step %lld)",
-                        ds_optim_type_name(o), (long long)o->step + 1);
-    for (size_t g = 0; g < o->desc.group_count; g++)
-        for (int aux = 0; aux < 2; aux++) {
-            double limit = o->groups[g].max_grad_norm, own = ds_optim_clip_coefficient(grad_norm, limit);
-            dsi_optim_prepare(o, g, aux != 0, (float)(inv_scale * clip_coefficient * own));
-        }
+    for (size_t g = 0; g < o->desc.group_count; g++) {
+        const double clip = clip_coefficient * ds_optim_clip_coefficient(grad_norm, dsi_optim_own_clip(o, g));
+        if (clip < 1 && ds_optim_refuses_clipping(o))
+            return dsi_fail(&o->error, DS_ERR_UNSUPPORTED,
+                            "ds_optim_begin: %s cannot clip once its compressed phase has begun (step %lld)",
+                            ds_optim_type_name(o), (long long)o->step + 1);
+        for (int aux = 0; aux < 2; aux++) dsi_optim_prepare(o, g, aux != 0, (float)(inv_scale * clip));
+    }
     for (size_t i = 0; i < o->desc.tensor_count; i++) o->items[i].pass.step = o->step + 1;
     for (size_t i = 0; o->table->measure && i < 2 * o->grains; i++) o->sums[i] = -1;
     o->open = true;
@@ -2851,7 +2855,7 @@ DS_API ds_status ds_optim_step(ds_optim *o, const ds_optim_io *io, const ds_opti
     r->skipped = DS_OPTIM_STEPPED, r->overflow_tensor = SIZE_MAX, r->grad_norm = 0, r->clip_coefficient = 1;
     r->loss_scale = p->scaler ? p->scaler->scale : 1;
     if (status) return status;
-    for (size_t g = 0; g < o->desc.group_count; g++) clips = clips || o->groups[g].max_grad_norm > 0;
+    for (size_t g = 0; g < o->desc.group_count; g++) clips = clips || dsi_optim_own_clip(o, g) > 0;
     if (p->unchecked && (clips || p->scaler))
         return dsi_fail(&o->error, DS_ERR_ARGUMENT,
                         "ds_optim_step: unchecked leaves out the norm that max_norm, max_grad_norm or a scaler needs");
