@@ -1144,7 +1144,7 @@ struct ds_comm {
     dsi_comm_room *room; /* NULL: messages, or alone */
     bool owns_room;
     unsigned channel;
-    int *family_rank;        /* of each rank, for liveness and addresses; NULL: the same */
+    int *family_rank;        /* of each rank: its number in the first communicator */
     uint64_t number, rounds; /* collectives announced, staged rounds so far */
     uint64_t handles;
     int spins;
@@ -1570,13 +1570,19 @@ static bool dsi_comm_gone(const ds_comm *c, int rank) {
     memset(&lock, 0, sizeof lock);
     lock.l_type = F_WRLCK;
     lock.l_whence = SEEK_SET;
-    lock.l_start = c->family_rank ? c->family_rank[rank] : rank;
+    lock.l_start = c->family_rank[rank];
     lock.l_len = 1;
     return fcntl(c->family->file, F_GETLK, &lock) == 0 && lock.l_type == F_UNLCK;
 #else
     (void)c, (void)rank;
     return false;
 #endif
+}
+
+/* The process of a rank of the first communicator, whose room is at the beginning of the family's memory. */
+static int dsi_comm_process(const ds_comm *c, int rank) {
+    const dsi_comm_room *room = (const dsi_comm_room *)(const void *)c->family->base;
+    return room ? (int)((const dsi_comm_seat *)(const void *)((const char *)room + room->seats))[rank].process : 0;
 }
 
 /* The text of a wait that took too long: who is not there, and where they are instead. */
@@ -1604,13 +1610,29 @@ static ds_status dsi_comm_late(ds_comm *c, const dsi_comm_sign *sign, int peer, 
         there, (unsigned long long)last.number);
 }
 
+/* A rank that died or left will not reach `value` any more, unless it did so just before. */
+static ds_status dsi_comm_lost(ds_comm *c, const dsi_comm_sign *sign, int peer, uint64_t *word, uint64_t value) {
+    bool left = DSI_COMM_LOAD(&dsi_comm_seat_of(c, peer)->left) != 0, gone = !left && dsi_comm_gone(c, peer);
+    char call[160], who[64] = "";
+    int first = c->family_rank[peer];
+    if ((!left && !gone) || DSI_COMM_LOAD(word) >= value) return DS_OK;
+    dsi_comm_describe(sign, call, sizeof call);
+    if (first != peer || c->world != c->family->world) snprintf(who, sizeof who, "rank %d before the split, ", first);
+    if (left)
+        return dsi_comm_break(c, DS_ERR_PEER,
+                              "rank %d%s%.*s%s destroyed its communicator; rank %d waits for it in %s, call %llu", peer,
+                              *who ? " (" : "", *who ? (int)strlen(who) - 2 : 0, who, *who ? ")" : "", c->rank, call,
+                              (unsigned long long)sign->number);
+    return dsi_comm_break(c, DS_ERR_PEER, "rank %d (%sprocess %d) died; rank %d waits for it in %s, call %llu", peer,
+                          who, dsi_comm_process(c, first), c->rank, call, (unsigned long long)sign->number);
+}
+
 /* Waits until another rank's counter reaches `value`: a short spin where every rank can have a core, then asleep. Wakes
    by itself now and then to see whether that rank still lives. */
 static ds_status dsi_comm_await(ds_comm *c, const dsi_comm_sign *sign, int peer, uint64_t *word, uint64_t value,
                                 const char *what) {
     dsi_comm_seat *me = dsi_comm_seat_of(c, c->rank);
     int64_t begin, deadline, looked;
-    char call[160];
     ds_status status = DS_OK;
     if (DSI_COMM_LOAD(word) >= value) return DS_OK;
     begin = looked = dsi_now(&c->clock);
@@ -1626,23 +1648,11 @@ static ds_status dsi_comm_await(ds_comm *c, const dsi_comm_sign *sign, int peer,
         if (DSI_COMM_LOAD(word) >= value) break;
         if ((status = dsi_comm_check(c)) != DS_OK) break;
         now = dsi_now(&c->clock);
-        if (now - looked >= 200000000 || now >= deadline) {
-            bool left = DSI_COMM_LOAD(&dsi_comm_seat_of(c, peer)->left) != 0, gone = !left && dsi_comm_gone(c, peer);
-            looked = now;
-            if (DSI_COMM_LOAD(word) >= value) break;
-            dsi_comm_describe(sign, call, sizeof call);
-            if (gone)
-                status = dsi_comm_break(
-                    c, DS_ERR_PEER, "rank %d (process %d) died; rank %d waits for it in %s, call %llu", peer,
-                    (int)dsi_comm_seat_of(c, peer)->process, c->rank, call, (unsigned long long)sign->number);
-            else if (left)
-                status = dsi_comm_break(c, DS_ERR_PEER,
-                                        "rank %d destroyed its communicator; rank %d waits for it in %s, call %llu",
-                                        peer, c->rank, call, (unsigned long long)sign->number);
-            else if (now >= deadline)
-                status = dsi_comm_late(c, sign, peer, what);
-            if (status) break;
-        }
+        if (now - looked < 200000000 && now < deadline) continue;
+        looked = now;
+        status = dsi_comm_lost(c, sign, peer, word, value);
+        if (!status && now >= deadline && DSI_COMM_LOAD(word) < value) status = dsi_comm_late(c, sign, peer, what);
+        if (status) break;
     }
     __atomic_fetch_add(&c->stats.wait_ns, dsi_now(&c->clock) - begin, __ATOMIC_RELAXED);
     return status;
@@ -1863,8 +1873,8 @@ static ds_status dsi_comm_exchange(ds_comm *c, const dsi_comm_sign *sign, int co
     if (!status) return DS_OK;
     for (int i = 0; i < count; i++)
         if (!c->messages[i].done) {
-            int peer = c->family_rank ? -1 : c->messages[i].peer, n;
-            for (int r = 0; c->family_rank && r < c->world; r++)
+            int peer = -1, n;
+            for (int r = 0; r < c->world; r++)
                 if (c->family_rank[r] == c->messages[i].peer) peer = r;
             n = at + 16 < sizeof ranks ? snprintf(ranks + at, sizeof ranks - at, at ? ", %d" : "%d", peer) : 0;
             at += n > 0 ? (size_t)n : 0;
@@ -1879,7 +1889,7 @@ static ds_status dsi_comm_exchange(ds_comm *c, const dsi_comm_sign *sign, int co
 static ds_comm_part *dsi_comm_part_for(ds_comm *c, int *count, int peer) {
     ds_comm_part *part = &c->messages[(*count)++];
     memset(part, 0, sizeof *part);
-    part->peer = c->family_rank ? c->family_rank[peer] : peer;
+    part->peer = c->family_rank[peer];
     return part;
 }
 
@@ -3308,32 +3318,48 @@ static ds_status dsi_comm_welcome(ds_comm *c, int listener, int *sockets, int *p
     return DS_OK;
 }
 
-static ds_status dsi_comm_host_run(ds_comm *c, const ds_comm_desc *desc, int listener, int *sockets, int *processes,
-                                   ds_error *error) {
+/* Waits for everyone to call. After a failure it stays a second longer, to tell those who come in that time. */
+static ds_status dsi_comm_host_gather(ds_comm *c, const ds_comm_desc *desc, int listener, int *sockets, int *processes,
+                                      ds_error *error) {
     int64_t deadline = dsi_deadline(&c->clock, c->timeout);
-    dsi_comm_hello hello;
     char missing[160];
     int joined = 1;
     ds_status status = DS_OK;
-    while (joined < c->world && !status) {
+    while (joined < c->world) {
+        bool failed = status != DS_OK;
         struct pollfd p;
         p.fd = listener;
         p.events = POLLIN;
-        if (poll(&p, 1, 50) > 0) status = dsi_comm_welcome(c, listener, sockets, processes, error);
+        if (poll(&p, 1, 50) > 0) {
+            ds_status welcome = dsi_comm_welcome(c, listener, sockets, processes, failed ? NULL : error);
+            if (!failed) status = welcome;
+        }
         joined = 1;
         for (int r = 1; r < c->world; r++) {
             char byte;
-            if (sockets[r] >= 0 && recv(sockets[r], &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0)
+            joined += sockets[r] >= 0;
+            if (!status && sockets[r] >= 0 && recv(sockets[r], &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0)
                 status = dsi_fail(error, DS_ERR_PEER, "ds_comm: rank %d (process %d) ended while the ranks connected",
                                   r, processes[r]);
-            joined += sockets[r] >= 0;
         }
-        dsi_comm_missing(sockets, c->world, missing, sizeof missing);
-        if (!status && joined < c->world && dsi_now(&c->clock) >= deadline)
-            status = dsi_fail(error, DS_ERR_TIMEOUT,
-                              "ds_comm: of %d ranks, rank %s did not connect within %.1f s (run id \"%.100s\")",
-                              c->world, missing, (double)c->timeout * 1e-9, desc->run_id);
+        if (dsi_now(&c->clock) >= deadline) {
+            if (failed) break;
+            dsi_comm_missing(sockets, c->world, missing, sizeof missing);
+            if (!status && joined < c->world)
+                status = dsi_fail(error, DS_ERR_TIMEOUT,
+                                  "ds_comm: of %d ranks, rank %s did not connect within %.1f s (run id \"%.100s\")",
+                                  c->world, missing, (double)c->timeout * 1e-9, desc->run_id);
+        }
+        if (status && !failed) deadline = dsi_deadline(&c->clock, 1000000000);
     }
+    return status;
+}
+
+static ds_status dsi_comm_host_run(ds_comm *c, const ds_comm_desc *desc, int listener, int *sockets, int *processes,
+                                   ds_error *error) {
+    ds_status status = dsi_comm_host_gather(c, desc, listener, sockets, processes, error);
+    int64_t deadline = dsi_deadline(&c->clock, c->timeout);
+    dsi_comm_hello hello;
     if (!status) status = dsi_comm_segment_make(c, desc, error);
     memset(&hello, 0, sizeof hello);
     hello.magic = DS_COMM_VERSION + 0x64730000u;
@@ -3352,11 +3378,12 @@ static ds_status dsi_comm_host_run(ds_comm *c, const ds_comm_desc *desc, int lis
         if (status) break;
         for (int r = 1; r < c->world && step == 0; r++) {
             dsi_comm_hello answer;
-            ds_status heard = status ? DS_OK : dsi_comm_hear(&c->clock, sockets[r], &answer, NULL, deadline);
-            if (heard)
+            /* each answer is read: closing a socket with something unread would destroy what was sent on it */
+            ds_status heard = dsi_comm_hear(&c->clock, sockets[r], &answer, NULL, deadline);
+            if (heard && !status)
                 status = dsi_fail(error, heard, "ds_comm: rank %d (process %d) ended while the ranks connected", r,
                                   processes[r]);
-            else if (!status && answer.status)
+            else if (!heard && !status && answer.status)
                 status = dsi_fail(error, (ds_status)answer.status, "%s", answer.text);
         }
     }
@@ -3399,8 +3426,7 @@ static ds_status dsi_comm_host(ds_comm *c, const ds_comm_desc *desc, ds_error *e
 }
 
 /* One attempt to join; DS_ERR_STATE means: call again. */
-static ds_status dsi_comm_join_once(ds_comm *c, const struct sockaddr_un *address, socklen_t length, int64_t deadline,
-                                    ds_error *error) {
+static ds_status dsi_comm_join_once(ds_comm *c, const struct sockaddr_un *address, socklen_t length, ds_error *error) {
     dsi_comm_hello hello;
     int process = 0, s = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     ds_status status = DS_ERR_STATE;
@@ -3410,6 +3436,9 @@ static ds_status dsi_comm_join_once(ds_comm *c, const struct sockaddr_un *addres
         hello.magic = DS_COMM_VERSION + 0x64730000u;
         hello.rank = c->rank;
         hello.world = c->world;
+        /* rank 0 answers when all are there or its own time is up, which began before now; and a bit */
+        int64_t deadline = dsi_deadline(&c->clock, c->timeout);
+        if (deadline < INT64_MAX - 2000000000) deadline += 2000000000;
         if (dsi_comm_tell(s, &hello, -1) == DS_OK &&
             dsi_comm_hear(&c->clock, s, &hello, &c->family->file, deadline) == DS_OK) {
             status = hello.status ? dsi_fail(error, (ds_status)hello.status, "%s", hello.text) : DS_OK;
@@ -3436,7 +3465,7 @@ static ds_status dsi_comm_join(ds_comm *c, const ds_comm_desc *desc, ds_error *e
     struct sockaddr_un address;
     socklen_t length = dsi_comm_meeting_point(&address, desc->run_id, c->world);
     ds_status status;
-    while ((status = dsi_comm_join_once(c, &address, length, deadline, error)) == DS_ERR_STATE) {
+    while ((status = dsi_comm_join_once(c, &address, length, error)) == DS_ERR_STATE) {
         if (dsi_now(&c->clock) >= deadline)
             return dsi_fail(error, DS_ERR_TIMEOUT,
                             "ds_comm: rank %d of %d found no rank 0 within %.1f s (run id \"%.100s\")", c->rank,
@@ -3666,6 +3695,9 @@ static dsi_comm_choice dsi_comm_choose(const ds_comm_desc *desc, const ds_comm_e
         }
     if (strcmp(name, "mpi") == 0)
         dsi_fail(error, DS_ERR_UNSUPPORTED, "ds_comm: the backend mpi is not compiled in (mpicc, -DDS_COMM_USE_MPI=1)");
+    else if (strcmp(name, "nccl") == 0)
+        dsi_fail(error, DS_ERR_UNSUPPORTED,
+                 "ds_comm: there is no backend nccl in this version; MPI carries host memory");
     else if (strcmp(name, "user") == 0)
         dsi_fail(error, DS_ERR_ARGUMENT, "ds_comm: the backend user needs desc.transport");
     else
