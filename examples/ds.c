@@ -2,6 +2,7 @@
    wrong, 2 bad usage, 3 the environment failed (ds run: the first failing rank's status, or 128 + its signal). */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <math.h>
 #include <netinet/in.h>
@@ -338,6 +339,188 @@ static int run_loss_scale(arguments *a) {
     return finish(status);
 }
 
+/* ---- ds bench ---- */
+static double seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* A document of about 1 MB: records of texts, whole numbers and fractions, as JSON between programs looks. */
+static char *bench_document(size_t *bytes) {
+    size_t room = 1 << 20, n = 0;
+    char *text = (char *)malloc(room + 512);
+    unsigned state = 1;
+    if (!text) return NULL;
+    text[n++] = '[';
+    while (n < room) {
+        state = state * 1664525u + 1013904223u;
+        n += (size_t)snprintf(
+            text + n, 512,
+            "{\"id\": %u, \"name\": \"record number %u\", \"enabled\": %s, \"score\": %.17g, \"tags\": [\"alpha\", "
+            "\"beta\\n\"], \"at\": {\"x\": %d, \"y\": %.6f}, \"next\": null},\n",
+            state, state % 1000, state & 64 ? "true" : "false", state / 4294967296.0, (int)state, state * 1e-3);
+    }
+    n -= 2;
+    text[n++] = ']';
+    *bytes = n;
+    return text;
+}
+
+/* yyjson's reader out of a shared library, with an arena of ours so that both allocate alike. */
+typedef struct peer_allocator {
+    void *(*allocate)(void *ctx, size_t bytes);
+    void *(*resize)(void *ctx, void *memory, size_t old, size_t bytes);
+    void (*release)(void *ctx, void *memory);
+    void *ctx;
+} peer_allocator;
+typedef void *(*peer_read)(char *text, size_t bytes, uint32_t flags, const peer_allocator *allocator, void *error);
+typedef struct peer_arena {
+    char *memory;
+    size_t used, room;
+} peer_arena;
+static void *peer_allocate(void *ctx, size_t bytes) {
+    peer_arena *arena = (peer_arena *)ctx;
+    void *memory = arena->memory + arena->used;
+    if (bytes > arena->room - arena->used) return NULL;
+    arena->used += (bytes + 63) / 64 * 64;
+    return memory;
+}
+static void *arena_allocate(void *ctx, size_t bytes, size_t align) {
+    (void)align;
+    return peer_allocate(ctx, bytes);
+}
+static void *peer_resize(void *ctx, void *memory, size_t old, size_t bytes) {
+    void *more = peer_allocate(ctx, bytes);
+    return more ? memcpy(more, memory, old < bytes ? old : bytes) : NULL;
+}
+static void peer_release(void *ctx, void *memory) {
+    (void)ctx;
+    (void)memory;
+}
+
+typedef struct bench_case {
+    const char *text;
+    size_t bytes;
+    peer_read peer;
+    peer_allocator allocator;
+    char *copy;
+} bench_case;
+static bool bench_config(bench_case *b) {
+    ds_config *config = NULL;
+    ds_config_options options;
+    memset(&options, 0, sizeof options);
+    options.world_size = 1;
+    options.unknown = DS_CONFIG_UNKNOWN_IGNORE;
+    if (ds_config_parse(b->text, b->bytes, &options, &config, NULL)) return false;
+    ds_config_free(config);
+    return true;
+}
+static bool bench_json(bench_case *b) {
+    ds_json *json = NULL;
+    ds_json_options options;
+    memset(&options, 0, sizeof options);
+    options.allocator.alloc = arena_allocate;
+    options.allocator.ctx = b->allocator.ctx;
+    ((peer_arena *)b->allocator.ctx)->used = 0;
+    return !ds_json_parse(b->text, b->bytes, &options, &json, NULL);
+}
+static bool bench_copy(bench_case *b) {
+    memcpy(b->copy, b->text, b->bytes);
+    return b->copy[b->bytes / 2] == b->text[b->bytes / 2];
+}
+static bool bench_peer(bench_case *b) {
+    ((peer_arena *)b->allocator.ctx)->used = 0;
+    return b->peer((char *)(uintptr_t)b->text, b->bytes, 0, &b->allocator, NULL) != NULL;
+}
+/* The best of many runs, in seconds; 0 when it fails. */
+static double best_of(bool (*run)(bench_case *b), bench_case *b) {
+    double best = 1e30, until = seconds() + 0.5;
+    for (int i = 0; i < 10 || seconds() < until; i++) {
+        double start = seconds(), took;
+        if (!run(b)) return 0;
+        took = seconds() - start;
+        if (took < best) best = took;
+    }
+    return best;
+}
+
+static int run_bench(arguments *a) {
+    const char *library = option(a, "--yyjson", ""), *path = option(a, "--config", "");
+    bool json = flag(a, "--json");
+    int status = operands(a, 1);
+    bench_case config, document;
+    peer_arena arena = {NULL, 0, (size_t)64 << 20};
+    size_t bytes = 0;
+    void *handle = NULL;
+    char *text = NULL, *own = NULL;
+    double t_config, t_json, t_copy, t_peer = 0;
+    if (status) return status;
+    if (strcmp(a->at[0], "config")) return usage(a, "nothing to measure is named", a->at[0]);
+    memset(&config, 0, sizeof config);
+    memset(&document, 0, sizeof document);
+    own = bench_document(&bytes);
+    document.text = own;
+    document.bytes = bytes;
+    document.copy = (char *)malloc(bytes);
+    arena.memory = (char *)malloc(arena.room);
+    if (*path)
+        text = read_file(path, &config.bytes, &status);
+    else { /* the whole of a resolved configuration, about 16 KB */
+        ds_config *c = NULL;
+        if (!ds_config_parse("{\"train_batch_size\": 64}", 24, NULL, &c, NULL)) {
+            text = (char *)malloc(ds_config_print(c, NULL, 0) + 1);
+            if (text) config.bytes = ds_config_print(c, text, ds_config_print(c, NULL, 0) + 1);
+        }
+        ds_config_free(c);
+    }
+    config.text = text;
+    document.allocator.allocate = peer_allocate;
+    document.allocator.resize = peer_resize;
+    document.allocator.release = peer_release;
+    document.allocator.ctx = &arena;
+    if (*library) {
+        void *symbol;
+        handle = dlopen(library, RTLD_NOW);
+        symbol = handle ? dlsym(handle, "yyjson_read_opts") : NULL;
+        if (symbol)
+            memcpy(&document.peer, &symbol, sizeof symbol);
+        else
+            fprintf(stderr, "ds bench: --yyjson %s: %s\n", library, handle ? "no yyjson_read_opts in it" : dlerror());
+    }
+    if (!text || !own || !document.copy || !arena.memory || (*library && !document.peer)) {
+        status = text && !*library ? ENVIRONMENT : INPUT;
+    } else {
+        t_config = best_of(bench_config, &config);
+        t_json = best_of(bench_json, &document);
+        t_copy = best_of(bench_copy, &document);
+        if (document.peer) t_peer = best_of(bench_peer, &document);
+        if (t_config <= 0) fprintf(stderr, "ds bench: %s is refused; see ds config\n", *path ? path : "the sample");
+        if (json)
+            printf("{\"config_bytes\": %zu, \"config_seconds\": %.3g, \"json_bytes\": %zu, \"json_bytes_per_second\": "
+                   "%.4g, "
+                   "\"memcpy_bytes_per_second\": %.4g, \"yyjson_bytes_per_second\": %.4g}\n",
+                   config.bytes, t_config, bytes, (double)bytes / t_json, (double)bytes / t_copy,
+                   t_peer > 0 ? (double)bytes / t_peer : 0.0);
+        else {
+            printf("a configuration of %zu bytes parsed, checked, resolved  %8.1f us\n", config.bytes, 1e6 * t_config);
+            printf("a JSON document of %zu bytes                       %8.0f MB/s\n", bytes,
+                   1e-6 * (double)bytes / t_json);
+            printf("copying it (the ceiling)                             %8.0f MB/s\n", 1e-6 * (double)bytes / t_copy);
+            if (t_peer > 0)
+                printf("yyjson on it                                         %8.0f MB/s, ds at %.2f of that\n",
+                       1e-6 * (double)bytes / t_peer, t_peer / t_json);
+        }
+        if (t_config <= 0) status = INPUT;
+    }
+    if (handle) dlclose(handle);
+    free(text);
+    free(own);
+    free(document.copy);
+    free(arena.memory);
+    return finish(status);
+}
+
 /* ---- ds run ---- */
 #define MOST_RANKS 4096
 static volatile sig_atomic_t pending_signal;
@@ -541,6 +724,12 @@ static const struct command {
      "STRING has one character for each step, 1 where the gradients overflow. Prints CSV step,loss_scale,skipped: the\n"
      "scale in force after each step. Exit status 1: an overflow at the smallest scale ended it.\n",
      run_loss_scale},
+    {"bench", "measure this machine",
+     "usage: ds bench config [--config FILE] [--yyjson LIBYYJSON.so] [--json]\n"
+     "Measures how fast a configuration (FILE, or a sample) and a JSON document of 1 MB are read, beside what copying "
+     "the\n"
+     "document takes, and yyjson on it when a shared library of it is given.\n",
+     run_bench},
     {"run", "start the ranks of a program on this machine",
      "usage: ds run -n N [--] PROGRAM ARGS...\n"
      "Runs N ranks in a process group of their own, with RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR,\n"
