@@ -2871,7 +2871,7 @@ DS_API ds_status ds_optim_step(ds_optim *o, const ds_optim_io *io, const ds_opti
         if (!(r->grad_norm <= DBL_MAX)) r->skipped = DS_OPTIM_OVERFLOW, r->clip_coefficient = 1;
     }
     if (r->skipped) {
-        const char *name = r->overflow_tensor < o->desc.tensor_count ? o->items[r->overflow_tensor].tensor.name : "";
+        const char *name = o->items[r->overflow_tensor].tensor.name;
         dsi_log(&o->desc.logger, "ds_optim", DS_LOG_INFO, 3, "step skipped: the gradient of \"%s\" is not finite",
                 name);
         if (p->scaler && ds_loss_scaler_update(p->scaler, true))

@@ -1466,6 +1466,156 @@ static void hooks(void) {
     }
 }
 
+/* ---- corners ---- */
+
+static void corners(void) {
+    TEST(newton_schulz_of_any_length) {
+        for (int method = 0; method < 2; method++)
+            for (int steps = 0; steps <= 6; steps++)
+                for (int bad = 0; bad < 2; bad++) {
+                    static model m;
+                    const ds_optim_options unchecked = {0, NULL, true};
+                    ds_optim_params p;
+                    ds_optim *o;
+                    double length = 0;
+                    ds_optim_params_default("Muon", &p);
+                    p.lr = 1, p.ns_steps = steps, p.ns_method = (ds_optim_ns)method;
+                    memset(&m, 0, sizeof m);
+                    m.count = 4;
+                    m.tensors[0].name = "hidden", m.tensors[0].rows = 3, m.tensors[0].cols = 7;
+                    m.tensors[1].name = "wte.weight", m.tensors[1].rows = 3, m.tensors[1].cols = 2;
+                    m.tensors[2].name = "row", m.tensors[2].rows = 1, m.tensors[2].cols = 4;
+                    m.tensors[3].name = "column", m.tensors[3].rows = 4, m.tensors[3].cols = 1;
+                    for (size_t i = 0; i < 21; i++) m.grads[0][i] = (float)((i * 7) % 5) - 2;
+                    if (bad) m.grads[0][4] = INFINITY;
+                    if ((o = create("Muon", &p, &m)) == NULL) break;
+                    CHECK(ds_optim_state_count(o, 0) == 1 && ds_optim_state_count(o, 1) == 2 &&
+                          ds_optim_state_count(o, 2) == 2);
+                    CHECK(ds_optim_tensor_work(o, 0) == DS_OPTIM_WHOLE &&
+                          ds_optim_tensor_work(o, 3) == DS_OPTIM_BY_GRAIN);
+                    CHECK_EQ(ds_optim_state_count_max(o), 2);
+                    CHECK(step(o, &m, &unchecked, NULL) == DS_OK);
+                    for (size_t i = 0; i < 21; i++) length += (double)m.weights[0][i] * (double)m.weights[0][i];
+                    if (bad)
+                        CHECK(isinf(m.weights[0][4]) && m.weights[0][5] == -m.grads[0][5] &&
+                              ds_optim_own_state(o, 0, 0)[5] == 0);
+                    else if (steps == 0)
+                        CHECK_NEAR(length, 1, 1e-5); /* normalised only */
+                    else if (steps >= 5)
+                        CHECK(length > 3 * 0.4 && length < 3 * 1.6); /* three singular values near one */
+                    ds_optim_destroy(o);
+                }
+    }
+    TEST(one_bit_at_every_world_size) {
+        static const char *const types[] = {"OneBitAdam", "ZeroOneAdam", "OneBitLamb"};
+        static const int sizes[] = {1, 2, 3, 4, 8, 16};
+        for (size_t t = 0; t < 3; t++)
+            for (size_t w = 0; w < 6; w++) {
+                static model m;
+                float mask[20];
+                const float *masks[] = {mask, mask, mask};
+                int left = 1 << 30;
+                size_t n = 0;
+                ds_optim_params p;
+                ds_optim_desc desc;
+                ds_optim *o = NULL;
+                ds_error e;
+                const ds_optim_options unchecked = {0, NULL, true};
+                ds_optim_params_default(types[t], &p);
+                p.freeze_step = p.var_freeze_step = (int64_t)w; /* 0 and 1 count as 2 */
+                p.weight_decay = w % 2 ? 0.01 : 0, p.var_update_scaler = 1, p.local_step_scaler = 2;
+                memset(&m, 0, sizeof m);
+                memset(&desc, 0, sizeof desc);
+                m.count = 3, m.tensors[0].name = "w", m.tensors[0].rows = 1, m.tensors[0].cols = 20;
+                m.tensors[1].name = "empty", m.tensors[2].name = "still", m.tensors[2].rows = 1, m.tensors[2].cols = 3;
+                for (size_t i = 0; i < 20; i++) m.weights[0][i] = m.grads[0][i] = 1 + (float)i, mask[i] = i != 5;
+                desc.type = types[t], desc.groups = &p, desc.group_count = 1, desc.tensors = m.tensors,
+                desc.tensor_count = m.count;
+                desc.own_states = true, desc.group.size = sizes[w], desc.group.exchange = broken_exchange,
+                desc.group.ctx = &left;
+                desc.masks = masks;
+                if (!CHECK(ds_optim_create(&desc, &o, &e) == DS_OK)) break;
+                for (int s = 0; s < 9; s++) CHECK(step(o, &m, &unchecked, NULL) == DS_OK);
+                for (size_t i = 0; i < 20; i++) CHECK(m.weights[0][i] == m.weights[0][i]);
+                CHECK(ds_optim_wants_local_gradients(o) && ds_optim_error_buffer(o, 0, 1, &n) &&
+                      n * (size_t)sizes[w] >= 20);
+                CHECK(m.weights[0][5] != 6);
+                ds_optim_reset_errors(o);
+                ds_optim_destroy(o);
+                desc.tensor_count = 0;
+                CHECK(ds_optim_create(&desc, &o, &e) == DS_OK && !ds_optim_wants_local_gradients(o));
+                CHECK(ds_optim_error_buffers(o) == (t == 2));
+                ds_optim_destroy(o);
+            }
+    }
+    TEST(refusals_one_by_one) {
+        static model m;
+        static float data[DS_GRAIN];
+        ds_optim_table table = {"Own", DS_OPTIM_BY_GRAIN, 0, {NULL, NULL, NULL}, NULL, normalized, NULL};
+        ds_optim_kernels kernels = {NULL, fake_adam, NULL, NULL};
+        ds_optim_io io = {NULL, DS_F32, data, DS_F32};
+        ds_optim_params p;
+        ds_optim_desc desc, good;
+        ds_schedule schedule;
+        ds_optim_slice x;
+        ds_optim *o = NULL;
+        unsigned char saved[64];
+        ds_optim_params_default(NULL, &p);
+        memset(&m, 0, sizeof m);
+        memset(&x, 0, sizeof x);
+        memset(&good, 0, sizeof good);
+        m.tensors[0].name = "w", m.tensors[0].rows = 1, m.tensors[0].cols = 5;
+        good.type = "Own", good.groups = &p, good.group_count = 1, good.tensors = m.tensors, good.tensor_count = 1;
+        good.tables = &table, good.table_count = 1, good.own_states = true;
+        CHECK(ds_optim_create_(&good, &o, NULL, DS_OPTIM_VERSION, 1) == DS_ERR_VERSION);
+        table.update = NULL;
+        CHECK(ds_optim_create(&good, &o, NULL) == DS_ERR_ARGUMENT);
+        table.update = normalized, table.state_count = 4;
+        CHECK(ds_optim_create(&good, &o, NULL) == DS_ERR_ARGUMENT);
+        table.state_count = 0, table.work = DS_OPTIM_WHOLE_BY_NORM;
+        CHECK(ds_optim_create(&good, &o, NULL) == DS_ERR_ARGUMENT);
+        table.work = DS_OPTIM_BY_GRAIN, desc = good, desc.kernels = &kernels;
+        CHECK(ds_optim_create(&desc, &o, NULL) == DS_ERR_UNSUPPORTED);
+        desc.type = "Adam";
+        CHECK(ds_optim_create(&desc, &o, NULL) == DS_ERR_UNSUPPORTED);
+        desc = good, desc.groups = NULL;
+        CHECK(ds_optim_create(&desc, &o, NULL) == DS_ERR_ARGUMENT);
+        if (!CHECK(ds_optim_create(&good, &o, NULL) == DS_OK)) break;
+        CHECK(ds_optim_set_lr(o, 1, 1) == DS_ERR_ARGUMENT && ds_optim_set_group_params(o, 1, &p) == DS_ERR_ARGUMENT);
+        CHECK(ds_optim_set_step_count(o, -1) == DS_ERR_ARGUMENT);
+        CHECK(ds_optim_step(o, &io, NULL, NULL) == DS_ERR_ARGUMENT);
+        io.weights = data, io.grad = NULL;
+        CHECK(ds_optim_step(o, &io, NULL, NULL) == DS_ERR_ARGUMENT);
+        io.grad = data, io.weights_dtype = DS_BF16;
+        CHECK(ds_optim_step(o, &io, NULL, NULL) == DS_ERR_ARGUMENT);
+        io.weights_dtype = DS_F32;
+        ds_optim_save(o, saved);
+        CHECK(ds_optim_begin(o, 1, 1, 0) == DS_OK && ds_optim_step(o, &io, NULL, NULL) == DS_ERR_STATE);
+        CHECK(ds_optim_load(o, saved, ds_optim_save_bytes(o)) == DS_ERR_STATE);
+        CHECK(ds_optim_combine(o) == DS_OK && ds_optim_combine(o) == DS_ERR_STATE);
+        x.begin = 6;
+        CHECK(ds_optim_apply(o, &x, 1) == DS_ERR_ARGUMENT);
+        x.begin = 0, x.count = 3, x.master = data, x.grad = data;
+        CHECK(ds_optim_apply(o, &x, 1) == DS_ERR_ARGUMENT);
+        x.count = 5, x.master = NULL;
+        CHECK(ds_optim_apply(o, &x, 1) == DS_ERR_ARGUMENT);
+        x.count = 0;
+        CHECK(ds_optim_apply(o, &x, 1) == DS_OK && ds_optim_apply(o, NULL, 0) == DS_OK);
+        ds_optim_cancel(o);
+        saved[0] ^= 1;
+        CHECK(ds_optim_load(o, saved, ds_optim_save_bytes(o)) == DS_ERR_INPUT);
+        saved[0] ^= 1, saved[31] = 0x80;
+        CHECK(ds_optim_load(o, saved, ds_optim_save_bytes(o)) == DS_ERR_INPUT);
+        ds_schedule_default("LRRangeTest", &schedule, NULL);
+        schedule.lr_range_test_min_lr = -1; /* the group's own rate */
+        CHECK(ds_optim_set_schedule(o, 0, &schedule) == DS_OK && ds_optim_lr(o, 0) == p.lr);
+        schedule.kind = DS_SCHEDULE_NONE;
+        CHECK(ds_optim_set_schedule(o, 0, &schedule) == DS_OK && ds_optim_lr(o, 0) == p.lr);
+        CHECK(ds_schedule_default(NULL, &schedule, NULL) == DS_ERR_INPUT);
+        ds_optim_destroy(o);
+    }
+}
+
 /* LAMB with its tensor partitioned over ranks gives the bits of one rank. */
 static float lamb_weights[RANKS_MOST][BIG];
 static void lamb_steps(rank *r, size_t begin, size_t end) {
@@ -1543,5 +1693,6 @@ int main(int argc, char **argv) {
     object();
     lamb_partitioned();
     hooks();
+    corners();
     return test_end();
 }
