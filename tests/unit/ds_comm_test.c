@@ -3,6 +3,7 @@
 #include "ds_comm.h"
 #include "tests/test.h"
 #include <pthread.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -153,8 +154,8 @@ static uint64_t unsigned_value(ds_dtype dtype, uint64_t bits) {
     return size == 8 ? bits : bits & (((uint64_t)1 << size * 8) - 1);
 }
 static uint64_t model_reduce(ds_dtype dtype, ds_dtype out, ds_comm_op op, int world, size_t i) {
-    float f[64];
-    double d[64];
+    float f[64] = {0};
+    double d[64] = {0};
     uint64_t result = 0, bits;
     if (dtype == DS_F32 || dtype == DS_F16 || dtype == DS_BF16) {
         float sum;
@@ -1139,6 +1140,38 @@ static void test_environment(void) {
     }
 }
 
+/* Little address space: the arena shrinks, with a word in the log, and everything still works. */
+static void log_arena(void *ctx, const char *header, int level, int id, const char *message) {
+    (void)header, (void)level, (void)message;
+    if (id == 5) *(int *)ctx = 1;
+}
+static int small_space(int rank) {
+    struct rlimit limit = {(rlim_t)3 << 30, (rlim_t)3 << 30};
+    ds_comm_desc desc = quick_desc();
+    ds_comm *comm = NULL;
+    ds_error error = {DS_OK, ""};
+    int shrunk = 0, bad = 0;
+    void *memory;
+    if (setrlimit(RLIMIT_AS, &limit)) return 1;
+    desc.backend = "shm";
+    desc.world = 2;
+    desc.rank = rank;
+    desc.run_id = "unit small";
+    desc.arena_bytes = (size_t)1 << 40;
+    desc.logger.log = log_arena;
+    desc.logger.ctx = &shrunk;
+    if (ds_comm_create(&desc, &comm, &error)) return printf("  %s\n", error.message), 1;
+    EXPECT(rank || shrunk);
+    EXPECT(ds_comm_alloc(comm, (size_t)1 << 39) == NULL);
+    memory = ds_comm_alloc(comm, 1 << 20);
+    EXPECT(memory != NULL);
+    if (memory) memset(memory, 1, 1 << 20);
+    EXPECT(ds_comm_barrier(comm) == DS_OK);
+    ds_comm_free(comm, memory, 1 << 20);
+    ds_comm_destroy(comm);
+    return bad;
+}
+
 static void log_keep(void *ctx, const char *header, int level, int id, const char *message) {
     (void)header;
     (void)level;
@@ -1202,6 +1235,23 @@ static void test_create(void) {
         desc.rank = 2;
         CHECK(ds_comm_create(&desc, &comm, &error) == DS_ERR_TIMEOUT);
         CHECK_HAS(error.message, "found no rank 0");
+    }
+    TEST(little_address_space) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+        SKIP("a sanitizer needs more address space than this leaves");
+#else
+        pid_t pids[2];
+        int status = 0;
+        fflush(stdout);
+        for (int r = 0; r < 2; r++) {
+            pids[r] = fork();
+            if (pids[r] == 0) test_child_exit(small_space(r) != 0);
+        }
+        for (int r = 0; r < 2; r++) {
+            waitpid(pids[r], &status, 0);
+            CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+        }
+#endif
     }
     TEST(memory_fails) {
         test_memory memory;
