@@ -410,7 +410,7 @@ typedef struct ds_optim_desc {
     ds_group group; /* BY_NORM partials and the 1-bit average; zeroed: one rank */
     ds_optim_average average;
     ds_optim_gemm gemm;
-    const float *const *masks; /* OneBitAdam: exp_avg_mask per tensor, whole tensors, kept by the caller; may be NULL */
+    const float *const *masks;       /* 1-bit family: exp_avg_mask per tensor, whole, the caller's; may be NULL */
     const ds_optim_kernels *kernels; /* Adam and AdamW: slices are device memory */
     ds_allocator allocator;
     ds_logger logger;
@@ -2620,8 +2620,11 @@ static void dsi_optim_grain(const dsi_optim_job *job, const ds_optim_slice *s, s
     double *sums = o->sums ? o->sums + 2 * (item->first_grain + s->begin / DS_GRAIN + grain) : NULL;
     const float factor = job->what == DSI_OPTIM_NORM ? job->factor : item->constants->adam.factor;
     float buffer[DS_GRAIN], *state[DS_OPTIM_MAX_STATES] = {NULL, NULL, NULL}, *master = s->master + at;
+    // the built-in LAMBs need no gradient once they have measured
+    const bool unread = job->what == DSI_OPTIM_UPDATE && item->entry && item->table->measure;
     const float *grad =
-        dsi_optim_grad(o->simd, dsi_optim_at(s->grad, s->grad_dtype, at), s->grad_dtype, factor, n, buffer);
+        unread ? NULL
+               : dsi_optim_grad(o->simd, dsi_optim_at(s->grad, s->grad_dtype, at), s->grad_dtype, factor, n, buffer);
     ds_optim_pass pass = item->pass;
     if (job->what == DSI_OPTIM_NORM) {
         sums[0] = o->simd->squares(grad, n);
