@@ -1353,6 +1353,17 @@ DSI_FN bool dsi_json_round_up(const char *digits, size_t length, int ten, uint64
     return order > 0 || (order == 0 && (more || (mantissa & 1)));
 }
 
+/* Zero bits above the highest one of a number above 0. */
+DSI_FN int dsi_json_zeros(uint64_t value) {
+#if defined(__GNUC__)
+    return __builtin_clzll(value);
+#else
+    int zeros = 0;
+    for (; !(value >> 63); value <<= 1) zeros++;
+    return zeros;
+#endif
+}
+
 DSI_FN double dsi_json_double(uint64_t bits) {
     double value;
     memcpy(&value, &bits, sizeof value);
@@ -1373,9 +1384,13 @@ DSI_FN double dsi_json_nearest(const char *digits, size_t length, int ten, uint6
     int exponent = 0, power_exponent = 0, shift = 11, biased, k;
     if (!lead || lead_ten < -361) return 0;
     if (lead_ten > 308) return dsi_json_double(infinite);
-    for (; !(lead >> 63); lead <<= 1, error <<= 1) exponent--;
+    exponent = -dsi_json_zeros(lead);
+    lead <<= -exponent;
+    error <<= -exponent;
     k = (lead_ten + 23 * 16) / 16 - 23;
-    for (power = small[lead_ten - 16 * k]; !(power >> 63); power <<= 1) power_exponent--;
+    power = small[lead_ten - 16 * k];
+    power_exponent = -dsi_json_zeros(power);
+    power <<= -power_exponent;
     exponent += power_exponent;
     lead = dsi_json_mul_high(lead, power, &exponent, &error);
     exponent += (16 * k * 217706 + (1 << 30)) / 65536 - (1 << 14) - 63; /* floor(log2(10^(16 k))) - 63 */
@@ -1404,10 +1419,24 @@ DSI_FN const char *dsi_json_read_number(const char *at, dsi_json_node *node, con
     uint64_t lead = 0;
     int64_t power = 0;
     int seen = 0, skipped = 0, fraction = 0;
-    bool negative = *at == '-', real = negative && *p == '0', cut = false, minus;
+    bool negative = *at == '-', real = negative && *p == '0', cut = false, quick = true, minus;
     *stop = p;
     if (*p < '0' || *p > '9') return negative ? "expected a digit after '-'" : "expected a value";
     if (*p == '0' && p[1] >= '0' && p[1] <= '9') return "a number may not start with 0";
+    /* up to 18 digits at full speed; more wrap around, and are read again below */
+    for (end = p; (unsigned)(*end - '0') <= 9; end++) lead = 10 * lead + (unsigned)(*end - '0');
+    if (*end == '.') {
+        const char *point = end++;
+        for (; (unsigned)(*end - '0') <= 9; end++) lead = 10 * lead + (unsigned)(*end - '0');
+        power = point + 1 - end;
+        quick = power < 0;
+    }
+    if (quick && end - p <= 18) {
+        fraction = power < 0;
+        real |= fraction != 0;
+        p = end;
+    } else
+        lead = 0, power = 0;
     for (;; p++) {
         unsigned digit = (unsigned)(*p - '0');
         if (*p == '.' && !fraction) {
@@ -1578,6 +1607,7 @@ DSI_FN bool dsi_json_read_string(dsi_json_reader *r, dsi_json_node *node) {
 
 /* The next byte that is neither blank nor, where accepted, in a comment; 0 at the end. */
 DSI_FN char dsi_json_peek(dsi_json_reader *r) {
+    if ((unsigned char)*r->at > '/') return *r->at;
     for (;;) {
         char *p = r->at;
         while (*p == ' ' || *p == '\n' || *p == '\t' || *p == '\r') p++;

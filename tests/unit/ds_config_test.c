@@ -632,6 +632,8 @@ static void test_json(void) {
             {"[01]", "1:2: a number may not start with 0"},
             {"[1.]", "1:4: expected a digit after the decimal point"},
             {"[1e]", "1:4: expected a digit in the exponent"},
+            {"[1.5.2]", "1:5: expected ',' or ']'"},
+            {"[1.1234567890123456789.2]", "1:23: expected ',' or ']'"},
             {"[-]", "1:3: expected a digit after '-'"},
             {"[1,\n 2,]", "2:4: a comma before the closing bracket"},
             {"{\"a\" 1}", "1:6: expected ':' after the key"},
