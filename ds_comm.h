@@ -27,7 +27,7 @@ OPTIONS (macros of the implementing file)
 
 WHAT IT DOES NOT DO. It starts no processes (ds run, mpirun, srun, torchrun do). It does not encrypt or authenticate:
 "shm" refuses other users, a network is as safe as its MPI. It never retries a failed communicator: training restarts
-from a checkpoint. send and receive have no tags and no wildcard.
+from a checkpoint. send and receive have no tags and no wildcard. It works on host memory: there is no NCCL backend.
 
 CONCEPTS
 
@@ -48,6 +48,8 @@ piece, then (all_reduce) a gather of the pieces. The sum of W inputs is one bina
 added level by level, ((0+1)+(2+3))+..., and an odd one out moves up unchanged; for 5 ranks ((0+1)+(2+3))+4. fp16, bf16
 and fp32 are added in fp32, fp64 in fp64, each rounded once to the output type; integers wrap around and are exact.
 average divides the sum by the number of ranks before that rounding. min and max give NaN when any input is NaN.
+Beside these there are a 1-bit all-reduce, block-quantized collectives and one for tables with few filled rows; the
+first two trade bits for bytes, and their errors are stated with them.
 
 STEP BY STEP
 
@@ -60,8 +62,8 @@ STEP BY STEP
 4. ds_comm_destroy. A rank that leaves while others still wait for it makes their calls fail, not hang.
 
 MEMORY. Made at create: under "shm" desc.stage_bytes per rank (4 MiB) of shared memory, touched when first used, and an
-address range for ds_comm_alloc of desc.arena_bytes per rank that costs nothing until allocated. Message backends grow
-one scratch buffer to stage_bytes. After the first calls of a trace nothing is allocated. Nothing is left behind in
+address range for ds_comm_alloc of desc.arena_bytes per rank that costs nothing until allocated. Message backends have
+one scratch buffer of stage_bytes. After the first calls of a trace nothing is allocated. Nothing is left behind in
 /dev/shm, however a process ends: the memory has no name.
 
 ERRORS. A wait has a deadline (desc.timeout, 300 s). A rank that was killed is noticed within half a second (shm) and
@@ -71,11 +73,16 @@ wrong arguments, found before anything was sent (DS_ERR_ARGUMENT), leave it aliv
 Log ids: 1 backend chosen, 2 backend refused, 3 communicator ready, 4 communicator failed, 5 arena made smaller,
 6 comms log, 7 environment.
 
-THREADS. One thread at a time per communicator; different communicators are independent. ds_comm_abort, ds_comm_stats
-and ds_comm_rank/world may be called from any thread at any time.
+THREADS. One thread at a time per communicator; different communicators are independent. ds_comm_abort,
+ds_comm_get_stats and ds_comm_rank/world may be called from any thread at any time.
 
-CONFIG KEYS that the engine maps onto this header: communication_data_type, fp32_allreduce, prescale_gradients,
-gradient_predivide_factor, comms_logger, timeouts and the backend under "ds".
+MPI. It is started with MPI_THREAD_MULTIPLE unless it runs already, and ended with the last communicator of the family
+that started it, so destroy that family last, or call MPI_Init and MPI_Finalize yourself. After a timeout it is not
+ended: it would wait for the messages that were given up. Exit; mpirun then ends the other ranks.
+
+CONFIG KEYS that this header can serve: communication_data_type and fp32_allreduce (dtype of a call),
+prescale_gradients and gradient_predivide_factor (scale before, DS_COMM_SUM, scale after), sparse_gradients,
+zero_quantized_weights, zero_quantized_gradients, comms_logger, comm_backend_name.
 */
 #if defined(DS_IMPLEMENTATION) && !defined(DS_COMM_IMPLEMENTATION)
 #define DS_COMM_IMPLEMENTATION

@@ -1145,6 +1145,11 @@ static void log_arena(void *ctx, const char *header, int level, int id, const ch
     (void)header, (void)level, (void)message;
     if (id == 5) *(int *)ctx = 1;
 }
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { sanitized = 1 };
+#else
+enum { sanitized = 0 };
+#endif
 static int small_space(int rank) {
     struct rlimit limit = {(rlim_t)3 << 30, (rlim_t)3 << 30};
     ds_comm_desc desc = quick_desc();
@@ -1237,21 +1242,18 @@ static void test_create(void) {
         CHECK_HAS(error.message, "found no rank 0");
     }
     TEST(little_address_space) {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-        SKIP("a sanitizer needs more address space than this leaves");
-#else
         pid_t pids[2];
         int status = 0;
+        if (sanitized) SKIP("a sanitizer needs more address space than this leaves");
         fflush(stdout);
-        for (int r = 0; r < 2; r++) {
+        for (int r = 0; r < 2 && !sanitized; r++) {
             pids[r] = fork();
             if (pids[r] == 0) test_child_exit(small_space(r) != 0);
         }
-        for (int r = 0; r < 2; r++) {
+        for (int r = 0; r < 2 && !sanitized; r++) {
             waitpid(pids[r], &status, 0);
             CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
         }
-#endif
     }
     TEST(memory_fails) {
         test_memory memory;
@@ -1401,10 +1403,7 @@ static int main_over_mpi(int argc, char **argv) {
     test_begin(1, argv);
     TEST(mpi) {
         CHECK(ds_comm_create(&desc, &first, &error) == DS_OK); /* auto: started by mpirun */
-        if (!first) {
-            printf("  %s\n", error.message);
-            break;
-        }
+        if (!first) return printf("  %s\n0 passed, 1 failed\n", error.message), 1;
         CHECK_STR(ds_comm_backend(first), "mpi");
         for (size_t i = 0; i < 5; i++) {
             matrix_case t = {counts[i], all_types[i], (int)(i & 1), (int)(i / 2 & 1)};
