@@ -1,10 +1,74 @@
-/* ds_offload.h - v0.1.0 - tensors to pinned host memory and NVMe and back, asynchronously - public domain or MIT-0 */
+/* ds_offload.h - v0.1.0 - tensors to host memory and NVMe and back, asynchronously - public domain or MIT-0
+
+DO THIS
+    In one C or C++ file:
+        #define DS_OFFLOAD_IMPLEMENTATION
+        #include "ds_offload.h"
+    Elsewhere include it without the macro. Link with -lpthread -ldl. libaio is opened at run time where it is installed;
+    without it the kernel's own calls, and without those a thread that reads and writes, do the same.
+
+SYNOPSIS (examples/05_offload.c)
+        ds_offload_desc desc = {0};
+        ds_offload *store;
+        ds_offload_id id;
+        ds_offload_ticket ticket;
+        desc.folder = "/local_nvme";
+        if (ds_offload_create(&desc, &store, &error)) return fail(error.message);
+        ds_offload_add(store, "layer0.exp_avg", bytes, DS_OFFLOAD_NVME, &id);
+        ds_offload_start_write(store, id, 0, bytes, memory, &ticket);
+        ... compute ...
+        if (ds_offload_wait(store, ticket)) return fail(ds_offload_error(store)->message);
+        ds_offload_read(store, id, 0, bytes, memory);
+        ds_offload_destroy(store);
+
+OPTIONS
+    DS_IMPLEMENTATION, DS_OFFLOAD_IMPLEMENTATION   off   in the one file that implements
+    DS_OFFLOAD_USE_LIBAIO                          1     in that file; 0: never look for libaio
+    DS_STATIC                                      off   private to that file; wherever a ds header is included
+
+WHAT IT DOES NOT DO
+    It keeps nothing after a crash: a swap file is scratch (ds_checkpoint.h keeps things). It does not compress.
+
+CONCEPTS
+    A store is one file per rank and the tensors in it. The file is anonymous: it has no name, and is gone with the process
+    however that ends. Space is reserved when a tensor is added, so a full disk is found before training, not in it.
+    A transfer moves a range of a tensor. It is cut into blocks of block_size; thread_count workers share the blocks; each
+    keeps up to queue_depth requests in the air. Every event's result is looked at: what came back short is resumed, EINTR
+    and EAGAIN are tried again, anything else fails the transfer with file, offset and tensor.
+    O_DIRECT moves aligned memory (4,096 bytes: offset in the tensor, address and size) without a copy; the rest goes
+    through bounce buffers, and a write of part of a block reads the block first. A file system that refuses O_DIRECT
+    gets buffered reads and writes, and the log says so.
+    Order. Transfers that touch the same blocks, at least one of them writing, take effect in the order of their starts;
+    others may overtake each other.
+
+STEP BY STEP
+    1. ds_offload_create. 2. ds_offload_add, while nothing is under way. 3. start and wait; up to 1,024 transfers may be
+    started and not yet waited for. 4. ds_offload_destroy, which waits for what is under way.
+
+MEMORY
+    Tables, and bounce buffers of block_size where they are first needed, from desc.allocator; tensors of DS_OFFLOAD_HOST.
+    It is used by worker threads too, so the hook must be thread-safe. Checksums take 4 bytes for each 4,096 of the file.
+
+ERRORS
+    ds_offload_error(store) has the text. Log ids: 1 ready, 2 O_DIRECT refused, 3 engine refused, 4 memory not locked.
+
+THREADS
+    One thread at a time per store. Worker threads block all signals.
+
+CONFIG KEYS COVERED
+    zero_optimization.offload_*.nvme_path, .pin_memory; aio.block_size, .queue_depth, .thread_count,
+    .intra_op_parallelism, .single_submit, .overlap_events.
+*/
 #if defined(DS_IMPLEMENTATION) && !defined(DS_OFFLOAD_IMPLEMENTATION)
 #define DS_OFFLOAD_IMPLEMENTATION
 #endif
 #ifndef DS_OFFLOAD_H
 #define DS_OFFLOAD_H
 #define DS_OFFLOAD_VERSION 100 /* major * 10000 + minor * 100 + patch */
+
+#ifndef DS_OFFLOAD_USE_LIBAIO
+#define DS_OFFLOAD_USE_LIBAIO 1
+#endif
 
 /*== ds block: core 1 == the same text in every ds_*.h; its home is ds_config.h, `make blocks` copies it ==*/
 #if defined(DS_CORE_BLOCK) && DS_CORE_BLOCK != 1
@@ -203,8 +267,6 @@ typedef struct ds_offload_desc {
     const char *folder; /* where the swap file goes; NULL: no disk tier [cfg: ...offload_*.nvme_path] */
     const char *name;   /* file name to keep in `folder`; NULL: anonymous, gone with the process however it ends */
     int rank;           /* in messages, and in the file's name */
-    size_t max_in_cpu;  /* bytes of NVMe tensors that may stay in host memory, least recently used go to disk first
-                            [cfg: ...offload_param.max_in_cpu] */
     bool pin_memory;    /* lock host buffers in memory [cfg: ...offload_*.pin_memory] */
     ds_offload_engine engine;
     size_t block_size;     /* bytes of one request; 0: 1 MiB [cfg: aio.block_size] */
@@ -214,20 +276,18 @@ typedef struct ds_offload_desc {
     bool no_overlap;       /* wait for a batch before submitting the next [cfg: aio.overlap_events false] */
     bool buffered;         /* do not ask for O_DIRECT */
     bool checksums;        /* CRC-32C of every block, checked when it is read */
-    bool skip_preflight;
-    int64_t timeout; /* ns that a wait may last; 0: 60 s; negative: for ever */
-    ds_offload_aio aio;
+    int64_t timeout;       /* ns that a wait may last; 0: 60 s; negative: for ever */
+    ds_offload_aio aio;    /* all members or none */
     ds_allocator allocator;
     ds_logger logger;
     ds_clock clock;
     ds_files files;
-    ds_device device;
 } ds_offload_desc;
 
-/* Opens a store. With a folder: preflight (exists, is a folder, writable, O_DIRECT, alignment, bandwidth), then one file.
+/* Opens a store. With a folder: that it exists, may be written, and what kind of I/O it takes is tried first.
    Errors: DS_ERR_IO, DS_ERR_SPACE with path and reason. Not collective. */
-DS_API ds_status ds_offload_create_(const ds_offload_desc *desc, size_t desc_bytes, int version,
-                                             ds_offload **out, ds_error *error);
+DS_API ds_status ds_offload_create_(const ds_offload_desc *desc, size_t desc_bytes, int version, ds_offload **out,
+                                    ds_error *error);
 static inline ds_status ds_offload_create(const ds_offload_desc *desc, ds_offload **out, ds_error *error) {
     return ds_offload_create_(desc, sizeof *desc, DS_OFFLOAD_VERSION, out, error);
 }
@@ -668,6 +728,1040 @@ DSI_FN uint32_t dsi_crc32c(uint32_t crc, const void *data, size_t bytes) {
 }
 #endif
 /*== end of ds block: crc32c ==*/
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#if DS_OFFLOAD_USE_LIBAIO
+#include <dlfcn.h>
+#endif
+
+// >>structs
+
+#define DSI_OFFLOAD_UNIT                                                                                               \
+    4096 /* of offsets in the file, of checksums, and of O_DIRECT unless the file system wants more */
+#define DSI_OFFLOAD_TRANSFERS 1024 /* started and not yet waited for */
+#ifndef O_DIRECT
+#define DSI_OFFLOAD_DIRECT 040000 /* gnu99 without _GNU_SOURCE does not show it */
+#else
+#define DSI_OFFLOAD_DIRECT O_DIRECT
+#endif
+#ifndef O_TMPFILE
+#define DSI_OFFLOAD_TMPFILE (020000000 | O_DIRECTORY)
+#else
+#define DSI_OFFLOAD_TMPFILE O_TMPFILE
+#endif
+
+typedef struct dsi_offload_tensor {
+    char *name;
+    size_t bytes, offset; /* offset in the file */
+    char *memory;         /* DS_OFFLOAD_HOST */
+} dsi_offload_tensor;
+
+typedef enum dsi_offload_fault {
+    DSI_OFFLOAD_FINE = 0,
+    DSI_OFFLOAD_ERRNO,
+    DSI_OFFLOAD_SHORT,
+    DSI_OFFLOAD_CHANGED
+} dsi_offload_fault;
+
+typedef struct dsi_offload_transfer {
+    bool used, done, write;
+    ds_offload_id id;
+    char *memory;
+    size_t begin, end; /* in the file */
+    uint64_t after;    /* a transfer that must be done first: it touches the same blocks; 0: none */
+    unsigned left;     /* workers that have not passed it */
+    dsi_offload_fault fault;
+    int code;
+    size_t fault_at;
+} dsi_offload_transfer;
+
+/* One block of a transfer on its way. A block that the caller's memory does not cover, or that lies askew in it, goes
+   through `bounce`; such a write reads the block first when it changes only part of it. */
+typedef struct dsi_offload_slot {
+    ds_offload_request request;
+    size_t at, bytes, done; /* of the block in the file */
+    char *memory, *bounce;
+    bool busy, bounced, filling; /* filling: the read before a write */
+} dsi_offload_slot;
+
+typedef struct dsi_offload_worker {
+    ds_offload *store;
+    pthread_t thread;
+    bool started;
+    unsigned index;
+    void *queue;
+    dsi_offload_slot *slots;
+    ds_offload_request **batch; /* (2 * depth): to submit, and done */
+    uint64_t passed;            /* transfers */
+    unsigned flying, unsent;    /* requests in the kernel, and those that it would not take yet */
+} dsi_offload_worker;
+
+struct ds_offload {
+    ds_error error;
+    ds_allocator allocator;
+    ds_logger logger;
+    ds_clock clock;
+    ds_files files;
+    ds_offload_aio aio;
+    ds_offload_engine engine;
+    char *path; /* of the file, or of its folder when it is anonymous */
+    size_t path_bytes;
+    int rank, fd;
+    bool named, direct, single_submit, no_overlap, pin, checksums;
+    size_t unit, block, file_bytes;
+    unsigned depth, n_workers;
+    int64_t timeout;
+    dsi_offload_tensor *tensors;
+    size_t n_tensors, tensor_room;
+    uint32_t *sums; /* of each unit of the file; 0: not written yet */
+    size_t sum_room;
+    dsi_offload_transfer *transfers; /* (DSI_OFFLOAD_TRANSFERS), by number */
+    uint64_t started;                /* numbers from 1 on */
+    dsi_offload_worker *workers;
+    pthread_mutex_t lock;
+    pthread_cond_t wake, done;
+    bool locks, stop;
+    ds_offload_stats stats;
+};
+
+// >>messages
+
+static const char *dsi_offload_place(const ds_offload *s) {
+    return s->path ? s->path : "(no file)";
+}
+
+static ds_status dsi_offload_refuse(ds_offload *s, int code, const char *doing) {
+    ds_status status = code == -ENOSPC || code == -EDQUOT || code == -EFBIG ? DS_ERR_SPACE
+                       : code == -ENOMEM                                    ? DS_ERR_MEMORY
+                                                                            : DS_ERR_IO;
+    return dsi_fail(&s->error, status, "offload: rank %d cannot %s '%.300s': %s", s->rank, doing, dsi_offload_place(s),
+                    strerror(-code));
+}
+
+static ds_status dsi_offload_report(ds_offload *s, const dsi_offload_transfer *t) {
+    const dsi_offload_tensor *tensor = &s->tensors[t->id];
+    ds_status status = t->fault == DSI_OFFLOAD_CHANGED ? DS_ERR_CORRUPT
+                       : t->fault == DSI_OFFLOAD_ERRNO && (t->code == ENOSPC || t->code == EDQUOT || t->code == EFBIG)
+                           ? DS_ERR_SPACE
+                           : DS_ERR_IO;
+    const char *why = t->fault == DSI_OFFLOAD_CHANGED ? "the data is not what was written (checksum)"
+                      : t->fault == DSI_OFFLOAD_SHORT
+                          ? (t->write ? "the system took no more bytes" : "the file ends early")
+                          : strerror(t->code);
+    return dsi_fail(&s->error, status, "offload: rank %d: %s of tensor '%.100s', file '%.200s', offset %zu: %s",
+                    s->rank, t->write ? "write" : "read", tensor->name, dsi_offload_place(s), t->fault_at, why);
+}
+
+// >>engines
+
+DS_API const char *ds_offload_engine_name(ds_offload_engine engine) {
+    static const char *const names[] = {"auto", "libaio", "kernel aio", "threads"};
+    return (unsigned)engine < 4 ? names[engine] : "unknown";
+}
+
+/* The kernel's own structures, declared here because <linux/aio_abi.h> and <libaio.h> give them the same names. */
+typedef struct dsi_offload_iocb {
+    uint64_t data;
+    uint32_t key, rw_flags;
+    uint16_t opcode; /* 0 read, 1 write */
+    int16_t priority;
+    uint32_t fd;
+    uint64_t buffer, bytes;
+    int64_t offset;
+    uint64_t reserved;
+    uint32_t flags, result_fd;
+} dsi_offload_iocb;
+typedef struct dsi_offload_event {
+    uint64_t data, object;
+    int64_t result, result2;
+} dsi_offload_event;
+
+/* A queue of libaio (opened at run time) or of the system calls that it wraps. */
+typedef struct dsi_offload_queue {
+    void *context, *library;
+    int (*setup)(int depth, void **context);
+    int (*destroy)(void *context);
+    int (*submit)(void *context, long count, dsi_offload_iocb **list);
+    int (*events)(void *context, long at_least, long at_most, dsi_offload_event *events, struct timespec *timeout);
+    unsigned depth;
+    ds_allocator allocator;
+    dsi_offload_event *done;
+    dsi_offload_iocb *blocks;
+    dsi_offload_iocb **list;
+} dsi_offload_queue;
+
+#if defined(__linux__)
+static int dsi_offload_sys_setup(int depth, void **context) {
+    return syscall(SYS_io_setup, depth, context) < 0 ? -errno : 0;
+}
+static int dsi_offload_sys_destroy(void *context) {
+    return syscall(SYS_io_destroy, context) < 0 ? -errno : 0;
+}
+static int dsi_offload_sys_submit(void *context, long count, dsi_offload_iocb **list) {
+    long n = syscall(SYS_io_submit, context, count, list);
+    return n < 0 ? -errno : (int)n;
+}
+static int dsi_offload_sys_events(void *context, long at_least, long at_most, dsi_offload_event *events,
+                                  struct timespec *timeout) {
+    long n = syscall(SYS_io_getevents, context, at_least, at_most, events, timeout);
+    return n < 0 ? -errno : (int)n;
+}
+#endif
+
+static size_t dsi_offload_queue_bytes(unsigned depth) {
+    return sizeof(dsi_offload_queue) +
+           depth * (sizeof(dsi_offload_event) + sizeof(dsi_offload_iocb) + sizeof(dsi_offload_iocb *));
+}
+
+static bool dsi_offload_bind(dsi_offload_queue *q, ds_offload_engine engine) {
+#if DS_OFFLOAD_USE_LIBAIO
+    if (engine == DS_OFFLOAD_ENGINE_LIBAIO) {
+        void *symbol;
+        q->library = dlopen("libaio.so.1", RTLD_NOW | RTLD_LOCAL);
+        if (!q->library) q->library = dlopen("libaio.so", RTLD_NOW | RTLD_LOCAL);
+        if (!q->library) return false;
+#define DSI_OFFLOAD_BIND(field, name)                                                                                  \
+    symbol = dlsym(q->library, name);                                                                                  \
+    if (!symbol) return dlclose(q->library), false;                                                                    \
+    memcpy(&q->field, &symbol, sizeof symbol);
+        DSI_OFFLOAD_BIND(setup, "io_setup")
+        DSI_OFFLOAD_BIND(destroy, "io_destroy")
+        DSI_OFFLOAD_BIND(submit, "io_submit")
+        DSI_OFFLOAD_BIND(events, "io_getevents")
+#undef DSI_OFFLOAD_BIND
+        return true;
+    }
+#endif
+#if defined(__linux__)
+    if (engine == DS_OFFLOAD_ENGINE_KERNEL) {
+        q->setup = dsi_offload_sys_setup;
+        q->destroy = dsi_offload_sys_destroy;
+        q->submit = dsi_offload_sys_submit;
+        q->events = dsi_offload_sys_events;
+        return true;
+    }
+#endif
+    return false;
+}
+
+static int dsi_offload_queue_setup(void *ctx, unsigned depth, void **queue) {
+    const ds_offload *s = (const ds_offload *)ctx;
+    dsi_offload_queue *q = (dsi_offload_queue *)dsi_alloc_zero(&s->allocator, dsi_offload_queue_bytes(depth));
+    int code = -ENOSYS;
+    if (!q) return -ENOMEM;
+    q->allocator = s->allocator;
+    q->depth = depth;
+    q->done = (dsi_offload_event *)(void *)(q + 1);
+    q->blocks = (dsi_offload_iocb *)(void *)(q->done + depth);
+    q->list = (dsi_offload_iocb **)(void *)(q->blocks + depth);
+    if (dsi_offload_bind(q, s->engine)) {
+        code = q->setup((int)depth, &q->context);
+        if (code == 0) {
+            *queue = q;
+            return 0;
+        }
+#if DS_OFFLOAD_USE_LIBAIO
+        if (q->library) dlclose(q->library);
+#endif
+    }
+    dsi_release(&s->allocator, q, dsi_offload_queue_bytes(depth));
+    return code;
+}
+static void dsi_offload_queue_teardown(void *ctx, void *queue) {
+    dsi_offload_queue *q = (dsi_offload_queue *)queue;
+    ds_allocator allocator = q->allocator;
+    (void)ctx;
+    (void)q->destroy(q->context);
+#if DS_OFFLOAD_USE_LIBAIO
+    if (q->library) dlclose(q->library);
+#endif
+    dsi_release(&allocator, q, dsi_offload_queue_bytes(q->depth));
+}
+static int dsi_offload_queue_submit(void *ctx, void *queue, ds_offload_request **requests, int count) {
+    dsi_offload_queue *q = (dsi_offload_queue *)queue;
+    (void)ctx;
+    for (int i = 0; i < count; i++) {
+        dsi_offload_iocb *b = &q->blocks[i];
+        memset(b, 0, sizeof *b);
+        b->data = (uint64_t)(uintptr_t)requests[i];
+        b->opcode = requests[i]->write;
+        b->fd = (uint32_t)requests[i]->fd;
+        b->buffer = (uint64_t)(uintptr_t)requests[i]->buffer;
+        b->bytes = requests[i]->bytes;
+        b->offset = requests[i]->offset;
+        q->list[i] = b;
+    }
+    return q->submit(q->context, count, q->list);
+}
+static int dsi_offload_queue_events(void *ctx, void *queue, int at_least, int at_most, ds_offload_request **done,
+                                    int64_t timeout) {
+    dsi_offload_queue *q = (dsi_offload_queue *)queue;
+    struct timespec t;
+    int n;
+    (void)ctx;
+    t.tv_sec = (time_t)(timeout / 1000000000);
+    t.tv_nsec = (long)(timeout % 1000000000);
+    n = q->events(q->context, at_least, at_most, q->done, &t);
+    for (int i = 0; i < n; i++) {
+        done[i] = (ds_offload_request *)(uintptr_t)q->done[i].data;
+        done[i]->result = q->done[i].result;
+    }
+    return n;
+}
+
+/* Plain reads and writes on the worker's own thread: submit does them, events hands them back. */
+typedef struct dsi_offload_plain {
+    ds_offload_request **done;
+    int count, depth;
+} dsi_offload_plain;
+static int dsi_offload_plain_setup(void *ctx, unsigned depth, void **queue) {
+    const ds_offload *s = (const ds_offload *)ctx;
+    dsi_offload_plain *q = (dsi_offload_plain *)dsi_alloc_zero(&s->allocator, sizeof *q + depth * sizeof *q->done);
+    if (!q) return -ENOMEM;
+    q->done = (ds_offload_request **)(void *)(q + 1);
+    q->depth = (int)depth;
+    *queue = q;
+    return 0;
+}
+static void dsi_offload_plain_teardown(void *ctx, void *queue) {
+    const ds_offload *s = (const ds_offload *)ctx;
+    dsi_offload_plain *q = (dsi_offload_plain *)queue;
+    dsi_release(&s->allocator, q, sizeof *q + (size_t)q->depth * sizeof *q->done);
+}
+static int dsi_offload_plain_submit(void *ctx, void *queue, ds_offload_request **requests, int count) {
+    const ds_offload *s = (const ds_offload *)ctx;
+    dsi_offload_plain *q = (dsi_offload_plain *)queue;
+    for (int i = 0; i < count; i++) {
+        ds_offload_request *r = requests[i];
+        r->result = r->write ? s->files.write(s->files.ctx, r->fd, r->buffer, r->bytes, r->offset)
+                             : s->files.read(s->files.ctx, r->fd, r->buffer, r->bytes, r->offset);
+        q->done[q->count++] = r;
+    }
+    return count;
+}
+static int dsi_offload_plain_events(void *ctx, void *queue, int at_least, int at_most, ds_offload_request **done,
+                                    int64_t timeout) {
+    dsi_offload_plain *q = (dsi_offload_plain *)queue;
+    int n = q->count < at_most ? q->count : at_most;
+    (void)ctx;
+    (void)at_least;
+    (void)timeout;
+    memcpy(done, q->done, (size_t)n * sizeof *done);
+    q->count -= n;
+    memmove(q->done, q->done + n, (size_t)q->count * sizeof *done);
+    return n;
+}
+
+static void dsi_offload_take_engine(ds_offload *s, ds_offload_engine engine) {
+    bool plain = engine == DS_OFFLOAD_ENGINE_THREADS;
+    s->engine = engine;
+    s->aio.ctx = s;
+    s->aio.setup = plain ? dsi_offload_plain_setup : dsi_offload_queue_setup;
+    s->aio.teardown = plain ? dsi_offload_plain_teardown : dsi_offload_queue_teardown;
+    s->aio.submit = plain ? dsi_offload_plain_submit : dsi_offload_queue_submit;
+    s->aio.events = plain ? dsi_offload_plain_events : dsi_offload_queue_events;
+}
+
+// >>checksums
+
+static void dsi_offload_sum(ds_offload *s, const char *memory, size_t at, size_t bytes) {
+    for (size_t k = 0; k < bytes; k += DSI_OFFLOAD_UNIT) {
+        uint32_t crc = dsi_crc32c(0, memory + k, DSI_OFFLOAD_UNIT);
+        s->sums[(at + k) / DSI_OFFLOAD_UNIT] = crc ? crc : 1;
+    }
+}
+
+/* The offset of the first unit that changed, or SIZE_MAX. A unit never written reads as zeros and is not checked. */
+static size_t dsi_offload_changed(const ds_offload *s, const char *memory, size_t at, size_t bytes) {
+    for (size_t k = 0; k < bytes; k += DSI_OFFLOAD_UNIT) {
+        uint32_t known = s->sums[(at + k) / DSI_OFFLOAD_UNIT], crc;
+        if (!known) continue;
+        crc = dsi_crc32c(0, memory + k, DSI_OFFLOAD_UNIT);
+        if ((crc ? crc : 1) != known) return at + k;
+    }
+    return SIZE_MAX;
+}
+
+// >>worker
+
+/* A transfer is cut into blocks, and the blocks of one transfer are dealt to the workers in runs. Each worker keeps up to
+   `depth` requests in the air, looks at every event's result, resumes what came back short, and goes to the next transfer
+   when its run is through. A transfer is done when every worker has passed it. */
+
+static bool dsi_offload_faulty(const dsi_offload_transfer *t) {
+    return __atomic_load_n(&t->fault, __ATOMIC_RELAXED) != DSI_OFFLOAD_FINE;
+}
+
+static void dsi_offload_set_fault(dsi_offload_worker *w, dsi_offload_transfer *t, dsi_offload_fault fault, int code,
+                                  size_t at) {
+    pthread_mutex_lock(&w->store->lock);
+    if (!t->fault) {
+        t->code = code;
+        t->fault_at = at;
+        __atomic_store_n(&t->fault, fault, __ATOMIC_RELAXED);
+    }
+    pthread_mutex_unlock(&w->store->lock);
+}
+
+static void dsi_offload_aim(dsi_offload_slot *slot, bool write) {
+    slot->request.write = write;
+    slot->request.buffer = slot->memory + slot->done;
+    slot->request.bytes = slot->bytes - slot->done;
+    slot->request.offset = (int64_t)(slot->at + slot->done);
+}
+
+/* Makes a slot ready for the block [at, at + bytes). False when a bounce buffer cannot be had. */
+static bool dsi_offload_prepare(dsi_offload_worker *w, dsi_offload_slot *slot, const dsi_offload_transfer *t, size_t at,
+                                size_t bytes) {
+    ds_offload *s = w->store;
+    bool covered = at >= t->begin && at + bytes <= t->end;
+    char *direct = covered ? t->memory + (at - t->begin) : NULL;
+    slot->at = at;
+    slot->bytes = bytes;
+    slot->done = 0;
+    slot->bounced = !direct || (s->direct && (uintptr_t)direct % s->unit != 0);
+    slot->filling = t->write && !covered;
+    slot->memory = direct;
+    slot->request.fd = s->fd;
+    slot->request.user = slot;
+    if (slot->bounced) {
+        if (!slot->bounce) {
+            slot->bounce = (char *)dsi_alloc_aligned(&s->allocator, s->block, s->unit);
+            if (!slot->bounce) return false;
+            pthread_mutex_lock(&s->lock);
+            s->stats.host_bytes += s->block;
+            if (s->stats.host_bytes > s->stats.host_peak) s->stats.host_peak = s->stats.host_bytes;
+            pthread_mutex_unlock(&s->lock);
+        }
+        slot->memory = slot->bounce;
+        if (t->write && covered) memcpy(slot->bounce, direct, bytes);
+    }
+    if (t->write && !slot->filling && s->sums) dsi_offload_sum(s, slot->memory, at, bytes);
+    dsi_offload_aim(slot, t->write && !slot->filling);
+    slot->busy = true;
+    return true;
+}
+
+/* The part of the caller's memory that a block holds. */
+static void dsi_offload_overlap(const dsi_offload_slot *slot, const dsi_offload_transfer *t, size_t *from,
+                                size_t *bytes) {
+    size_t a = slot->at > t->begin ? slot->at : t->begin,
+           b = slot->at + slot->bytes < t->end ? slot->at + slot->bytes : t->end;
+    *from = a;
+    *bytes = b - a;
+}
+
+/* Takes an event. True: the slot has more to do and is to be submitted again. */
+static bool dsi_offload_settle(dsi_offload_worker *w, dsi_offload_slot *slot, dsi_offload_transfer *t) {
+    ds_offload *s = w->store;
+    int64_t n = slot->request.result;
+    size_t from, bytes, changed;
+    if (n == -EINTR || n == -EAGAIN) return true;
+    slot->busy = false;
+    if (n < 0) return dsi_offload_set_fault(w, t, DSI_OFFLOAD_ERRNO, (int)-n, slot->at + slot->done), false;
+    if ((size_t)n < slot->request.bytes && s->direct) n -= n % (int64_t)s->unit; /* go on from where O_DIRECT can */
+    if (n == 0) return dsi_offload_set_fault(w, t, DSI_OFFLOAD_SHORT, 0, slot->at + slot->done), false;
+    slot->done += (size_t)n;
+    if (slot->done < slot->bytes) {
+        dsi_offload_aim(slot, slot->request.write);
+        return slot->busy = true;
+    }
+    if (slot->request.write) return false;
+    if (s->sums && (changed = dsi_offload_changed(s, slot->memory, slot->at, slot->bytes)) != SIZE_MAX)
+        return dsi_offload_set_fault(w, t, DSI_OFFLOAD_CHANGED, 0, changed), false;
+    dsi_offload_overlap(slot, t, &from, &bytes);
+    if (slot->filling) { /* the block is here: change its part and write it */
+        memcpy(slot->bounce + (from - slot->at), t->memory + (from - t->begin), bytes);
+        if (s->sums) dsi_offload_sum(s, slot->bounce, slot->at, slot->bytes);
+        slot->filling = false;
+        slot->done = 0;
+        dsi_offload_aim(slot, true);
+        return slot->busy = true;
+    }
+    if (slot->bounced) memcpy(t->memory + (from - t->begin), slot->bounce + (from - slot->at), bytes);
+    return false;
+}
+
+/* Hands requests to the kernel; what it does not take now (EAGAIN, or fewer than asked) is offered again. */
+static bool dsi_offload_submit(dsi_offload_worker *w, dsi_offload_transfer *t, int count) {
+    ds_offload *s = w->store;
+    int sent = 0;
+    int64_t deadline = dsi_deadline(&s->clock, s->timeout);
+    while (sent < count) {
+        int n = s->aio.submit(s->aio.ctx, w->queue, w->batch + sent, s->single_submit ? 1 : count - sent);
+        if (n > 0) {
+            sent += n;
+            w->flying += (unsigned)n;
+            continue;
+        }
+        if ((n == 0 || n == -EAGAIN || n == -EINTR) && dsi_now(&s->clock) < deadline) {
+            if (w->flying) break; /* room comes with the next event */
+            dsi_sleep(&s->clock, 100000);
+            continue;
+        }
+        dsi_offload_set_fault(w, t, DSI_OFFLOAD_ERRNO, n ? -n : EAGAIN, ((dsi_offload_slot *)w->batch[sent]->user)->at);
+        for (int i = sent; i < count; i++) ((dsi_offload_slot *)w->batch[i]->user)->busy = false;
+        return false;
+    }
+    for (int i = sent; i < count; i++) w->batch[i]->result = -EAGAIN;
+    w->unsent += (unsigned)(count - sent);
+    pthread_mutex_lock(&s->lock);
+    s->stats.requests += (uint64_t)sent;
+    pthread_mutex_unlock(&s->lock);
+    return true;
+}
+
+/* This worker's run of a transfer. */
+static void dsi_offload_run(dsi_offload_worker *w, dsi_offload_transfer *t) {
+    ds_offload *s = w->store;
+    size_t first = t->begin / s->unit * s->unit, end = dsi_round_up(t->end, s->unit);
+    size_t blocks = (end - first) / s->block + ((end - first) % s->block != 0);
+    size_t at = first + blocks / s->n_workers * w->index * s->block, stop;
+    size_t extra = blocks % s->n_workers;
+    at += (w->index < extra ? w->index : extra) * s->block;
+    stop = at + (blocks / s->n_workers + (w->index < extra)) * s->block;
+    if (stop > end) stop = end;
+    while (((at < stop || w->unsent) && !dsi_offload_faulty(t)) || w->flying) {
+        int count = 0, n;
+        bool more = !dsi_offload_faulty(t);
+        w->unsent = 0;
+        for (unsigned i = 0; i < s->depth; i++) { /* again what was not taken, then new blocks into free slots */
+            dsi_offload_slot *slot = &w->slots[i];
+            if (slot->busy && slot->request.result == -EAGAIN)
+                w->batch[count++] = &slot->request;
+            else if (!slot->busy && at < stop && more && !(s->no_overlap && w->flying)) {
+                size_t bytes = stop - at < s->block ? stop - at : s->block;
+                if (!dsi_offload_prepare(w, slot, t, at, bytes)) {
+                    dsi_offload_set_fault(w, t, DSI_OFFLOAD_ERRNO, ENOMEM, at);
+                    break;
+                }
+                slot->request.result = 0;
+                w->batch[count++] = &slot->request;
+                at += bytes;
+            }
+        }
+        for (int i = 0; i < count; i++) w->batch[i]->result = 0;
+        if (count) (void)dsi_offload_submit(w, t, count);
+        if (!w->flying) continue;
+        n = s->aio.events(s->aio.ctx, w->queue, s->no_overlap ? (int)w->flying : 1, (int)w->flying, w->batch + s->depth,
+                          1000000000);
+        if (n < 0 && n != -EINTR && n != -EAGAIN) { /* the queue itself is broken: nothing more will come of it */
+            dsi_offload_set_fault(w, t, DSI_OFFLOAD_ERRNO, -n, at < stop ? at : t->begin);
+            for (unsigned i = 0; i < s->depth; i++) w->slots[i].busy = false;
+            w->flying = 0;
+            return;
+        }
+        count = 0;
+        for (int i = 0; i < n; i++) {
+            dsi_offload_slot *slot = (dsi_offload_slot *)w->batch[s->depth + (unsigned)i]->user;
+            w->flying--;
+            if (dsi_offload_settle(w, slot, t)) slot->request.result = 0, w->batch[count++] = &slot->request;
+        }
+        if (count) (void)dsi_offload_submit(w, t, count);
+    }
+    for (unsigned i = 0; i < s->depth; i++) w->slots[i].busy = false;
+}
+
+static dsi_offload_transfer *dsi_offload_number(ds_offload *s, uint64_t number) {
+    return &s->transfers[number % DSI_OFFLOAD_TRANSFERS];
+}
+
+static void *dsi_offload_main(void *arg) {
+    dsi_offload_worker *w = (dsi_offload_worker *)arg;
+    ds_offload *s = w->store;
+    pthread_mutex_lock(&s->lock);
+    for (;;) {
+        dsi_offload_transfer *t;
+        if (w->passed == s->started) {
+            if (s->stop) break;
+            pthread_cond_wait(&s->wake, &s->lock);
+            continue;
+        }
+        t = dsi_offload_number(s, w->passed + 1);
+        if (t->after && !dsi_offload_number(s, t->after)->done) { /* older, so every worker will come through it */
+            pthread_cond_wait(&s->wake, &s->lock);
+            continue;
+        }
+        pthread_mutex_unlock(&s->lock);
+        if (t->begin < t->end) dsi_offload_run(w, t);
+        pthread_mutex_lock(&s->lock);
+        w->passed++;
+        if (--t->left == 0) {
+            t->done = true;
+            pthread_cond_broadcast(&s->wake);
+            pthread_cond_broadcast(&s->done);
+        }
+    }
+    pthread_mutex_unlock(&s->lock);
+    return NULL;
+}
+
+// >>create
+
+/* Signals are for the program's own threads. */
+static int dsi_offload_thread(dsi_offload_worker *w) {
+    sigset_t all, before;
+    int code;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    code = pthread_create(&w->thread, NULL, dsi_offload_main, w);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return code;
+}
+
+static int dsi_offload_open(ds_offload *s, const ds_offload_desc *d, int direct) {
+    int flags = O_RDWR | O_CLOEXEC | direct, fd;
+    char *path = s->path;
+    size_t folder = strlen(d->folder);
+    if (d->name) return s->files.open(s->files.ctx, path, flags | O_CREAT, 0600);
+    fd = s->files.open(s->files.ctx, d->folder, flags | DSI_OFFLOAD_TMPFILE, 0600);
+    if (fd >= 0 || (fd != -EOPNOTSUPP && fd != -EISDIR && fd != -ENOENT && fd != -EINVAL)) return fd;
+    for (int n = 0; n < 100; n++) { /* a name for the moment between its making and its removal */
+        snprintf(path, s->path_bytes, "%s/.ds_offload.%ld.%d.%d", d->folder, (long)getpid(), s->rank, n);
+        fd = s->files.open(s->files.ctx, path, flags | O_CREAT | O_EXCL, 0600);
+        if (fd >= 0) (void)s->files.unlink(s->files.ctx, path);
+        path[folder] = 0;
+        if (fd != -EEXIST) break;
+    }
+    return fd;
+}
+
+/* Whether this file really takes unbuffered reads and writes of one unit: some file systems say yes at open and no later. */
+static int dsi_offload_try(ds_offload *s) {
+    char *unit = (char *)dsi_alloc_aligned(&s->allocator, s->unit, s->unit);
+    int64_t n;
+    if (!unit) return -ENOMEM;
+    memset(unit, 0, s->unit);
+    n = s->files.write(s->files.ctx, s->fd, unit, s->unit, 0);
+    if (n == (int64_t)s->unit) n = s->files.read(s->files.ctx, s->fd, unit, s->unit, 0);
+    dsi_release_aligned(&s->allocator, unit, s->unit, s->unit);
+    return n == (int64_t)s->unit ? 0 : n < 0 ? (int)n : -EIO;
+}
+
+static ds_status dsi_offload_open_file(ds_offload *s, const ds_offload_desc *d) {
+    int there = s->files.exists(s->files.ctx, d->folder), code;
+    size_t room = strlen(d->folder) + (d->name ? strlen(d->name) : 0) + 80;
+    s->path = (char *)dsi_alloc(&s->allocator, room);
+    if (!s->path) return dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no memory for a path");
+    s->path_bytes = room;
+    snprintf(s->path, room, "%s", d->folder);
+    if (there == 0) return dsi_offload_refuse(s, -ENOENT, "swap in folder");
+    if (there < 0) return dsi_offload_refuse(s, there, "swap in folder");
+    if (d->name) {
+        snprintf(s->path, room, "%s/%s.rank%d", d->folder, d->name, d->rank);
+        s->named = true;
+    }
+    s->direct = !d->buffered;
+    s->fd = dsi_offload_open(s, d, s->direct ? DSI_OFFLOAD_DIRECT : 0);
+    code = s->fd;
+    if (s->fd >= 0) code = dsi_offload_try(s);
+    if (s->direct && (code == -EINVAL || code == -EOPNOTSUPP)) {
+        dsi_log(&s->logger, "ds_offload", DS_LOG_INFO, 2,
+                "'%s' refuses O_DIRECT (%s); reads and writes go through the page cache", s->path, strerror(-code));
+        if (s->fd >= 0) s->files.close(s->files.ctx, s->fd);
+        s->direct = false;
+        s->fd = dsi_offload_open(s, d, 0);
+        code = s->fd;
+        if (s->fd >= 0) code = dsi_offload_try(s);
+    }
+    if (code < 0) return dsi_offload_refuse(s, code, "make a swap file in");
+    return DS_OK;
+}
+
+static ds_status dsi_offload_start_workers(ds_offload *s) {
+    static const ds_offload_engine order[] = {DS_OFFLOAD_ENGINE_LIBAIO, DS_OFFLOAD_ENGINE_KERNEL,
+                                              DS_OFFLOAD_ENGINE_THREADS};
+    bool given = s->aio.setup != NULL, any = s->engine == DS_OFFLOAD_ENGINE_AUTO;
+    ds_offload_engine wanted = s->engine;
+    int code = -ENOSYS;
+    s->workers = (dsi_offload_worker *)dsi_alloc_zero(&s->allocator, s->n_workers * sizeof *s->workers);
+    if (!s->workers) return dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no memory for %u workers", s->n_workers);
+    for (int e = 0; e < 3; e++) { /* one queue tells whether an engine works here */
+        if (given)
+            e = 2;
+        else if (any)
+            dsi_offload_take_engine(s, order[e]);
+        else if (order[e] == wanted)
+            dsi_offload_take_engine(s, wanted);
+        else
+            continue;
+        code = s->aio.setup(s->aio.ctx, s->depth, &s->workers[0].queue);
+        if (code == 0) break;
+        dsi_log(&s->logger, "ds_offload", DS_LOG_INFO, 3, "engine %s refused: %s",
+                given ? "(the program's own)" : ds_offload_engine_name(order[e]), strerror(-code));
+        if (code == -ENOMEM) break;
+    }
+    if (code) return dsi_offload_refuse(s, code, "start asynchronous I/O for");
+    for (unsigned i = 0; i < s->n_workers; i++) {
+        dsi_offload_worker *w = &s->workers[i];
+        w->store = s;
+        w->index = i;
+        w->slots = (dsi_offload_slot *)dsi_alloc_zero(&s->allocator, s->depth * sizeof *w->slots);
+        w->batch = (ds_offload_request **)dsi_alloc_zero(&s->allocator, 2 * s->depth * sizeof *w->batch);
+        if (!w->slots || !w->batch)
+            return dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no memory for a queue of %u", s->depth);
+        if (i > 0 && (code = s->aio.setup(s->aio.ctx, s->depth, &w->queue)) != 0)
+            return dsi_offload_refuse(s, code, "start asynchronous I/O for");
+        code = dsi_offload_thread(w);
+        if (code) return dsi_offload_refuse(s, -code, "start a thread for");
+        w->started = true;
+    }
+    return DS_OK;
+}
+
+static ds_status dsi_offload_build(ds_offload *s, const ds_offload_desc *d) {
+    pthread_condattr_t monotonic;
+    ds_status status;
+    if (!d->folder) return DS_OK;
+    if ((status = dsi_offload_open_file(s, d))) return status;
+    s->transfers = (dsi_offload_transfer *)dsi_alloc_zero(&s->allocator, DSI_OFFLOAD_TRANSFERS * sizeof *s->transfers);
+    if (!s->transfers) return dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no memory for the table of transfers");
+    pthread_mutex_init(&s->lock, NULL);
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&s->wake, NULL);
+    pthread_cond_init(&s->done, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+    s->locks = true;
+    if ((status = dsi_offload_start_workers(s))) return status;
+    dsi_log(&s->logger, "ds_offload", DS_LOG_INFO, 1,
+            "swapping in '%s': %s, O_DIRECT %s, blocks of %zu bytes, depth %u, %u threads", dsi_offload_place(s),
+            ds_offload_engine_name(s->engine), s->direct ? "in force" : "off", s->block, s->depth, s->n_workers);
+    return DS_OK;
+}
+
+DS_API ds_status ds_offload_create_(const ds_offload_desc *desc, size_t desc_bytes, int version, ds_offload **out,
+                                    ds_error *error) {
+    ds_offload *s;
+    ds_status status;
+    *out = NULL;
+    if (version != DS_OFFLOAD_VERSION || desc_bytes != sizeof *desc)
+        return dsi_fail(error, DS_ERR_VERSION,
+                        "ds_offload.h: header version %d with a descriptor of %zu bytes, implementation %d with %zu",
+                        version, desc_bytes, DS_OFFLOAD_VERSION, sizeof *desc);
+    if ((unsigned)desc->engine > DS_OFFLOAD_ENGINE_THREADS || desc->queue_depth > 65536 || desc->thread_count > 1024)
+        return dsi_fail(error, DS_ERR_ARGUMENT,
+                        "offload: engine %d, queue_depth %u (at most 65536), thread_count %u (at most 1024)",
+                        (int)desc->engine, desc->queue_depth, desc->thread_count);
+    s = (ds_offload *)dsi_alloc_zero(&desc->allocator, sizeof *s);
+    if (!s) return dsi_fail(error, DS_ERR_MEMORY, "offload: no memory for a store");
+    s->allocator = desc->allocator;
+    s->logger = desc->logger;
+    s->clock = desc->clock;
+    s->files = dsi_files(&desc->files);
+    s->aio = desc->aio;
+    s->engine = desc->engine;
+    s->rank = desc->rank;
+    s->fd = -1;
+    s->single_submit = desc->single_submit;
+    s->no_overlap = desc->no_overlap;
+    s->pin = desc->pin_memory;
+    s->checksums = desc->checksums;
+    s->unit = DSI_OFFLOAD_UNIT;
+    s->block = dsi_round_up(desc->block_size ? desc->block_size : 1 << 20, DSI_OFFLOAD_UNIT);
+    s->depth = desc->queue_depth ? desc->queue_depth : 8;
+    s->n_workers = desc->thread_count ? desc->thread_count : 1;
+    s->timeout = desc->timeout ? desc->timeout : 60000000000;
+    status = dsi_offload_build(s, desc);
+    if (status) {
+        if (error) *error = s->error;
+        ds_offload_destroy(s);
+        return status;
+    }
+    *out = s;
+    return DS_OK;
+}
+
+DS_API void ds_offload_destroy(ds_offload *s) {
+    if (!s) return;
+    if (s->locks) {
+        pthread_mutex_lock(&s->lock);
+        s->stop = true;
+        pthread_cond_broadcast(&s->wake);
+        pthread_mutex_unlock(&s->lock);
+    }
+    for (unsigned i = 0; s->workers && i < s->n_workers; i++) {
+        dsi_offload_worker *w = &s->workers[i];
+        if (w->started) pthread_join(w->thread, NULL);
+        if (w->queue) s->aio.teardown(s->aio.ctx, w->queue);
+        for (unsigned k = 0; w->slots && k < s->depth; k++)
+            dsi_release_aligned(&s->allocator, w->slots[k].bounce, s->block, s->unit);
+        dsi_release(&s->allocator, w->slots, s->depth * sizeof *w->slots);
+        dsi_release(&s->allocator, w->batch, 2 * s->depth * sizeof *w->batch);
+    }
+    dsi_release(&s->allocator, s->workers, s->n_workers * sizeof *s->workers);
+    if (s->locks) {
+        pthread_cond_destroy(&s->done);
+        pthread_cond_destroy(&s->wake);
+        pthread_mutex_destroy(&s->lock);
+    }
+    if (s->fd >= 0) s->files.close(s->files.ctx, s->fd);
+    for (size_t i = 0; i < s->n_tensors; i++) {
+        dsi_offload_tensor *t = &s->tensors[i];
+        if (t->memory && s->pin) ds_offload_unpin(t->memory, dsi_round_up(t->bytes, DSI_OFFLOAD_UNIT));
+        dsi_release_aligned(&s->allocator, t->memory, dsi_round_up(t->bytes, DSI_OFFLOAD_UNIT), DSI_OFFLOAD_UNIT);
+        dsi_release(&s->allocator, t->name, strlen(t->name) + 1);
+    }
+    dsi_release(&s->allocator, s->tensors, s->tensor_room * sizeof *s->tensors);
+    dsi_release(&s->allocator, s->sums, s->sum_room * sizeof *s->sums);
+    dsi_release(&s->allocator, s->transfers, DSI_OFFLOAD_TRANSFERS * sizeof *s->transfers);
+    dsi_release(&s->allocator, s->path, s->path_bytes);
+    {
+        ds_allocator allocator = s->allocator;
+        dsi_release(&allocator, s, sizeof *s);
+    }
+}
+
+DS_API const ds_error *ds_offload_error(const ds_offload *s) {
+    return &s->error;
+}
+
+DS_API void ds_offload_get_stats(const ds_offload *s, ds_offload_stats *out) {
+    ds_offload *changing = (ds_offload *)(uintptr_t)s; /* the lock is not part of what the caller may not change */
+    if (s->locks) pthread_mutex_lock(&changing->lock);
+    *out = s->stats;
+    out->file_bytes = s->file_bytes;
+    out->direct = s->direct && s->fd >= 0;
+    out->engine = s->engine;
+    if (s->locks) pthread_mutex_unlock(&changing->lock);
+}
+
+// >>tensors
+
+/* `count` more entries in an array; false leaves it as it was. */
+static bool dsi_offload_grow(ds_offload *s, void **array, size_t *room, size_t needed, size_t each) {
+    size_t more = *room ? *room : 8;
+    void *bigger;
+    if (needed <= *room) return true;
+    while (more < needed) more *= 2;
+    bigger = dsi_alloc_zero(&s->allocator, dsi_mul(more, each));
+    if (!bigger) return false;
+    if (*room) memcpy(bigger, *array, *room * each);
+    dsi_release(&s->allocator, *array, *room * each);
+    *array = bigger;
+    *room = more;
+    return true;
+}
+
+static ds_status dsi_offload_add_file(ds_offload *s, size_t bytes) {
+    size_t end = dsi_add(s->file_bytes, dsi_round_up(bytes, DSI_OFFLOAD_UNIT));
+    void *sums = s->sums;
+    int code;
+    if (s->fd < 0)
+        return dsi_fail(&s->error, DS_ERR_ARGUMENT, "offload: this store has no disk tier (no folder was given)");
+    if (end > (size_t)INT64_MAX / 2)
+        return dsi_fail(&s->error, DS_ERR_ARGUMENT, "offload: a tensor of %zu bytes", bytes);
+    if (s->checksums && !dsi_offload_grow(s, &sums, &s->sum_room, end / DSI_OFFLOAD_UNIT, sizeof *s->sums))
+        return dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no memory for checksums of %zu bytes", end);
+    s->sums = (uint32_t *)sums;
+    if (end > s->file_bytes) {
+        code = s->files.reserve(s->files.ctx, s->fd, (int64_t)s->file_bytes, (int64_t)(end - s->file_bytes));
+        if (code < 0) return dsi_offload_refuse(s, code, "reserve space in");
+    }
+    s->file_bytes = end;
+    return DS_OK;
+}
+
+static bool dsi_offload_under_way(ds_offload *s) {
+    bool any = false;
+    pthread_mutex_lock(&s->lock);
+    for (uint64_t k = s->started; k > 0 && s->started - k < DSI_OFFLOAD_TRANSFERS; k--)
+        any |= dsi_offload_number(s, k)->used && !dsi_offload_number(s, k)->done;
+    pthread_mutex_unlock(&s->lock);
+    return any;
+}
+
+DS_API ds_status ds_offload_add(ds_offload *s, const char *name, size_t bytes, ds_offload_tier tier,
+                                ds_offload_id *id) {
+    dsi_offload_tensor t;
+    void *tensors = s->tensors;
+    size_t room = s->tensor_room;
+    ds_status status;
+    memset(&t, 0, sizeof t);
+    if (s->locks && dsi_offload_under_way(s))
+        return dsi_fail(&s->error, DS_ERR_STATE, "offload: tensor '%.200s' is added while a transfer is under way",
+                        name);
+    if (!dsi_offload_grow(s, &tensors, &room, s->n_tensors + 1, sizeof *s->tensors))
+        return dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no memory for tensor '%.200s'", name);
+    s->tensors = (dsi_offload_tensor *)tensors;
+    s->tensor_room = room;
+    t.bytes = bytes;
+    t.name = (char *)dsi_alloc(&s->allocator, strlen(name) + 1);
+    if (!t.name) return dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no memory for tensor '%.200s'", name);
+    memcpy(t.name, name, strlen(name) + 1);
+    if (tier == DS_OFFLOAD_NVME) {
+        t.offset = s->file_bytes;
+        if ((status = dsi_offload_add_file(s, bytes))) {
+            dsi_release(&s->allocator, t.name, strlen(name) + 1);
+            return status;
+        }
+    } else {
+        size_t whole = dsi_round_up(bytes, DSI_OFFLOAD_UNIT);
+        t.memory = (char *)dsi_alloc_aligned(&s->allocator, whole, DSI_OFFLOAD_UNIT);
+        if (!t.memory) {
+            dsi_release(&s->allocator, t.name, strlen(name) + 1);
+            return dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no memory for tensor '%.200s', %zu bytes", name, bytes);
+        }
+        memset(t.memory, 0, whole);
+        if (s->pin && ds_offload_pin(t.memory, whole, NULL))
+            dsi_log(&s->logger, "ds_offload", DS_LOG_WARNING, 4,
+                    "tensor '%s' stays unpinned: the limit on locked memory is reached", name);
+        s->stats.host_bytes += whole;
+        if (s->stats.host_bytes > s->stats.host_peak) s->stats.host_peak = s->stats.host_bytes;
+    }
+    s->tensors[s->n_tensors] = t;
+    *id = (ds_offload_id)s->n_tensors++;
+    return DS_OK;
+}
+
+// >>transfers
+
+/* The newest transfer under way that touches the same blocks and cannot go along with this one. */
+static uint64_t dsi_offload_conflict(ds_offload *s, const dsi_offload_transfer *t) {
+    size_t begin = t->begin / s->unit * s->unit, end = dsi_round_up(t->end, s->unit);
+    for (uint64_t k = s->started; k > 0 && s->started - k < DSI_OFFLOAD_TRANSFERS; k--) {
+        const dsi_offload_transfer *o = dsi_offload_number(s, k);
+        if (o->used && !o->done && (o->write || t->write) && o->begin < end && dsi_round_up(o->end, s->unit) > begin)
+            return k;
+    }
+    return 0;
+}
+
+static ds_status dsi_offload_start(ds_offload *s, ds_offload_id id, size_t offset, size_t bytes, char *memory,
+                                   bool write, ds_offload_ticket *ticket) {
+    dsi_offload_tensor *tensor;
+    dsi_offload_transfer t, *slot;
+    *ticket = 0;
+    if (id >= s->n_tensors) return dsi_fail(&s->error, DS_ERR_ARGUMENT, "offload: tensor %u of %zu", id, s->n_tensors);
+    tensor = &s->tensors[id];
+    if (offset > tensor->bytes || bytes > tensor->bytes - offset || (bytes && !memory))
+        return dsi_fail(&s->error, DS_ERR_ARGUMENT, "offload: tensor '%.200s' has %zu bytes; asked for %zu from %zu on",
+                        tensor->name, tensor->bytes, bytes, offset);
+    memset(&t, 0, sizeof t);
+    t.used = true;
+    t.write = write;
+    t.id = id;
+    t.memory = memory;
+    t.begin = tensor->offset + offset;
+    t.end = t.begin + bytes;
+    t.left = s->n_workers;
+    if (tensor->memory && bytes) {
+        if (write)
+            memcpy(tensor->memory + offset, memory, bytes);
+        else
+            memcpy(memory, tensor->memory + offset, bytes);
+    }
+    if (!s->locks) { /* a store without a disk: all is done */
+        *ticket = UINT64_MAX;
+        return DS_OK;
+    }
+    pthread_mutex_lock(&s->lock);
+    slot = dsi_offload_number(s, s->started + 1);
+    if (slot->used) {
+        pthread_mutex_unlock(&s->lock);
+        return dsi_fail(&s->error, DS_ERR_STATE, "offload: %d transfers were started and not waited for",
+                        DSI_OFFLOAD_TRANSFERS);
+    }
+    if (tensor->memory)
+        t.begin = t.end = 0;
+    else {
+        t.after = dsi_offload_conflict(s, &t);
+        if (write)
+            s->stats.writes++, s->stats.bytes_written += bytes;
+        else
+            s->stats.reads++, s->stats.bytes_read += bytes;
+    }
+    *slot = t;
+    *ticket = ++s->started;
+    pthread_cond_broadcast(&s->wake);
+    pthread_mutex_unlock(&s->lock);
+    return DS_OK;
+}
+
+DS_API ds_status ds_offload_start_read(ds_offload *s, ds_offload_id id, size_t offset, size_t bytes, void *to,
+                                       ds_offload_ticket *ticket) {
+    return dsi_offload_start(s, id, offset, bytes, (char *)to, false, ticket);
+}
+DS_API ds_status ds_offload_start_write(ds_offload *s, ds_offload_id id, size_t offset, size_t bytes, const void *from,
+                                        ds_offload_ticket *ticket) {
+    return dsi_offload_start(s, id, offset, bytes, (char *)(uintptr_t)from, true, ticket); /* read from only */
+}
+
+static dsi_offload_transfer *dsi_offload_of(ds_offload *s, ds_offload_ticket ticket) {
+    dsi_offload_transfer *t = dsi_offload_number(s, ticket);
+    return ticket == 0 || ticket > s->started || s->started - ticket >= DSI_OFFLOAD_TRANSFERS || !t->used ? NULL : t;
+}
+
+DS_API ds_status ds_offload_wait(ds_offload *s, ds_offload_ticket ticket) {
+    dsi_offload_transfer *t;
+    ds_status status = DS_OK;
+    int64_t deadline;
+    if (!s->locks && ticket == UINT64_MAX) return DS_OK;
+    deadline = dsi_deadline(&s->clock, s->timeout);
+    if (s->locks) pthread_mutex_lock(&s->lock);
+    t = s->locks ? dsi_offload_of(s, ticket) : NULL;
+    while (t && !t->done && !status) {
+        struct timespec soon; /* in slices, so that a clock of the caller's own decides when the deadline has come */
+        clock_gettime(CLOCK_MONOTONIC, &soon);
+        soon.tv_nsec += 100000000;
+        if (soon.tv_nsec >= 1000000000) soon.tv_nsec -= 1000000000, soon.tv_sec++;
+        if (pthread_cond_timedwait(&s->done, &s->lock, &soon) == ETIMEDOUT && !t->done && dsi_now(&s->clock) > deadline)
+            status = dsi_fail(&s->error, DS_ERR_TIMEOUT,
+                              "offload: rank %d: %s of tensor '%.150s', file '%.250s', did not end within %lld ms",
+                              s->rank, t->write ? "write" : "read", s->tensors[t->id].name, dsi_offload_place(s),
+                              (long long)(s->timeout / 1000000));
+    }
+    if (t && t->done) {
+        if (t->fault) status = dsi_offload_report(s, t);
+        t->used = false;
+    }
+    if (s->locks) pthread_mutex_unlock(&s->lock);
+    if (!t)
+        return dsi_fail(&s->error, DS_ERR_ARGUMENT, "offload: ticket %llu is not that of a transfer under way",
+                        (unsigned long long)ticket);
+    return status;
+}
+
+DS_API ds_status ds_offload_test(ds_offload *s, ds_offload_ticket ticket, bool *done) {
+    dsi_offload_transfer *t = NULL;
+    *done = !s->locks && ticket == UINT64_MAX;
+    if (*done) return DS_OK;
+    if (s->locks) {
+        pthread_mutex_lock(&s->lock);
+        t = dsi_offload_of(s, ticket);
+        *done = t && t->done;
+        pthread_mutex_unlock(&s->lock);
+    }
+    return t ? DS_OK
+             : dsi_fail(&s->error, DS_ERR_ARGUMENT, "offload: ticket %llu is not that of a transfer under way",
+                        (unsigned long long)ticket);
+}
+
+DS_API ds_status ds_offload_read(ds_offload *s, ds_offload_id id, size_t offset, size_t bytes, void *to) {
+    ds_offload_ticket ticket;
+    ds_status status = ds_offload_start_read(s, id, offset, bytes, to, &ticket);
+    return status ? status : ds_offload_wait(s, ticket);
+}
+DS_API ds_status ds_offload_write(ds_offload *s, ds_offload_id id, size_t offset, size_t bytes, const void *from) {
+    ds_offload_ticket ticket;
+    ds_status status = ds_offload_start_write(s, id, offset, bytes, from, &ticket);
+    return status ? status : ds_offload_wait(s, ticket);
+}
+
+DS_API ds_status ds_offload_pin(void *memory, size_t bytes, ds_error *error) {
+    if (bytes == 0 || mlock(memory, bytes) == 0) return DS_OK;
+    return dsi_fail(error, DS_ERR_IO, "offload: cannot lock %zu bytes in memory: %s (see ulimit -l)", bytes,
+                    strerror(errno));
+}
+DS_API void ds_offload_unpin(void *memory, size_t bytes) {
+    if (bytes) (void)munlock(memory, bytes);
+}
+
+#undef DSI_OFFLOAD_UNIT
+#undef DSI_OFFLOAD_TRANSFERS
+#undef DSI_OFFLOAD_DIRECT
+#undef DSI_OFFLOAD_TMPFILE
 
 #endif /* DS_OFFLOAD_IMPL_DONE */
 

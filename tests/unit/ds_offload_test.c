@@ -1,0 +1,381 @@
+/* The store against a plain array: random transfers through every engine and setting; every request made to fail in turn. */
+#define DS_OFFLOAD_IMPLEMENTATION
+#include "ds_offload.h"
+#include "../test.h"
+
+enum { N_TENSORS = 4, MOST = 300000 };
+static const size_t sizes[N_TENSORS] = {1, 4096, 100001, MOST};
+static char root[256];
+
+typedef struct model {
+    ds_offload *store;
+    ds_offload_id id[N_TENSORS];
+    unsigned char *bytes[N_TENSORS];
+} model;
+
+static ds_offload_desc plain_desc(void) {
+    ds_offload_desc d;
+    memset(&d, 0, sizeof d);
+    d.folder = root;
+    d.block_size = 8192;
+    d.timeout = 20000000000;
+    return d;
+}
+
+static bool make(model *m, const ds_offload_desc *d, ds_offload_tier tier) {
+    ds_error error = {DS_OK, ""};
+    memset(m, 0, sizeof *m);
+    if (!CHECK(ds_offload_create(d, &m->store, &error) == DS_OK)) return printf("  %s\n", error.message), false;
+    for (int i = 0; i < N_TENSORS; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "t%d", i);
+        CHECK(ds_offload_add(m->store, name, sizes[i], tier, &m->id[i]) == DS_OK);
+        m->bytes[i] = (unsigned char *)calloc(1, sizes[i]);
+    }
+    return true;
+}
+
+static void end(model *m) {
+    ds_offload_destroy(m->store);
+    for (int i = 0; i < N_TENSORS; i++) free(m->bytes[i]);
+}
+
+/* One random transfer; its memory is as long as the range, at a random or page alignment. */
+typedef struct op {
+    ds_offload_ticket ticket;
+    unsigned char *block, *memory;
+    size_t tensor, offset, bytes;
+    bool write;
+    unsigned char *expected; /* of a read: what was there when it started */
+} op;
+
+static void start(model *m, op *o, uint64_t *random) {
+    size_t i = o->tensor = test_random(random) % N_TENSORS,
+           skew = test_random(random) & 1 ? 0 : test_random(random) % 64;
+    o->offset = test_random(random) % sizes[i];
+    if (test_random(random) & 1) o->offset = o->offset / 4096 * 4096;
+    o->bytes = test_random(random) % (sizes[i] - o->offset + 1);
+    if (test_random(random) & 1) o->bytes = o->bytes / 4096 * 4096;
+    o->write = test_random(random) & 1;
+    CHECK(posix_memalign((void **)&o->block, 4096, o->bytes + 64) == 0);
+    o->memory = o->block + skew;
+    o->expected = NULL;
+    if (o->write) {
+        for (size_t k = 0; k < o->bytes; k++) o->memory[k] = (unsigned char)test_random(random);
+        memcpy(m->bytes[i] + o->offset, o->memory, o->bytes);
+        CHECK(ds_offload_start_write(m->store, m->id[i], o->offset, o->bytes, o->memory, &o->ticket) == DS_OK);
+    } else {
+        o->expected = (unsigned char *)malloc(o->bytes + 1);
+        memcpy(o->expected, m->bytes[i] + o->offset, o->bytes);
+        memset(o->memory, 0xA5, o->bytes);
+        CHECK(ds_offload_start_read(m->store, m->id[i], o->offset, o->bytes, o->memory, &o->ticket) == DS_OK);
+    }
+}
+
+static void finish(model *m, op *o) {
+    if (!CHECK(ds_offload_wait(m->store, o->ticket) == DS_OK)) printf("  %s\n", ds_offload_error(m->store)->message);
+    if (!o->write) CHECK(memcmp(o->memory, o->expected, o->bytes) == 0);
+    free(o->expected);
+    free(o->block);
+}
+
+static void random_transfers(model *m, int count, uint64_t seed) {
+    op flying[16];
+    int n = 0;
+    uint64_t random = seed;
+    for (int k = 0; k < count; k++) {
+        if (n == 16) {
+            int out = (int)(test_random(&random) % 16);
+            finish(m, &flying[out]);
+            flying[out] = flying[--n];
+        }
+        start(m, &flying[n++], &random);
+    }
+    while (n) finish(m, &flying[--n]);
+}
+
+static void engines(void) {
+    for (int e = 0; e < 4; e++)
+        for (unsigned flags = 0; flags < 16; flags++) {
+            char name[128];
+            ds_offload_desc d = plain_desc();
+            d.engine = e == 0 ? DS_OFFLOAD_ENGINE_AUTO : (ds_offload_engine)e;
+            d.single_submit = flags & 1;
+            d.no_overlap = flags & 2;
+            d.buffered = flags & 4;
+            d.checksums = flags & 8;
+            d.thread_count = flags & 1 ? 3 : 1;
+            d.queue_depth = flags & 2 ? 1 : 4;
+            snprintf(name, sizeof name, "random transfers: engine %s flags %u",
+                     ds_offload_engine_name((ds_offload_engine)e), flags);
+            TEST_NAMED(name) {
+                model m;
+                ds_offload_stats stats;
+                if (!make(&m, &d, DS_OFFLOAD_NVME)) break;
+                random_transfers(&m, 400, flags * 4u + (unsigned)e + 1);
+                ds_offload_get_stats(m.store, &stats);
+                CHECK(stats.requests > 0 && stats.reads + stats.writes == 400);
+                CHECK(e == 0 || stats.engine == (ds_offload_engine)e);
+                end(&m);
+            }
+        }
+    TEST(host tensors) {
+        ds_offload_desc d = plain_desc();
+        model m;
+        d.pin_memory = true;
+        d.folder = NULL;
+        if (make(&m, &d, DS_OFFLOAD_HOST)) random_transfers(&m, 300, 99);
+        end(&m);
+    }
+    TEST(a new tensor reads as zeros) {
+        ds_offload_desc d = plain_desc();
+        model m;
+        unsigned char *got = (unsigned char *)malloc(MOST);
+        memset(got, 1, MOST);
+        if (make(&m, &d, DS_OFFLOAD_NVME)) CHECK(ds_offload_read(m.store, m.id[3], 0, MOST, got) == DS_OK);
+        CHECK(memcmp(got, m.bytes[3], MOST) == 0);
+        free(got);
+        end(&m);
+    }
+}
+
+/* An engine that does what it is told to at the n-th request. */
+typedef struct trouble {
+    int at, kind; /* 1 EIO, 2 half, 3 EAGAIN, 4 EINTR, 5 nothing at all, 6 ENOSPC, 7 never, 8 submit refuses once */
+    int seen;
+    ds_offload_request *queue[256];
+    int count, refused;
+} trouble;
+static int trouble_setup(void *ctx, unsigned depth, void **queue) {
+    (void)depth;
+    *queue = ctx;
+    return 0;
+}
+static void trouble_teardown(void *ctx, void *queue) {
+    (void)ctx;
+    (void)queue;
+}
+static int trouble_submit(void *ctx, void *queue, ds_offload_request **requests, int count) {
+    trouble *t = (trouble *)ctx;
+    (void)queue;
+    if (t->kind == 8 && t->seen + 1 >= t->at && !t->refused) {
+        t->refused = 1;
+        return -EAGAIN;
+    }
+    for (int i = 0; i < count; i++) {
+        ds_offload_request *r = requests[i];
+        size_t bytes = r->bytes;
+        int now = ++t->seen == t->at ? t->kind : 0;
+        if (now == 1)
+            r->result = -EIO;
+        else if (now == 3)
+            r->result = -EAGAIN;
+        else if (now == 4)
+            r->result = -EINTR;
+        else if (now == 5)
+            r->result = 0;
+        else if (now == 6)
+            r->result = -ENOSPC;
+        else {
+            if (now == 2) bytes = bytes / 2 / 4096 * 4096 + (bytes < 8192 ? bytes / 2 : 0);
+            r->result = r->write ? dsi_sys_write(NULL, r->fd, r->buffer, bytes, r->offset)
+                                 : dsi_sys_read(NULL, r->fd, r->buffer, bytes, r->offset);
+        }
+        if (now != 7) t->queue[t->count++] = r;
+        if (t->kind == 8 && i == 0 && t->refused == 1) { /* and takes only one of several */
+            t->refused = 2;
+            return 1;
+        }
+    }
+    return count;
+}
+static int trouble_events(void *ctx, void *queue, int at_least, int at_most, ds_offload_request **done,
+                          int64_t timeout) {
+    trouble *t = (trouble *)ctx;
+    int count = __atomic_load_n(&t->count, __ATOMIC_ACQUIRE), n = count < at_most ? count : at_most;
+    (void)queue;
+    (void)at_least;
+    (void)timeout;
+    if (n == 0) dsi_sleep(NULL, 1000000);
+    memcpy(done, t->queue, (size_t)n * sizeof *done);
+    memmove(t->queue, t->queue + n, (size_t)(count - n) * sizeof *done);
+    __atomic_store_n(&t->count, count - n, __ATOMIC_RELEASE);
+    return n;
+}
+
+static void failing_requests(void) {
+    for (int kind = 1; kind <= 8; kind++)
+        for (int at = 1; at <= 12; at++) {
+            char name[64];
+            if (kind == 7) continue; /* below */
+            snprintf(name, sizeof name, "request %d: trouble %d", at, kind);
+            TEST_NAMED(name) {
+                trouble t;
+                model m;
+                ds_offload_desc d = plain_desc();
+                ds_status status, expected = kind == 1 || kind == 5 ? DS_ERR_IO : kind == 6 ? DS_ERR_SPACE : DS_OK;
+                unsigned char *data = (unsigned char *)malloc(50000), *back = (unsigned char *)malloc(50000);
+                bool failed;
+                for (int k = 0; k < 50000; k++) data[k] = (unsigned char)(k * 7 + k / 251);
+                memset(&t, 0, sizeof t);
+                d.buffered = true;
+                d.aio.ctx = &t;
+                d.aio.setup = trouble_setup;
+                d.aio.teardown = trouble_teardown;
+                d.aio.submit = trouble_submit;
+                d.aio.events = trouble_events;
+                if (!make(&m, &d, DS_OFFLOAD_NVME)) break;
+                t.at = at;
+                t.kind = kind;
+                status = ds_offload_write(m.store, m.id[2], 1000, 50000, data);
+                failed = status != DS_OK;
+                CHECK(status == DS_OK || status == expected);
+                if (failed) {
+                    CHECK_HAS(ds_offload_error(m.store)->message, "write of tensor 't2'");
+                    CHECK_HAS(ds_offload_error(m.store)->message, root);
+                    CHECK_HAS(ds_offload_error(m.store)->message, "offset");
+                    CHECK(ds_offload_write(m.store, m.id[2], 1000, 50000, data) ==
+                          DS_OK); /* a second try goes through */
+                }
+                status = ds_offload_read(m.store, m.id[2], 1000, 50000, back);
+                CHECK(status == DS_OK || (!failed && status == (kind == 6 ? DS_ERR_SPACE : DS_ERR_IO)));
+                if (status) {
+                    CHECK_HAS(ds_offload_error(m.store)->message, "read of tensor 't2'");
+                    failed = true;
+                    CHECK(ds_offload_read(m.store, m.id[2], 1000, 50000, back) == DS_OK);
+                }
+                CHECK(failed == (expected != DS_OK) || t.seen < at);
+                CHECK(memcmp(data, back, 50000) == 0);
+                free(data);
+                free(back);
+                end(&m);
+            }
+        }
+}
+
+static int64_t passing;
+static int64_t slow_now(void *ctx) {
+    (void)ctx;
+    return __atomic_add_fetch(&passing, 1000000000, __ATOMIC_RELAXED);
+}
+
+static void other_trouble(void) {
+    TEST(a request that never ends : a deadline) {
+        static trouble t;
+        model m;
+        ds_offload_desc d = plain_desc();
+        static unsigned char data[4096];
+        memset(&t, 0, sizeof t);
+        d.buffered = true;
+        d.aio.ctx = &t;
+        d.aio.setup = trouble_setup;
+        d.aio.teardown = trouble_teardown;
+        d.aio.submit = trouble_submit;
+        d.aio.events = trouble_events;
+        d.clock.now = slow_now;
+        if (!make(&m, &d, DS_OFFLOAD_NVME)) break;
+        t.at = 1;
+        t.kind = 7;
+        CHECK(ds_offload_write(m.store, m.id[1], 0, 4096, data) == DS_ERR_TIMEOUT);
+        CHECK_HAS(ds_offload_error(m.store)->message, "tensor 't1'");
+        CHECK_HAS(ds_offload_error(m.store)->message, "did not end within");
+        { /* let it end, so that the store can be given back */
+            dsi_offload_slot *slot = &m.store->workers[0].slots[0];
+            slot->request.result = (int64_t)slot->request.bytes;
+            t.queue[0] = &slot->request;
+            __atomic_store_n(&t.count, 1, __ATOMIC_SEQ_CST);
+        }
+        end(&m);
+    }
+    TEST(data changed behind our back is named) {
+        model m;
+        ds_offload_desc d = plain_desc();
+        char path[400], byte = 'x';
+        static unsigned char data[MOST];
+        int fd;
+        d.checksums = true;
+        d.name = "kept";
+        if (!make(&m, &d, DS_OFFLOAD_NVME)) break;
+        memset(data, 3, sizeof data);
+        CHECK(ds_offload_write(m.store, m.id[3], 0, MOST, data) == DS_OK);
+        snprintf(path, sizeof path, "%s/kept.rank0", root);
+        fd = open(path, O_WRONLY);
+        CHECK(fd >= 0 && pwrite(fd, &byte, 1, (off_t)(m.store->tensors[3].offset + 123456)) == 1);
+        close(fd);
+        CHECK(ds_offload_read(m.store, m.id[3], 0, MOST, data) == DS_ERR_CORRUPT);
+        CHECK_HAS(ds_offload_error(m.store)->message, "checksum");
+        CHECK_HAS(ds_offload_error(m.store)->message, "'t3'");
+        CHECK(ds_offload_write(m.store, m.id[3], 0, MOST, data) == DS_OK);
+        CHECK(ds_offload_read(m.store, m.id[3], 0, MOST, data) == DS_OK);
+        end(&m);
+        CHECK(unlink(path) == 0);
+    }
+    TEST(bad folders) {
+        ds_offload_desc d = plain_desc();
+        ds_offload *s = NULL;
+        ds_error error = {DS_OK, ""};
+        d.folder = "/nonexistent/swap";
+        CHECK(ds_offload_create(&d, &s, &error) == DS_ERR_IO && s == NULL);
+        CHECK_HAS(error.message, "/nonexistent/swap");
+        d.folder = "/dev/null";
+        CHECK(ds_offload_create(&d, &s, &error) == DS_ERR_IO);
+        CHECK_HAS(error.message, "/dev/null");
+    }
+    TEST(misuse) {
+        model m;
+        ds_offload_desc d = plain_desc();
+        char c[8] = {0};
+        ds_offload_ticket ticket;
+        bool done;
+        if (!make(&m, &d, DS_OFFLOAD_NVME)) break;
+        CHECK(ds_offload_read(m.store, 17, 0, 1, c) == DS_ERR_ARGUMENT);
+        CHECK(ds_offload_read(m.store, m.id[1], 4090, 7, c) == DS_ERR_ARGUMENT);
+        CHECK_HAS(ds_offload_error(m.store)->message, "has 4096 bytes; asked for 7 from 4090");
+        CHECK(ds_offload_wait(m.store, 12345) == DS_ERR_ARGUMENT);
+        CHECK(ds_offload_test(m.store, 0, &done) == DS_ERR_ARGUMENT);
+        CHECK(ds_offload_start_write(m.store, m.id[1], 0, 8, c, &ticket) == DS_OK &&
+              ds_offload_wait(m.store, ticket) == DS_OK);
+        CHECK(ds_offload_wait(m.store, ticket) == DS_ERR_ARGUMENT);
+        end(&m);
+        CHECK(ds_offload_create_(&d, 1, DS_OFFLOAD_VERSION, &m.store, NULL) == DS_ERR_VERSION);
+        CHECK(ds_offload_create_(&d, sizeof d, 99, &m.store, NULL) == DS_ERR_VERSION);
+    }
+    TEST(every allocation failing in turn) {
+        for (size_t n = 1;; n++) {
+            test_memory memory = {0};
+            ds_offload_desc d = plain_desc();
+            ds_offload *s = NULL;
+            ds_error error = {DS_OK, ""};
+            ds_offload_id id;
+            static unsigned char data[10000];
+            bool failed = false;
+            memory.fail_at = n;
+            d.checksums = true;
+            d.allocator.alloc = test_alloc;
+            d.allocator.release = test_release;
+            d.allocator.ctx = &memory;
+            if (ds_offload_create(&d, &s, &error)) {
+                failed = true;
+                CHECK(error.status == DS_ERR_MEMORY && s == NULL);
+            } else if (ds_offload_add(s, "a", 10000, DS_OFFLOAD_NVME, &id) || ds_offload_write(s, id, 1, 9000, data)) {
+                failed = true;
+                CHECK(ds_offload_error(s)->message[0] != 0);
+            }
+            ds_offload_destroy(s);
+            CHECK_EQ(memory.live, 0);
+            CHECK_EQ(memory.mismatches, 0);
+            if (!failed) break;
+        }
+    }
+}
+
+int main(int argc, char **argv) {
+    test_begin(argc, argv);
+    snprintf(root, sizeof root, "%s/ds_offload_XXXXXX", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
+    CHECK(mkdtemp(root) != NULL);
+    engines();
+    failing_requests();
+    other_trouble();
+    CHECK(rmdir(root) == 0); /* nothing may be left over */
+    return test_end();
+}
