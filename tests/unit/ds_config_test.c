@@ -1232,6 +1232,94 @@ static void test_values(void) {
     }
 }
 
+static void test_kinds(void) {
+    TEST(defaults_of_each_optimizer) {
+        ds_config *c = parse("{\"train_batch_size\": 1, \"optimizer\": {\"type\": \"Lion\"}}");
+        if (CHECK(c != NULL)) CHECK(c->optimizer.params.betas[1] == 0.99 && c->optimizer.params.betas[0] == 0.9);
+        ds_config_free(c);
+        c = parse("{\"train_batch_size\": 1, \"optimizer\": {\"type\": \"ADAGRAD\"}}");
+        if (CHECK(c != NULL)) CHECK(c->optimizer.params.lr == 0.01 && c->optimizer.params.eps == 1e-10);
+        ds_config_free(c);
+        c = parse("{\"train_batch_size\": 1, \"optimizer\": {\"type\": \"Muon\", \"params\": {\"lr\": 0.5}}}");
+        if (CHECK(c != NULL)) {
+            CHECK(c->optimizer.params.momentum == 0.95 && c->optimizer.params.nesterov &&
+                  c->optimizer.params.adam_lr == 0.5);
+            CHECK_STR(c->optimizer.type, "muon");
+        }
+        ds_config_free(c);
+    }
+    TEST(elastic_nodes_that_fit_no_candidate) {
+        const char *text =
+            "{\"elasticity\": {\"enabled\": true, \"max_train_batch_size\": 100, \"micro_batch_sizes\": [2, 3], "
+            "\"num_gpus_per_node\": 1, \"max_gpus\": 5}}";
+        ds_config *c = parse_for(text, 7);
+        if (CHECK(c != NULL)) CHECK(c->train_batch_size == 98 && c->train_micro_batch_size_per_gpu == 2);
+        ds_config_free(c);
+    }
+    TEST(errors_of_elasticity) {
+        const char *const start =
+            "{\"elasticity\": {\"enabled\": true, \"max_train_batch_size\": 100, \"micro_batch_sizes\": ";
+        static const char *const ends[][2] = {
+            {"[]}}", "expected 1 to 16 of them; got 0"},
+            {"[101]}}", "101 exceeds max_train_batch_size 100"},
+            {"[2], \"min_gpus\": 9, \"max_gpus\": 8}}", "must not be less than min_gpus 9; got 8"},
+            {"[2], \"num_gpus_per_node\": 4, \"model_parallel_size\": 3}}", "must divide num_gpus_per_node 4; got 3"},
+            {"[2], \"version\": 0.1, \"model_parallel_size\": 2}}", "needs version 0.2; got 0.1"},
+            {"[64]}}", "no batch of at most 100 samples suits a world size of 3"}};
+        for (size_t i = 0; i < sizeof ends / sizeof ends[0]; i++) {
+            char text[400];
+            snprintf(text, sizeof text, "%s%s", start, ends[i][0]);
+            expect_problem(text, 3, ends[i][1]);
+            CHECK_EQ(last.errors, 1);
+        }
+    }
+    TEST(more_errors) {
+        ds_config_hints h;
+        ds_config_options options;
+        ds_config *c = NULL;
+        const char *text =
+            "{\"train_batch_size\": 1, \"optimizer\": {\"type\": \"Adam\", \"params\": {\"lr\": \"auto\"}}}";
+        memset(&h, 0, sizeof h);
+        memset(&options, 0, sizeof options);
+        memset(&last, 0, sizeof last);
+        h.given = DS_CONFIG_HINT_LEARNING_RATE;
+        h.learning_rate = -1;
+        options.hints = &h;
+        options.problem = take_problem;
+        options.ctx = &last;
+        CHECK(ds_config_parse(text, strlen(text), &options, &c, NULL) == DS_ERR_INPUT);
+        CHECK_HAS(last.text, "the hint \"learning_rate\" is -1, expected a number of at least 0");
+        expect_problem("{\"train_batch_size\": 1, \"fp16\": {\"enabled\": true, \"initial_scale_power\": 1024}}", 1,
+                       "is no finite scale");
+        expect_problem("{\"train_batch_size\": 1, \"ds\": {\"world_invariant\": true, \"native_reduce\": true}}", 1,
+                       "cannot be combined");
+        expect_problem("{\"train_batch_size\": 1, \"fp16\": {\"train_batch_size\": 1}}", 1,
+                       "it belongs at the top level");
+        expect_problem("{\"train_batch_size\": 1, \"bf16\": {}, \"bfloat16\": {}}", 1, "bfloat16|");
+        expect_problem("{\"train_batch_size\": 1, \"sparse_attention\": {\"different_layout_per_head\": true, "
+                       "\"num_different_global_patterns\": 5}}",
+                       1, "at most num_local_blocks / num_global_blocks = 4; got 5");
+    }
+    TEST(the_json_block_with_memory_of_its_own) {
+        test_memory memory;
+        ds_allocator allocator = {test_alloc, test_release, NULL};
+        dsi_json doc;
+        ds_error error = {DS_OK, ""};
+        memset(&memory, 0, sizeof memory);
+        allocator.ctx = &memory;
+        CHECK(dsi_json_load(&allocator, "{\"a\": [1.5]}", 12, 0, &doc, &error) == DS_OK);
+        CHECK_EQ(dsi_json_get(&doc, 0, "a"), 2);
+        CHECK(dsi_json_get(&doc, 0, "b") == DSI_JSON_NONE);
+        dsi_json_unload(&allocator, &doc);
+        CHECK(dsi_json_load(&allocator, "{\"a\": [1.5}", 11, 0, &doc, &error) == DS_ERR_INPUT);
+        CHECK_STR(error.message, "1:11: expected ',' or ']'");
+        memory.fail_at = memory.calls + 1;
+        CHECK(dsi_json_load(&allocator, "1", 1, 0, &doc, &error) == DS_ERR_MEMORY);
+        CHECK_EQ(memory.live, 0);
+        CHECK_EQ(memory.mismatches, 0);
+    }
+}
+
 static void test_out_of_memory(void) {
     TEST(one_allocation_that_may_fail) {
         test_memory memory;
@@ -1277,6 +1365,7 @@ int main(int argc, char **argv) {
     test_rules();
     test_errors();
     test_values();
+    test_kinds();
     test_out_of_memory();
     return test_end();
 }
