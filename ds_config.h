@@ -51,8 +51,8 @@
        A batch key with "auto" that the two others determine needs no hint.
 
    MEMORY
-       One allocation for ds_config_parse (about 60 bytes for each comma, colon and bracket of the text, and 24 KiB), one
-       for ds_json_parse, given back by the free functions; ds_config_explain makes one for a long value. No recursion,
+       One allocation for ds_config_parse (about 50 bytes for each comma, colon and bracket of the text, three times the
+       text, some 600 bytes for each object, and 24 KiB), one for ds_json_parse, given back by the free functions; ds_config_explain makes one for a long value. No recursion,
        nesting is bounded by options.max_depth, text by options.max_bytes.
 
    ERRORS
@@ -67,18 +67,26 @@
        gradient_clipping 0, steps_per_print 10, fp16.initial_scale_power 16, fp16.min_loss_scale 1, contiguous_gradients
        true, overlap_comm true at stage 3 only, stage3_prefetch_bucket_size 5e7, stage3_param_persistence_threshold 1e5,
        sub_group_size 1e9, offload device none, pin_memory false, flops_profiler.top_modules 1, range_calibration dynamic.
-       Refused here, accepted by DeepSpeed: unknown keys in any section; values of another type that Python would convert
-       ("5" or true for 5, 1 for true); numbers, modes and types without meaning in sections that it does not look at;
-       "auto" where nothing fills it in; nvme without nvme_path; offload_param below stage 3; offload_optimizer at stage
-       0, or on nvme below stage 3; amp with ZeRO, fp16 or bf16; 1-bit optimizers with ZeRO; a partition size of ZeRO++
-       that does not divide the world size; an absent total_num_steps, cycle_min_lr or cycle_max_lr.
-       Accepted here, refused by newer DeepSpeed: amp, sparse_gradients, sparse_attention, curriculum_learning, elasticity
-       and compression_training (which 0.19.8 dropped); zero_optimization.grad_hooks; null for a section (as if absent).
+       Refused here, accepted by DeepSpeed: unknown keys in any section, also among the parameters of an optimizer or
+       scheduler that it implements; duplicate keys however the text came; values of another type that Python would
+       convert ("5" or true for 5, 1 for true); numbers, modes and types without meaning in sections that it does not
+       look at; Hjson (no quotes, no commas, a byte order mark, None); lists of rates per group in a scheduler; "auto"
+       where nothing fills it in; nvme without nvme_path; offload_param below stage 3; offload_optimizer at stage 0, or
+       on nvme below stage 3; amp with ZeRO, fp16 or bf16; 1-bit optimizers with ZeRO; a partition size of ZeRO++ or
+       MiCS that does not divide the world size; an absent total_num_steps, cycle_min_lr or cycle_max_lr; the names of
+       its Python fields (max_live_parameters for stage3_max_live_parameters).
+       Accepted here, refused by newer DeepSpeed: amp, sparse_gradients, sparse_attention, curriculum_learning,
+       progressive_layer_drop, eigenvalue, elasticity and compression_training (which 0.19.8 dropped);
+       zero_optimization.grad_hooks; a section without its `enabled`, which is off.
        Lifted: train_batch_size required; the micro batch together with accumulation; ZeRO with fp16 or with Adam only.
        As DeepSpeed: optimizer names that it implements become lower case, data types fp16, bf16, fp32; fp16 and bf16
-       together are an error; wall_clock_breakdown is on with the flops profiler; an absent optimizer is accepted.
-       aio.thread_count counts (DeepSpeed reads only intra_op_parallelism, its newer name).
-       Sections that are off keep and show their values (DeepSpeed drops some of them).
+       together are an error; wall_clock_breakdown is on with the flops profiler; an absent optimizer is accepted;
+       elasticity gives the batch sizes; null for a section is an error but where it means absence (aio, bf16,
+       comms_logger, sparse_attention, the offload sections, params).
+       aio.thread_count counts (DeepSpeed reads only intra_op_parallelism, its newer name). Values stay where the
+       documents have them: fp16_mixed_quantize is an object, modules always a list, the parameters of amp,
+       curriculum_learning and progressive_layer_drop beside `enabled`. cpu_offload_use_pin_memory becomes pin_memory.
+       Sections that are off or absent keep and show their values (DeepSpeed drops some of them).
 
    KEYS COVERED
        All of the four reference documents and those of the code beside them; see DS_CONFIG_KEYS. */
