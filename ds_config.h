@@ -52,8 +52,9 @@
 
    MEMORY
        One allocation for ds_config_parse (about 50 bytes for each comma, colon and bracket of the text, three times the
-       text, some 600 bytes for each object, and 24 KiB), one for ds_json_parse, given back by the free functions; ds_config_explain makes one for a long value. No recursion,
-       nesting is bounded by options.max_depth, text by options.max_bytes.
+       text, some 600 bytes for each object, and 24 KiB), one for ds_json_parse, given back by the free functions;
+       ds_config_explain makes one for a long value. No recursion; nesting is bounded by options.max_depth, text by
+       options.max_bytes.
 
    ERRORS
        options.problem gets every problem of a file, ds_error the first. DS_ERR_INPUT: the text is wrong.
