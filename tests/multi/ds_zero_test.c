@@ -324,6 +324,47 @@ static void one_result(const char *precision, const char *const *zeros, size_t n
             }
 }
 
+/* Stage 3 with states, or parameters, or both, on disk or in host memory: the same bits again. */
+static void offload(const char *precision) {
+    static outcome out[MAX_WORLD], expected;
+    static const char *const settings[] = {
+        "\"offload_optimizer\": {\"device\": \"nvme\", \"nvme_path\": \"build\"}",
+        "\"offload_optimizer\": {\"device\": \"nvme\", \"nvme_path\": \"build\", \"pipeline_read\": true, "
+        "\"pipeline_write\": true}, "
+        "\"sub_group_size\": 2048",
+        "\"offload_optimizer\": {\"device\": \"nvme\", \"nvme_path\": \"build\", \"pipeline_read\": true}, "
+        "\"sub_group_size\": 1024, "
+        "\"offload_param\": {\"device\": \"nvme\", \"nvme_path\": \"build\"}, \"stage3_max_live_parameters\": 5000, "
+        "\"stage3_prefetch_bucket_size\": 4000",
+        "\"offload_param\": {\"device\": \"nvme\", \"nvme_path\": \"build\"}, \"sub_group_size\": 3000",
+        "\"offload_param\": {\"device\": \"cpu\", \"pin_memory\": true}, \"offload_optimizer\": {\"device\": \"cpu\"}",
+        "\"offload_param\": {\"device\": \"cpu\"}, \"offload_optimizer\": {\"device\": \"nvme\", \"nvme_path\": "
+        "\"build\", "
+        "\"pipeline_write\": true}, \"sub_group_size\": 4096",
+    };
+    for (int world = 1; world < 4; world++)
+        for (int accumulation = 1; accumulation < 3; accumulation++) {
+            setting s = {world, 3, accumulation, 3, precision, NULL, NULL, accumulation == 2, 0};
+            reference(&s, &expected);
+            for (size_t k = 0; k < sizeof settings / sizeof settings[0]; k++) {
+                char name[400], zero[700];
+                snprintf(zero, sizeof zero, ", \"stage3_param_persistence_threshold\": %d, %s", k & 1 ? 100 : 0,
+                         settings[k]);
+                s.zero = zero;
+                snprintf(name, sizeof name, "offload %zu: %s world %d accumulation %d", k, precision, world,
+                         accumulation);
+                TEST_NAMED(name) {
+                    run(&s, out);
+                    for (int r = 0; r < world; r++) {
+                        if (!CHECK(out[r].message[0] == 0)) printf("  rank %d: %s\n", r, out[r].message);
+                        CHECK(same(&out[r], &expected));
+                        CHECK(memcmp(&out[r].plan, &out[r].stats.peak, sizeof(ds_zero_bytes)) == 0);
+                    }
+                }
+            }
+        }
+}
+
 int main(int argc, char **argv) {
     static const char *const zeros[] = {
         ", \"overlap_comm\": false, \"stage3_param_persistence_threshold\": 0",
@@ -340,5 +381,7 @@ int main(int argc, char **argv) {
     one_result("fp32", zeros, 4);
     one_result("bf16", zeros, 4);
     one_result("fp16", zeros, 2);
+    offload("fp32");
+    offload("bf16");
     return test_end();
 }
