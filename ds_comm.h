@@ -416,7 +416,7 @@ typedef struct ds_comm_call {
 /* out = op over all ranks' in[count]. In place: out == in. 2 S (W-1)/W, as a ring; up to 512 bytes: S (W-1). */
 DS_API ds_status ds_comm_all_reduce(ds_comm *comm, const void *in, void *out, size_t count, ds_dtype dtype,
                                     ds_comm_op op);
-/* The same with `out` on the root only (ignored elsewhere). Root S (W-1)/W, others S. */
+/* The same with `out` on the root only (ignored elsewhere). The root nothing, others S. */
 DS_API ds_status ds_comm_reduce(ds_comm *comm, const void *in, void *out, size_t count, ds_dtype dtype, ds_comm_op op,
                                 int root);
 /* Rank r gets out = op over part r of all ranks' `in`. counts NULL: parts of `count`; else `count` is ignored. out_dtype
@@ -1218,35 +1218,31 @@ static const char *dsi_comm_dtype_name(uint32_t dtype) {
     return dtype < DS_DTYPE_COUNT ? names[dtype] : "?";
 }
 
+/* Appends to a text of `at` characters and returns its new length. */
+DSI_PRINTF(4, 5) static size_t dsi_comm_put(char *out, size_t room, size_t at, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    dsi_vformat(out + at, room - at, format, args);
+    va_end(args);
+    return at + strlen(out + at);
+}
 /* "all_reduce(count 8, f32, sum)" */
 static void dsi_comm_describe(const dsi_comm_sign *s, char *out, size_t room) {
-    int n = snprintf(out, room, "%s(", ds_comm_kind_name((ds_comm_kind)s->kind));
-    size_t at = n > 0 ? (size_t)n : 0;
+    size_t at = dsi_comm_put(out, room, 0, "%s(", ds_comm_kind_name((ds_comm_kind)s->kind));
     bool reduces = s->kind == DS_COMM_ALL_REDUCE || s->kind == DS_COMM_REDUCE || s->kind == DS_COMM_REDUCE_SCATTER;
     bool rooted = s->kind == DS_COMM_REDUCE || s->kind == DS_COMM_BROADCAST || s->kind == DS_COMM_GATHER ||
                   s->kind == DS_COMM_SCATTER || s->kind == DS_COMM_SEND || s->kind == DS_COMM_RECEIVE;
-    if (s->kind != DS_COMM_BARRIER && s->kind != DSI_COMM_ABORTED && at < room) {
+    if (s->kind != DS_COMM_BARRIER && s->kind != DSI_COMM_ABORTED) {
         if (s->counts_hash)
-            n = snprintf(out + at, room - at, "counts #%08x, ", (unsigned)s->counts_hash);
+            at = dsi_comm_put(out, room, at, "counts #%08x, ", (unsigned)s->counts_hash);
         else
-            n = snprintf(out + at, room - at, "count %llu, ", (unsigned long long)s->count);
-        at += n > 0 ? (size_t)n : 0;
-        if (at < room) n = snprintf(out + at, room - at, "%s", dsi_comm_dtype_name(s->dtype));
-        at += n > 0 ? (size_t)n : 0;
-        if (s->out_dtype != s->dtype && at < room) {
-            n = snprintf(out + at, room - at, " to %s", dsi_comm_dtype_name(s->out_dtype));
-            at += n > 0 ? (size_t)n : 0;
-        }
-        if (reduces && at < room) {
-            n = snprintf(out + at, room - at, ", %s", dsi_comm_op_name(s->op));
-            at += n > 0 ? (size_t)n : 0;
-        }
-        if (rooted && at < room) {
-            n = snprintf(out + at, room - at, s->kind >= DS_COMM_SEND ? ", peer %d" : ", root %d", s->root);
-            at += n > 0 ? (size_t)n : 0;
-        }
+            at = dsi_comm_put(out, room, at, "count %llu, ", (unsigned long long)s->count);
+        at = dsi_comm_put(out, room, at, "%s", dsi_comm_dtype_name(s->dtype));
+        if (s->out_dtype != s->dtype) at = dsi_comm_put(out, room, at, " to %s", dsi_comm_dtype_name(s->out_dtype));
+        if (reduces) at = dsi_comm_put(out, room, at, ", %s", dsi_comm_op_name(s->op));
+        if (rooted) at = dsi_comm_put(out, room, at, s->kind >= DS_COMM_SEND ? ", peer %d" : ", root %d", s->root);
     }
-    if (at < room) snprintf(out + at, room - at, ")");
+    dsi_comm_put(out, room, at, ")");
 }
 static bool dsi_comm_same(const dsi_comm_sign *a, const dsi_comm_sign *b) {
     return a->number == b->number && a->kind == b->kind && a->count == b->count && a->counts_hash == b->counts_hash &&
@@ -1599,13 +1595,12 @@ static ds_status dsi_comm_late(ds_comm *c, const dsi_comm_sign *sign, int peer, 
     dsi_comm_seat *seat = dsi_comm_seat_of(c, peer);
     dsi_comm_sign last = seat->notice[DSI_COMM_LOAD(&seat->posted) & 1].sign;
     dsi_comm_describe(sign, call, sizeof call);
-    if (sign->kind >= DS_COMM_SEND || DSI_COMM_LOAD(&seat->posted) >= sign->number)
+    if (sign->kind == DS_COMM_SEND || sign->kind == DS_COMM_RECEIVE || DSI_COMM_LOAD(&seat->posted) >= sign->number)
         return dsi_comm_break(c, DS_ERR_TIMEOUT, "rank %d waited %.1f s in %s for rank %d to %s", c->rank,
                               (double)c->timeout * 1e-9, call, peer, what);
     for (int r = 0; r < c->world; r++)
         if (DSI_COMM_LOAD(&dsi_comm_seat_of(c, r)->posted) < sign->number) {
-            int n = at + 16 < sizeof ranks ? snprintf(ranks + at, sizeof ranks - at, at ? ", %d" : "%d", r) : 0;
-            at += n > 0 ? (size_t)n : 0;
+            at = dsi_comm_put(ranks, sizeof ranks, at, at ? ", %d" : "%d", r);
             absent++;
         }
     dsi_comm_describe(&last, there, sizeof there);
@@ -1880,11 +1875,10 @@ static ds_status dsi_comm_exchange(ds_comm *c, const dsi_comm_sign *sign, int co
     if (!status) return DS_OK;
     for (int i = 0; i < count; i++)
         if (!c->messages[i].done) {
-            int peer = -1, n;
+            int peer = -1;
             for (int r = 0; r < c->world; r++)
                 if (c->family_rank[r] == c->messages[i].peer) peer = r;
-            n = at + 16 < sizeof ranks ? snprintf(ranks + at, sizeof ranks - at, at ? ", %d" : "%d", peer) : 0;
-            at += n > 0 ? (size_t)n : 0;
+            at = dsi_comm_put(ranks, sizeof ranks, at, at ? ", %d" : "%d", peer);
         }
     dsi_comm_describe(sign, call, sizeof call);
     if (status == DS_ERR_TIMEOUT)
@@ -3292,8 +3286,8 @@ static ds_status dsi_comm_segment_make(ds_comm *c, const ds_comm_desc *desc, ds_
 static void dsi_comm_missing(const int *sockets, int world, char *out, size_t room) {
     size_t at = 0;
     out[0] = 0;
-    for (int r = 1; r < world && at + 16 < room; r++)
-        if (sockets[r] < 0) at += (size_t)snprintf(out + at, room - at, at ? ", %d" : "%d", r);
+    for (int r = 1; r < world; r++)
+        if (sockets[r] < 0) at = dsi_comm_put(out, room, at, at ? ", %d" : "%d", r);
 }
 
 /* Rank 0 takes one caller in. A second claim of a rank by the same process is its next communicator, which comes too
