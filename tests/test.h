@@ -36,14 +36,17 @@ TEST_FN void test_begin(int argc, char **argv) {
 TEST_FN void test_close(void) {
     if (!test_.running) return;
     test_.running = 0;
-    if (test_.skip) test_.skipped++;
+    if (test_.skip)
+        test_.skipped++;
     else if (test_.checks_failed) {
         test_.failed++;
         printf("FAIL %s\n", test_.name);
-    } else test_.passed++;
+    } else
+        test_.passed++;
 }
 TEST_FN int test_open(const char *name) {
     int chosen = test_.argc < 2;
+    test_close(); /* the last case, when it was left by break */
     for (int i = 1; i < test_.argc; i++) chosen |= strstr(name, test_.argv[i]) != NULL;
     test_.name = name;
     test_.checks_failed = test_.skip = 0;
@@ -51,6 +54,7 @@ TEST_FN int test_open(const char *name) {
     return chosen;
 }
 TEST_FN int test_end(void) {
+    test_close();
     printf("%d passed, %d failed", test_.passed, test_.failed);
     if (test_.skipped) printf(", %d skipped", test_.skipped);
     printf("\n");
@@ -70,20 +74,24 @@ __attribute__((format(printf, 4, 5))) TEST_FN int test_check(int ok, const char 
     }
     return 0;
 }
+TEST_FN int test_check_eq(long long got, long long expected, const char *file, int line, const char *text) {
+    return test_check(got == expected, file, line, "%s: got %lld, expected %lld", text, got, expected);
+}
+TEST_FN int test_check_near(double got, double expected, double bound, const char *file, int line, const char *text) {
+    return test_check(fabs(got - expected) <= bound, file, line, "%s: got %.17g, expected %.17g within %g", text, got,
+                      expected, bound);
+}
 #define TEST(name) for (int test_once_ = test_open(#name); test_once_; test_once_ = 0, test_close())
 /* the same with a name made at run time, for cases in a loop */
-#define TEST_NAMED(name) for (int test_once_ = test_open(name); test_once_; test_once_ = 0, test_close())
-#define CHECK(condition) test_check(!!(condition), __FILE__, __LINE__, "%s", #condition)
-#define CHECK_EQ(got, expected) \
-    test_check((long long)(got) == (long long)(expected), __FILE__, __LINE__, "%s: got %lld, expected %lld", #got, \
-               (long long)(got), (long long)(expected))
-#define CHECK_NEAR(got, expected, bound) \
-    test_check(fabs((double)(got) - (double)(expected)) <= (bound), __FILE__, __LINE__, \
-               "%s: got %.17g, expected %.17g within %g", #got, (double)(got), (double)(expected), (double)(bound))
-#define CHECK_STR(got, expected) \
-    test_check(strcmp((got), (expected)) == 0, __FILE__, __LINE__, "%s: got \"%s\", expected \"%s\"", #got, (got), \
+#define TEST_NAMED(name)        for (int test_once_ = test_open(name); test_once_; test_once_ = 0, test_close())
+#define CHECK(condition)        test_check(!!(condition), __FILE__, __LINE__, "%s", #condition)
+#define CHECK_EQ(got, expected) test_check_eq((long long)(got), (long long)(expected), __FILE__, __LINE__, #got)
+#define CHECK_NEAR(got, expected, bound)                                                                               \
+    test_check_near((double)(got), (double)(expected), (double)(bound), __FILE__, __LINE__, #got)
+#define CHECK_STR(got, expected)                                                                                       \
+    test_check(strcmp((got), (expected)) == 0, __FILE__, __LINE__, "%s: got \"%s\", expected \"%s\"", #got, (got),     \
                (expected))
-#define CHECK_HAS(text, part) \
+#define CHECK_HAS(text, part)                                                                                          \
     test_check(strstr((text), (part)) != NULL, __FILE__, __LINE__, "%s: \"%s\" lacks \"%s\"", #text, (text), (part))
 #define SKIP(why) (printf("SKIP %s: %s\n", test_.name, (why)), test_.skip = 1)
 
@@ -101,7 +109,9 @@ TEST_FN uint64_t test_random(uint64_t *state) {
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
     return z ^ (z >> 31);
 }
-TEST_FN double test_uniform(uint64_t *state) { return (double)(test_random(state) >> 11) * 0x1p-53; }
+TEST_FN double test_uniform(uint64_t *state) {
+    return (double)(test_random(state) >> 11) * 0x1p-53;
+}
 
 /* An allocator that counts, checks sizes given back, and fails on request. As a ds_allocator: alloc = test_alloc,
    release = test_release, ctx = a test_memory. Not for several threads at once. */
