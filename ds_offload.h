@@ -841,14 +841,17 @@ static ds_status dsi_offload_refuse(ds_offload *s, int code, const char *doing) 
 
 static ds_status dsi_offload_report(ds_offload *s, const dsi_offload_transfer *t) {
     const dsi_offload_tensor *tensor = &s->tensors[t->id];
-    ds_status status = t->fault == DSI_OFFLOAD_CHANGED ? DS_ERR_CORRUPT
-                       : t->fault == DSI_OFFLOAD_ERRNO && (t->code == ENOSPC || t->code == EDQUOT || t->code == EFBIG)
-                           ? DS_ERR_SPACE
-                           : DS_ERR_IO;
+    ds_status status = DS_ERR_IO;
     const char *why = t->fault == DSI_OFFLOAD_CHANGED ? "the data is not what was written (checksum)"
                       : t->fault == DSI_OFFLOAD_SHORT
                           ? (t->write ? "the system took no more bytes" : "the file ends early")
                           : strerror(t->code);
+    if (t->fault == DSI_OFFLOAD_CHANGED)
+        status = DS_ERR_CORRUPT;
+    else if (t->fault == DSI_OFFLOAD_ERRNO && t->code == ENOMEM)
+        status = DS_ERR_MEMORY;
+    else if (t->fault == DSI_OFFLOAD_ERRNO && (t->code == ENOSPC || t->code == EDQUOT || t->code == EFBIG))
+        status = DS_ERR_SPACE;
     return dsi_fail(&s->error, status, "offload: rank %d: %s of tensor '%.100s', file '%.200s', offset %zu: %s",
                     s->rank, t->write ? "write" : "read", tensor->name, dsi_offload_place(s), t->fault_at, why);
 }

@@ -2072,7 +2072,8 @@ DS_API ds_status ds_zero_step(ds_zero *z, ds_zero_report *report) {
     if ((status = dsi_zero_norm(z, &total, &norm, &bad))) return status;
     inverse = 1.0 / (z->scaler.scale * z->accumulation * z->world * z->before_reduce);
     r.lr = ds_optim_lr(z->optim, 0);
-    r.momentum = ds_optim_group_params(z->optim, 0)->beta1;
+    r.momentum = strcmp(ds_optim_type_name(z->optim), "SGD") == 0 ? ds_optim_group_params(z->optim, 0)->momentum
+                                                                  : ds_optim_group_params(z->optim, 0)->beta1;
     r.loss = total.loss_count ? total.loss_sum / (double)total.loss_count : (double)NAN;
     r.stop = total.stop != 0;
     r.loss_scale = z->scaler.scale;
@@ -2961,6 +2962,20 @@ static ds_status dsi_zero_same_everywhere(ds_zero *z, ds_error *error) {
     return DS_OK;
 }
 
+/* Before any rank waits for the others inside an engine's own communicator: whether all came this far. */
+static ds_status dsi_zero_all_ready(const ds_zero_desc *d, ds_status status, ds_error *error) {
+    int64_t first[2];
+    if (!d || !d->comm) return status;
+    first[0] = status ? ds_comm_rank(d->comm) : INT64_MAX;
+    first[1] = status;
+    if (ds_comm_all_reduce(d->comm, first, first, 2, DS_I64, DS_COMM_MIN))
+        return dsi_fail(error, ds_comm_error(d->comm)->status, "%s", ds_comm_error(d->comm)->message);
+    if (!status && first[0] != INT64_MAX)
+        return dsi_fail(error, DS_ERR_PEER, "rank %d: rank %lld could not create its engine and says why",
+                        ds_comm_rank(d->comm), (long long)first[0]);
+    return status;
+}
+
 static ds_status dsi_zero_build(ds_zero *z, const ds_zero_desc *d, ds_error *error) {
     ds_status status;
     size_t at = 0;
@@ -2998,6 +3013,7 @@ DS_API ds_status ds_zero_create_(const ds_zero_desc *desc, size_t desc_bytes, in
                         version, desc_bytes, DS_ZERO_VERSION, sizeof(ds_zero_desc));
     status = dsi_zero_prepare(desc, desc && desc->comm ? ds_comm_rank(desc->comm) : 0,
                               desc && desc->comm ? ds_comm_world(desc->comm) : 1, &z, error);
+    status = dsi_zero_all_ready(desc, status, error);
     if (!status) status = dsi_zero_build(z, desc, error);
     if (status) {
         ds_zero_destroy(z);
@@ -3246,9 +3262,15 @@ DS_API ds_status ds_wire_optim(const ds_config *c, const ds_optim_table *client,
                             "optimizer.type: missing, and the program supplies no optimizer of its own");
         desc->type = type;
     }
-    if (ds_optim_params_default(type ? type : "AdamW", p)) {
+    if (ds_optim_params_default(type ? type : "AdamW", p)) { /* ds_optim_create has the list of names */
+        ds_optim_desc unknown = *desc;
         ds_optim *none = NULL;
-        ds_status status = ds_optim_create(desc, &none, error); /* for its list of names */
+        ds_status status;
+        (void)ds_optim_params_default("AdamW", p);
+        unknown.groups = p;
+        unknown.group_count = 1;
+        unknown.tensor_count = 0;
+        status = ds_optim_create(&unknown, &none, error);
         ds_optim_destroy(none);
         return status ? status : dsi_fail(error, DS_ERR_INPUT, "optimizer.type: '%s' is unknown", type);
     }
@@ -3323,6 +3345,7 @@ DS_API ds_status ds_wire_schedule(const ds_config *c, ds_schedule *s, ds_error *
     if (c->scheduler.params.warmup_max_lr > 0) s->warmup_max_lr = c->scheduler.params.warmup_max_lr;
     if (c->scheduler.params.cycle_second_stair_count > 0)
         s->cycle_second_stair_count = c->scheduler.params.cycle_second_stair_count;
+    s->cycle_symmetric = !(c->scheduler.params.cycle_second_step_size > 0);
     if (c->scheduler.params.cycle_second_step_size > 0)
         s->cycle_second_step_size = (double)c->scheduler.params.cycle_second_step_size;
     if (dsi_zero_given(c, "scheduler.params.decay_step_size"))

@@ -1,0 +1,438 @@
+/* The engine on one rank: misuse that names the parameter, passes of all kinds, memory, skipped steps, keys that nobody claims. */
+#define DS_IMPLEMENTATION
+#include "ds_zero.h"
+#include "../test.h"
+
+enum { N = 3, NUMEL = 3000 };
+static void *slots[N];
+static float gradient[NUMEL];
+
+static void init(void *ctx, size_t begin, size_t count, float *out) {
+    (void)ctx;
+    for (size_t i = 0; i < count; i++) out[i] = (float)((begin + i) % 17) * 0.125f - 1.0f;
+}
+
+static ds_config *config_for(const char *text, size_t world) {
+    ds_config_options o;
+    ds_config *c = NULL;
+    ds_error error = {DS_OK, ""};
+    memset(&o, 0, sizeof o);
+    o.world_size = world;
+    if (!CHECK(ds_config_parse(text, strlen(text), &o, &c, &error) == DS_OK)) printf("  %s\n", error.message);
+    return c;
+}
+
+/* "%s" of a configuration: more keys, each followed by a comma */
+static ds_config *config_with(const char *zero, const char *more) {
+    char text[2048];
+    snprintf(text, sizeof text,
+             "{%s \"train_micro_batch_size_per_gpu\": 1, \"gradient_accumulation_steps\": 2,"
+             "\"optimizer\": {\"type\": \"AdamW\", \"params\": {\"lr\": 0.01}}, \"zero_optimization\": {%s}}",
+             more, zero);
+    return config_for(text, 1);
+}
+
+static void describe(ds_zero_param *p, ds_dtype dtype) {
+    static const char *const names[N] = {"alpha", "beta", "gamma"};
+    memset(p, 0, N * sizeof *p);
+    for (int i = 0; i < N; i++) {
+        p[i].name = names[i];
+        p[i].dims = 1;
+        p[i].shape[0] = NUMEL;
+        p[i].dtype = dtype;
+        p[i].slot = &slots[i];
+        p[i].init = init;
+    }
+}
+
+static ds_zero *engine(const ds_config *c, ds_zero_param *params, const ds_zero_desc *more) {
+    ds_zero_desc d;
+    ds_zero *z = NULL;
+    ds_error error = {DS_OK, ""};
+    memset(&d, 0, sizeof d);
+    if (more) d = *more;
+    d.config = c;
+    d.params = params;
+    d.n_params = N;
+    if (!CHECK(ds_zero_create(&d, &z, &error) == DS_OK)) printf("  %s\n", error.message);
+    return z;
+}
+
+#define OK(call)                CHECK((call) == DS_OK)
+#define BAD(call, status, text) (CHECK((call) == (status)), CHECK_HAS(ds_zero_error(z)->message, text))
+
+static void micro_batch(ds_zero *z, const void *g) {
+    OK(ds_zero_begin(z, DS_ZERO_TRAIN));
+    for (size_t i = 0; i < N; i++) {
+        OK(ds_zero_fetch(z, i, NULL));
+        CHECK(slots[i] != NULL);
+        OK(ds_zero_grad(z, i, g, NULL));
+        OK(ds_zero_release(z, i));
+    }
+    OK(ds_zero_loss(z, 1.0));
+    OK(ds_zero_end(z));
+}
+
+static void misuse(int stage) {
+    char zero[200], name[64];
+    snprintf(zero, sizeof zero,
+             "\"stage\": %d, \"stage3_param_persistence_threshold\": 0, \"ignore_unused_parameters\": false", stage);
+    snprintf(name, sizeof name, "misuse at stage %d names the parameter", stage);
+    TEST_NAMED(name) {
+        ds_zero_param params[N];
+        ds_config *c = config_with(zero, "");
+        ds_zero *z;
+        ds_zero_report report;
+        void *buffer;
+        describe(params, DS_F32);
+        z = engine(c, params, NULL);
+        BAD(ds_zero_fetch(z, 0, NULL), DS_ERR_STATE, "'alpha' outside of a pass");
+        BAD(ds_zero_end(z), DS_ERR_STATE, "no pass");
+        BAD(ds_zero_step(z, &report), DS_ERR_STATE, "0 of 2 micro-batches");
+        OK(ds_zero_begin(z, DS_ZERO_TRAIN));
+        BAD(ds_zero_begin(z, DS_ZERO_TRAIN), DS_ERR_STATE, "still open");
+        BAD(ds_zero_step(z, &report), DS_ERR_STATE, "pass is still open");
+        BAD(ds_zero_fetch(z, N, NULL), DS_ERR_ARGUMENT, "parameter 3 of 3");
+        BAD(ds_zero_release(z, 1), DS_ERR_STATE, "'beta', which is not fetched");
+        OK(ds_zero_fetch(z, 1, NULL));
+        OK(ds_zero_fetch(z, 1, NULL)); /* fetches nest */
+        OK(ds_zero_release(z, 1));
+        CHECK(slots[1] != NULL);
+        BAD(ds_zero_end(z), DS_ERR_STATE, "'beta' is still fetched (1 times)");
+        OK(ds_zero_release(z, 1));
+        CHECK((slots[1] == NULL) == (stage == 3));
+        OK(ds_zero_grad(z, 0, gradient, NULL));
+        BAD(ds_zero_grad(z, 0, gradient, NULL), DS_ERR_STATE, "'alpha': it has its 1 gradients");
+        BAD(ds_zero_grad(z, 1, NULL, NULL), DS_ERR_ARGUMENT, "'beta' is NULL");
+        BAD(ds_zero_end(z), DS_ERR_STATE, "'beta' got 0 of 1 gradients");
+        OK(ds_zero_grad_buffer(z, 1, &buffer));
+        BAD(ds_zero_grad_buffer(z, 1, &buffer), DS_ERR_STATE, "'beta' is taken");
+        BAD(ds_zero_grad_ready(z, 2, NULL), DS_ERR_STATE, "'gamma' is ready without a buffer");
+        BAD(ds_zero_end(z), DS_ERR_STATE, "'beta' was taken but not");
+        CHECK(buffer == NULL);
+        ds_zero_destroy(z); /* in the middle of a pass: nothing leaks */
+        z = engine(c, params, NULL);
+        micro_batch(z, gradient);
+        BAD(ds_zero_save(z, "nowhere", NULL, NULL, 0), DS_ERR_STATE, "middle of a step");
+        micro_batch(z, gradient);
+        BAD(ds_zero_begin(z, DS_ZERO_TRAIN), DS_ERR_STATE, "the step is due");
+        OK(ds_zero_begin(z, DS_ZERO_EVALUATE)); /* between micro-batches and the step */
+        OK(ds_zero_fetch(z, 2, NULL));
+        BAD(ds_zero_grad(z, 2, gradient, NULL), DS_ERR_STATE, "'gamma' in a pass that does not train");
+        OK(ds_zero_release(z, 2));
+        OK(ds_zero_end(z));
+        OK(ds_zero_step(z, &report));
+        CHECK_EQ(report.step, 1);
+        CHECK_EQ(report.samples, 2);
+        CHECK_NEAR(report.loss, 1.0, 0);
+        ds_zero_destroy(z);
+        ds_config_free(c);
+    }
+}
+
+static void create_errors(void) {
+    TEST(descriptors that cannot be) {
+        ds_zero_param params[N];
+        ds_config *c = config_with("\"stage\": 1", ""), *two;
+        ds_zero_desc d;
+        ds_zero *z = NULL;
+        ds_error e = {DS_OK, ""};
+        memset(&d, 0, sizeof d);
+        describe(params, DS_F32);
+        CHECK(ds_zero_create(&d, &z, &e) == DS_ERR_ARGUMENT && z == NULL);
+        d.config = c;
+        d.params = params;
+        d.n_params = N;
+        params[2].name = "alpha";
+        CHECK(ds_zero_create(&d, &z, &e) == DS_ERR_ARGUMENT);
+        CHECK_HAS(e.message, "parameters 0 and 2 are both called 'alpha'");
+        describe(params, DS_BF16);
+        CHECK(ds_zero_create(&d, &z, &e) == DS_ERR_ARGUMENT);
+        CHECK_HAS(e.message, "'alpha': dtype");
+        describe(params, DS_F32);
+        params[1].group = 4;
+        CHECK(ds_zero_create(&d, &z, &e) == DS_ERR_ARGUMENT);
+        CHECK_HAS(e.message, "'beta': group 4");
+        params[1].group = 0;
+        params[1].shape[0] = SIZE_MAX / 2;
+        CHECK(ds_zero_create(&d, &z, &e) == DS_ERR_ARGUMENT);
+        CHECK_HAS(e.message, "'beta': its shape overflows");
+        CHECK(ds_zero_create_(&d, 8, DS_ZERO_VERSION, &z, &e) == DS_ERR_VERSION);
+        CHECK(ds_zero_create_(&d, sizeof d, 7, &z, &e) == DS_ERR_VERSION);
+        describe(params, DS_F32);
+        two = config_for("{\"train_batch_size\": 4, \"optimizer\": {\"type\": \"Adam\"}}", 2);
+        d.config = two;
+        CHECK(ds_zero_create(&d, &z, &e) == DS_ERR_INPUT);
+        CHECK_HAS(e.message, "resolved for 2 ranks and there are 1");
+        ds_config_free(two);
+        two = config_for("{\"train_batch_size\": 4}", 1);
+        d.config = two;
+        CHECK(ds_zero_create(&d, &z, &e) == DS_ERR_INPUT);
+        CHECK_HAS(e.message, "optimizer.type: missing");
+        ds_config_free(two);
+        two = config_for("{\"train_batch_size\": 4, \"optimizer\": {\"type\": \"Sophia\"}}", 1);
+        d.config = two;
+        CHECK(ds_zero_create(&d, &z, &e) == DS_ERR_INPUT);
+        CHECK_HAS(e.message, "AdamW");
+        ds_config_free(two);
+        ds_config_free(c);
+    }
+    TEST(a key that nothing acts on is named) {
+        ds_error e = {DS_OK, ""};
+        static const char *const own[] = {"steps_per_print"};
+        ds_config *c = config_for("{\"train_batch_size\": 4, \"steps_per_print\": 5, \"wall_clock_breakdown\": true,\n"
+                                  "\"optimizer\": {\"type\": \"AdamW\"}, \"zero_optimization\": {\"stage\": 3}}",
+                                  1);
+        CHECK(ds_zero_unclaimed(c, own, 1, &e) == DS_ERR_UNSUPPORTED);
+        CHECK_HAS(e.message, "wall_clock_breakdown (1:71)");
+        CHECK(strstr(e.message, "steps_per_print") == NULL && strstr(e.message, "optimizer") == NULL);
+        ds_config_free(c);
+    }
+}
+
+static void numbers(void) {
+    TEST(a gradient that overflows skips the step and names the parameter) {
+        for (int stage = 0; stage < 4; stage++) {
+            char zero[64];
+            ds_zero_param params[N];
+            ds_config *c;
+            ds_zero *z;
+            ds_zero_report r;
+            float before[8], after[8], bad[NUMEL];
+            snprintf(zero, sizeof zero, "\"stage\": %d", stage);
+            c = config_with(zero, "");
+            describe(params, DS_F32);
+            z = engine(c, params, NULL);
+            memcpy(bad, gradient, sizeof bad);
+            bad[1234] = (float)INFINITY;
+            OK(ds_zero_read(z, 1, -1, 0, 8, before));
+            micro_batch(z, gradient);
+            OK(ds_zero_begin(z, DS_ZERO_TRAIN));
+            for (size_t i = 0; i < N; i++) OK(ds_zero_grad(z, i, i == 1 ? bad : gradient, NULL));
+            OK(ds_zero_end(z));
+            OK(ds_zero_step(z, &r));
+            CHECK(r.skipped && r.overflow_param == 1 && r.skipped_steps == 1);
+            OK(ds_zero_read(z, 1, -1, 0, 8, after));
+            CHECK(memcmp(before, after, sizeof before) == 0);
+            micro_batch(z, gradient);
+            micro_batch(z, gradient);
+            OK(ds_zero_step(z, &r)); /* and the next one is a step like any other */
+            CHECK(!r.skipped && r.step == 2);
+            OK(ds_zero_read(z, 1, -1, 0, 8, after));
+            CHECK(memcmp(before, after, sizeof before) != 0);
+            ds_zero_destroy(z);
+            ds_config_free(c);
+        }
+    }
+    TEST(overflow at the smallest loss scale ends the training) {
+        ds_zero_param params[N];
+        ds_config *c = config_with("\"stage\": 2",
+                                   "\"fp16\": {\"enabled\": true, \"initial_scale_power\": 0, \"hysteresis\": 1},");
+        ds_zero *z;
+        uint16_t bad[NUMEL];
+        describe(params, DS_F16);
+        z = engine(c, params, NULL);
+        CHECK_NEAR(ds_zero_loss_scale(z), 1.0, 0);
+        for (int i = 0; i < NUMEL; i++) bad[i] = 0x7C00;
+        for (int k = 0; k < 2; k++) {
+            OK(ds_zero_begin(z, DS_ZERO_TRAIN));
+            for (size_t i = 0; i < N; i++) OK(ds_zero_grad(z, i, bad, NULL));
+            OK(ds_zero_end(z));
+        }
+        BAD(ds_zero_step(z, NULL), DS_ERR_NUMERIC, "'alpha' is not finite at the smallest loss scale");
+        ds_zero_destroy(z);
+        ds_config_free(c);
+    }
+    TEST(frozen parameters stay; memory of the model is updated in place; groups have their own rate) {
+        for (int stage = 0; stage < 4; stage++) {
+            char zero[128];
+            static float memory[N][NUMEL], start[NUMEL];
+            ds_zero_param params[N];
+            ds_zero_group groups[2] = {{-1, -1}, {0.0, -1}};
+            ds_zero_desc more;
+            ds_config *c;
+            ds_zero *z;
+            float got[NUMEL];
+            snprintf(zero, sizeof zero, "\"stage\": %d, \"stage3_param_persistence_threshold\": 0", stage);
+            c = config_with(zero, "");
+            describe(params, DS_F32);
+            init(NULL, 0, NUMEL, start);
+            for (int i = 0; i < N; i++) {
+                memcpy(memory[i], start, sizeof start);
+                params[i].data = memory[i];
+                params[i].init = NULL;
+            }
+            params[1].frozen = true;
+            params[2].group = 1; /* learning rate 0 */
+            memset(&more, 0, sizeof more);
+            more.groups = groups;
+            more.n_groups = 2;
+            z = engine(c, params, &more);
+            for (int k = 0; k < 2; k++) {
+                OK(ds_zero_begin(z, DS_ZERO_TRAIN));
+                BAD(ds_zero_grad(z, 1, gradient, NULL), DS_ERR_STATE, "'beta', which is frozen");
+                for (size_t i = 0; i < N; i++) {
+                    OK(ds_zero_fetch(z, i, NULL));
+                    CHECK(memcmp(slots[i], start, sizeof start) == 0);
+                    OK(ds_zero_release(z, i));
+                }
+                OK(ds_zero_grad(z, 0, gradient, NULL));
+                OK(ds_zero_grad(z, 2, gradient, NULL));
+                OK(ds_zero_end(z));
+            }
+            OK(ds_zero_step(z, NULL));
+            OK(ds_zero_read(z, 0, -1, 0, NUMEL, got));
+            CHECK(memcmp(got, start, sizeof start) != 0);
+            CHECK((memcmp(memory[0], got, sizeof got) == 0) == (stage < 3));
+            OK(ds_zero_read(z, 1, -1, 0, NUMEL, got));
+            CHECK(memcmp(got, start, sizeof start) == 0);
+            OK(ds_zero_read(z, 2, -1, 0, NUMEL, got));
+            CHECK(memcmp(got, start, sizeof start) == 0);
+            BAD(ds_zero_read(z, 1, 0, 0, 1, got), DS_ERR_ARGUMENT, "'beta': state 0");
+            ds_zero_destroy(z);
+            ds_config_free(c);
+        }
+    }
+    TEST(the stop flag comes with the step) {
+        ds_zero_param params[N];
+        ds_config *c = config_with("\"stage\": 1", "");
+        ds_zero *z;
+        ds_zero_report r;
+        describe(params, DS_F32);
+        z = engine(c, params, NULL);
+        micro_batch(z, gradient);
+        ds_zero_stop(z);
+        micro_batch(z, gradient);
+        OK(ds_zero_step(z, &r));
+        CHECK(r.stop);
+        ds_zero_destroy(z);
+        ds_config_free(c);
+    }
+}
+
+static const char *const memory_settings[] = {
+    "\"stage\": 0",
+    "\"stage\": 2, \"offload_optimizer\": {\"device\": \"cpu\", \"pin_memory\": true}",
+    "\"stage\": 3, \"stage3_param_persistence_threshold\": 0, \"stage3_max_live_parameters\": 4000",
+    "\"stage\": 3, \"stage3_param_persistence_threshold\": 0, \"offload_param\": {\"device\": \"nvme\", \"nvme_path\": "
+    "\"build\"}, "
+    "\"offload_optimizer\": {\"device\": \"nvme\", \"nvme_path\": \"build\"}, \"sub_group_size\": 2048",
+};
+
+static void memory(void) {
+    for (size_t k = 0; k < 4; k++) {
+        char name[64];
+        snprintf(name, sizeof name, "memory, setting %zu", k);
+        TEST_NAMED(name) {
+            ds_zero_param params[N];
+            ds_config *c = config_with(memory_settings[k], "");
+            ds_zero_desc d;
+            ds_zero *z;
+            test_memory m = {0};
+            size_t after_first = 0;
+            describe(params, DS_F32);
+            memset(&d, 0, sizeof d);
+            d.allocator.alloc = test_alloc;
+            d.allocator.release = test_release;
+            d.allocator.ctx = &m;
+            z = engine(c, params, &d);
+            for (int step = 0; step < 4; step++) {
+                micro_batch(z, gradient);
+                micro_batch(z, gradient);
+                OK(ds_zero_step(z, NULL));
+                if (step == 1) after_first = m.calls;
+            }
+            CHECK_EQ(m.calls, after_first); /* from the second step on nothing is allocated */
+            ds_zero_destroy(z);
+            CHECK_EQ(m.live, 0);
+            CHECK_EQ(m.mismatches, 0);
+            ds_config_free(c);
+        }
+        snprintf(name, sizeof name, "every allocation of create failing in turn, setting %zu", k);
+        TEST_NAMED(name) {
+            ds_zero_param params[N];
+            ds_config *c = config_with(memory_settings[k], "");
+            for (size_t n = 1; n < 1000; n++) {
+                ds_zero_desc d;
+                ds_zero *z = NULL;
+                ds_error e = {DS_OK, ""};
+                test_memory m = {0};
+                describe(params, DS_F32);
+                memset(&d, 0, sizeof d);
+                d.config = c;
+                d.params = params;
+                d.n_params = N;
+                m.fail_at = n;
+                d.allocator.alloc = test_alloc;
+                d.allocator.release = test_release;
+                d.allocator.ctx = &m;
+                if (ds_zero_create(&d, &z, &e) == DS_OK) {
+                    ds_zero_destroy(z);
+                    CHECK(n > 10);
+                    n = 1000;
+                } else {
+                    if (!CHECK(e.status == DS_ERR_MEMORY && z == NULL)) printf("  allocation %zu: %s\n", n, e.message);
+                    CHECK(strstr(e.message, "memory") != NULL);
+                }
+                CHECK_EQ(m.live, 0);
+                CHECK_EQ(m.mismatches, 0);
+            }
+            ds_config_free(c);
+        }
+    }
+    TEST(the plan needs no ranks) {
+        ds_zero_param params[N];
+        ds_config *c = config_for("{\"train_micro_batch_size_per_gpu\": 1, \"optimizer\": {\"type\": \"AdamW\"}, "
+                                  "\"bf16\": {\"enabled\": true},"
+                                  "\"zero_optimization\": {\"stage\": 1}}",
+                                  64);
+        ds_zero_desc d;
+        size_t total = 0;
+        memset(&d, 0, sizeof d);
+        describe(params, DS_BF16);
+        params[0].shape[0] = 1 << 22;
+        d.config = c;
+        d.params = params;
+        d.n_params = 1;
+        for (int r = 0; r < 64; r++) {
+            ds_zero_bytes b;
+            OK(ds_zero_plan(&d, r, 64, &b, NULL));
+            CHECK_EQ(b.bytes[DS_ZERO_PARAMS][DS_ZERO_DEVICE], (1 << 22) * 2);
+            CHECK_EQ(b.bytes[DS_ZERO_STATES][DS_ZERO_DEVICE], (1 << 22) / 64 * 12);
+            total += b.bytes[DS_ZERO_STATES][DS_ZERO_DEVICE];
+        }
+        CHECK_EQ(total, (size_t)12 << 22);
+        ds_config_free(c);
+    }
+    TEST(two engines in one process) {
+        ds_zero_param params[N];
+        ds_config *c = config_with("\"stage\": 3, \"stage3_param_persistence_threshold\": 0", "");
+        ds_zero *a, *b;
+        float x[4], y[4];
+        describe(params, DS_F32);
+        a = engine(c, params, NULL);
+        b = engine(c, params, NULL);
+        micro_batch(a, gradient);
+        micro_batch(b, gradient);
+        micro_batch(a, gradient);
+        micro_batch(b, gradient);
+        OK(ds_zero_step(a, NULL));
+        OK(ds_zero_step(b, NULL));
+        OK(ds_zero_read(a, 0, -1, 100, 4, x));
+        OK(ds_zero_read(b, 0, -1, 100, 4, y));
+        CHECK(memcmp(x, y, sizeof x) == 0);
+        ds_zero_destroy(a);
+        ds_zero_destroy(b);
+        ds_config_free(c);
+    }
+}
+
+int main(int argc, char **argv) {
+    test_begin(argc, argv);
+    for (int i = 0; i < NUMEL; i++) gradient[i] = (float)(i % 13) * 0.01f - 0.05f;
+    for (int stage = 0; stage < 4; stage++) misuse(stage);
+    create_errors();
+    numbers();
+    memory();
+    return test_end();
+}
