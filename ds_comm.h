@@ -334,18 +334,18 @@ typedef struct ds_comm_desc {
 } ds_comm_desc;
 
 /* Connects this process with the others; collective. On failure *out is NULL. Ownership: ds_comm_destroy. */
-DS_API ds_status dsi_comm_create(const ds_comm_desc *desc, size_t desc_bytes, int version, ds_comm **out,
+DS_API ds_status ds_comm_create_(const ds_comm_desc *desc, size_t desc_bytes, int version, ds_comm **out,
                                  ds_error *error);
 static inline ds_status ds_comm_create(const ds_comm_desc *desc, ds_comm **out, ds_error *error) {
-    return dsi_comm_create(desc, sizeof *desc, DS_COMM_VERSION, out, error);
+    return ds_comm_create_(desc, sizeof *desc, DS_COMM_VERSION, out, error);
 }
 
 /* Makes `world` connected communicators in this process; out[r] is for the thread that plays rank r, and is destroyed
    by it or by anyone after it. `desc` gives timeout and hooks, which all ranks' threads then use at once. */
-DS_API ds_status dsi_comm_threads_create(const ds_comm_desc *desc, size_t desc_bytes, int version, int world,
+DS_API ds_status ds_comm_threads_create_(const ds_comm_desc *desc, size_t desc_bytes, int version, int world,
                                          ds_comm **out, ds_error *error);
 static inline ds_status ds_comm_threads_create(const ds_comm_desc *desc, int world, ds_comm **out, ds_error *error) {
-    return dsi_comm_threads_create(desc, sizeof *desc, DS_COMM_VERSION, world, out, error);
+    return ds_comm_threads_create_(desc, sizeof *desc, DS_COMM_VERSION, world, out, error);
 }
 
 /* Sub-communicators: ranks that give the same color share one, ordered by key, then by rank. A negative color takes
@@ -3106,7 +3106,7 @@ static ds_status dsi_comm_check_desc(const ds_comm_desc *desc, size_t desc_bytes
     return desc ? DS_OK : dsi_fail(error, DS_ERR_ARGUMENT, "ds_comm: the descriptor is NULL");
 }
 
-DS_API ds_status dsi_comm_threads_create(const ds_comm_desc *desc, size_t desc_bytes, int version, int world,
+DS_API ds_status ds_comm_threads_create_(const ds_comm_desc *desc, size_t desc_bytes, int version, int world,
                                          ds_comm **out, ds_error *error) {
     dsi_comm_family *family;
     dsi_comm_room *room;
@@ -3731,7 +3731,7 @@ static ds_status dsi_comm_place(const ds_comm_desc *desc, ds_comm_env *env, ds_e
     return DS_OK;
 }
 
-DS_API ds_status dsi_comm_create(const ds_comm_desc *desc, size_t desc_bytes, int version, ds_comm **out,
+DS_API ds_status ds_comm_create_(const ds_comm_desc *desc, size_t desc_bytes, int version, ds_comm **out,
                                  ds_error *error) {
     static const char *const names[] = {"self", "shm", "mpi", "user"};
     ds_comm_transport transport;

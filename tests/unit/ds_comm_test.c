@@ -1220,8 +1220,8 @@ static void test_create(void) {
         CHECK_HAS(error.message, "shm needs all ranks on one machine");
         desc.backend = "user";
         CHECK(ds_comm_create(&desc, &comm, &error) == DS_ERR_ARGUMENT);
-        CHECK(dsi_comm_create(&desc, sizeof desc - 8, DS_COMM_VERSION, &comm, &error) == DS_ERR_VERSION);
-        CHECK(dsi_comm_create(&desc, sizeof desc, DS_COMM_VERSION + 1, &comm, NULL) == DS_ERR_VERSION);
+        CHECK(ds_comm_create_(&desc, sizeof desc - 8, DS_COMM_VERSION, &comm, &error) == DS_ERR_VERSION);
+        CHECK(ds_comm_create_(&desc, sizeof desc, DS_COMM_VERSION + 1, &comm, NULL) == DS_ERR_VERSION);
         CHECK(ds_comm_threads_create(&desc, 0, &comm, &error) == DS_ERR_ARGUMENT);
         if (!DS_COMM_USE_MPI) {
             desc.backend = "mpi";
