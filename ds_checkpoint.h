@@ -1,4 +1,79 @@
-/* ds_checkpoint.h - v0.1.0 - checkpoints that commit atomically and reshard; a safetensors reader and writer - public domain or MIT-0 */
+/* ds_checkpoint.h - v0.1.0 - checkpoints that commit atomically and reshard; a safetensors reader and writer - public domain or MIT-0
+
+DO THIS
+    In one C or C++ file:
+        #define DS_CHECKPOINT_IMPLEMENTATION
+        #include "ds_checkpoint.h"
+    Elsewhere include it without the macro. Link with -lpthread.
+
+SYNOPSIS
+        ds_checkpoint_desc desc = {0};
+        ds_checkpoint_writer *writer;
+        ds_error error = {DS_OK, ""};
+        size_t shape[2] = {16, 8};
+        ds_checkpoint_tensor tensor = {"weight", DS_F32, shape, 2, 0, 128, weight, NULL, NULL};
+        desc.folder = "checkpoints";
+        if (ds_checkpoint_begin(&desc, "step100", &writer, &error)) return fail(error.message);
+        ds_checkpoint_add(writer, &tensor);
+        ds_checkpoint_set_integer(writer, "step", 100);
+        if (ds_checkpoint_commit(writer, &error)) return fail(error.message);
+        ...
+        ds_checkpoint *saved;
+        if (ds_checkpoint_open(&desc, NULL, &saved, &error)) return fail(error.message);
+        ds_checkpoint_read(saved, "weight", 0, 128, DS_F32, weight);
+        ds_checkpoint_close(saved);
+
+OPTIONS
+    DS_IMPLEMENTATION, DS_CHECKPOINT_IMPLEMENTATION   off   in the one file that implements
+    DS_STATIC                                         off   private to that file; wherever a ds header is included
+
+WHAT IT DOES NOT DO
+    It knows no model and no optimizer: it stores named tensors and named values. It runs no code from a file: of a .pt
+    file's pickle it takes data, and a name that it does not know is an error. It follows no link inside a checkpoint.
+
+CONCEPTS
+    A logical tensor has a name, a dtype and a shape. Each rank saves a flat range of it; any reader, at any number of
+    ranks, asks for any range. Nothing is converted in between, so a checkpoint of any world loads into any other.
+
+    On disk:  FOLDER/latest                      the name of the newest tag
+              FOLDER/TAG/manifest.json           shards with sizes and checksums, values; ends with its own checksum
+              FOLDER/TAG/rank-00000.safetensors  what rank 0 saved, and so on
+    A shard is a safetensors file. Its __metadata__ holds for each tensor `ds:NAME` = "BEGIN SHAPE CHECKSUMS": where the
+    stored elements begin in the whole tensor of that shape, and a CRC-32C for each MiB of them. The manifest holds the
+    CRC-32C of each shard's header, so that every byte of a checkpoint is under a checksum that is under the manifest's.
+
+    Commit: everything is written to FOLDER/TAG.tmp and synced; when all ranks have succeeded, the shards' headers are
+    read back and checked, the manifest is written, the folder renamed to TAG, and `latest` replaced. A process killed at
+    any moment leaves the previous checkpoint or the new one. A tag that exists is moved to TAG.old and removed after the
+    new one stands.
+
+STEP BY STEP
+    Saving, on every rank: begin, add the rank's parts, set values (rank 0's count), commit. To give up: abandon.
+    Saving while training goes on: desc.background; commit copies the data and returns, a thread writes; call finish, on
+    every rank, before the next save: only then the tag stands. ds_checkpoint_done tells whether finish would wait.
+    Loading: open, find or at, read, close. ds_checkpoint_verify reads everything.
+    Other formats: ds_checkpoint_open_path opens one of ours, a .safetensors file, an index of such files or a DeepSpeed
+    checkpoint, all with the same calls. ds_safetensors_write and ds_deepspeed_write write them.
+
+MEMORY
+    A writer holds the list of its parts and 1 MiB; with `background` also a copy of the data. A reader holds the shards'
+    headers and 1 MiB. From desc.allocator, but for what qsort may take.
+
+ERRORS AND LOG
+    A damaged file is DS_ERR_CORRUPT and named with the tensor; what is no checkpoint is DS_ERR_INPUT; a full disk is
+    DS_ERR_SPACE. A failed save names the rank, and the previous checkpoint stands. Files may be hostile: any bytes give an
+    error or data, never undefined behaviour, and no size in a file is believed before it is compared with the file's.
+    Log ids: 1 ranks gave different tags, 2 `latest` is unusable and another tag was opened, 3 an old tag could not be
+    removed, 4 a save that was cut short was put right.
+
+THREADS
+    One thread at a time per writer or reader; different ones are independent. With `background` the thread calls
+    desc.files and nothing else of the caller's; the group is used by begin, commit, finish and abandon alone.
+
+CONFIG KEYS COVERED
+    checkpoint.tag_validation, checkpoint.use_node_local_storage, checkpoint.load_universal (for DeepSpeed's folders:
+    `latest_universal` is read in place of `latest`; ours load at any world size without it).
+*/
 #if defined(DS_IMPLEMENTATION) && !defined(DS_CHECKPOINT_IMPLEMENTATION)
 #define DS_CHECKPOINT_IMPLEMENTATION
 #endif
@@ -173,24 +248,28 @@ extern "C" {
 
 /* How a folder is used; shared by saving and loading. */
 typedef struct ds_checkpoint_desc {
-    const char *folder; /* holds tags and `latest` */
-    ds_group group;     /* the ranks that save or load together; zeroed: one */
+    const char *folder; /* holds tags and `latest`; made when it is not there */
+    ds_group group;     /* the ranks that save together; zeroed: one */
     int tag_validation; /* 0 Warn, 1 Ignore, 2 Fail: tags that differ between ranks [cfg: checkpoint.tag_validation] */
     bool node_local;    /* every node has its own folder [cfg: checkpoint.use_node_local_storage] */
     int local_rank;     /* with node_local: rank 0 of a node makes folders and commits */
     int keep_last;      /* complete tags to keep, the oldest go after a commit; 0: all */
-    bool background;    /* write and commit on a thread; ds_checkpoint_finish waits */
+    bool background;    /* commit copies the data, a thread writes, ds_checkpoint_finish waits and commits */
     ds_allocator allocator;
     ds_logger logger;
     ds_files files;
     ds_clock clock;
+    bool load_universal; /* of DeepSpeed's folders take `latest_universal` [cfg: checkpoint.load_universal] */
 } ds_checkpoint_desc;
 
 typedef struct ds_checkpoint_writer ds_checkpoint_writer;
 
-/* Begins folder/tag. Collective, as are commit and abandon. The tag is a plain file name. */
-DS_API ds_status ds_checkpoint_begin_(const ds_checkpoint_desc *desc, size_t desc_bytes, int version,
-                                               const char *tag, ds_checkpoint_writer **out, ds_error *error);
+DS_API ds_status ds_checkpoint_begin_(const ds_checkpoint_desc *desc, size_t desc_bytes, int version, const char *tag,
+                                      ds_checkpoint_writer **out, ds_error *error);
+/* Begins folder/tag. Collective, as are commit, finish and abandon. The tag is a plain file name of at most 200 bytes,
+   not starting with a dot; where ranks differ and tag_validation allows it, rank 0's counts. Descriptor and hooks are
+   copied. On failure *out is NULL and all ranks return an error.
+   Errors: DS_ERR_ARGUMENT, DS_ERR_INPUT (tags differ under Fail), DS_ERR_MEMORY, DS_ERR_IO, DS_ERR_SPACE. */
 static inline ds_status ds_checkpoint_begin(const ds_checkpoint_desc *desc, const char *tag, ds_checkpoint_writer **out,
                                             ds_error *error) {
     return ds_checkpoint_begin_(desc, sizeof *desc, DS_CHECKPOINT_VERSION, tag, out, error);
@@ -198,29 +277,36 @@ static inline ds_status ds_checkpoint_begin(const ds_checkpoint_desc *desc, cons
 
 /* A logical tensor, or a flat range of one: elements [begin, begin + count) of the row-major whole. */
 typedef struct ds_checkpoint_tensor {
-    const char *name;
+    const char *name; /* UTF-8, not empty */
     ds_dtype dtype;
     const size_t *shape; /* (dims) of the whole tensor */
-    int dims;
+    int dims;            /* 0..8; 0 is a scalar */
     size_t begin, count;
     const void *data; /* count elements; NULL: `read` gives them piece by piece */
-    ds_status (*read)(void *ctx, size_t begin, size_t count, void *out); /* elements of the whole tensor */
+    /* Elements of the whole tensor: at most 65,536 at a time, in order, each piece but the last a multiple of 1,024
+       long. Called during commit on the calling thread. A status other than DS_OK ends the commit. */
+    ds_status (*read)(void *ctx, size_t begin, size_t count, void *out);
     void *ctx;
 } ds_checkpoint_tensor;
 
 /* Declares this rank's part of a tensor; names are unique per rank, and over all ranks the parts of a tensor must cover
-   it once. Data is read during commit (background: copied there first). */
+   it once. Name and shape are copied; the data must stay until commit returns. A failed add makes commit fail. */
 DS_API ds_status ds_checkpoint_add(ds_checkpoint_writer *writer, const ds_checkpoint_tensor *tensor);
-/* A named value in the manifest; rank 0's count. Text is UTF-8, bytes are anything. */
+/* A named value in the manifest; rank 0's count (with node_local each node's local rank 0's). Keys are unique. Text is
+   UTF-8, bytes are anything (kilobytes: they are kept as text; what is larger is better a tensor of DS_U8). */
 DS_API ds_status ds_checkpoint_set_text(ds_checkpoint_writer *writer, const char *key, const char *value);
 DS_API ds_status ds_checkpoint_set_number(ds_checkpoint_writer *writer, const char *key, double value);
 DS_API ds_status ds_checkpoint_set_integer(ds_checkpoint_writer *writer, const char *key, int64_t value);
 DS_API ds_status ds_checkpoint_set_bytes(ds_checkpoint_writer *writer, const char *key, const void *data, size_t bytes);
 /* Writes this rank's shard, syncs, and lets the group's first rank write manifest, rename and point `latest` to the tag.
    On failure of any rank all return an error that names it and the previous checkpoint stands. Frees the writer, but
-   with `background` (then ds_checkpoint_finish does). */
+   when it succeeds with `background` (then ds_checkpoint_finish does). */
 DS_API ds_status ds_checkpoint_commit(ds_checkpoint_writer *writer, ds_error *error);
+/* Waits for the thread and commits; frees the writer. Errors as commit's. */
 DS_API ds_status ds_checkpoint_finish(ds_checkpoint_writer *writer, ds_error *error);
+/* Whether this rank's thread has ended. Not collective. */
+DS_API bool ds_checkpoint_done(const ds_checkpoint_writer *writer);
+/* Removes what was begun and frees the writer, which may be NULL. Not after a commit that freed it. */
 DS_API void ds_checkpoint_abandon(ds_checkpoint_writer *writer);
 DS_API const ds_error *ds_checkpoint_writer_error(const ds_checkpoint_writer *writer);
 
@@ -228,18 +314,36 @@ DS_API const ds_error *ds_checkpoint_writer_error(const ds_checkpoint_writer *wr
 
 typedef struct ds_checkpoint ds_checkpoint; /* an open checkpoint, read-only */
 
+DS_API ds_status ds_checkpoint_open_(const ds_checkpoint_desc *desc, size_t desc_bytes, int version, const char *tag,
+                                     ds_checkpoint **out, ds_error *error);
 /* Opens folder/tag; tag NULL: what `latest` names, or when that is damaged the newest complete one, said in the log.
    Verifies manifest and shard headers; data is verified as it is read. Not collective.
-   Errors: DS_ERR_INPUT (none there), DS_ERR_CORRUPT (names the file). */
-DS_API ds_status ds_checkpoint_open_(const ds_checkpoint_desc *desc, size_t desc_bytes, int version,
-                                              const char *tag, ds_checkpoint **out, ds_error *error);
+   Errors: DS_ERR_INPUT (none there), DS_ERR_CORRUPT (names the file), DS_ERR_IO, DS_ERR_MEMORY. */
 static inline ds_status ds_checkpoint_open(const ds_checkpoint_desc *desc, const char *tag, ds_checkpoint **out,
                                            ds_error *error) {
     return ds_checkpoint_open_(desc, sizeof *desc, DS_CHECKPOINT_VERSION, tag, out, error);
 }
-DS_API void ds_checkpoint_close(ds_checkpoint *checkpoint);
+DS_API ds_status ds_checkpoint_open_path_(const ds_checkpoint_desc *desc, size_t desc_bytes, int version,
+                                          const char *path, ds_checkpoint **out, ds_error *error);
+/* Opens whatever is at `path`: a folder of tags or one tag's folder, ours or DeepSpeed's (stages 1, 2, 3 and universal;
+   its fp32 weights, and its optimizer's states as optimizer.STATE.NAME); a .safetensors file; an index
+   (model.safetensors.index.json), or a folder that holds one. desc->folder is not used.
+   Errors: as ds_checkpoint_open's; DS_ERR_UNSUPPORTED for a dtype or a layout that this header has no type for. */
+static inline ds_status ds_checkpoint_open_path(const ds_checkpoint_desc *desc, const char *path, ds_checkpoint **out,
+                                                ds_error *error) {
+    return ds_checkpoint_open_path_(desc, sizeof *desc, DS_CHECKPOINT_VERSION, path, out, error);
+}
+DS_API void ds_checkpoint_close(ds_checkpoint *checkpoint); /* may be NULL */
 DS_API const ds_error *ds_checkpoint_error(const ds_checkpoint *checkpoint);
-DS_API const char *ds_checkpoint_tag(const ds_checkpoint *checkpoint);
+DS_API const char *ds_checkpoint_tag(const ds_checkpoint *checkpoint); /* of a file: its path */
+
+typedef enum ds_checkpoint_format {
+    DS_CHECKPOINT_OURS = 0,
+    DS_CHECKPOINT_SAFETENSORS = 1,
+    DS_CHECKPOINT_DEEPSPEED = 2,
+    DS_CHECKPOINT_DEEPSPEED_UNIVERSAL = 3
+} ds_checkpoint_format;
+DS_API ds_checkpoint_format ds_checkpoint_get_format(const ds_checkpoint *checkpoint);
 
 typedef struct ds_checkpoint_info {
     const char *name; /* the checkpoint's own, until close */
@@ -253,25 +357,55 @@ DS_API size_t ds_checkpoint_count(const ds_checkpoint *checkpoint);
 DS_API ds_status ds_checkpoint_at(const ds_checkpoint *checkpoint, size_t index, ds_checkpoint_info *out);
 /* DS_ERR_INPUT when there is none of that name. */
 DS_API ds_status ds_checkpoint_find(const ds_checkpoint *checkpoint, const char *name, ds_checkpoint_info *out);
-/* Elements [begin, begin + count) of the whole tensor, from whichever shards hold them, converted to `dtype`. */
+/* Elements [begin, begin + count) of the whole tensor, from whichever shards hold them, converted to `dtype`: to itself,
+   and between the four floating types, to nearest even. Reads on in order cost no byte twice.
+   Errors: DS_ERR_INPUT (no such tensor), DS_ERR_ARGUMENT (range, dtype), DS_ERR_CORRUPT (names tensor and file), DS_ERR_IO.
+   `out` may have been written in part. */
 DS_API ds_status ds_checkpoint_read(ds_checkpoint *checkpoint, const char *name, size_t begin, size_t count,
                                     ds_dtype dtype, void *out);
 /* Checks every byte of every shard against its checksum. */
 DS_API ds_status ds_checkpoint_verify(ds_checkpoint *checkpoint);
-/* Values of the manifest; DS_ERR_INPUT when absent or of another kind. Text and bytes are the checkpoint's own. */
+
+typedef struct ds_checkpoint_shard_info {
+    const char *name; /* of the file, until close */
+    uint64_t bytes;
+    bool missing; /* of another node (use_node_local_storage) */
+} ds_checkpoint_shard_info;
+DS_API size_t ds_checkpoint_shard_count(const ds_checkpoint *checkpoint);
+DS_API ds_status ds_checkpoint_shard_at(const ds_checkpoint *checkpoint, size_t index, ds_checkpoint_shard_info *out);
+
+/* Values of the manifest (of a safetensors file: its metadata, as text; of DeepSpeed: engine.step, engine.samples and
+   others); DS_ERR_INPUT when absent or of another kind. Text and bytes are the checkpoint's own. */
 DS_API ds_status ds_checkpoint_get_text(const ds_checkpoint *checkpoint, const char *key, const char **value);
 DS_API ds_status ds_checkpoint_get_number(const ds_checkpoint *checkpoint, const char *key, double *value);
 DS_API ds_status ds_checkpoint_get_integer(const ds_checkpoint *checkpoint, const char *key, int64_t *value);
 DS_API ds_status ds_checkpoint_get_bytes(const ds_checkpoint *checkpoint, const char *key, const void **data,
                                          size_t *bytes);
+typedef struct ds_checkpoint_value {
+    const char *key;
+    int kind;         /* 0 text, 1 number, 2 integer, 3 bytes */
+    const void *data; /* text or bytes */
+    size_t bytes;
+    double number;
+    int64_t integer;
+} ds_checkpoint_value;
+DS_API size_t ds_checkpoint_value_count(const ds_checkpoint *checkpoint);
+DS_API ds_status ds_checkpoint_value_at(const ds_checkpoint *checkpoint, size_t index, ds_checkpoint_value *out);
 
-/*---- safetensors ----------------------------------------------------------------------------------------------*/
+/*---- other formats --------------------------------------------------------------------------------------------*/
 
-/* One file (or with max_shard_bytes shards and an index) of whole tensors that other tools open; written beside the
-   target and renamed. tensors[i].begin is 0 and count the whole. */
+/* One file of whole tensors that other tools open, or with max_shard_bytes and more data than that, path's
+   NAME-00001-of-0000N.safetensors beside it and NAME.safetensors.index.json. Written beside the target, synced, renamed.
+   tensors[i].begin is 0 and count the whole; metadata is (metadata_pairs) keys and values by turns. Of `hooks` (may be
+   NULL) the allocator and the files are used. */
 DS_API ds_status ds_safetensors_write(const char *path, const ds_checkpoint_tensor *tensors, size_t count,
                                       const char *const *metadata, size_t metadata_pairs, size_t max_shard_bytes,
                                       const ds_checkpoint_desc *hooks, ds_error *error);
+/* A DeepSpeed checkpoint of all that `from` holds: folder/TAG. world 0: a universal one with `latest_universal`, from
+   which DeepSpeed trains on at any number of ranks; else a ZeRO-2 one of that many ranks with `latest`, which its
+   zero_to_fp32.py reads. `from` holds fp32 weights NAME and states optimizer.exp_avg.NAME, optimizer.exp_avg_sq.NAME. */
+DS_API ds_status ds_deepspeed_write(ds_checkpoint *from, const char *folder, const char *tag, int world,
+                                    const ds_checkpoint_desc *hooks, ds_error *error);
 
 #ifdef __cplusplus
 }
@@ -383,6 +517,846 @@ DSI_FN void dsi_release(const ds_allocator *a, void *memory, size_t bytes) {
 }
 #endif
 /*== end of ds block: base ==*/
+/*== ds block: json 1 == home: ds_config.h ==*/
+#if defined(DSI_JSON_BLOCK) && DSI_JSON_BLOCK != 1
+#error "ds: implementations of two versions meet in this file; vendor all ds_*.h from one release"
+#endif
+#ifndef DSI_JSON_BLOCK
+#define DSI_JSON_BLOCK 1
+/* RFC 8259. Reading gives a flat array of nodes in the order of the text, without recursion: a container is followed by
+   all it holds, and `next` steps over it. An object holds key, value, key, value; a key is a string node. Strings are
+   UTF-8, end with a NUL (and may hold others), and live in the document's copy of the text. Typical use:
+       dsi_json doc;
+       status = dsi_json_load(allocator, text, bytes, 0, &doc, error);
+       node = dsi_json_get(&doc, 0, "step");               the root is node 0; DSI_JSON_NONE when there is none
+       dsi_json_unload(allocator, &doc);
+   For each member of object o:   for (i = 0, k = o + 1; i < nodes[o].length; i++, k = nodes[k + 1].next) key k, value k + 1
+   For each element of array a:   for (i = 0, v = a + 1; i < nodes[a].length; i++, v = nodes[v].next) */
+enum {
+    DSI_JSON_NULL,
+    DSI_JSON_FALSE,
+    DSI_JSON_TRUE,
+    DSI_JSON_INT,  /* digits alone, in the range of int64_t: as.integer; "-0" is REAL */
+    DSI_JSON_REAL, /* every other number: as.real, correctly rounded */
+    DSI_JSON_STRING,
+    DSI_JSON_ARRAY,
+    DSI_JSON_OBJECT
+};
+enum {
+    DSI_JSON_COMMENTS = 1, /* also accept line comments with // or #, and block comments */
+    DSI_JSON_COMMAS = 2    /* also accept one comma after the last element or member */
+};
+#define DSI_JSON_NONE        UINT32_MAX
+#define DSI_JSON_DEPTH       1000 /* containers inside each other */
+#define DSI_JSON_NUMBER_ROOM 32   /* bytes that a printed number needs at most, its NUL included */
+
+typedef struct dsi_json_node {
+    uint32_t offset; /* of its first byte in the text */
+    uint32_t next;   /* the node after it and all it holds; while a container is open, the one around it */
+    uint32_t length; /* string: bytes; number: bytes of its text; array: elements; object: members */
+    uint32_t type;
+    union {
+        int64_t integer;
+        double real;
+        const char *text;
+    } as;
+} dsi_json_node;
+
+typedef struct dsi_json {
+    dsi_json_node *nodes;
+    uint32_t count;
+    char *text; /* the copy; the closing quotes of strings without escapes are NUL in it, line ends stay */
+    size_t bytes;
+    size_t fault; /* where reading failed, and why; NULL after success */
+    const char *why;
+    void *memory; /* dsi_json_load's */
+    size_t room;
+} dsi_json;
+
+typedef struct dsi_json_reader {
+    dsi_json *doc;
+    char *at, *end, *spare; /* strings with escapes are decoded to `spare`, so that lines can be counted in the text */
+    uint32_t parent, depth, max_depth, flags;
+} dsi_json_reader;
+
+/* The power 10^(16 k), k = -23..19, is about dsi_json_tens[k + 23] * 2^(floor(log2(10^(16 k))) - 63). */
+static const uint64_t dsi_json_tens[43] = {
+    0xB8E1CBC28BEF0B69u, 0xCD42A11346F34F7Du, 0xE3E27A444D8D98B8u, 0xFD00B897478238D1u, 0x8C71DCD9BA0B4926u,
+    0x9BECCE62836AC577u, 0xAD1C8EAB5EE43B67u, 0xC0314325637A193Au, 0xD5605FCDCF32E1D7u, 0xECE53CEC4A314EBEu,
+    0x8380DEA93DA4BC60u, 0x91FF83775423CC06u, 0xA21727DB38CB0030u, 0xB3F4E093DB73A093u, 0xC7CABA6E7C5382C9u,
+    0xDDD0467C64BCE4A1u, 0xF64335BCF065D37Du, 0x88B402F7FD75539Bu, 0x97C560BA6B0919A6u, 0xA87FEA27A539E9A5u,
+    0xBB127C53B17EC159u, 0xCFB11EAD453994BAu, 0xE69594BEC44DE15Bu, 0x8000000000000000u, 0x8E1BC9BF04000000u,
+    0x9DC5ADA82B70B59Eu, 0xAF298D050E4395D7u, 0xC2781F49FFCFA6D5u, 0xD7E77A8F87DAF7FCu, 0xEFB3AB16C59B14A3u,
+    0x850FADC09923329Eu, 0x93BA47C980E98CE0u, 0xA402B9C5A8D3A6E7u, 0xB616A12B7FE617AAu, 0xCA28A291859BBF93u,
+    0xE070F78D3927556Bu, 0xF92E0C3537826146u, 0x8A5296FFE33CC930u, 0x9991A6F3D6BF1766u, 0xAA7EEBFB9DF9DE8Eu,
+    0xBD49D14AA79DBC82u, 0xD226FC195C6A2F8Cu, 0xE950DF20247C83FDu};
+
+/* Whole numbers of up to 5,120 bits, enough for 800 digits times 10^342: what an exact comparison can need. */
+#define DSI_JSON_LIMBS 160
+typedef struct dsi_json_big {
+    uint32_t limb[DSI_JSON_LIMBS]; /* least significant first */
+    uint32_t used;
+} dsi_json_big;
+
+DSI_FN void dsi_json_big_set(dsi_json_big *big, uint64_t value) {
+    big->used = 0;
+    for (; value; value >>= 32) big->limb[big->used++] = (uint32_t)value;
+}
+DSI_FN void dsi_json_big_mul_add(dsi_json_big *big, uint32_t factor, uint32_t addend) {
+    uint64_t carry = addend;
+    for (uint32_t i = 0; i < big->used; i++) {
+        carry += (uint64_t)big->limb[i] * factor;
+        big->limb[i] = (uint32_t)carry;
+        carry >>= 32;
+    }
+    if (carry && big->used < DSI_JSON_LIMBS) big->limb[big->used++] = (uint32_t)carry;
+}
+DSI_FN void dsi_json_big_ten(dsi_json_big *big, int power) {
+    for (; power >= 9; power -= 9) dsi_json_big_mul_add(big, 1000000000u, 0);
+    for (; power > 0; power--) dsi_json_big_mul_add(big, 10, 0);
+}
+DSI_FN void dsi_json_big_shift(dsi_json_big *big, int bits) {
+    uint32_t words = (uint32_t)bits / 32;
+    dsi_json_big_mul_add(big, 1u << (bits % 32), 0);
+    if (!big->used || big->used + words > DSI_JSON_LIMBS) return;
+    memmove(big->limb + words, big->limb, big->used * sizeof big->limb[0]);
+    memset(big->limb, 0, words * sizeof big->limb[0]);
+    big->used += words;
+}
+DSI_FN int dsi_json_big_compare(const dsi_json_big *a, const dsi_json_big *b) {
+    if (a->used != b->used) return a->used < b->used ? -1 : 1;
+    for (uint32_t i = a->used; i-- > 0;)
+        if (a->limb[i] != b->limb[i]) return a->limb[i] < b->limb[i] ? -1 : 1;
+    return 0;
+}
+/* a + b against c */
+DSI_FN int dsi_json_big_compare_sum(const dsi_json_big *a, const dsi_json_big *b, const dsi_json_big *c) {
+    dsi_json_big sum;
+    uint64_t carry = 0;
+    uint32_t most = a->used > b->used ? a->used : b->used;
+    sum.used = 0;
+    for (uint32_t i = 0; i < most || carry; i++) {
+        carry += (uint64_t)(i < a->used ? a->limb[i] : 0) + (i < b->used ? b->limb[i] : 0);
+        sum.limb[sum.used++] = (uint32_t)carry;
+        carry >>= 32;
+    }
+    return dsi_json_big_compare(&sum, c);
+}
+/* a - b, where a >= b */
+DSI_FN void dsi_json_big_subtract(dsi_json_big *a, const dsi_json_big *b) {
+    int64_t borrow = 0;
+    for (uint32_t i = 0; i < a->used; i++) {
+        borrow += (int64_t)a->limb[i] - (i < b->used ? b->limb[i] : 0);
+        a->limb[i] = (uint32_t)(borrow & 0xFFFFFFFF);
+        borrow = borrow < 0 ? -1 : 0;
+    }
+    while (a->used && !a->limb[a->used - 1]) a->used--;
+}
+
+/* The upper half of a 128-bit product, rounded, with its top bit set; *exponent counts the bits dropped. */
+DSI_FN uint64_t dsi_json_mul_high(uint64_t a, uint64_t b, int *exponent, uint64_t *error) {
+    uint64_t a1 = a >> 32, a0 = a & 0xFFFFFFFFu, b1 = b >> 32, b0 = b & 0xFFFFFFFFu;
+    uint64_t low = a0 * b0, middle = a1 * b0 + (low >> 32), other = a0 * b1 + (middle & 0xFFFFFFFFu);
+    uint64_t high = a1 * b1 + (middle >> 32) + (other >> 32);
+    *exponent += 64;
+    *error += 2; /* what b lacks, and what the lower half held */
+    if (!(high >> 63)) {
+        high = high << 1 | (other >> 31 & 1);
+        *exponent -= 1;
+        *error *= 2;
+    }
+    return high;
+}
+
+/* Decides between mantissa and mantissa + 1 (in units of 2^exponent) for a decimal number: its digits, without the
+   point, times 10^ten, against the middle. Digits beyond 800 only say that the number is larger than what they follow. */
+DSI_FN bool dsi_json_round_up(const char *digits, size_t length, int ten, uint64_t mantissa, int exponent) {
+    dsi_json_big number, middle;
+    size_t seen = 0;
+    int order;
+    bool more = false;
+    dsi_json_big_set(&number, 0);
+    dsi_json_big_set(&middle, 2 * mantissa + 1);
+    for (size_t i = 0; i < length; i++) {
+        if (digits[i] == '.') continue;
+        if (seen < 800) {
+            dsi_json_big_mul_add(&number, 10, (uint32_t)(digits[i] - '0'));
+            seen += number.used != 0;
+        } else {
+            ten++;
+            more |= digits[i] != '0';
+        }
+    }
+    exponent--; /* of the doubled middle */
+    if (ten > 0)
+        dsi_json_big_ten(&number, ten);
+    else
+        dsi_json_big_ten(&middle, -ten);
+    if (exponent > 0)
+        dsi_json_big_shift(&middle, exponent);
+    else
+        dsi_json_big_shift(&number, -exponent);
+    order = dsi_json_big_compare(&number, &middle);
+    return order > 0 || (order == 0 && (more || (mantissa & 1)));
+}
+
+/* Zero bits above the highest one of a number above 0. */
+DSI_FN int dsi_json_zeros(uint64_t value) {
+#if defined(__GNUC__)
+    return __builtin_clzll(value);
+#else
+    int zeros = 0;
+    for (; !(value >> 63); value <<= 1) zeros++;
+    return zeros;
+#endif
+}
+
+DSI_FN double dsi_json_double(uint64_t bits) {
+    double value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* The double nearest to a decimal number, ties to even: `lead` is its first 19 digits at most, times 10^lead_ten;
+   `cut` says that more follow. Works on a 64-bit product with a known error, and exactly where that cannot decide.
+   Returns infinity when it is too large. The idea is that of strtod in Grisu's paper (Loitsch, 2010). */
+DSI_FN double dsi_json_nearest(const char *digits, size_t length, int ten, uint64_t lead, int lead_ten, bool cut) {
+    // clang-format off
+    static const uint64_t small[16] = {
+        1u, 10u, 100u, 1000u, 10000u, 100000u, 1000000u, 10000000u, 100000000u, 1000000000u, 10000000000u,
+        100000000000u, 1000000000000u, 10000000000000u, 100000000000000u, 1000000000000000u};
+    // clang-format on
+    const uint64_t infinite = (uint64_t)0x7FF << 52;
+    uint64_t error = cut ? 1 : 0, power, mantissa, rest, half, bits;
+    int exponent = 0, power_exponent = 0, shift = 11, biased, k;
+    if (!lead || lead_ten < -361) return 0;
+    if (lead_ten > 308) return dsi_json_double(infinite);
+    exponent = -dsi_json_zeros(lead);
+    lead <<= -exponent;
+    error <<= -exponent;
+    k = (lead_ten + 23 * 16) / 16 - 23;
+    power = small[lead_ten - 16 * k];
+    power_exponent = -dsi_json_zeros(power);
+    power <<= -power_exponent;
+    exponent += power_exponent;
+    lead = dsi_json_mul_high(lead, power, &exponent, &error);
+    exponent += (16 * k * 217706 + (1 << 30)) / 65536 - (1 << 14) - 63; /* floor(log2(10^(16 k))) - 63 */
+    lead = dsi_json_mul_high(lead, dsi_json_tens[k + 23], &exponent, &error);
+    biased = exponent + 63 + 1023;
+    if (biased >= 2047) return dsi_json_double(infinite);
+    if (biased < 1) { /* a denormal number keeps fewer bits */
+        shift += 1 - biased;
+        biased = 1;
+    }
+    if (shift > 64) return 0;
+    mantissa = shift == 64 ? 0 : lead >> shift;
+    rest = shift == 64 ? lead : lead & (((uint64_t)1 << shift) - 1);
+    half = (uint64_t)1 << (shift - 1);
+    if (rest > half ? rest - half > error : half - rest > error)
+        mantissa += rest > half;
+    else
+        mantissa += dsi_json_round_up(digits, length, ten, mantissa, exponent + shift);
+    bits = ((uint64_t)(biased - 1) << 52) + mantissa;
+    return dsi_json_double(bits);
+}
+
+/* A number at `at`. Fills the node's type, length and value; NULL, or what is wrong with it at *stop. */
+DSI_FN const char *dsi_json_read_number(const char *at, dsi_json_node *node, const char **stop) {
+    const char *p = at + (*at == '-'), *digits = p, *end;
+    uint64_t lead = 0;
+    int64_t power = 0;
+    int seen = 0, skipped = 0, fraction = 0;
+    bool negative = *at == '-', real = negative && *p == '0', cut = false, quick = true, minus;
+    *stop = p;
+    if (*p < '0' || *p > '9') return negative ? "expected a digit after '-'" : "expected a value";
+    if (*p == '0' && p[1] >= '0' && p[1] <= '9') return "a number may not start with 0";
+    /* up to 18 digits at full speed; more wrap around, and are read again below */
+    for (end = p; (unsigned)(*end - '0') <= 9; end++) lead = 10 * lead + (unsigned)(*end - '0');
+    if (*end == '.') {
+        const char *point = end++;
+        for (; (unsigned)(*end - '0') <= 9; end++) lead = 10 * lead + (unsigned)(*end - '0');
+        power = point + 1 - end;
+        quick = power < 0;
+    }
+    if (quick && end - p <= 18) {
+        fraction = power < 0;
+        real |= fraction != 0;
+        p = end;
+    } else
+        lead = 0, power = 0;
+    for (;; p++) {
+        unsigned digit = (unsigned)(*p - '0');
+        if (*p == '.' && !fraction) {
+            fraction = 1;
+            real = true;
+            if (p[1] < '0' || p[1] > '9') return *stop = p + 1, "expected a digit after the decimal point";
+            continue;
+        }
+        if (digit > 9) break;
+        if (seen < 19) {
+            lead = 10 * lead + digit;
+            seen += lead != 0;
+            power -= fraction;
+        } else {
+            skipped++;
+            cut |= digit != 0;
+            power += 1 - fraction;
+        }
+    }
+    end = p;
+    node->type = DSI_JSON_REAL;
+    if (*p == 'e' || *p == 'E') {
+        int64_t exponent = 0;
+        real = true;
+        minus = *++p == '-';
+        p += *p == '-' || *p == '+';
+        if (*p < '0' || *p > '9') return *stop = p, "expected a digit in the exponent";
+        for (; *p >= '0' && *p <= '9'; p++)
+            if (exponent < 100000000) exponent = 10 * exponent + (*p - '0');
+        power += minus ? -exponent : exponent;
+    }
+    *stop = p;
+    node->length = (uint32_t)(p - at);
+    if (!real && !skipped && lead <= (uint64_t)INT64_MAX + (negative ? 1 : 0)) {
+        node->type = DSI_JSON_INT;
+        node->as.integer = negative ? (int64_t)(0 - lead) : (int64_t)lead;
+        return NULL;
+    }
+    if (power > 100000) power = 100000;
+    if (power < -100000) power = -100000;
+    node->as.real = dsi_json_nearest(digits, (size_t)(end - digits), (int)power - skipped, lead, (int)power, cut);
+    if (negative) node->as.real = -node->as.real;
+    return node->as.real - node->as.real == 0 ? NULL : (*stop = at, "the number is too large for a double");
+}
+
+/* Bytes of the UTF-8 character at `at` (a byte of 0x80 or more); 0 when it is malformed, overlong or a surrogate. */
+DSI_FN unsigned dsi_json_utf8(const char *text) {
+    const unsigned char *at = (const unsigned char *)text;
+    unsigned c = at[0];
+    if ((at[1] & 0xC0) != 0x80) return 0;
+    if (c >= 0xC2 && c <= 0xDF) return 2;
+    if ((at[2] & 0xC0) != 0x80) return 0;
+    if (c == 0xE0 ? at[1] >= 0xA0 : c == 0xED ? at[1] < 0xA0 : c > 0xE0 && c <= 0xEF) return 3;
+    if ((at[3] & 0xC0) != 0x80) return 0;
+    return (c == 0xF0 ? at[1] >= 0x90 : c == 0xF4 ? at[1] < 0x90 : c > 0xF0 && c < 0xF4) ? 4 : 0;
+}
+
+DSI_FN bool dsi_json_fail(dsi_json_reader *r, const char *at, const char *why) {
+    r->doc->fault = (size_t)(at - r->doc->text);
+    r->doc->why = why;
+    return false;
+}
+
+/* Four hex digits; UINT32_MAX when they are not. */
+DSI_FN uint32_t dsi_json_hex(const char *at) {
+    uint32_t value = 0;
+    for (int i = 0; i < 4; i++) {
+        uint32_t c = (unsigned char)at[i], letter = c | 0x20;
+        if (c >= '0' && c <= '9')
+            value = value << 4 | (c - '0');
+        else if (letter >= 'a' && letter <= 'f')
+            value = value << 4 | (letter - 'a' + 10);
+        else
+            return UINT32_MAX;
+    }
+    return value;
+}
+
+/* One escape; r->at is behind the backslash. Appends what it means to r->spare. */
+DSI_FN bool dsi_json_escape(dsi_json_reader *r) {
+    static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
+    const char *found = *r->at ? strchr(from, *r->at) : NULL;
+    uint32_t code, low;
+    if (found) {
+        *r->spare++ = to[found - from];
+        r->at++;
+        return true;
+    }
+    if (*r->at != 'u') return dsi_json_fail(r, r->at - 1, "unknown escape in a string");
+    code = dsi_json_hex(r->at + 1);
+    if (code == UINT32_MAX) return dsi_json_fail(r, r->at - 1, "\\u needs four hexadecimal digits");
+    if (code >= 0xDC00 && code <= 0xDFFF)
+        return dsi_json_fail(r, r->at - 1, "the second half of a surrogate pair alone");
+    r->at += 5;
+    if (code >= 0xD800 && code <= 0xDBFF) {
+        low = r->at[0] == '\\' && r->at[1] == 'u' ? dsi_json_hex(r->at + 2) : 0;
+        if (low < 0xDC00 || low > 0xDFFF)
+            return dsi_json_fail(r, r->at - 6, "the first half of a surrogate pair alone");
+        code = 0x10000 + ((code & 0x3FF) << 10) + (low & 0x3FF);
+        r->at += 6;
+    }
+    if (code < 0x80)
+        *r->spare++ = (char)code;
+    else {
+        unsigned count = code < 0x800 ? 1 : code < 0x10000 ? 2 : 3;
+        *r->spare++ = (char)(code >> 6 * count | (0xFFu << (7 - count) & 0xFF));
+        while (count-- > 0) *r->spare++ = (char)(0x80 | (code >> 6 * count & 0x3F));
+    }
+    return true;
+}
+
+/* Steps over the plain bytes of a string, eight at a time, to a quote, a backslash, a control or non-ASCII byte. The
+   text's copy is padded, so that reading past its end is safe. */
+DSI_FN char *dsi_json_plain(char *at) {
+    const uint64_t ones = 0x0101010101010101u, tops = 0x8080808080808080u;
+    for (;; at += 8) {
+        uint64_t v, quote, slash, special;
+        memcpy(&v, at, 8);
+        quote = v ^ (ones * '"');
+        slash = v ^ (ones * '\\');
+        special = (((quote - ones) & ~quote) | ((slash - ones) & ~slash) | ((v - ones * 0x20) & ~v) | v) & tops;
+        if (!special) continue;
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+        return at + (__builtin_ctzll(special) >> 3);
+#else
+        while ((unsigned char)*at >= 0x20 && (unsigned char)*at < 0x80 && *at != '"' && *at != '\\') at++;
+        return at;
+#endif
+    }
+}
+
+/* A string; r->at is at its opening quote. */
+DSI_FN bool dsi_json_read_string(dsi_json_reader *r, dsi_json_node *node) {
+    char *open = r->at, *out = NULL, *from = ++r->at;
+    node->type = DSI_JSON_STRING;
+    for (;;) {
+        char *at = r->at = dsi_json_plain(r->at);
+        unsigned char c = (unsigned char)*at;
+        if (c >= 0x80) {
+            unsigned length = dsi_json_utf8(at);
+            if (!length) return dsi_json_fail(r, at, "malformed UTF-8 in a string");
+            r->at += length;
+            continue;
+        }
+        if (c < 0x20) {
+            if (at >= r->end) return dsi_json_fail(r, open, "this string does not end");
+            return dsi_json_fail(r, at, "a control character in a string must be escaped");
+        }
+        if (c == '"' && !out) break;
+        if (!out) out = r->spare;
+        memcpy(r->spare, from, (size_t)(at - from));
+        r->spare += at - from;
+        r->at++;
+        if (c == '"') {
+            *r->spare++ = 0;
+            node->as.text = out;
+            node->length = (uint32_t)(r->spare - 1 - out);
+            return true;
+        }
+        if (!dsi_json_escape(r)) return false;
+        from = r->at;
+    }
+    *r->at++ = 0;
+    node->as.text = from;
+    node->length = (uint32_t)(r->at - 1 - from);
+    return true;
+}
+
+/* The next byte that is neither blank nor, where accepted, in a comment; 0 at the end. */
+DSI_FN char dsi_json_peek(dsi_json_reader *r) {
+    if ((unsigned char)*r->at > '/') return *r->at;
+    for (;;) {
+        char *p = r->at;
+        while (*p == ' ' || *p == '\n' || *p == '\t' || *p == '\r') p++;
+        r->at = p;
+        if (!(r->flags & DSI_JSON_COMMENTS) || (*p != '/' && *p != '#')) return *p;
+        if (*p == '#' || p[1] == '/') {
+            while (p < r->end && *p != '\n') p++;
+        } else if (p[1] == '*') {
+            for (p += 2; p < r->end && (*p != '*' || p[1] != '/'); p++) {}
+            if (p >= r->end) return *r->at;
+            p += 2;
+        } else
+            return *p;
+        r->at = p;
+    }
+}
+
+DSI_FN const char *dsi_json_no_value(dsi_json_reader *r) {
+    const char *p = r->at;
+    if (p >= r->end) return "the text ends where a value should follow";
+    if (!strncmp(p, "None", 4)) return "None is Python; did you mean null?";
+    if (!strncmp(p, "True", 4)) return "True is Python; did you mean true?";
+    if (!strncmp(p, "False", 5)) return "False is Python; did you mean false?";
+    if (!strncmp(p, "NaN", 3) || !strncmp(p, "Infinity", 8) || !strncmp(p, "-Infinity", 9))
+        return "JSON has no NaN and no infinity";
+    if (*p == '\'') return "strings stand in double quotes";
+    if (*p == '+' || *p == '.') return "a number starts with a digit or '-'";
+    if (*p == '/' || *p == '#')
+        return r->flags & DSI_JSON_COMMENTS ? "this comment does not end" : "JSON has no comments";
+    if (!strncmp(p, "\xEF\xBB\xBF", 3)) return "the text starts with a byte order mark; save it without one";
+    return "expected a value";
+}
+
+/* One value at r->at; a container is opened and becomes r->parent. */
+DSI_FN bool dsi_json_read_value(dsi_json_reader *r) {
+    dsi_json_node *node = r->doc->nodes + r->doc->count;
+    const char *stop, *why, c = dsi_json_peek(r);
+    node->offset = (uint32_t)(r->at - r->doc->text);
+    node->length = 0;
+    node->next = ++r->doc->count;
+    if (c == '"') return dsi_json_read_string(r, node);
+    if (c == '{' || c == '[') {
+        node->type = c == '{' ? DSI_JSON_OBJECT : DSI_JSON_ARRAY;
+        node->as.integer = 0;
+        node->next = r->parent;
+        r->parent = r->doc->count - 1;
+        if (++r->depth > r->max_depth) return dsi_json_fail(r, r->at, "too many containers inside each other");
+        r->at++;
+        return true;
+    }
+    node->as.integer = 0;
+    if (c == 't' && !strncmp(r->at, "true", 4)) return node->type = DSI_JSON_TRUE, r->at += 4, true;
+    if (c == 'f' && !strncmp(r->at, "false", 5)) return node->type = DSI_JSON_FALSE, r->at += 5, true;
+    if (c == 'n' && !strncmp(r->at, "null", 4)) return node->type = DSI_JSON_NULL, r->at += 4, true;
+    if (c != '-' && (c < '0' || c > '9')) return dsi_json_fail(r, r->at, dsi_json_no_value(r));
+    why = dsi_json_read_number(r->at, node, &stop);
+    if (why && !strncmp(r->at, "-I", 2)) return dsi_json_fail(r, r->at, dsi_json_no_value(r));
+    if (why) return dsi_json_fail(r, stop, why);
+    r->at += stop - r->at;
+    return true;
+}
+
+DSI_FN bool dsi_json_read_key(dsi_json_reader *r) {
+    dsi_json_node *node = r->doc->nodes + r->doc->count;
+    if (dsi_json_peek(r) != '"') return dsi_json_fail(r, r->at, "expected a key in double quotes");
+    node->offset = (uint32_t)(r->at - r->doc->text);
+    node->next = ++r->doc->count;
+    if (!dsi_json_read_string(r, node)) return false;
+    if (dsi_json_peek(r) != ':') return dsi_json_fail(r, r->at, "expected ':' after the key");
+    r->at++;
+    return true;
+}
+
+/* What follows a value, up to the next one: commas, closing brackets, the next key. *done at the end of the text. */
+DSI_FN bool dsi_json_read_rest(dsi_json_reader *r, bool opened, bool *done) {
+    *done = false;
+    for (;; opened = false) {
+        dsi_json_node *parent;
+        char c = dsi_json_peek(r), close;
+        if (r->parent == DSI_JSON_NONE) {
+            if (r->at < r->end) return dsi_json_fail(r, r->at, "the text goes on after its value");
+            return *done = true;
+        }
+        parent = r->doc->nodes + r->parent;
+        close = parent->type == DSI_JSON_OBJECT ? '}' : ']';
+        if (!opened) {
+            parent->length++;
+            if (c == ',') {
+                r->at++;
+                c = dsi_json_peek(r);
+                if (c != close) return parent->type == DSI_JSON_OBJECT ? dsi_json_read_key(r) : true;
+                if (!(r->flags & DSI_JSON_COMMAS)) return dsi_json_fail(r, r->at, "a comma before the closing bracket");
+            } else if (c != close)
+                return dsi_json_fail(r, r->at, close == '}' ? "expected ',' or '}'" : "expected ',' or ']'");
+        } else if (c != close)
+            return parent->type == DSI_JSON_OBJECT ? dsi_json_read_key(r) : true;
+        r->at++;
+        r->parent = parent->next;
+        parent->next = r->doc->count;
+        r->depth--;
+    }
+}
+
+/* Bytes of memory that dsi_json_read needs: at most one node for each comma, colon and opening bracket and one more,
+   the copy of the text, and room for decoded strings. */
+DSI_FN size_t dsi_json_room(const char *text, size_t bytes) {
+    const uint64_t low = 0x7F7F7F7F7F7F7F7Fu, ones = 0x0101010101010101u;
+    size_t nodes = 1, i = 0;
+    for (; i + 8 <= bytes; i += 8) {
+        uint64_t v, comma, colon, brace;
+        memcpy(&v, text + i, 8);
+        comma = v ^ (ones * ',');
+        colon = v ^ (ones * ':');
+        brace = (v | (ones * 0x20)) ^ (ones * '{');
+        comma = ~(((comma & low) + low) | comma | low);
+        colon = ~(((colon & low) + low) | colon | low);
+        brace = ~(((brace & low) + low) | brace | low);
+        nodes += (size_t)((((comma >> 7) + (colon >> 7) + (brace >> 7)) * ones) >> 56);
+    }
+    for (; i < bytes; i++) nodes += text[i] == ',' || text[i] == ':' || text[i] == '[' || text[i] == '{';
+    return dsi_add(dsi_mul(nodes + 1, sizeof(dsi_json_node)),
+                   dsi_add(memchr(text, '\\', bytes) ? 2 * bytes : bytes, 16));
+}
+
+/* Reads a text into `memory` of dsi_json_room bytes, aligned to 8. False: doc->fault and doc->why say where and why. */
+DSI_FN bool dsi_json_read(dsi_json *doc, void *memory, size_t room, const char *text, size_t bytes, unsigned flags,
+                          unsigned max_depth) {
+    dsi_json_reader r;
+    bool done = false, opened;
+    size_t copies = memchr(text, '\\', bytes) ? 2 * bytes : bytes;
+    memset(doc, 0, sizeof *doc);
+    memset(&r, 0, sizeof r);
+    doc->nodes = (dsi_json_node *)memory;
+    doc->text = (char *)memory + (room - copies - 16);
+    doc->bytes = bytes;
+    r.doc = doc;
+    if (bytes >= UINT32_MAX / 2) return dsi_json_fail(&r, doc->text, "the text has 2 GiB or more");
+    memcpy(doc->text, text, bytes);
+    memset(doc->text + bytes, 0, 16);
+    r.at = doc->text;
+    r.end = doc->text + bytes;
+    r.spare = r.end + 8;
+    r.parent = DSI_JSON_NONE;
+    r.max_depth = max_depth;
+    r.flags = flags;
+    while (!done) {
+        uint32_t before = r.depth;
+        if (!dsi_json_read_value(&r)) return false;
+        opened = r.depth > before;
+        if (!dsi_json_read_rest(&r, opened, &done)) return false;
+    }
+    return true;
+}
+
+/* Line and column, both from 1; a column is a UTF-8 character. */
+DSI_FN void dsi_json_position(const dsi_json *doc, size_t offset, int *line, int *column) {
+    *line = *column = 1;
+    for (size_t i = 0; i < offset && i < doc->bytes; i++) {
+        if (doc->text[i] == '\n') {
+            ++*line;
+            *column = 1;
+        } else
+            *column += (doc->text[i] & 0xC0) != 0x80;
+    }
+}
+
+/* The same with memory of its own. The error's text starts with line:column. */
+DSI_FN ds_status dsi_json_load(const ds_allocator *allocator, const char *text, size_t bytes, unsigned flags,
+                               dsi_json *doc, ds_error *error) {
+    size_t room = dsi_json_room(text, bytes), fault;
+    const char *why;
+    void *memory = dsi_alloc(allocator, room);
+    int line, column;
+    memset(doc, 0, sizeof *doc);
+    if (!memory) return dsi_fail(error, DS_ERR_MEMORY, "no memory for a JSON text (%zu bytes)", room);
+    if (dsi_json_read(doc, memory, room, text, bytes, flags, DSI_JSON_DEPTH)) {
+        doc->memory = memory;
+        doc->room = room;
+        return DS_OK;
+    }
+    fault = doc->fault;
+    why = doc->why;
+    dsi_json_position(doc, fault, &line, &column);
+    dsi_release(allocator, memory, room);
+    memset(doc, 0, sizeof *doc);
+    doc->fault = fault;
+    doc->why = why;
+    return dsi_fail(error, DS_ERR_INPUT, "%d:%d: %s", line, column, why);
+}
+DSI_FN void dsi_json_unload(const ds_allocator *allocator, dsi_json *doc) {
+    dsi_release(allocator, doc->memory, doc->room);
+    memset(doc, 0, sizeof *doc);
+}
+
+/* The value of a key of an object; DSI_JSON_NONE when node is no object (NONE included) or has no such key. */
+DSI_FN uint32_t dsi_json_get(const dsi_json *doc, uint32_t node, const char *key) {
+    size_t length = strlen(key);
+    uint32_t k = node + 1;
+    if (node == DSI_JSON_NONE || doc->nodes[node].type != DSI_JSON_OBJECT) return DSI_JSON_NONE;
+    for (uint32_t i = 0; i < doc->nodes[node].length; i++, k = doc->nodes[k + 1].next)
+        if (doc->nodes[k].length == length && !memcmp(doc->nodes[k].as.text, key, length)) return k + 1;
+    return DSI_JSON_NONE;
+}
+
+/* A number as a double; false when it is none. */
+DSI_FN bool dsi_json_real(const dsi_json *doc, uint32_t node, double *value) {
+    const dsi_json_node *n = doc->nodes + node;
+    *value = 0;
+    if (node == DSI_JSON_NONE || (n->type != DSI_JSON_INT && n->type != DSI_JSON_REAL)) return false;
+    *value = n->type == DSI_JSON_INT ? (double)n->as.integer : n->as.real;
+    return true;
+}
+
+/* A number that is whole as written, exactly: 5e8 and 32.0 are, 5.5 and what exceeds int64_t are not. */
+DSI_FN bool dsi_json_integer(const dsi_json *doc, uint32_t node, int64_t *value) {
+    const dsi_json_node *n = doc->nodes + node;
+    const char *p;
+    int64_t whole = 0, power = 0, exponent = 0, zeros = 0;
+    bool negative, point = false, minus;
+    *value = 0;
+    if (node == DSI_JSON_NONE || (n->type != DSI_JSON_INT && n->type != DSI_JSON_REAL)) return false;
+    if (n->type == DSI_JSON_INT) return *value = n->as.integer, true;
+    p = doc->text + n->offset;
+    negative = *p == '-';
+    for (p += negative; (*p >= '0' && *p <= '9') || *p == '.'; p++) {
+        if (*p == '.') {
+            point = true;
+            continue;
+        }
+        power -= point;
+        zeros++;
+        if (*p == '0') continue;
+        for (; whole && zeros; zeros--) { /* the zeros before this digit count only now */
+            if (whole > INT64_MAX / 10) return false;
+            whole *= 10;
+        }
+        if (whole > INT64_MAX - (*p - '0')) return false;
+        whole += *p - '0';
+        zeros = 0;
+    }
+    if (*p == 'e' || *p == 'E') {
+        minus = *++p == '-';
+        for (p += *p == '-' || *p == '+'; *p >= '0' && *p <= '9'; p++)
+            if (exponent < 100000000) exponent = 10 * exponent + (*p - '0');
+        power += minus ? -exponent : exponent;
+    }
+    if (whole && power + zeros < 0) return false;
+    for (power += zeros; whole && power > 0; power--) {
+        if (whole > INT64_MAX / 10) return false;
+        whole *= 10;
+    }
+    *value = negative ? -whole : whole;
+    return true;
+}
+
+/* A string's text, or NULL. */
+DSI_FN const char *dsi_json_text(const dsi_json *doc, uint32_t node) {
+    return node != DSI_JSON_NONE && doc->nodes[node].type == DSI_JSON_STRING ? doc->nodes[node].as.text : NULL;
+}
+
+/* The shortest digits that read back as the same double, and its decimal exponent: 0.d1d2.. * 10^*point. Steele and
+   White's free-format algorithm with the bounds of round-half-even. value is finite and above 0. Returns their count. */
+DSI_FN int dsi_json_digits(double value, char digits[18], int *point) {
+    dsi_json_big number, scale, up, down;
+    uint64_t bits, mantissa;
+    int exponent, count = 0, k;
+    bool even, low, high, narrow;
+    memcpy(&bits, &value, sizeof bits);
+    exponent = (int)(bits >> 52 & 0x7FF);
+    mantissa = bits & (((uint64_t)1 << 52) - 1);
+    narrow = mantissa == 0 && exponent > 1; /* the double below is half as far away as the one above */
+    if (exponent)
+        mantissa |= (uint64_t)1 << 52;
+    else
+        exponent = 1;
+    exponent -= 1075;
+    even = !(mantissa & 1);
+    dsi_json_big_set(&number, mantissa << (1 + narrow));
+    dsi_json_big_set(&scale, (uint64_t)1 << (1 + narrow));
+    dsi_json_big_set(&up, (uint64_t)1 << narrow);
+    dsi_json_big_set(&down, 1);
+    if (exponent > 0) {
+        dsi_json_big_shift(&number, exponent);
+        dsi_json_big_shift(&up, exponent);
+        dsi_json_big_shift(&down, exponent);
+    } else
+        dsi_json_big_shift(&scale, -exponent);
+    /* an estimate of the decimal exponent that is right or one too small */
+    for (k = 52; k > 0 && !(mantissa >> k); k--) {}
+    k = (int)(((int64_t)(exponent + k) * 78913 + ((int64_t)1 << 32)) / 262144) - (1 << 14);
+    if (k > 0)
+        dsi_json_big_ten(&scale, k);
+    else {
+        dsi_json_big_ten(&number, -k);
+        dsi_json_big_ten(&up, -k);
+        dsi_json_big_ten(&down, -k);
+    }
+    for (;; k++) {
+        int order = dsi_json_big_compare_sum(&number, &up, &scale);
+        if (even ? order < 0 : order <= 0) break;
+        dsi_json_big_mul_add(&scale, 10, 0);
+    }
+    *point = k;
+    do {
+        int digit = 0, order;
+        dsi_json_big_mul_add(&number, 10, 0);
+        dsi_json_big_mul_add(&up, 10, 0);
+        dsi_json_big_mul_add(&down, 10, 0);
+        for (; dsi_json_big_compare(&number, &scale) >= 0; digit++) dsi_json_big_subtract(&number, &scale);
+        order = dsi_json_big_compare(&number, &down);
+        low = even ? order <= 0 : order < 0;
+        order = dsi_json_big_compare_sum(&number, &up, &scale);
+        high = even ? order >= 0 : order > 0;
+        if (high && (!low || dsi_json_big_compare_sum(&number, &number, &scale) >= 0)) digit++;
+        digits[count++] = (char)('0' + digit);
+    } while (!low && !high);
+    return count;
+}
+
+/* The shortest text that reads back as the same double; an integral value gets ".0". Infinities and NaN, which JSON
+   lacks, are printed as null. Returns the length. */
+DSI_FN size_t dsi_json_print_real(double value, char out[DSI_JSON_NUMBER_ROOM]) {
+    char digits[18];
+    size_t n = 0;
+    int count, point, i;
+    if (!(value - value == 0)) return memcpy(out, "null", 5), (size_t)4;
+    if (value < 0 || (value == 0 && 1 / value < 0)) out[n++] = '-';
+    if (value == 0) return memcpy(out + n, "0.0", 4), n + 3;
+    count = dsi_json_digits(value < 0 ? -value : value, digits, &point);
+    if (point > 17 || point < -4) {
+        out[n++] = digits[0];
+        if (count > 1) out[n++] = '.';
+        for (i = 1; i < count; i++) out[n++] = digits[i];
+        return n + (size_t)snprintf(out + n, DSI_JSON_NUMBER_ROOM - n, "e%d", point - 1);
+    }
+    if (point <= 0) {
+        out[n++] = '0';
+        out[n++] = '.';
+        for (i = point; i < 0; i++) out[n++] = '0';
+    }
+    for (i = 0; i < count || i < point; i++) {
+        if (i == point && point > 0) out[n++] = '.';
+        out[n++] = i < count ? digits[i] : '0';
+    }
+    if (count <= point) {
+        out[n++] = '.';
+        out[n++] = '0';
+    }
+    out[n] = 0;
+    return n;
+}
+
+/* Text being written: what exceeds `room` is counted, not stored, so that a first pass with room 0 measures. */
+typedef struct dsi_json_sink {
+    char *out;
+    size_t room, length;
+} dsi_json_sink;
+
+DSI_FN void dsi_json_put(dsi_json_sink *sink, const char *text, size_t bytes) {
+    if (bytes <= sink->room && sink->length <= sink->room - bytes) memcpy(sink->out + sink->length, text, bytes);
+    sink->length += bytes;
+}
+DSI_FN void dsi_json_puts(dsi_json_sink *sink, const char *text) {
+    dsi_json_put(sink, text, strlen(text));
+}
+/* A string with its quotes; NULL is null. Bytes are taken as they are, so they should be UTF-8. */
+DSI_FN void dsi_json_put_string(dsi_json_sink *sink, const char *text, size_t bytes) {
+    size_t from = 0;
+    if (!text) {
+        dsi_json_puts(sink, "null");
+        return;
+    }
+    dsi_json_put(sink, "\"", 1);
+    for (size_t i = 0; i < bytes; i++) {
+        unsigned char c = (unsigned char)text[i];
+        char escape[8];
+        if (c >= 0x20 && c != '"' && c != '\\') continue;
+        dsi_json_put(sink, text + from, i - from);
+        from = i + 1;
+        if (c == '"' || c == '\\')
+            snprintf(escape, sizeof escape, "\\%c", c);
+        else if (c == '\n')
+            memcpy(escape, "\\n", 3);
+        else if (c == '\t')
+            memcpy(escape, "\\t", 3);
+        else
+            snprintf(escape, sizeof escape, "\\u%04x", c);
+        dsi_json_puts(sink, escape);
+    }
+    dsi_json_put(sink, text + from, bytes - from);
+    dsi_json_put(sink, "\"", 1);
+}
+DSI_FN void dsi_json_put_real(dsi_json_sink *sink, double value) {
+    char number[DSI_JSON_NUMBER_ROOM];
+    dsi_json_put(sink, number, dsi_json_print_real(value, number));
+}
+DSI_FN void dsi_json_put_integer(dsi_json_sink *sink, int64_t value) {
+    char number[DSI_JSON_NUMBER_ROOM];
+    dsi_json_put(sink, number, (size_t)snprintf(number, sizeof number, "%lld", (long long)value));
+}
+#endif
+/*== end of ds block: json ==*/
 /*== ds block: half 1 == home: ds_optim.h ==*/
 #if defined(DSI_HALF_BLOCK) && DSI_HALF_BLOCK != 1
 #error "ds: implementations of two versions meet in this file; vendor all ds_*.h from one release"
