@@ -680,19 +680,32 @@ static void write_summary(double step_seconds, double loss, double held, double 
 }
 
 static void write_curve(void) {
-    ds_monitor_curve c[2];
+    ds_monitor_curve c[3];
     ds_error error = {DS_OK, ""};
+    double *smooth = (double *)malloc((t.curve_count + 1) * sizeof *smooth);
     memset(c, 0, sizeof c);
-    if (t.rank || !t.o.svg) return;
-    c[0].label = "training loss";
+    if (t.rank || !t.o.svg || !smooth) {
+        free(smooth);
+        return;
+    }
+    for (size_t i = 0; i < t.curve_count; i++)
+        smooth[i] = i ? 0.9 * smooth[i - 1] + 0.1 * t.curve_loss[i] : t.curve_loss[i];
+    c[0].label = "training loss, smoothed";
     c[0].x = t.curve_step;
-    c[0].y = t.curve_loss;
+    c[0].y = smooth;
     c[0].count = t.curve_count;
     c[1].label = "validation loss";
     c[1].x = t.held_step;
     c[1].y = t.held_loss;
     c[1].count = t.held_count;
-    ds_status status = ds_monitor_svg(t.o.svg, "GPT on text", "step", "loss (nats per byte)", c, 2, NULL, &error);
+    c[1].marks = true;
+    c[2].label = "training loss";
+    c[2].x = t.curve_step;
+    c[2].y = t.curve_loss;
+    c[2].count = t.curve_count;
+    c[2].faint = true;
+    ds_status status = ds_monitor_svg(t.o.svg, "GPT on text", "step", "loss (nats per byte)", c, 3, NULL, &error);
+    free(smooth);
     if (status) fail(exit_code(status), error.message);
 }
 

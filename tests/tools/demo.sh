@@ -1,8 +1,8 @@
 #!/bin/bash
 # The main job: a GPT trains on real text, on two ranks, under ZeRO-3 with optimizer states and parameters on disk; then the
-# same training at every stage, and a table of what each cost. environment: B (build), STEPS (120), RANKS (2)
+# same training at every stage, and a table of what each cost. environment: B (build), STEPS (150), RANKS (2)
 set -eu
-B=${B:-build} steps=${STEPS:-120} ranks=${RANKS:-2}
+B=${B:-build} steps=${STEPS:-150} ranks=${RANKS:-2}
 out=$B/demo
 mkdir -p "$out" build
 echo "A GPT trains on this project's own text: $ranks ranks, ZeRO stage 3, optimizer states and parameters on disk."
