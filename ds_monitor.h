@@ -259,8 +259,9 @@ typedef struct ds_monitor_curve {
     const char *label;
     const double *x, *y; /* (count); NaN breaks the line */
     size_t count;
-    bool faint; /* a thin pale line, as for raw values behind their smoothed curve */
-    bool marks; /* a dot at each point */
+    bool faint;      /* a thin pale line, as for raw values behind their smoothed curve */
+    bool marks;      /* a dot at each point */
+    unsigned colour; /* 1 to 6; 0: by its place */
 } ds_monitor_curve;
 
 /* A plot as one self-contained SVG file: axes with round ticks, grid, legend, curves in colours that differ in print
@@ -1165,6 +1166,10 @@ static void dsi_monitor_axes(dsi_monitor_plot *p, const char *x_label, const cha
 
 static const char *const dsi_monitor_colours[] = {"#0b5cad", "#d1495b", "#2e8b57", "#8a5cc2", "#c77f1a", "#444444"};
 
+static const char *dsi_monitor_colour(const ds_monitor_curve *curves, size_t c) {
+    return dsi_monitor_colours[(curves[c].colour ? curves[c].colour - 1 : c) % 6];
+}
+
 static void dsi_monitor_draw(dsi_monitor_plot *p, const ds_monitor_curve *c, const char *colour) {
     bool down = false;
     dsi_monitor_put(p, "<path fill=\"none\" stroke=\"%s\" stroke-linejoin=\"round\" stroke-width=\"%s\"%s d=\"", colour,
@@ -1194,7 +1199,7 @@ static void dsi_monitor_page(dsi_monitor_plot *p, const char *title, const char 
     dsi_monitor_put_escaped(p, title);
     dsi_monitor_put(p, "</text>\n");
     dsi_monitor_axes(p, x_label, y_label);
-    for (size_t c = 0; c < count; c++) dsi_monitor_draw(p, &curves[c], dsi_monitor_colours[c % 6]);
+    for (size_t c = 0; c < count; c++) dsi_monitor_draw(p, &curves[c], dsi_monitor_colour(curves, c));
     for (size_t c = 0; c < count; c++) {
         int y = DSI_PLOT_TOP + 16 + 20 * row;
         if (!curves[c].label) continue;
@@ -1202,7 +1207,7 @@ static void dsi_monitor_page(dsi_monitor_plot *p, const char *title, const char 
         dsi_monitor_put(p,
                         "<line x1=\"500\" x2=\"524\" y1=\"%d\" y2=\"%d\" stroke=\"%s\" stroke-width=\"%s\"%s/>\n<text "
                         "x=\"532\" y=\"%d\">",
-                        y, y, dsi_monitor_colours[c % 6], curves[c].faint ? "1" : "2",
+                        y, y, dsi_monitor_colour(curves, c), curves[c].faint ? "1" : "2",
                         curves[c].faint ? " stroke-opacity=\"0.35\"" : "", y + 4);
         dsi_monitor_put_escaped(p, curves[c].label);
         dsi_monitor_put(p, "</text>\n");

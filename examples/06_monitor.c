@@ -13,7 +13,7 @@ int main(int argc, char **argv) {
     ds_error error = {DS_OK, ""};
     double step[100], loss[100];
     char path[512], line[256];
-    ds_monitor_curve curve = {"training loss", step, loss, 100, false, false};
+    ds_monitor_curve curve = {"training loss", step, loss, 100, false, false, 0};
     desc.csv.enabled = desc.tensorboard.enabled = true;
     desc.csv.output_path = desc.tensorboard.output_path = folder;
     desc.csv.job_name = desc.tensorboard.job_name = "example";

@@ -688,8 +688,12 @@ static void write_curve(void) {
         free(smooth);
         return;
     }
-    for (size_t i = 0; i < t.curve_count; i++)
-        smooth[i] = i ? 0.9 * smooth[i - 1] + 0.1 * t.curve_loss[i] : t.curve_loss[i];
+    double average = 0.0, weight = 0.0; /* exponential, without a bias towards its start */
+    for (size_t i = 0; i < t.curve_count; i++) {
+        average = 0.9 * average + 0.1 * t.curve_loss[i];
+        weight = 0.9 * weight + 0.1;
+        smooth[i] = average / weight;
+    }
     c[0].label = "training loss, smoothed";
     c[0].x = t.curve_step;
     c[0].y = smooth;
@@ -704,6 +708,7 @@ static void write_curve(void) {
     c[2].y = t.curve_loss;
     c[2].count = t.curve_count;
     c[2].faint = true;
+    c[2].colour = 1;
     ds_status status = ds_monitor_svg(t.o.svg, "GPT on text", "step", "loss (nats per byte)", c, 3, NULL, &error);
     free(smooth);
     if (status) fail(exit_code(status), error.message);

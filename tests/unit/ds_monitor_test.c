@@ -292,7 +292,7 @@ static void people(void) {
     }
     TEST(a curve) {
         double x[3] = {0, 1, 2}, y[3] = {3, (double)NAN, 1};
-        ds_monitor_curve c = {"a<b", x, y, 3, false, true};
+        ds_monitor_curve c = {"a<b", x, y, 3, false, true, 0};
         char path[400], *got;
         size_t bytes;
         snprintf(path, sizeof path, "%s/curve.svg", root);
