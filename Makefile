@@ -40,7 +40,7 @@ UNIT := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/unit/*.c tests/multi/
 SCRIPTS := $(wildcard tests/compile/*.sh tests/unit/*.sh tests/multi/*.sh tests/fault/*.sh tests/fuzz/*.sh)
 HEADERS := $(wildcard ds_*.h)
 
-.PHONY: all demo test soak bench peers corpus gpu gpu-test gpu-bench gpu-info blocks format help clean
+.PHONY: all demo test soak bench corpus kernels blocks format help clean
 all: $(EXAMPLES)
 
 build/features.mk: tests/tools/need.sh tests/tools/probe.sh
@@ -69,8 +69,25 @@ test: $(EXAMPLES) $(UNIT)
 	@B="$(B)" CC="$(CC)" CXX="$(CXX)" CONFIG="$(config)" MPIRUN="$(MPIRUN)" MPICC="$(MPICC)" NVCC="$(NVCC)" ONLY="$(only)" \
 	    tests/run.sh $(SCRIPTS) $(UNIT)
 
+# `make soak`: the same tests with counts for a night: FUZZ_RUNS, FUZZ_SECONDS and DS_TEST_KILLS set them
+soak: export FUZZ_RUNS ?= 100000000
+soak: export FUZZ_SECONDS ?= 36000
+soak: export DS_TEST_KILLS ?= 200
+soak: export LIMIT ?= 40000
+soak: $(EXAMPLES) $(UNIT)
+	@B="$(B)" CC="$(CC)" CXX="$(CXX)" CONFIG="$(config)" MPIRUN="$(MPIRUN)" MPICC="$(MPICC)" NVCC="$(NVCC)" \
+	    tests/run.sh $(wildcard tests/fuzz/*.sh) $(filter $(B)/tests/fault/%,$(UNIT))
+
 bench: $(B)/ds
-	@B="$(B)" tests/tools/bench.sh
+	$(B)/ds bench config
+
+# `make kernels`: ds_kernels.cu as an object for the GPUs of today, where nvcc is found
+kernels: $(B)/ds_kernels.o
+$(B)/ds_kernels.o: ds_kernels.cu
+	@[ -n "$(NVCC)" ] || { echo 'nvcc was not found; install the CUDA toolkit'; exit 1; }
+	@mkdir -p $(@D)
+	$(NVCC) -O3 -I. -Xcompiler -Wall,-Wextra $(foreach sm,75 80 90 100,-gencode arch=compute_$(sm),code=sm_$(sm)) \
+	    -gencode arch=compute_100,code=compute_100 -c -o $@ $<
 
 corpus:
 	@tests/tools/corpus.sh build/corpus
