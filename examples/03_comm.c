@@ -1,6 +1,6 @@
 /* 03_comm.c - ranks that average their numbers, with ds_comm.h alone.
 
-   cc -I. examples/03_comm.c -o 03_comm -lpthread     (mpicc -DDS_COMM_USE_MPI=1 for mpirun over several machines)
+   cc -I. examples/03_comm.c -o 03_comm -lpthread -lm     (mpicc -DDS_COMM_USE_MPI=1 for mpirun over several machines)
    for r in 0 1; do RANK=$r WORLD_SIZE=2 LOCAL_WORLD_SIZE=2 MASTER_PORT=29500 ./03_comm & done; wait
    mpirun -np 2 ./03_comm         torchrun --no-python --nproc-per-node 2 ./03_comm         srun -n 2 ./03_comm */
 #define DS_COMM_IMPLEMENTATION

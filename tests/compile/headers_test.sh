@@ -10,7 +10,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 1
 warn='-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wundef -Werror'
-leaves='config comm optim offload checkpoint monitor'
+leaves=$(cd "$root" && printf '%s\n' ds_*.h | sed 's/^ds_\(.*\)\.h$/\1/' | grep -v zero | tr '\n' ' ')
 check() { # STATUS NAME [LOG]
     if [[ $1 -eq 0 ]]; then passed=$((passed + 1)); else
         failed=$((failed + 1))
@@ -94,8 +94,8 @@ order() { # FILE HEADER...
 }
 order all/forward.c $leaves zero
 order all/backward.c zero $(printf '%s\n' $leaves | tac)
-order all/mixed.c offload optim checkpoint zero monitor config comm
-order all/leaves.c monitor checkpoint offload optim comm config
+order all/mixed.c offload optim checkpoint zero monitor $leaves
+order all/leaves.c $(printf '%s\n' $leaves | tac)
 (includes $leaves zero && cat all/mixed.c) >all/later.c
 (echo '#define DS_STATIC' && cat all/mixed.c) >all/static.c
 for compiler in $compilers; do
