@@ -721,10 +721,22 @@ static void save(void) {
 }
 
 static void resume(void) {
+    char message[508];
     const void *client;
+    gpt_shape saved;
     size_t bytes;
     if (!t.o.resume) return;
     check(ds_zero_load(t.zero, t.o.resume, NULL, &client, &bytes));
+    memset(&saved, 0, sizeof saved);
+    if (client && bytes == sizeof saved) memcpy(&saved, client, sizeof saved);
+    if (memcmp(&saved, &t.o.shape, sizeof saved) != 0) { /* tensors tell all but the number of heads */
+        snprintf(message, sizeof message,
+                 "--resume: '%.300s' holds another model: %zu layers of %zu heads and %zu channels, context %zu; here "
+                 "%zu, %zu, %zu, %zu",
+                 t.o.resume, saved.layers, saved.heads, saved.channels, saved.context, t.o.shape.layers,
+                 t.o.shape.heads, t.o.shape.channels, t.o.shape.context);
+        fail(EXIT_INPUT, message);
+    }
     if (t.rank == 0 && !t.o.quiet) fprintf(stderr, "resumed at step %lld\n", (long long)ds_zero_steps(t.zero));
 }
 
@@ -790,7 +802,7 @@ int main(int argc, char **argv) {
         if (r.stop) break;
         if (t.o.save_every && r.step % t.o.save_every == 0 && r.step < t.o.steps) save();
     }
-    if (t.o.save && done) save();
+    if (t.o.save && (done || !t.o.resume || strcmp(t.o.save, t.o.resume) != 0)) save();
     if (r.stop) {
         if (t.rank == 0)
             fprintf(stderr, "stopped by a signal after step %lld%s%s\n", (long long)r.step,
