@@ -343,7 +343,7 @@ int main(int argc, char **argv) {
                 CHECK(memcmp(out[0].weights, other[0].weights, sizeof out[0].weights) == 0);
                 CHECK(memcmp(out[0].losses, other[0].losses, sizeof out[0].losses) == 0);
             } else
-                compare(d, c, out, (int)world, (int)steps, muon);
+                compare(d, c, out, (int)world, (int)steps, muon, edge);
         }
     }
     ds_json_free(d);
