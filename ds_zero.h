@@ -2520,7 +2520,7 @@ static ds_status dsi_zero_configure(ds_zero *z, const ds_config *c, ds_error *er
     z->wire = z->model_dtype;
     if (c->fp32_allreduce) z->wire = DS_F32;
     if (c->communication_data_type) z->wire = dsi_zero_dtype(c->communication_data_type);
-    z->acc_dtype = DS_F32;
+    z->acc_dtype = z->model_dtype;
     if (c->data_types.grad_accum_dtype) z->acc_dtype = dsi_zero_dtype(c->data_types.grad_accum_dtype);
     z->state_tier = z->param_tier = DS_ZERO_DEVICE;
     if (c->zero_optimization.offload_optimizer.device == DS_CONFIG_CPU) z->state_tier = DS_ZERO_HOST;

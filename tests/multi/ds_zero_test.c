@@ -262,6 +262,10 @@ static void reference(const setting *s, outcome *out) {
                     ds_optim_cast(one, DS_F32, round, dtype, numel(i));
                 }
                 for (size_t e = 0; e < numel(i); e++) sums[i][e] = micro ? sums[i][e] + one[e] : one[e];
+                if (dtype != DS_F32) { /* accumulated in the model's type [cfg: data_types.grad_accum_dtype] */
+                    ds_optim_cast(round, dtype, sums[i], DS_F32, numel(i));
+                    ds_optim_cast(sums[i], DS_F32, round, dtype, numel(i));
+                }
             }
         for (size_t i = 0; i < N_PARAMS; i++) {
             double grains[16];
