@@ -3317,39 +3317,31 @@ DS_API ds_status ds_wire_schedule(const ds_config *c, ds_schedule *s, ds_error *
     memset(s, 0, sizeof *s);
     if (!c->scheduler.type) return DS_OK;
     if ((status = ds_schedule_default(c->scheduler.type, s, error))) return status;
-#define DSI_ZERO_TAKE(key, field)                                                                                      \
-    if (dsi_zero_given(c, "scheduler.params." #key)) s->field = c->scheduler.params.key;
-    DSI_ZERO_TAKE(warmup_min_lr, warmup_min_lr)
-    DSI_ZERO_TAKE(warmup_num_steps, warmup_num_steps)
-    DSI_ZERO_TAKE(total_num_steps, total_num_steps)
-    DSI_ZERO_TAKE(warmup_min_ratio, warmup_min_ratio)
-    DSI_ZERO_TAKE(cos_min_ratio, cos_min_ratio)
-    DSI_ZERO_TAKE(cycle_min_lr, cycle_min_lr)
-    DSI_ZERO_TAKE(cycle_max_lr, cycle_max_lr)
-    DSI_ZERO_TAKE(decay_lr_rate, decay_lr_rate)
-    DSI_ZERO_TAKE(cycle_momentum, cycle_momentum)
-    DSI_ZERO_TAKE(cycle_min_mom, cycle_min_mom)
-    DSI_ZERO_TAKE(cycle_max_mom, cycle_max_mom)
-    DSI_ZERO_TAKE(decay_mom_rate, decay_mom_rate)
-    DSI_ZERO_TAKE(cycle_first_stair_count, cycle_first_stair_count)
-    DSI_ZERO_TAKE(lr_range_test_min_lr, lr_range_test_min_lr)
-    DSI_ZERO_TAKE(lr_range_test_step_rate, lr_range_test_step_rate)
-    DSI_ZERO_TAKE(lr_range_test_step_size, lr_range_test_step_size)
-    DSI_ZERO_TAKE(lr_range_test_staircase, lr_range_test_staircase)
-#undef DSI_ZERO_TAKE
-    if (dsi_zero_given(c, "scheduler.params.warmup_type"))
-        s->warmup_linear = strcmp(c->scheduler.params.warmup_type, "linear") == 0;
-    if (dsi_zero_given(c, "scheduler.params.cycle_first_step_size"))
-        s->cycle_first_step_size = (double)c->scheduler.params.cycle_first_step_size;
-    /* these may be null, which ds_config gives as 0 */
-    if (c->scheduler.params.warmup_max_lr > 0) s->warmup_max_lr = c->scheduler.params.warmup_max_lr;
-    if (c->scheduler.params.cycle_second_stair_count > 0)
-        s->cycle_second_stair_count = c->scheduler.params.cycle_second_stair_count;
-    s->cycle_symmetric = !(c->scheduler.params.cycle_second_step_size > 0);
-    if (c->scheduler.params.cycle_second_step_size > 0)
-        s->cycle_second_step_size = (double)c->scheduler.params.cycle_second_step_size;
-    if (dsi_zero_given(c, "scheduler.params.decay_step_size"))
-        s->decay_step_size = (double)c->scheduler.params.decay_step_size;
+    s->warmup_min_lr = c->scheduler.params.warmup_min_lr;
+    if (dsi_zero_given(c, "scheduler.params.warmup_max_lr") && c->scheduler.params.warmup_max_lr > 0) /* null: 0 */
+        s->warmup_max_lr = c->scheduler.params.warmup_max_lr;
+    s->warmup_num_steps = c->scheduler.params.warmup_num_steps;
+    s->warmup_linear = strcmp(c->scheduler.params.warmup_type, "linear") == 0;
+    s->total_num_steps = c->scheduler.params.total_num_steps;
+    s->warmup_min_ratio = c->scheduler.params.warmup_min_ratio;
+    s->cos_min_ratio = c->scheduler.params.cos_min_ratio;
+    s->cycle_min_lr = c->scheduler.params.cycle_min_lr;
+    s->cycle_max_lr = c->scheduler.params.cycle_max_lr;
+    s->decay_lr_rate = c->scheduler.params.decay_lr_rate;
+    s->cycle_first_step_size = c->scheduler.params.cycle_first_step_size;
+    s->cycle_second_step_size = c->scheduler.params.cycle_second_step_size;
+    s->cycle_symmetric = false; /* ds_config has filled in the second half */
+    s->cycle_first_stair_count = c->scheduler.params.cycle_first_stair_count;
+    s->cycle_second_stair_count = c->scheduler.params.cycle_second_stair_count;
+    s->decay_step_size = c->scheduler.params.decay_step_size;
+    s->cycle_momentum = c->scheduler.params.cycle_momentum;
+    s->cycle_min_mom = c->scheduler.params.cycle_min_mom;
+    s->cycle_max_mom = c->scheduler.params.cycle_max_mom;
+    s->decay_mom_rate = c->scheduler.params.decay_mom_rate;
+    s->lr_range_test_min_lr = c->scheduler.params.lr_range_test_min_lr;
+    s->lr_range_test_step_size = c->scheduler.params.lr_range_test_step_size;
+    s->lr_range_test_step_rate = c->scheduler.params.lr_range_test_step_rate;
+    s->lr_range_test_staircase = c->scheduler.params.lr_range_test_staircase;
     return ds_schedule_check(s, error);
 }
 
