@@ -22,7 +22,7 @@ typedef struct options {
     const char *data[MAX_FILES];
     int files;
     gpt_shape shape;
-    long steps, save_every, eval_every, generate;
+    long steps, save_every, eval_every, generate, timeout;
     unsigned long seed;
     bool quiet;
 } options;
@@ -136,6 +136,7 @@ static void usage(FILE *to) {
           "  --generate N        bytes of text to generate at the end (default 160)\n"
           "  --svg FILE          loss curve\n"
           "  --summary FILE      figures of the run as lines of name and value\n"
+          "  --timeout SECONDS   longest wait for another rank (default 300)\n"
           "  --quiet             no progress\n"
           "Ranks come from the launcher: ds run, mpirun, torchrun, srun. SIGINT or SIGTERM: finish the step, save, "
           "end.\n",
@@ -203,6 +204,8 @@ static void parse_arguments(options *o, int argc, char **argv) {
             o->eval_every = number(argc, argv, &i, 1);
         else if (strcmp(a, "--generate") == 0)
             o->generate = number(argc, argv, &i, 0);
+        else if (strcmp(a, "--timeout") == 0)
+            o->timeout = number(argc, argv, &i, 1);
         else if (strcmp(a, "--quiet") == 0)
             o->quiet = true;
         else if (strcmp(a, "--data") == 0) {
@@ -577,6 +580,7 @@ static void set_up(const char *program) {
     size_t batch;
     memset(&comm, 0, sizeof comm);
     comm.logger.log = log_line;
+    comm.timeout = (int64_t)t.o.timeout * 1000000000;
     ds_status status = ds_comm_create(&comm, &t.comm, &error);
     if (status) fail(exit_code(status), error.message);
     t.rank = ds_comm_rank(t.comm);

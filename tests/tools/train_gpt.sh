@@ -1,9 +1,9 @@
 # Shared by the scripts that run train_gpt: sourced in the repository's root. Sets B (absolute), root, work (a scratch folder,
-# removed at the end), model (flags of a small one), and the functions below. Ends with `summary`.
+# removed at the end), model (flags of a small one), data, and the functions below. Ends with `summary`.
 unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT DS_RUN_ID
 root=$PWD B=${B:-build} passed=0 failed=0 skipped=0
 [[ $B = /* ]] || B=$root/$B
-model="--layers 2 --heads 2 --channels 32 --context 32 --data $root/tests/golden/gpt_text.txt"
+model='--layers 2 --heads 2 --channels 32 --context 32' data="--data $root/tests/golden/gpt_text.txt"
 work=$(mktemp -d)
 end_started() { # what this script left running in the background
     local pids
@@ -36,7 +36,7 @@ summary() {
 ranks() {
     local n=$1 config=$2
     shift 2
-    timeout 120 "$B/ds" run -n "$n" -- "$B/train_gpt" --config "$config" $model "$@" >out 2>err </dev/null
+    timeout 120 "$B/ds" run -n "$n" -- "$B/train_gpt" --config "$config" $data $model "$@" >out 2>err </dev/null
 }
 field() { awk -v k="$2" '$1 == k {print $2}' "$1"; } # SUMMARY NAME
 # No process of ours, no shared memory, no swap file is left.
