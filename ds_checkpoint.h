@@ -1707,6 +1707,2267 @@ DSI_FN uint32_t dsi_crc32c(uint32_t crc, const void *data, size_t bytes) {
 #endif
 /*== end of ds block: crc32c ==*/
 
+#include <math.h>
+
+// >>calls: files and lists
+
+#define DSI_CHECKPOINT_BLOCK      ((size_t)1 << 20) /* bytes under one checksum */
+#define DSI_CHECKPOINT_CHUNK      ((size_t)65536)   /* elements that ds_checkpoint_tensor.read gives at once */
+#define DSI_CHECKPOINT_PATH       4096
+#define DSI_CHECKPOINT_TAG        200
+#define DSI_CHECKPOINT_HEADER     100000000u /* the format's own limit */
+#define DSI_CHECKPOINT_MANIFEST   ((size_t)1 << 30)
+#define DSI_CHECKPOINT_OPEN       64 /* files kept open by a reader */
+#define DSI_CHECKPOINT_NONE       SIZE_MAX
+#define DSI_CHECKPOINT_SHARD_NAME 40
+
+static ds_status dsi_checkpoint_failed(ds_error *error, int64_t result, const char *doing, const char *path) {
+    const int code = (int)-result;
+    const ds_status status = code == ENOSPC || code == EDQUOT ? DS_ERR_SPACE
+                             : code == ENOMEM                 ? DS_ERR_MEMORY
+                                                              : DS_ERR_IO;
+    return dsi_fail(error, status, "%s '%.300s': %s", doing, path, strerror(code));
+}
+static ds_status dsi_checkpoint_no_memory(ds_error *error, const char *what) {
+    return dsi_fail(error, DS_ERR_MEMORY, "no memory for %s", what);
+}
+
+/* An array that grows by doubling. Items are zeroed; their addresses change as it grows. */
+typedef struct dsi_checkpoint_list {
+    char *items;
+    size_t count, room, each;
+} dsi_checkpoint_list;
+
+static void *dsi_checkpoint_push(const ds_allocator *a, dsi_checkpoint_list *list, size_t n) {
+    const size_t needed = dsi_add(list->count, n);
+    if (needed > list->room) {
+        const size_t room = needed > 2 * list->room ? dsi_add(needed, 8) : 2 * list->room;
+        char *items = (char *)dsi_alloc(a, dsi_mul(room, list->each));
+        if (!items) return NULL;
+        if (list->count) memcpy(items, list->items, list->count * list->each);
+        dsi_release(a, list->items, list->room * list->each);
+        list->items = items;
+        list->room = room;
+    }
+    memset(list->items + list->count * list->each, 0, n * list->each);
+    list->count = needed;
+    return list->items + (needed - n) * list->each;
+}
+static void dsi_checkpoint_list_free(const ds_allocator *a, dsi_checkpoint_list *list) {
+    dsi_release(a, list->items, list->room * list->each);
+    list->items = NULL;
+    list->count = list->room = 0;
+}
+static char *dsi_checkpoint_copy_text(const ds_allocator *a, const char *text) {
+    const size_t bytes = strlen(text) + 1;
+    char *copy = (char *)dsi_alloc(a, bytes);
+    if (copy) memcpy(copy, text, bytes);
+    return copy;
+}
+static void dsi_checkpoint_free_text(const ds_allocator *a, const char *text) {
+    if (text) dsi_release(a, (void *)(uintptr_t)text, strlen(text) + 1);
+}
+
+/* Finds items of a list by name; an item's first member is `const char *name`. Open addressing, at most half full. */
+typedef struct dsi_checkpoint_index {
+    uint32_t *slots; /* item + 1; 0 is empty */
+    size_t room;
+} dsi_checkpoint_index;
+
+static const char *dsi_checkpoint_name(const dsi_checkpoint_list *list, size_t i) {
+    const char *name;
+    memcpy(&name, list->items + i * list->each, sizeof name);
+    return name;
+}
+static size_t dsi_checkpoint_slot(const dsi_checkpoint_index *index, const dsi_checkpoint_list *list,
+                                  const char *name) {
+    size_t at = dsi_crc32c(0, name, strlen(name)) & (index->room - 1);
+    while (index->slots[at] && strcmp(dsi_checkpoint_name(list, index->slots[at] - 1), name) != 0)
+        at = (at + 1) & (index->room - 1);
+    return at;
+}
+static size_t dsi_checkpoint_lookup(const dsi_checkpoint_index *index, const dsi_checkpoint_list *list,
+                                    const char *name) {
+    uint32_t found;
+    if (!index->room) return DSI_CHECKPOINT_NONE;
+    found = index->slots[dsi_checkpoint_slot(index, list, name)];
+    return found ? found - 1 : DSI_CHECKPOINT_NONE;
+}
+/* Enters the list's last item. */
+static bool dsi_checkpoint_enter(const ds_allocator *a, dsi_checkpoint_index *index, const dsi_checkpoint_list *list) {
+    if (2 * list->count > index->room) {
+        dsi_checkpoint_index wider;
+        wider.room = index->room ? 2 * index->room : 64;
+        if (list->count >= UINT32_MAX / 4) return false;
+        wider.slots = (uint32_t *)dsi_alloc_zero(a, wider.room * sizeof(uint32_t));
+        if (!wider.slots) return false;
+        for (size_t i = 0; i + 1 < list->count; i++)
+            wider.slots[dsi_checkpoint_slot(&wider, list, dsi_checkpoint_name(list, i))] = (uint32_t)i + 1;
+        dsi_release(a, index->slots, index->room * sizeof(uint32_t));
+        *index = wider;
+    }
+    index->slots[dsi_checkpoint_slot(index, list, dsi_checkpoint_name(list, list->count - 1))] = (uint32_t)list->count;
+    return true;
+}
+static void dsi_checkpoint_index_free(const ds_allocator *a, dsi_checkpoint_index *index) {
+    dsi_release(a, index->slots, index->room * sizeof(uint32_t));
+    index->slots = NULL;
+    index->room = 0;
+}
+
+/* folder/name, or folder alone; false when that is longer than a path may be. */
+static bool dsi_checkpoint_join(char out[DSI_CHECKPOINT_PATH], const char *folder, const char *name) {
+    const size_t folder_bytes = strlen(folder), name_bytes = strlen(name);
+    if (folder_bytes + name_bytes + 2 > DSI_CHECKPOINT_PATH) return false;
+    memmove(out, folder, folder_bytes);
+    if (name_bytes) out[folder_bytes] = '/';
+    memcpy(out + folder_bytes + (name_bytes != 0), name, name_bytes + 1);
+    return true;
+}
+static ds_status dsi_checkpoint_path_long(ds_error *error, const char *folder) {
+    return dsi_fail(error, DS_ERR_ARGUMENT, "a path in '%.200s...' has %d bytes or more", folder, DSI_CHECKPOINT_PATH);
+}
+
+static ds_status dsi_checkpoint_put(const ds_checkpoint_desc *d, int fd, const char *path, const void *data,
+                                    size_t bytes, uint64_t offset, ds_error *error) {
+    const char *p = (const char *)data;
+    while (bytes) {
+        const int64_t n = d->files.write(d->files.ctx, fd, p, bytes, (int64_t)offset);
+        if (n < 0) {
+            ds_error why;
+            dsi_checkpoint_failed(&why, n, "write to", path);
+            return dsi_fail(error, why.status, "%.400s (at byte %llu)", why.message, (unsigned long long)offset);
+        }
+        if (n == 0 || (uint64_t)n > bytes)
+            return dsi_fail(error, DS_ERR_IO, "write to '%.300s': nothing was written at byte %llu", path,
+                            (unsigned long long)offset);
+        p += n;
+        bytes -= (size_t)n;
+        offset += (uint64_t)n;
+    }
+    return DS_OK;
+}
+static ds_status dsi_checkpoint_take(const ds_checkpoint_desc *d, int fd, const char *path, void *out, size_t bytes,
+                                     uint64_t offset, ds_error *error) {
+    char *p = (char *)out;
+    while (bytes) {
+        const int64_t n = d->files.read(d->files.ctx, fd, p, bytes, (int64_t)offset);
+        if (n < 0) return dsi_checkpoint_failed(error, n, "read", path);
+        if (n == 0 || (uint64_t)n > bytes)
+            return dsi_fail(error, DS_ERR_CORRUPT, "'%.300s' ends at byte %llu; %zu more were expected", path,
+                            (unsigned long long)offset, bytes);
+        p += n;
+        bytes -= (size_t)n;
+        offset += (uint64_t)n;
+    }
+    return DS_OK;
+}
+
+static ds_status dsi_checkpoint_sync_folder(const ds_checkpoint_desc *d, const char *path, ds_error *error) {
+    const int fd = d->files.open(d->files.ctx, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+    int result;
+    if (fd < 0) return dsi_checkpoint_failed(error, fd, "open the folder", path);
+    result = d->files.sync(d->files.ctx, fd);
+    d->files.close(d->files.ctx, fd);
+    if (result < 0 && result != -EINVAL) /* some file systems cannot sync a folder */
+        return dsi_checkpoint_failed(error, result, "sync the folder", path);
+    return DS_OK;
+}
+/* Syncs and closes a written file; its first failure counts. After a failed sync nothing may be retried on it. */
+static ds_status dsi_checkpoint_close_written(const ds_checkpoint_desc *d, int fd, const char *path, ds_status status,
+                                              ds_error *error) {
+    int result = status ? 0 : d->files.sync(d->files.ctx, fd);
+    if (result < 0) status = dsi_checkpoint_failed(error, result, "sync", path);
+    result = d->files.close(d->files.ctx, fd);
+    if (result < 0 && !status) status = dsi_checkpoint_failed(error, result, "close", path);
+    return status;
+}
+static int dsi_checkpoint_create(const ds_checkpoint_desc *d, const char *path) {
+    return d->files.open(d->files.ctx, path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0666);
+}
+static ds_status dsi_checkpoint_write_file(const ds_checkpoint_desc *d, const char *path, const char *text,
+                                           size_t bytes, ds_error *error) {
+    const int fd = dsi_checkpoint_create(d, path);
+    if (fd < 0) return dsi_checkpoint_failed(error, fd, "create", path);
+    return dsi_checkpoint_close_written(d, fd, path, dsi_checkpoint_put(d, fd, path, text, bytes, 0, error), error);
+}
+/* Replaces folder/name by a new file in one step: folder/name.tmp, synced and renamed. */
+static ds_status dsi_checkpoint_replace_file(const ds_checkpoint_desc *d, const char *folder, const char *name,
+                                             const char *text, size_t bytes, ds_error *error) {
+    char path[DSI_CHECKPOINT_PATH], made[DSI_CHECKPOINT_PATH];
+    ds_status status;
+    int result;
+    if (!dsi_checkpoint_join(path, folder, name) || strlen(path) + 5 > sizeof made)
+        return dsi_checkpoint_path_long(error, folder);
+    snprintf(made, sizeof made, "%.4000s.tmp", path);
+    status = dsi_checkpoint_write_file(d, made, text, bytes, error);
+    if (!status && (result = d->files.rename(d->files.ctx, made, path)) < 0)
+        status = dsi_checkpoint_failed(error, result, "rename to", path);
+    if (status) d->files.unlink(d->files.ctx, made);
+    return status ? status : dsi_checkpoint_sync_folder(d, folder, error);
+}
+
+/* A file's whole text; it must be a plain file of at most `limit` bytes. */
+static ds_status dsi_checkpoint_read_file(const ds_checkpoint_desc *d, const char *path, size_t limit, char **text,
+                                          size_t *bytes, ds_error *error) {
+    ds_status status;
+    int64_t size;
+    int fd, kind = d->files.exists(d->files.ctx, path);
+    *text = NULL;
+    *bytes = 0;
+    if (kind < 0) return dsi_checkpoint_failed(error, kind, "look at", path);
+    if (kind != 1)
+        return dsi_fail(error, kind ? DS_ERR_CORRUPT : DS_ERR_INPUT, "'%.300s' %s", path,
+                        kind ? "is not a plain file" : "is not there");
+    fd = d->files.open(d->files.ctx, path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW, 0);
+    if (fd < 0) return dsi_checkpoint_failed(error, fd, "open", path);
+    size = d->files.size(d->files.ctx, fd);
+    if (size < 0)
+        status = dsi_checkpoint_failed(error, size, "measure", path);
+    else if ((uint64_t)size > limit)
+        status = dsi_fail(error, DS_ERR_CORRUPT, "'%.300s' has %lld bytes, more than the %zu it may have", path,
+                          (long long)size, limit);
+    else if (!(*text = (char *)dsi_alloc(&d->allocator, (size_t)size + 1)))
+        status = dsi_checkpoint_no_memory(error, path);
+    else {
+        *bytes = (size_t)size;
+        (*text)[*bytes] = 0;
+        status = dsi_checkpoint_take(d, fd, path, *text, *bytes, 0, error);
+    }
+    d->files.close(d->files.ctx, fd);
+    if (status) {
+        dsi_release(&d->allocator, *text, *bytes + 1);
+        *text = NULL;
+    }
+    return status;
+}
+
+/* The names in a folder, one after the other with their NULs. */
+typedef struct dsi_checkpoint_names {
+    const ds_allocator *allocator;
+    dsi_checkpoint_list text;
+    bool failed;
+} dsi_checkpoint_names;
+static void dsi_checkpoint_take_name(void *arg, const char *name) {
+    dsi_checkpoint_names *names = (dsi_checkpoint_names *)arg;
+    const size_t bytes = strlen(name) + 1;
+    char *to = names->failed ? NULL : (char *)dsi_checkpoint_push(names->allocator, &names->text, bytes);
+    if (to)
+        memcpy(to, name, bytes);
+    else
+        names->failed = true;
+}
+static ds_status dsi_checkpoint_list_folder(const ds_checkpoint_desc *d, const char *path, dsi_checkpoint_names *names,
+                                            ds_error *error) {
+    int result;
+    memset(names, 0, sizeof *names);
+    names->allocator = &d->allocator;
+    names->text.each = 1;
+    result = d->files.list(d->files.ctx, path, dsi_checkpoint_take_name, names);
+    if (result >= 0 && !names->failed) return DS_OK;
+    dsi_checkpoint_list_free(&d->allocator, &names->text);
+    return result < 0 ? dsi_checkpoint_failed(error, result, "list", path)
+                      : dsi_checkpoint_no_memory(error, "a list of files");
+}
+static const char *dsi_checkpoint_next_name(const dsi_checkpoint_names *names, size_t *at) {
+    const char *name = names->text.items + *at;
+    if (*at >= names->text.count) return NULL;
+    *at += strlen(name) + 1;
+    return name;
+}
+
+/* Removes a file or a folder with what is in it, the manifest first: a tag without it is no tag. Links are removed, not
+   followed. What is not there is fine. */
+static ds_status dsi_checkpoint_remove(const ds_checkpoint_desc *d, const char *path, int depth, ds_error *error) {
+    dsi_checkpoint_names names;
+    char inner[DSI_CHECKPOINT_PATH];
+    const char *name;
+    ds_status status;
+    size_t at = 0;
+    int result = d->files.exists(d->files.ctx, path);
+    if (result == 0) return DS_OK;
+    if (result < 0) return dsi_checkpoint_failed(error, result, "look at", path);
+    if (result != 2) {
+        result = d->files.unlink(d->files.ctx, path);
+        return result < 0 && result != -ENOENT ? dsi_checkpoint_failed(error, result, "remove", path) : DS_OK;
+    }
+    if (depth == 0) return dsi_fail(error, DS_ERR_IO, "remove '%.300s': its folders go too deep to be ours", path);
+    if (!dsi_checkpoint_join(inner, path, "manifest.json")) return dsi_checkpoint_path_long(error, path);
+    status = dsi_checkpoint_remove(d, inner, depth - 1, error);
+    if (!status) status = dsi_checkpoint_list_folder(d, path, &names, error);
+    if (status) return status;
+    while (!status && (name = dsi_checkpoint_next_name(&names, &at)) != NULL)
+        status = dsi_checkpoint_join(inner, path, name) ? dsi_checkpoint_remove(d, inner, depth - 1, error)
+                                                        : dsi_checkpoint_path_long(error, path);
+    dsi_checkpoint_list_free(&d->allocator, &names.text);
+    if (!status && (result = d->files.rmdir(d->files.ctx, path)) < 0)
+        status = dsi_checkpoint_failed(error, result, "remove the folder", path);
+    return status;
+}
+#define DSI_CHECKPOINT_DEPTH 4
+
+/* Makes a folder and those above it. */
+static ds_status dsi_checkpoint_make_folder(const ds_checkpoint_desc *d, const char *path, ds_error *error) {
+    char part[DSI_CHECKPOINT_PATH];
+    const size_t length = strlen(path);
+    for (size_t i = 1; i <= length; i++) {
+        int result;
+        if (path[i] && path[i] != '/') continue;
+        memcpy(part, path, i);
+        part[i] = 0;
+        if (d->files.exists(d->files.ctx, part) == 2) continue;
+        result = d->files.mkdir(d->files.ctx, part, 0777);
+        if (result < 0 && result != -EEXIST) return dsi_checkpoint_failed(error, result, "make the folder", part);
+    }
+    return DS_OK;
+}
+
+/* A name that is one component of a path and none of ours: a tag, or a shard in an index. */
+static bool dsi_checkpoint_plain_name(const char *name, size_t limit) {
+    const size_t length = strlen(name);
+    if (!length || length > limit || name[0] == '.') return false;
+    for (size_t i = 0; i < length; i++)
+        if (name[i] == '/' || name[i] == '\\' || (unsigned char)name[i] < 32) return false;
+    return true;
+}
+static bool dsi_checkpoint_ends(const char *text, const char *end) {
+    const size_t length = strlen(text), n = strlen(end);
+    return length >= n && !strcmp(text + length - n, end);
+}
+static bool dsi_checkpoint_good_tag(const char *tag) {
+    return tag && dsi_checkpoint_plain_name(tag, DSI_CHECKPOINT_TAG) && !dsi_checkpoint_ends(tag, ".tmp") &&
+           !dsi_checkpoint_ends(tag, ".old") && strcmp(tag, "latest") != 0 && strcmp(tag, "latest_universal") != 0;
+}
+
+// >>dtypes
+
+/* The format's names; those without a type of ours are known by their size alone. */
+static const struct {
+    const char *name;
+    int bits, dtype;
+} dsi_checkpoint_dtypes[] = {
+    {"F32", 32, DS_F32},    {"F16", 16, DS_F16}, {"BF16", 16, DS_BF16}, {"F64", 64, DS_F64}, {"I8", 8, DS_I8},
+    {"U8", 8, DS_U8},       {"I16", 16, DS_I16}, {"U16", 16, DS_U16},   {"I32", 32, DS_I32}, {"U32", 32, DS_U32},
+    {"I64", 64, DS_I64},    {"U64", 64, DS_U64}, {"BOOL", 8, DS_BOOL},  {"F4", 4, -1},       {"F6_E2M3", 6, -1},
+    {"F6_E3M2", 6, -1},     {"F8_E5M2", 8, -1},  {"F8_E4M3", 8, -1},    {"F8_E8M0", 8, -1},  {"F8_E4M3FNUZ", 8, -1},
+    {"F8_E5M2FNUZ", 8, -1}, {"C64", 64, -1},
+};
+#define DSI_CHECKPOINT_DTYPES (sizeof dsi_checkpoint_dtypes / sizeof dsi_checkpoint_dtypes[0])
+
+/* The product of a shape; false when it does not fit. */
+static bool dsi_checkpoint_numel(const size_t *shape, int dims, size_t *numel) {
+    bool fits = true, empty = false;
+    *numel = 1;
+    for (int i = 0; i < dims; i++) {
+        if (shape[i] == 0)
+            empty = true;
+        else if (*numel > SIZE_MAX / shape[i])
+            fits = false;
+        else
+            *numel *= shape[i];
+    }
+    if (empty) *numel = 0;
+    return fits;
+}
+
+/* To fp32 in such a way that a second rounding, to 16 bits, comes out as one from the double: towards zero, with the
+   last bit set when anything was lost (round to odd). */
+static float dsi_checkpoint_to_odd(double value) {
+    float f = (float)value;
+    uint32_t bits = dsi_bits_of_f32(f);
+    if ((double)f == value || value != value) return f;
+    if (((double)f > value) == (value > 0)) bits--; /* went away from zero */
+    return dsi_f32_of_bits(bits | 1u);
+}
+static bool dsi_checkpoint_is_float(ds_dtype t) {
+    return t == DS_F32 || t == DS_F16 || t == DS_BF16 || t == DS_F64;
+}
+static void dsi_checkpoint_convert(void *to, ds_dtype to_dtype, const void *from, ds_dtype from_dtype, size_t n) {
+    if (to_dtype == from_dtype) {
+        memcpy(to, from, n * DS_DTYPE_SIZE(to_dtype));
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        double value = from_dtype == DS_F64    ? ((const double *)from)[i]
+                       : from_dtype == DS_F32  ? (double)((const float *)from)[i]
+                       : from_dtype == DS_BF16 ? (double)dsi_f32_of_bf16(((const uint16_t *)from)[i])
+                                               : (double)dsi_f32_of_f16(((const uint16_t *)from)[i]);
+        if (to_dtype == DS_F64)
+            ((double *)to)[i] = value;
+        else if (to_dtype == DS_F32)
+            ((float *)to)[i] = (float)value;
+        else if (to_dtype == DS_BF16)
+            ((uint16_t *)to)[i] = dsi_bf16_of_f32(dsi_checkpoint_to_odd(value));
+        else
+            ((uint16_t *)to)[i] = dsi_f16_of_f32(dsi_checkpoint_to_odd(value));
+    }
+}
+
+// >>safetensors: writing
+
+/* A part that is written: its place in the file, and its checksums. Background saves hold the data in `copy`. */
+typedef struct dsi_checkpoint_item {
+    const char *name; /* in key */
+    char *key;        /* "ds:NAME" */
+    ds_checkpoint_tensor tensor;
+    size_t shape[8], numel, bytes, offset;
+    uint32_t *sums;
+    void *copy;
+} dsi_checkpoint_item;
+
+static size_t dsi_checkpoint_blocks(size_t bytes) {
+    return bytes / DSI_CHECKPOINT_BLOCK + (bytes % DSI_CHECKPOINT_BLOCK != 0);
+}
+static void dsi_checkpoint_item_free(const ds_allocator *a, dsi_checkpoint_item *item) {
+    dsi_checkpoint_free_text(a, item->key);
+    dsi_release(a, item->sums, dsi_checkpoint_blocks(item->bytes) * sizeof(uint32_t));
+    dsi_release(a, item->copy, item->bytes);
+    memset(item, 0, sizeof *item);
+}
+static void dsi_checkpoint_items_free(const ds_allocator *a, dsi_checkpoint_list *items) {
+    for (size_t i = 0; i < items->count; i++)
+        dsi_checkpoint_item_free(a, (dsi_checkpoint_item *)(void *)items->items + i);
+    dsi_checkpoint_list_free(a, items);
+}
+
+/* UTF-8 as RFC 3629 has it: no overlong forms, no surrogates, nothing above U+10FFFF. */
+static bool dsi_checkpoint_utf8(const char *text) {
+    const unsigned char *p = (const unsigned char *)text;
+    while (*p) {
+        const int more = *p < 0x80                 ? 0
+                         : *p >= 0xC2 && *p < 0xE0 ? 1
+                         : (*p & 0xF0) == 0xE0     ? 2
+                         : *p >= 0xF0 && *p < 0xF5 ? 3
+                                                   : -1;
+        if (more < 0 || (*p == 0xE0 && p[1] < 0xA0) || (*p == 0xED && p[1] > 0x9F) || (*p == 0xF0 && p[1] < 0x90) ||
+            (*p == 0xF4 && p[1] > 0x8F))
+            return false;
+        p++;
+        for (int i = 0; i < more; i++)
+            if ((*p++ & 0xC0) != 0x80) return false;
+    }
+    return true;
+}
+
+/* Checks a declared tensor and adds it to the items. */
+static ds_status dsi_checkpoint_declare(const ds_allocator *a, dsi_checkpoint_list *items, dsi_checkpoint_index *index,
+                                        const ds_checkpoint_tensor *t, ds_error *error) {
+    dsi_checkpoint_item *item;
+    size_t numel = 0;
+    if (!t || !t->name || !t->name[0] || !dsi_checkpoint_utf8(t->name))
+        return dsi_fail(error, DS_ERR_ARGUMENT, "a tensor needs a name in UTF-8");
+    if (!strcmp(t->name, "__metadata__"))
+        return dsi_fail(error, DS_ERR_ARGUMENT, "a tensor cannot be called __metadata__");
+    if ((int)t->dtype < 0 || (int)t->dtype >= DS_DTYPE_COUNT || t->dims < 0 || t->dims > 8 || (t->dims && !t->shape))
+        return dsi_fail(error, DS_ERR_ARGUMENT, "tensor '%.200s': dtype %d, %d dimensions", t->name, (int)t->dtype,
+                        t->dims);
+    if (!dsi_checkpoint_numel(t->shape, t->dims, &numel) || numel > (SIZE_MAX >> 8))
+        return dsi_fail(error, DS_ERR_ARGUMENT, "tensor '%.200s': its shape is too large", t->name);
+    if (t->begin > numel || t->count > numel - t->begin || (t->count && !t->data && !t->read))
+        return dsi_fail(error, DS_ERR_ARGUMENT, "tensor '%.200s': elements %zu + %zu of %zu%s", t->name, t->begin,
+                        t->count, numel, t->data || t->read ? "" : ", and neither data nor read");
+    if (dsi_checkpoint_lookup(index, items, t->name) != DSI_CHECKPOINT_NONE)
+        return dsi_fail(error, DS_ERR_ARGUMENT, "tensor '%.200s' was added twice", t->name);
+    item = (dsi_checkpoint_item *)dsi_checkpoint_push(a, items, 1);
+    if (!item) return dsi_checkpoint_no_memory(error, "a list of tensors");
+    item->bytes = t->count * DS_DTYPE_SIZE(t->dtype);
+    item->sums = (uint32_t *)dsi_alloc_zero(a, dsi_checkpoint_blocks(item->bytes) * sizeof(uint32_t));
+    item->key = (char *)dsi_alloc(a, strlen(t->name) + 4);
+    if (item->key) {
+        memcpy(item->key, "ds:", 3);
+        memcpy(item->key + 3, t->name, strlen(t->name) + 1);
+        item->name = item->key + 3;
+    }
+    if (!item->sums || !item->key || !dsi_checkpoint_enter(a, index, items)) {
+        dsi_checkpoint_item_free(a, item);
+        items->count--;
+        return dsi_checkpoint_no_memory(error, t->name);
+    }
+    item->tensor = *t;
+    item->tensor.name = item->name;
+    item->numel = numel;
+    for (int i = 0; i < t->dims; i++) item->shape[i] = t->shape[i];
+    return DS_OK;
+}
+
+/* Where each part's data goes: 8-byte types first, so that every part is aligned. Returns the sum. */
+static size_t dsi_checkpoint_place(dsi_checkpoint_item *items, size_t count) {
+    size_t at = 0;
+    for (size_t size = 8; size; size /= 2)
+        for (size_t i = 0; i < count; i++)
+            if (DS_DTYPE_SIZE(items[i].tensor.dtype) == size) {
+                items[i].offset = at;
+                at = dsi_add(at, items[i].bytes);
+            }
+    return at;
+}
+
+static void dsi_checkpoint_put_size(dsi_json_sink *s, size_t value) {
+    char text[24];
+    snprintf(text, sizeof text, "%zu", value);
+    dsi_json_puts(s, text);
+}
+static void dsi_checkpoint_put_shape(dsi_json_sink *s, const size_t *shape, int dims) {
+    for (int i = 0; i < dims; i++) {
+        if (i) dsi_json_puts(s, ",");
+        dsi_checkpoint_put_size(s, shape[i]);
+    }
+}
+static void dsi_checkpoint_put_member(dsi_json_sink *s, bool *first, const char *key) {
+    if (!*first) dsi_json_puts(s, ",");
+    *first = false;
+    dsi_json_put_string(s, key, strlen(key));
+    dsi_json_puts(s, ":");
+}
+
+/* The header's JSON, padded so that the data starts at a multiple of 8. Checksums have a fixed width: the text is as
+   long before they are known as after. */
+static void dsi_checkpoint_print_header(dsi_json_sink *s, const dsi_checkpoint_item *items, size_t count,
+                                        const char *const *metadata, size_t pairs) {
+    bool first = true;
+    dsi_json_puts(s, "{\"__metadata__\":{");
+    for (size_t i = 0; i < pairs; i++) {
+        dsi_checkpoint_put_member(s, &first, metadata[2 * i]);
+        dsi_json_put_string(s, metadata[2 * i + 1], strlen(metadata[2 * i + 1]));
+    }
+    for (size_t i = 0; i < count; i++) {
+        const dsi_checkpoint_item *item = &items[i];
+        char text[24];
+        dsi_checkpoint_put_member(s, &first, item->key);
+        dsi_json_puts(s, "\"");
+        dsi_checkpoint_put_size(s, item->tensor.begin);
+        dsi_json_puts(s, " ");
+        dsi_checkpoint_put_shape(s, item->shape, item->tensor.dims);
+        dsi_json_puts(s, " ");
+        for (size_t b = 0; b < dsi_checkpoint_blocks(item->bytes); b++) {
+            snprintf(text, sizeof text, "%08x", (unsigned)item->sums[b]);
+            dsi_json_puts(s, text);
+        }
+        dsi_json_puts(s, "\"");
+    }
+    dsi_json_puts(s, "}");
+    for (size_t i = 0; i < count; i++) {
+        const dsi_checkpoint_item *item = &items[i];
+        const size_t flat[1] = {item->tensor.count};
+        const bool whole = item->tensor.count == item->numel;
+        dsi_json_puts(s, ",");
+        dsi_json_put_string(s, item->name, strlen(item->name));
+        dsi_json_puts(s, ":{\"dtype\":\"");
+        dsi_json_puts(s, dsi_checkpoint_dtypes[item->tensor.dtype].name);
+        dsi_json_puts(s, "\",\"shape\":[");
+        dsi_checkpoint_put_shape(s, whole ? item->shape : flat, whole ? item->tensor.dims : 1);
+        dsi_json_puts(s, "],\"data_offsets\":[");
+        dsi_checkpoint_put_size(s, item->offset);
+        dsi_json_puts(s, ",");
+        dsi_checkpoint_put_size(s, item->offset + item->bytes);
+        dsi_json_puts(s, "]}");
+    }
+    dsi_json_puts(s, "}");
+    while (s->length % 8) dsi_json_puts(s, " ");
+}
+
+/* One part's data in blocks, with their checksums. */
+static ds_status dsi_checkpoint_put_item(const ds_checkpoint_desc *d, int fd, const char *path,
+                                         dsi_checkpoint_item *item, uint64_t base, char *stage, ds_error *error) {
+    const ds_checkpoint_tensor *t = &item->tensor;
+    const size_t each = DS_DTYPE_SIZE(t->dtype);
+    for (size_t at = 0; at < item->bytes; at += DSI_CHECKPOINT_BLOCK) {
+        const size_t n = item->bytes - at < DSI_CHECKPOINT_BLOCK ? item->bytes - at : DSI_CHECKPOINT_BLOCK;
+        const char *from = t->data ? (const char *)t->data + at : stage;
+        ds_status status = DS_OK;
+        for (size_t e = 0; !t->data && e < n / each && !status; e += DSI_CHECKPOINT_CHUNK) {
+            const size_t m = n / each - e < DSI_CHECKPOINT_CHUNK ? n / each - e : DSI_CHECKPOINT_CHUNK;
+            status = t->read(t->ctx, t->begin + at / each + e, m, stage + e * each);
+            if (status)
+                return dsi_fail(error, status, "tensor '%.200s': its elements %zu.. could not be read (status %d)",
+                                t->name, t->begin + at / each + e, (int)status);
+        }
+        item->sums[at / DSI_CHECKPOINT_BLOCK] = dsi_crc32c(0, from, n);
+        status = dsi_checkpoint_put(d, fd, path, from, n, base + item->offset + at, error);
+        if (status) return status;
+    }
+    return DS_OK;
+}
+
+/* Header, data and sync of one file. *header_sum is the checksum of the 8 + N bytes before the data. */
+static ds_status dsi_checkpoint_write_shard(const ds_checkpoint_desc *d, const char *path, dsi_checkpoint_item *items,
+                                            size_t count, const char *const *metadata, size_t pairs, uint64_t *bytes,
+                                            uint32_t *header_sum, ds_error *error) {
+    const size_t data = dsi_checkpoint_place(items, count);
+    dsi_json_sink sink = {NULL, 0, 0};
+    ds_status status = DS_OK;
+    char *header, *stage;
+    int fd, reserved;
+    dsi_checkpoint_print_header(&sink, items, count, metadata, pairs);
+    const size_t length = sink.length, header_bytes = length + 8;
+    if (length > DSI_CHECKPOINT_HEADER || data > (size_t)(INT64_MAX / 2))
+        return dsi_fail(error, DS_ERR_ARGUMENT, "'%.300s': %zu tensors are more than a safetensors header holds", path,
+                        count);
+    header = (char *)dsi_alloc(&d->allocator, header_bytes);
+    stage = (char *)dsi_alloc_aligned(&d->allocator, DSI_CHECKPOINT_BLOCK, 64);
+    fd = header && stage ? dsi_checkpoint_create(d, path) : -1;
+    if (!header || !stage)
+        status = dsi_checkpoint_no_memory(error, path);
+    else if (fd < 0)
+        status = dsi_checkpoint_failed(error, fd, "create", path);
+    else {
+        *bytes = (uint64_t)header_bytes + data;
+        reserved = d->files.reserve(d->files.ctx, fd, 0, (int64_t)*bytes); /* a full disk is found before the work */
+        if (reserved < 0 && reserved != -EOPNOTSUPP && reserved != -EINVAL && reserved != -ENOSYS)
+            status = dsi_checkpoint_failed(error, reserved, "reserve space for", path);
+        for (size_t i = 0; i < count && !status; i++)
+            status = dsi_checkpoint_put_item(d, fd, path, &items[i], header_bytes, stage, error);
+        sink.out = header + 8;
+        sink.room = length;
+        sink.length = 0;
+        dsi_checkpoint_print_header(&sink, items, count, metadata, pairs);
+        for (int i = 0; i < 8; i++) header[i] = (char)((uint64_t)length >> 8 * i & 255);
+        *header_sum = dsi_crc32c(0, header, header_bytes);
+        if (!status) status = dsi_checkpoint_put(d, fd, path, header, header_bytes, 0, error);
+        status = dsi_checkpoint_close_written(d, fd, path, status, error);
+    }
+    dsi_release_aligned(&d->allocator, stage, DSI_CHECKPOINT_BLOCK, 64);
+    dsi_release(&d->allocator, header, header_bytes);
+    return status;
+}
+
+// >>reading: parts of tensors in files
+
+typedef struct dsi_checkpoint_shard {
+    const char *name; /* of the file, below the reader's folder; owned */
+    uint64_t bytes, data;
+    int fd; /* or -1 */
+    bool missing;
+    dsi_json header;
+} dsi_checkpoint_shard;
+
+/* Elements [begin, begin + count) of a tensor lie at `offset` of a shard. `sums`: 8 hex digits for each block, or NULL. */
+typedef struct dsi_checkpoint_part {
+    size_t tensor, shard, begin, count;
+    uint64_t offset;
+    const char *sums;
+    size_t entry; /* of a zip file, whose own checksum is checked once; or NONE */
+} dsi_checkpoint_part;
+
+typedef struct dsi_checkpoint_tensor_ {
+    const char *name;
+    ds_dtype dtype;
+    int dims;
+    size_t shape[8], numel;
+    size_t first, parts; /* in the list of parts, once sorted */
+    size_t seen;         /* last shard that named it, + 1 */
+} dsi_checkpoint_tensor_;
+
+struct ds_checkpoint {
+    ds_checkpoint_desc desc;
+    ds_checkpoint_format format;
+    char folder[DSI_CHECKPOINT_PATH], tag[DSI_CHECKPOINT_PATH];
+    dsi_checkpoint_list shards, tensors, parts, values, texts; /* texts: char *, owned */
+    dsi_checkpoint_index index;                                /* of tensors */
+    dsi_checkpoint_list entries;                               /* of zip files */
+    dsi_json manifest;
+    bool node_local;
+    int64_t sequence;
+    size_t files_open;
+    char *block; /* the block read last, of part and number; */
+    size_t block_part, block_number;
+    ds_error *error; /* in the same memory; written through const pointers too */
+    ds_error error_room;
+};
+
+static dsi_checkpoint_shard *dsi_checkpoint_shard_of(const ds_checkpoint *c, size_t i) {
+    return (dsi_checkpoint_shard *)(void *)c->shards.items + i;
+}
+static dsi_checkpoint_tensor_ *dsi_checkpoint_tensor_of(const ds_checkpoint *c, size_t i) {
+    return (dsi_checkpoint_tensor_ *)(void *)c->tensors.items + i;
+}
+static dsi_checkpoint_part *dsi_checkpoint_part_of(const ds_checkpoint *c, size_t i) {
+    return (dsi_checkpoint_part *)(void *)c->parts.items + i;
+}
+
+static ds_checkpoint *dsi_checkpoint_new(const ds_checkpoint_desc *d, ds_error *error) {
+    ds_checkpoint *c = (ds_checkpoint *)dsi_alloc_zero(d ? &d->allocator : NULL, sizeof *c);
+    if (!c) return dsi_checkpoint_no_memory(error, "a checkpoint's reader"), (ds_checkpoint *)NULL;
+    if (d) c->desc = *d;
+    c->desc.files = dsi_files(d ? &d->files : NULL);
+    c->shards.each = sizeof(dsi_checkpoint_shard);
+    c->tensors.each = sizeof(dsi_checkpoint_tensor_);
+    c->parts.each = sizeof(dsi_checkpoint_part);
+    c->values.each = sizeof(ds_checkpoint_value);
+    c->texts.each = sizeof(char *);
+    c->block_part = DSI_CHECKPOINT_NONE;
+    c->error = &c->error_room;
+    return c;
+}
+
+/* Gives back all but the reader itself, so that it can try another tag. */
+static void dsi_checkpoint_clear(ds_checkpoint *c) {
+    const ds_allocator *a = &c->desc.allocator;
+    for (size_t i = 0; i < c->shards.count; i++) {
+        dsi_checkpoint_shard *shard = dsi_checkpoint_shard_of(c, i);
+        if (shard->fd >= 0) c->desc.files.close(c->desc.files.ctx, shard->fd);
+        dsi_json_unload(a, &shard->header);
+        dsi_checkpoint_free_text(a, shard->name);
+    }
+    for (size_t i = 0; i < c->texts.count; i++) dsi_checkpoint_free_text(a, ((char **)(void *)c->texts.items)[i]);
+    dsi_checkpoint_list_free(a, &c->shards);
+    dsi_checkpoint_list_free(a, &c->tensors);
+    dsi_checkpoint_list_free(a, &c->parts);
+    dsi_checkpoint_list_free(a, &c->values);
+    dsi_checkpoint_list_free(a, &c->texts);
+    dsi_checkpoint_list_free(a, &c->entries);
+    dsi_checkpoint_index_free(a, &c->index);
+    dsi_json_unload(a, &c->manifest);
+    dsi_release_aligned(a, c->block, DSI_CHECKPOINT_BLOCK, 64);
+    c->block = NULL;
+    c->block_part = DSI_CHECKPOINT_NONE;
+    c->files_open = 0;
+    c->node_local = false;
+}
+DS_API void ds_checkpoint_close(ds_checkpoint *c) {
+    if (!c) return;
+    dsi_checkpoint_clear(c);
+    {
+        const ds_allocator a = c->desc.allocator;
+        dsi_release(&a, c, sizeof *c);
+    }
+}
+
+static ds_status dsi_checkpoint_add_shard(ds_checkpoint *c, const char *name, ds_error *error) {
+    dsi_checkpoint_shard *shard = (dsi_checkpoint_shard *)dsi_checkpoint_push(&c->desc.allocator, &c->shards, 1);
+    if (!shard) return dsi_checkpoint_no_memory(error, "a list of shards");
+    shard->fd = -1;
+    shard->name = dsi_checkpoint_copy_text(&c->desc.allocator, name);
+    return shard->name ? DS_OK : dsi_checkpoint_no_memory(error, "a list of shards");
+}
+
+/* Opens a shard's file when it is not; beyond a number of them the others are closed. In our own checkpoints and below
+   them a link is refused; a file that the user names may be one (as in Hugging Face's cache). */
+static ds_status dsi_checkpoint_open_shard(ds_checkpoint *c, dsi_checkpoint_shard *shard,
+                                           char path[DSI_CHECKPOINT_PATH], ds_error *error) {
+    const bool links = c->format == DS_CHECKPOINT_SAFETENSORS;
+    const ds_files *f = &c->desc.files;
+    int kind;
+    if (!dsi_checkpoint_join(path, c->folder, shard->name)) return dsi_checkpoint_path_long(error, c->folder);
+    if (shard->fd >= 0) return DS_OK;
+    kind = f->exists(f->ctx, path);
+    if (kind < 0) return dsi_checkpoint_failed(error, kind, "look at", path);
+    if (kind == 0) return dsi_fail(error, DS_ERR_CORRUPT, "'%.300s' is missing", path);
+    if (kind != 1 && !(kind == 3 && links))
+        return dsi_fail(error, DS_ERR_CORRUPT, "'%.300s' is not a plain file", path);
+    for (size_t i = 0; c->files_open >= DSI_CHECKPOINT_OPEN && i < c->shards.count; i++) {
+        dsi_checkpoint_shard *other = dsi_checkpoint_shard_of(c, i);
+        if (other->fd < 0) continue;
+        f->close(f->ctx, other->fd);
+        other->fd = -1;
+        c->files_open--;
+    }
+    shard->fd = f->open(f->ctx, path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | (links ? 0 : O_NOFOLLOW), 0);
+    if (shard->fd < 0) {
+        const int result = shard->fd;
+        shard->fd = -1;
+        return dsi_checkpoint_failed(error, result, "open", path);
+    }
+    c->files_open++;
+    return DS_OK;
+}
+static ds_status dsi_checkpoint_measure_shard(ds_checkpoint *c, dsi_checkpoint_shard *shard,
+                                              char path[DSI_CHECKPOINT_PATH], ds_error *error) {
+    ds_status status = dsi_checkpoint_open_shard(c, shard, path, error);
+    int64_t size;
+    if (status) return status;
+    size = c->desc.files.size(c->desc.files.ctx, shard->fd);
+    if (size < 0) return dsi_checkpoint_failed(error, size, "measure", path);
+    shard->bytes = (uint64_t)size;
+    return DS_OK;
+}
+
+/* Enters a part; the tensor is made at its first one, and must be the same in all. */
+static ds_status dsi_checkpoint_add_part(ds_checkpoint *c, const char *name, ds_dtype dtype, const size_t *shape,
+                                         int dims, const dsi_checkpoint_part *part, ds_error *error) {
+    const ds_allocator *a = &c->desc.allocator;
+    size_t at = dsi_checkpoint_lookup(&c->index, &c->tensors, name);
+    dsi_checkpoint_tensor_ *t;
+    dsi_checkpoint_part *to;
+    if (at == DSI_CHECKPOINT_NONE) {
+        t = (dsi_checkpoint_tensor_ *)dsi_checkpoint_push(a, &c->tensors, 1);
+        if (!t) return dsi_checkpoint_no_memory(error, "a list of tensors");
+        at = c->tensors.count - 1;
+        t->name = name;
+        t->dtype = dtype;
+        t->dims = dims;
+        for (int i = 0; i < dims; i++) t->shape[i] = shape[i];
+        dsi_checkpoint_numel(shape, dims, &t->numel);
+        if (!dsi_checkpoint_enter(a, &c->index, &c->tensors)) {
+            c->tensors.count--;
+            return dsi_checkpoint_no_memory(error, "a list of tensors");
+        }
+    }
+    t = dsi_checkpoint_tensor_of(c, at);
+    if (t->dtype != dtype || t->dims != dims || (dims && memcmp(t->shape, shape, (size_t)dims * sizeof *shape) != 0))
+        return dsi_fail(error, DS_ERR_INPUT, "tensor '%.200s' has another dtype or shape in '%.200s' than elsewhere",
+                        name, dsi_checkpoint_shard_of(c, part->shard)->name);
+    if (part->begin > t->numel || part->count > t->numel - part->begin)
+        return dsi_fail(error, DS_ERR_INPUT, "tensor '%.200s': '%.200s' holds elements %zu + %zu of %zu", name,
+                        dsi_checkpoint_shard_of(c, part->shard)->name, part->begin, part->count, t->numel);
+    if (!part->count) return DS_OK;
+    to = (dsi_checkpoint_part *)dsi_checkpoint_push(a, &c->parts, 1);
+    if (!to) return dsi_checkpoint_no_memory(error, "a list of tensors");
+    *to = *part;
+    to->tensor = at;
+    return DS_OK;
+}
+
+static int dsi_checkpoint_order_parts(const void *a, const void *b) {
+    const dsi_checkpoint_part *x = (const dsi_checkpoint_part *)a, *y = (const dsi_checkpoint_part *)b;
+    if (x->tensor != y->tensor) return x->tensor < y->tensor ? -1 : 1;
+    return x->begin < y->begin ? -1 : x->begin > y->begin;
+}
+/* Sorts the parts and requires that they cover every tensor once; with `gaps` not all of it. */
+static ds_status dsi_checkpoint_settle(ds_checkpoint *c, bool gaps, ds_error *error) {
+    size_t at = 0;
+    if (c->parts.count) qsort(c->parts.items, c->parts.count, c->parts.each, dsi_checkpoint_order_parts);
+    for (size_t i = 0; i < c->tensors.count; i++) {
+        dsi_checkpoint_tensor_ *t = dsi_checkpoint_tensor_of(c, i);
+        size_t end = 0;
+        t->first = at;
+        for (; at < c->parts.count && dsi_checkpoint_part_of(c, at)->tensor == i; at++) {
+            const dsi_checkpoint_part *part = dsi_checkpoint_part_of(c, at);
+            if (part->begin < end)
+                return dsi_fail(error, DS_ERR_INPUT,
+                                "tensor '%.200s': element %zu is in two shards, '%.80s' the second", t->name,
+                                part->begin, dsi_checkpoint_shard_of(c, part->shard)->name);
+            if (part->begin > end && !gaps) break;
+            end = part->begin + part->count;
+            t->parts++;
+        }
+        if (end < t->numel && !gaps)
+            return dsi_fail(error, DS_ERR_INPUT, "tensor '%.200s': elements from %zu on are in no shard (it has %zu)",
+                            t->name, end, t->numel);
+    }
+    c->block = (char *)dsi_alloc_aligned(&c->desc.allocator, DSI_CHECKPOINT_BLOCK, 64);
+    return c->block ? DS_OK : dsi_checkpoint_no_memory(error, "a block");
+}
+
+// >>safetensors: reading
+
+typedef struct dsi_checkpoint_header { /* while a header is read */
+    ds_checkpoint *c;
+    const dsi_json *doc;
+    size_t shard;
+    const char *path;
+    uint32_t metadata, cursor; /* key that is looked at first: notes stand in the order of the tensors */
+    uint32_t at;               /* its number */
+    dsi_checkpoint_list ranges;
+    ds_error *error;
+} dsi_checkpoint_header;
+
+static ds_status dsi_checkpoint_malformed(const dsi_checkpoint_header *h, const char *name, const char *what) {
+    return dsi_fail(h->error, DS_ERR_INPUT, "'%.250s': tensor '%.150s': %s", h->path, name, what);
+}
+
+/* The note on a tensor in the metadata; NULL when there is none. */
+static const char *dsi_checkpoint_note(dsi_checkpoint_header *h, const char *name) {
+    const dsi_json_node *nodes = h->doc->nodes;
+    const uint32_t count = h->metadata == DSI_JSON_NONE ? 0 : nodes[h->metadata].length;
+    for (uint32_t i = 0; i < count; i++) {
+        const uint32_t key = h->cursor;
+        if (++h->at == count) {
+            h->at = 0;
+            h->cursor = h->metadata + 1;
+        } else
+            h->cursor = nodes[key + 1].next;
+        if (!strncmp(nodes[key].as.text, "ds:", 3) && !strcmp(nodes[key].as.text + 3, name))
+            return nodes[key + 1].as.text;
+    }
+    return NULL;
+}
+static bool dsi_checkpoint_digits(const char **text, size_t *value) {
+    const char *p = *text;
+    *value = 0;
+    if (*p < '0' || *p > '9' || (*p == '0' && p[1] >= '0' && p[1] <= '9')) return false;
+    for (; *p >= '0' && *p <= '9'; p++) {
+        const size_t digit = (size_t)(*p - '0');
+        if (*value > (SIZE_MAX - digit) / 10) return false;
+        *value = 10 * *value + digit;
+    }
+    *text = p;
+    return true;
+}
+static int dsi_checkpoint_hex(char c) {
+    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+/* "BEGIN SHAPE CHECKSUMS": where the stored elements are in the whole tensor, and its shape. */
+static bool dsi_checkpoint_read_note(const char *note, size_t bytes, dsi_checkpoint_part *part, size_t shape[8],
+                                     int *dims) {
+    const size_t digits = 8 * dsi_checkpoint_blocks(bytes);
+    size_t n = 0;
+    *dims = 0;
+    if (!dsi_checkpoint_digits(&note, &part->begin) || *note++ != ' ') return false;
+    while (*note != ' ') {
+        if (*dims == 8 || (*dims && *note++ != ',') || !dsi_checkpoint_digits(&note, &shape[*dims])) return false;
+        ++*dims;
+    }
+    part->sums = ++note;
+    while (dsi_checkpoint_hex(note[n]) >= 0) n++;
+    return n == digits && !note[n];
+}
+
+/* One array of whole numbers. */
+static bool dsi_checkpoint_numbers(const dsi_json *doc, uint32_t array, size_t *out, uint32_t room, uint32_t *count) {
+    uint32_t v = array + 1;
+    *count = 0;
+    if (doc->nodes[array].type != DSI_JSON_ARRAY) return false;
+    *count = doc->nodes[array].length;
+    for (uint32_t i = 0; i < *count; i++, v = doc->nodes[v].next) {
+        const dsi_json_node *node = &doc->nodes[v];
+        if (node->type != DSI_JSON_INT || node->as.integer < 0 || (uint64_t)node->as.integer > SIZE_MAX) return false;
+        if (i < room) out[i] = (size_t)node->as.integer;
+    }
+    return true;
+}
+
+static ds_status dsi_checkpoint_read_entry(dsi_checkpoint_header *h, uint32_t key) {
+    const dsi_json *doc = h->doc;
+    const char *name = doc->nodes[key].as.text, *dtype = NULL, *note;
+    const dsi_checkpoint_shard *shard = dsi_checkpoint_shard_of(h->c, h->shard);
+    uint32_t fields[3] = {DSI_JSON_NONE, DSI_JSON_NONE, DSI_JSON_NONE}, k = key + 2, dims32, two;
+    static const char *const field_names[3] = {"dtype", "shape", "data_offsets"};
+    size_t shape[8], whole[8], range[2], numel = 1, type = 0, bits, *kept, at;
+    dsi_checkpoint_part part;
+    ds_status status;
+    int dims;
+    if (strlen(name) != doc->nodes[key].length) return dsi_checkpoint_malformed(h, name, "its name holds a NUL");
+    if (doc->nodes[key + 1].type != DSI_JSON_OBJECT) return dsi_checkpoint_malformed(h, name, "not an object");
+    for (uint32_t i = 0; i < doc->nodes[key + 1].length; i++, k = doc->nodes[k + 1].next)
+        for (int f = 0; f < 3; f++) {
+            if (strcmp(doc->nodes[k].as.text, field_names[f]) != 0) continue;
+            if (fields[f] != DSI_JSON_NONE) return dsi_checkpoint_malformed(h, name, "a field is there twice");
+            fields[f] = k + 1;
+        }
+    for (int f = 0; f < 3; f++)
+        if (fields[f] == DSI_JSON_NONE)
+            return dsi_checkpoint_malformed(h, name, "dtype, shape or data_offsets is missing");
+    dtype = dsi_json_text(doc, fields[0]);
+    while (dtype && type < DSI_CHECKPOINT_DTYPES && strcmp(dsi_checkpoint_dtypes[type].name, dtype) != 0) type++;
+    if (!dtype || type == DSI_CHECKPOINT_DTYPES) return dsi_checkpoint_malformed(h, name, "unknown dtype");
+    if (!dsi_checkpoint_numbers(doc, fields[1], shape, 8, &dims32))
+        return dsi_checkpoint_malformed(h, name, "shape is not a list of sizes");
+    if (!dsi_checkpoint_numbers(doc, fields[2], range, 2, &two) || two != 2)
+        return dsi_checkpoint_malformed(h, name, "data_offsets is not a pair of positions");
+    if (dims32 > 8)
+        return dsi_fail(h->error, DS_ERR_UNSUPPORTED,
+                        "'%.250s': tensor '%.150s' has %u dimensions, at most 8 can be read", h->path, name, dims32);
+    dims = (int)dims32;
+    bits = (size_t)dsi_checkpoint_dtypes[type].bits;
+    if (!dsi_checkpoint_numel(shape, dims, &numel) || numel > SIZE_MAX / bits)
+        return dsi_checkpoint_malformed(h, name, "its shape is too large");
+    if (range[1] < range[0] || (numel * bits) % 8 || range[1] - range[0] != numel * bits / 8)
+        return dsi_checkpoint_malformed(h, name, "data_offsets do not fit dtype and shape");
+    if (dsi_checkpoint_dtypes[type].dtype < 0)
+        return dsi_fail(h->error, DS_ERR_UNSUPPORTED, "'%.250s': tensor '%.150s' is of dtype %s, which cannot be read",
+                        h->path, name, dtype);
+    at = dsi_checkpoint_lookup(&h->c->index, &h->c->tensors, name);
+    if (at != DSI_CHECKPOINT_NONE && dsi_checkpoint_tensor_of(h->c, at)->seen == h->shard + 1)
+        return dsi_checkpoint_malformed(h, name, "it is there twice");
+    memset(&part, 0, sizeof part);
+    part.shard = h->shard;
+    part.entry = DSI_CHECKPOINT_NONE;
+    part.count = numel;
+    part.offset = shard->data + range[0];
+    memcpy(whole, shape, sizeof whole);
+    note = dsi_checkpoint_note(h, name);
+    if (note && !dsi_checkpoint_read_note(note, range[1] - range[0], &part, whole, &dims))
+        return dsi_checkpoint_malformed(h, name, "its note of part and checksums is malformed");
+    if (!dsi_checkpoint_numel(whole, dims, &numel) || numel > (SIZE_MAX >> 8))
+        return dsi_checkpoint_malformed(h, name, "its whole shape is too large");
+    kept = (size_t *)dsi_checkpoint_push(&h->c->desc.allocator, &h->ranges, 1);
+    if (!kept) return dsi_checkpoint_no_memory(h->error, "a header");
+    kept[0] = range[0];
+    kept[1] = range[1];
+    status =
+        dsi_checkpoint_add_part(h->c, name, (ds_dtype)dsi_checkpoint_dtypes[type].dtype, whole, dims, &part, h->error);
+    if (!status)
+        dsi_checkpoint_tensor_of(h->c, dsi_checkpoint_lookup(&h->c->index, &h->c->tensors, name))->seen = h->shard + 1;
+    return status;
+}
+
+static ds_status dsi_checkpoint_read_metadata(dsi_checkpoint_header *h, uint32_t node) {
+    const dsi_json *doc = h->doc;
+    uint32_t k = node + 1;
+    if (doc->nodes[node].type == DSI_JSON_NULL) return DS_OK;
+    if (h->metadata != DSI_JSON_NONE || doc->nodes[node].type != DSI_JSON_OBJECT)
+        return dsi_fail(h->error, DS_ERR_INPUT, "'%.300s': __metadata__ is no object, or is there twice", h->path);
+    for (uint32_t i = 0; i < doc->nodes[node].length; i++, k = doc->nodes[k + 1].next)
+        if (doc->nodes[k + 1].type != DSI_JSON_STRING)
+            return dsi_fail(h->error, DS_ERR_INPUT, "'%.300s': metadata '%.100s' is not a string", h->path,
+                            doc->nodes[k].as.text);
+    h->metadata = node;
+    h->cursor = node + 1;
+    return DS_OK;
+}
+
+static int dsi_checkpoint_order_ranges(const void *a, const void *b) {
+    const size_t *x = (const size_t *)a, *y = (const size_t *)b;
+    if (x[0] != y[0]) return x[0] < y[0] ? -1 : 1;
+    return x[1] < y[1] ? -1 : x[1] > y[1];
+}
+
+/* What a header's JSON says, entered as parts. */
+static ds_status dsi_checkpoint_read_entries(dsi_checkpoint_header *h) {
+    const dsi_json *doc = h->doc;
+    const dsi_checkpoint_shard *shard = dsi_checkpoint_shard_of(h->c, h->shard);
+    uint32_t k = 1;
+    ds_status status = DS_OK;
+    size_t end = 0, *ranges;
+    if (doc->nodes[0].type != DSI_JSON_OBJECT)
+        return dsi_fail(h->error, DS_ERR_INPUT, "'%.300s': its header is no object", h->path);
+    for (uint32_t i = 0; i < doc->nodes[0].length && !status; i++, k = doc->nodes[k + 1].next)
+        if (!strcmp(doc->nodes[k].as.text, "__metadata__")) status = dsi_checkpoint_read_metadata(h, k + 1);
+    k = 1;
+    for (uint32_t i = 0; i < doc->nodes[0].length && !status; i++, k = doc->nodes[k + 1].next)
+        if (strcmp(doc->nodes[k].as.text, "__metadata__") != 0) status = dsi_checkpoint_read_entry(h, k);
+    if (status) return status;
+    ranges = (size_t *)(void *)h->ranges.items;
+    if (h->ranges.count) qsort(ranges, h->ranges.count, h->ranges.each, dsi_checkpoint_order_ranges);
+    for (size_t i = 0; i < h->ranges.count; i++) {
+        if (ranges[2 * i] != end)
+            return dsi_fail(h->error, DS_ERR_INPUT, "'%.300s': its tensors %s at byte %zu of the data", h->path,
+                            ranges[2 * i] > end ? "leave a hole" : "overlap", end);
+        end = ranges[2 * i + 1];
+    }
+    if (shard->data + end != shard->bytes)
+        return dsi_fail(h->error, DS_ERR_INPUT, "'%.300s' has %llu bytes, its header describes %llu", h->path,
+                        (unsigned long long)shard->bytes, (unsigned long long)(shard->data + end));
+    return DS_OK;
+}
+
+/* Opens shard `index`, checks its header and enters its tensors. sum: what the manifest says of the header, or NULL. */
+static ds_status dsi_checkpoint_read_shard(ds_checkpoint *c, size_t index, const uint32_t *sum, ds_error *error) {
+    const ds_allocator *a = &c->desc.allocator;
+    dsi_checkpoint_shard *shard = dsi_checkpoint_shard_of(c, index);
+    char path[DSI_CHECKPOINT_PATH], *text;
+    unsigned char length[8];
+    uint64_t n = 0;
+    dsi_checkpoint_header h;
+    ds_status status = dsi_checkpoint_measure_shard(c, shard, path, error);
+    ds_error why;
+    if (status) return status;
+    if (shard->bytes < 8)
+        return dsi_fail(error, DS_ERR_INPUT, "'%.300s' has %llu bytes, too few for safetensors", path,
+                        (unsigned long long)shard->bytes);
+    if ((status = dsi_checkpoint_take(&c->desc, shard->fd, path, length, 8, 0, error))) return status;
+    for (int i = 0; i < 8; i++) n |= (uint64_t)length[i] << 8 * i;
+    if (n < 2 || n > DSI_CHECKPOINT_HEADER || n > shard->bytes - 8)
+        return dsi_fail(error, DS_ERR_INPUT, "'%.300s': a header of %llu bytes in a file of %llu", path,
+                        (unsigned long long)n, (unsigned long long)shard->bytes);
+    shard->data = n + 8;
+    text = (char *)dsi_alloc(a, (size_t)n + 8);
+    if (!text) return dsi_checkpoint_no_memory(error, path);
+    memcpy(text, length, 8);
+    status = dsi_checkpoint_take(&c->desc, shard->fd, path, text + 8, (size_t)n, 8, error);
+    if (!status && sum && dsi_crc32c(0, text, (size_t)n + 8) != *sum)
+        status = dsi_fail(error, DS_ERR_CORRUPT,
+                          "'%.300s' is damaged: its header has another checksum than the manifest says", path);
+    if (!status && text[8] != '{')
+        status = dsi_fail(error, DS_ERR_INPUT, "'%.300s': its header does not start with '{'", path);
+    if (!status && (status = dsi_json_load(a, text + 8, (size_t)n, 0, &shard->header, &why)))
+        dsi_fail(error, status, "'%.250s': header %.200s", path, why.message);
+    dsi_release(a, text, (size_t)n + 8);
+    if (status) return status;
+    memset(&h, 0, sizeof h);
+    h.c = c;
+    h.doc = &shard->header;
+    h.shard = index;
+    h.path = path;
+    h.metadata = DSI_JSON_NONE;
+    h.ranges.each = 2 * sizeof(size_t);
+    h.error = error;
+    status = dsi_checkpoint_read_entries(&h);
+    dsi_checkpoint_list_free(a, &h.ranges);
+    return status;
+}
+
+// >>manifest
+
+static void dsi_checkpoint_put_tail(dsi_json_sink *s, uint32_t sum) {
+    char tail[40];
+    snprintf(tail, sizeof tail, ",\n\"crc32c\": \"%08x\"\n}\n", (unsigned)sum);
+    dsi_json_puts(s, tail);
+}
+#define DSI_CHECKPOINT_TAIL 25u /* bytes of it */
+
+/* Reads folder/manifest.json: checksum, JSON, format. The folder itself must be one. */
+static ds_status dsi_checkpoint_read_manifest(const ds_checkpoint_desc *d, const char *folder, dsi_json *doc,
+                                              ds_error *error) {
+    char path[DSI_CHECKPOINT_PATH], tail[40], *text;
+    dsi_json_sink sink = {tail, sizeof tail, 0};
+    const char *format;
+    ds_status status;
+    size_t bytes;
+    ds_error why;
+    memset(doc, 0, sizeof *doc);
+    if (!dsi_checkpoint_join(path, folder, "manifest.json")) return dsi_checkpoint_path_long(error, folder);
+    status = dsi_checkpoint_read_file(d, path, DSI_CHECKPOINT_MANIFEST, &text, &bytes, error);
+    if (status) return status;
+    if (bytes >= DSI_CHECKPOINT_TAIL) dsi_checkpoint_put_tail(&sink, dsi_crc32c(0, text, bytes - DSI_CHECKPOINT_TAIL));
+    if (!sink.length || memcmp(text + bytes - DSI_CHECKPOINT_TAIL, tail, DSI_CHECKPOINT_TAIL) != 0)
+        status = dsi_fail(error, DS_ERR_CORRUPT, "'%.300s' is damaged: it does not end with its checksum", path);
+    else if ((status = dsi_json_load(&d->allocator, text, bytes, 0, doc, &why)) != DS_OK)
+        dsi_fail(error, status, "'%.300s': %.150s", path, why.message);
+    dsi_release(&d->allocator, text, bytes + 1);
+    if (status) return status;
+    format = dsi_json_text(doc, dsi_json_get(doc, 0, "format"));
+    if (!format || strcmp(format, "ds checkpoint 1") != 0) {
+        status = dsi_fail(error, DS_ERR_INPUT, "'%.300s': its format is '%.40s', expected 'ds checkpoint 1'", path,
+                          format ? format : "");
+        dsi_json_unload(&d->allocator, doc);
+    }
+    return status;
+}
+
+static ds_status dsi_checkpoint_bad_manifest(const ds_checkpoint *c, const char *what, ds_error *error) {
+    return dsi_fail(error, DS_ERR_INPUT, "'%.300s/manifest.json': %s is missing or wrong", c->folder, what);
+}
+
+/* The manifest's values into the list; the texts stay in the document, where hex is decoded in place. */
+static ds_status dsi_checkpoint_read_values(ds_checkpoint *c, uint32_t object, ds_error *error) {
+    static const char *const kinds[4] = {"text", "number", "integer", "bytes"};
+    const dsi_json *doc = &c->manifest;
+    uint32_t k = object + 1;
+    if (object == DSI_JSON_NONE || doc->nodes[object].type != DSI_JSON_OBJECT)
+        return dsi_checkpoint_bad_manifest(c, "values", error);
+    for (uint32_t i = 0; i < doc->nodes[object].length; i++, k = doc->nodes[k + 1].next) {
+        ds_checkpoint_value *v = (ds_checkpoint_value *)dsi_checkpoint_push(&c->desc.allocator, &c->values, 1);
+        const uint32_t inner = k + 1, node = k + 3;
+        const char *text;
+        char *to;
+        bool good = doc->nodes[inner].type == DSI_JSON_OBJECT && doc->nodes[inner].length == 1;
+        if (!v) return dsi_checkpoint_no_memory(error, "the manifest's values");
+        v->key = doc->nodes[k].as.text;
+        for (v->kind = 0; good && strcmp(doc->nodes[k + 2].as.text, kinds[v->kind]) != 0;)
+            if (++v->kind == 4) good = false;
+        if (!good) return dsi_checkpoint_bad_manifest(c, v->key, error);
+        text = dsi_json_text(doc, node);
+        if (v->kind == 1 && text) { /* what JSON has no number for */
+            v->number = !strcmp(text, "inf") ? HUGE_VAL : !strcmp(text, "-inf") ? -HUGE_VAL : HUGE_VAL - HUGE_VAL;
+        } else if (v->kind == 1)
+            good = dsi_json_real(doc, node, &v->number);
+        else if (v->kind == 2)
+            good = dsi_json_integer(doc, node, &v->integer);
+        else if ((good = text != NULL)) {
+            v->data = text;
+            v->bytes = doc->nodes[node].length;
+        }
+        if (v->kind == 3 && good) {
+            to = doc->text + (text - doc->text);
+            good = v->bytes % 2 == 0;
+            v->bytes /= 2;
+            for (size_t b = 0; b < v->bytes && good; b++) {
+                const int high = dsi_checkpoint_hex(text[2 * b]), low = dsi_checkpoint_hex(text[2 * b + 1]);
+                good = high >= 0 && low >= 0;
+                to[b] = (char)(16 * high + low);
+            }
+        }
+        if (!good) return dsi_checkpoint_bad_manifest(c, v->key, error);
+    }
+    return DS_OK;
+}
+
+static void dsi_checkpoint_shard_name(char out[DSI_CHECKPOINT_SHARD_NAME], size_t rank) {
+    snprintf(out, DSI_CHECKPOINT_SHARD_NAME, "rank-%05zu.safetensors", rank);
+}
+static bool dsi_checkpoint_read_sum(const char *text, uint32_t *sum) {
+    *sum = 0;
+    for (int i = 0; i < 8; i++) {
+        if (!text || dsi_checkpoint_hex(text[i]) < 0) return false;
+        *sum = *sum << 4 | (uint32_t)dsi_checkpoint_hex(text[i]);
+    }
+    return true;
+}
+/* The shards that the manifest lists: names as they must be, sizes, header checksums. */
+static ds_status dsi_checkpoint_read_shards(ds_checkpoint *c, uint32_t array, ds_error *error) {
+    const dsi_json *doc = &c->manifest;
+    uint32_t v = array + 1;
+    if (array == DSI_JSON_NONE || doc->nodes[array].type != DSI_JSON_ARRAY)
+        return dsi_checkpoint_bad_manifest(c, "shards", error);
+    for (uint32_t i = 0; i < doc->nodes[array].length; i++, v = doc->nodes[v].next) {
+        const char *file = dsi_json_text(doc, dsi_json_get(doc, v, "file"));
+        char expected[DSI_CHECKPOINT_SHARD_NAME], path[DSI_CHECKPOINT_PATH];
+        dsi_checkpoint_shard *shard;
+        ds_status status;
+        int64_t bytes;
+        uint32_t sum;
+        dsi_checkpoint_shard_name(expected, i);
+        if (!file || strcmp(file, expected) != 0 || !dsi_json_integer(doc, dsi_json_get(doc, v, "bytes"), &bytes) ||
+            !dsi_checkpoint_read_sum(dsi_json_text(doc, dsi_json_get(doc, v, "header_crc32c")), &sum))
+            return dsi_checkpoint_bad_manifest(c, expected, error);
+        if ((status = dsi_checkpoint_add_shard(c, file, error))) return status;
+        shard = dsi_checkpoint_shard_of(c, i);
+        if (!dsi_checkpoint_join(path, c->folder, file)) return dsi_checkpoint_path_long(error, c->folder);
+        if (c->node_local && c->desc.files.exists(c->desc.files.ctx, path) == 0) {
+            shard->missing = true;
+            shard->bytes = (uint64_t)bytes;
+            continue;
+        }
+        if ((status = dsi_checkpoint_measure_shard(c, shard, path, error))) return status;
+        if (shard->bytes != (uint64_t)bytes)
+            return dsi_fail(error, DS_ERR_CORRUPT, "'%.300s' is damaged: it has %llu bytes, the manifest says %lld",
+                            path, (unsigned long long)shard->bytes, (long long)bytes);
+        if ((status = dsi_checkpoint_read_shard(c, i, &sum, error))) return status;
+    }
+    return DS_OK;
+}
+
+/* Opens one tag's folder, c->folder. */
+static ds_status dsi_checkpoint_open_folder(ds_checkpoint *c, ds_error *error) {
+    const ds_files *f = &c->desc.files;
+    const char *tag;
+    uint32_t node;
+    int kind = f->exists(f->ctx, c->folder);
+    ds_status status;
+    if (kind < 0) return dsi_checkpoint_failed(error, kind, "look at", c->folder);
+    if (kind != 2) return dsi_fail(error, DS_ERR_INPUT, "'%.300s' is no folder", c->folder);
+    c->format = DS_CHECKPOINT_OURS;
+    status = dsi_checkpoint_read_manifest(&c->desc, c->folder, &c->manifest, error);
+    if (status) return status;
+    tag = dsi_json_text(&c->manifest, dsi_json_get(&c->manifest, 0, "tag"));
+    if (!dsi_checkpoint_good_tag(tag)) return dsi_checkpoint_bad_manifest(c, "tag", error);
+    snprintf(c->tag, sizeof c->tag, "%s", tag);
+    node = dsi_json_get(&c->manifest, 0, "node_local");
+    c->node_local = node != DSI_JSON_NONE && c->manifest.nodes[node].type == DSI_JSON_TRUE;
+    if (!dsi_json_integer(&c->manifest, dsi_json_get(&c->manifest, 0, "sequence"), &c->sequence))
+        return dsi_checkpoint_bad_manifest(c, "sequence", error);
+    status = dsi_checkpoint_read_values(c, dsi_json_get(&c->manifest, 0, "values"), error);
+    if (!status) status = dsi_checkpoint_read_shards(c, dsi_json_get(&c->manifest, 0, "shards"), error);
+    return status ? status : dsi_checkpoint_settle(c, c->node_local, error);
+}
+
+/* Opens folder/tag, or folder/tag.old when a save of the same tag was cut short between two renames. */
+static ds_status dsi_checkpoint_open_tag(ds_checkpoint *c, const char *folder, const char *tag, ds_error *error) {
+    char name[DSI_CHECKPOINT_TAG + 8];
+    ds_status status;
+    int kind;
+    if (!dsi_checkpoint_join(c->folder, folder, tag)) return dsi_checkpoint_path_long(error, folder);
+    kind = c->desc.files.exists(c->desc.files.ctx, c->folder);
+    if (kind < 0) return dsi_checkpoint_failed(error, kind, "look at", c->folder);
+    if (kind == 0) {
+        char old[DSI_CHECKPOINT_PATH];
+        snprintf(name, sizeof name, "%s.old", tag);
+        if (dsi_checkpoint_join(old, folder, name) && c->desc.files.exists(c->desc.files.ctx, old) == 2) {
+            memcpy(c->folder, old, sizeof old);
+            dsi_log(&c->desc.logger, "ds_checkpoint", DS_LOG_WARNING, 4,
+                    "a save of '%s' was cut short; its previous version is opened", tag);
+        } else
+            return dsi_fail(error, DS_ERR_INPUT, "there is no checkpoint '%.200s' in '%.250s'", tag, folder);
+    }
+    status = dsi_checkpoint_open_folder(c, error);
+    if (!status && strcmp(c->tag, tag) != 0)
+        status =
+            dsi_fail(error, DS_ERR_INPUT, "'%.300s' holds the checkpoint of another tag, '%.100s'", c->folder, c->tag);
+    return status;
+}
+
+/* The complete tags of a folder, newest first: names into `names`, offsets and sequence numbers into `list`. */
+typedef struct dsi_checkpoint_seen {
+    int64_t sequence;
+    char tag[DSI_CHECKPOINT_TAG + 1];
+} dsi_checkpoint_seen;
+static int dsi_checkpoint_order_seen(const void *a, const void *b) {
+    const dsi_checkpoint_seen *x = (const dsi_checkpoint_seen *)a, *y = (const dsi_checkpoint_seen *)b;
+    if (x->sequence != y->sequence) return x->sequence < y->sequence ? 1 : -1;
+    return strcmp(x->tag, y->tag);
+}
+static ds_status dsi_checkpoint_tags(const ds_checkpoint_desc *d, const char *folder, dsi_checkpoint_list *seen,
+                                     ds_error *error) {
+    dsi_checkpoint_names names;
+    const char *name;
+    size_t at = 0;
+    ds_status status = dsi_checkpoint_list_folder(d, folder, &names, error);
+    memset(seen, 0, sizeof *seen);
+    seen->each = sizeof(dsi_checkpoint_seen);
+    if (status) return status;
+    while (!status && (name = dsi_checkpoint_next_name(&names, &at)) != NULL) {
+        char tag[DSI_CHECKPOINT_TAG + 8], path[DSI_CHECKPOINT_PATH];
+        dsi_checkpoint_seen *one;
+        int64_t sequence;
+        dsi_json doc;
+        if (strlen(name) > DSI_CHECKPOINT_TAG + 4) continue;
+        snprintf(tag, sizeof tag, "%s", name);
+        if (dsi_checkpoint_ends(tag, ".old")) tag[strlen(tag) - 4] = 0;
+        if (!dsi_checkpoint_good_tag(tag) || !dsi_checkpoint_join(path, folder, name) ||
+            d->files.exists(d->files.ctx, path) != 2)
+            continue;
+        status = dsi_checkpoint_read_manifest(d, path, &doc, error);
+        if (status == DS_ERR_MEMORY) break;
+        if (!status && dsi_json_integer(&doc, dsi_json_get(&doc, 0, "sequence"), &sequence)) {
+            one = (dsi_checkpoint_seen *)dsi_checkpoint_push(&d->allocator, seen, 1);
+            if (one) {
+                one->sequence = sequence;
+                memcpy(one->tag, tag, sizeof one->tag);
+            } else
+                status = dsi_checkpoint_no_memory(error, "a list of checkpoints");
+            dsi_json_unload(&d->allocator, &doc);
+            if (status) break;
+            continue;
+        }
+        if (!status) dsi_json_unload(&d->allocator, &doc);
+        status = DS_OK; /* not one of ours, or damaged */
+    }
+    dsi_checkpoint_list_free(&d->allocator, &names.text);
+    if (status)
+        dsi_checkpoint_list_free(&d->allocator, seen);
+    else if (seen->count)
+        qsort(seen->items, seen->count, seen->each, dsi_checkpoint_order_seen);
+    return status;
+}
+
+/* What a file such as `latest` names: a tag in `out`, else an error. */
+static ds_status dsi_checkpoint_read_latest(const ds_checkpoint_desc *d, const char *folder, const char *file,
+                                            char out[DSI_CHECKPOINT_TAG + 1], ds_error *error) {
+    char path[DSI_CHECKPOINT_PATH], *text;
+    size_t bytes;
+    ds_status status;
+    out[0] = 0;
+    if (!dsi_checkpoint_join(path, folder, file)) return dsi_checkpoint_path_long(error, folder);
+    status = dsi_checkpoint_read_file(d, path, DSI_CHECKPOINT_TAG + 2, &text, &bytes, error);
+    if (status) return status;
+    {
+        size_t n = bytes;
+        while (n && (text[n - 1] == '\n' || text[n - 1] == '\r')) n--;
+        if (n <= DSI_CHECKPOINT_TAG && strlen(text) == bytes) {
+            memcpy(out, text, n);
+            out[n] = 0;
+        }
+    }
+    dsi_release(&d->allocator, text, bytes + 1);
+    if (dsi_checkpoint_good_tag(out)) return DS_OK;
+    out[0] = 0;
+    return dsi_fail(error, DS_ERR_CORRUPT, "'%.300s' names no tag", path);
+}
+static bool dsi_checkpoint_try_another(ds_status status) {
+    return status == DS_ERR_CORRUPT || status == DS_ERR_INPUT;
+}
+
+/* `latest`, or else the newest that opens. */
+static ds_status dsi_checkpoint_open_latest(ds_checkpoint *c, const char *folder, ds_error *error) {
+    char tag[DSI_CHECKPOINT_TAG + 1];
+    dsi_checkpoint_list seen;
+    ds_error first;
+    ds_status status = dsi_checkpoint_read_latest(&c->desc, folder, "latest", tag, &first);
+    if (!status) {
+        status = dsi_checkpoint_open_tag(c, folder, tag, &first);
+        if (!status) return DS_OK;
+        dsi_checkpoint_clear(c);
+    }
+    if (dsi_checkpoint_try_another(status) && c->desc.files.exists(c->desc.files.ctx, folder) == 2) {
+        status = dsi_checkpoint_tags(&c->desc, folder, &seen, error);
+        if (status) return status;
+        status = first.status;
+        for (size_t i = 0; i < seen.count && dsi_checkpoint_try_another(status); i++) {
+            const dsi_checkpoint_seen *one = (const dsi_checkpoint_seen *)(void *)seen.items + i;
+            ds_error why;
+            if (!strcmp(one->tag, tag)) continue;
+            status = dsi_checkpoint_open_tag(c, folder, one->tag, &why);
+            if (!status)
+                dsi_log(&c->desc.logger, "ds_checkpoint", DS_LOG_WARNING, 2, "opened '%s' instead: %s", one->tag,
+                        first.message);
+            else {
+                dsi_checkpoint_clear(c);
+                if (!dsi_checkpoint_try_another(status)) first = why;
+            }
+        }
+        dsi_checkpoint_list_free(&c->desc.allocator, &seen);
+    }
+    if (status && first.status == DS_ERR_INPUT && !tag[0])
+        return dsi_fail(error, DS_ERR_INPUT, "there is no checkpoint in '%.400s'", folder);
+    return status ? dsi_fail(error, first.status, "%s", first.message) : DS_OK;
+}
+
+static ds_status dsi_checkpoint_check_call(const ds_checkpoint_desc *desc, size_t desc_bytes, int version,
+                                           ds_error *error) {
+    if (version != DS_CHECKPOINT_VERSION || desc_bytes != sizeof *desc)
+        return dsi_fail(
+            error, DS_ERR_VERSION,
+            "ds_checkpoint: called with version %d and a descriptor of %zu bytes, the implementation is of %d and %zu",
+            version, desc_bytes, DS_CHECKPOINT_VERSION, sizeof *desc);
+    return DS_OK;
+}
+
+DS_API ds_status ds_checkpoint_open_(const ds_checkpoint_desc *desc, size_t desc_bytes, int version, const char *tag,
+                                     ds_checkpoint **out, ds_error *error) {
+    ds_status status = dsi_checkpoint_check_call(desc, desc_bytes, version, error);
+    ds_checkpoint *c;
+    if (out) *out = NULL;
+    if (status) return status;
+    if (!desc || !out || !desc->folder || !desc->folder[0] ||
+        strlen(desc->folder) + DSI_CHECKPOINT_TAG + 64 > DSI_CHECKPOINT_PATH)
+        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_checkpoint_open: needs a folder with a name of at most %d bytes",
+                        DSI_CHECKPOINT_PATH - DSI_CHECKPOINT_TAG - 64);
+    if (tag && !dsi_checkpoint_good_tag(tag))
+        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_checkpoint_open: '%.100s' cannot be a tag", tag);
+    c = dsi_checkpoint_new(desc, error);
+    if (!c) return DS_ERR_MEMORY;
+    status =
+        tag ? dsi_checkpoint_open_tag(c, desc->folder, tag, error) : dsi_checkpoint_open_latest(c, desc->folder, error);
+    c->desc.folder = NULL; /* the caller's text */
+    if (status)
+        ds_checkpoint_close(c);
+    else
+        *out = c;
+    return status;
+}
+
+// >>reading: values and ranges
+
+DS_API const ds_error *ds_checkpoint_error(const ds_checkpoint *c) {
+    return c->error;
+}
+DS_API const char *ds_checkpoint_tag(const ds_checkpoint *c) {
+    return c->tag;
+}
+DS_API ds_checkpoint_format ds_checkpoint_get_format(const ds_checkpoint *c) {
+    return c->format;
+}
+DS_API size_t ds_checkpoint_count(const ds_checkpoint *c) {
+    return c->tensors.count;
+}
+DS_API size_t ds_checkpoint_shard_count(const ds_checkpoint *c) {
+    return c->shards.count;
+}
+DS_API size_t ds_checkpoint_value_count(const ds_checkpoint *c) {
+    return c->values.count;
+}
+DS_API ds_status ds_checkpoint_shard_at(const ds_checkpoint *c, size_t index, ds_checkpoint_shard_info *out) {
+    memset(out, 0, sizeof *out);
+    if (index >= c->shards.count)
+        return dsi_fail(c->error, DS_ERR_ARGUMENT, "ds_checkpoint_shard_at: %zu of %zu", index, c->shards.count);
+    out->name = dsi_checkpoint_shard_of(c, index)->name;
+    out->bytes = dsi_checkpoint_shard_of(c, index)->bytes;
+    out->missing = dsi_checkpoint_shard_of(c, index)->missing;
+    return DS_OK;
+}
+DS_API ds_status ds_checkpoint_value_at(const ds_checkpoint *c, size_t index, ds_checkpoint_value *out) {
+    memset(out, 0, sizeof *out);
+    if (index >= c->values.count)
+        return dsi_fail(c->error, DS_ERR_ARGUMENT, "ds_checkpoint_value_at: %zu of %zu", index, c->values.count);
+    memcpy(out, c->values.items + index * c->values.each, sizeof *out);
+    return DS_OK;
+}
+static ds_status dsi_checkpoint_get(const ds_checkpoint *c, const char *key, int kind, ds_checkpoint_value *out) {
+    static const char *const kinds[4] = {"a text", "a number", "an integer", "bytes"};
+    memset(out, 0, sizeof *out);
+    for (size_t i = 0; i < c->values.count; i++) {
+        const ds_checkpoint_value *v = (const ds_checkpoint_value *)(void *)c->values.items + i;
+        if (strcmp(v->key, key) != 0) continue;
+        if (v->kind != kind)
+            return dsi_fail(c->error, DS_ERR_INPUT, "checkpoint '%.200s': value '%.100s' is %s, expected %s", c->tag,
+                            key, kinds[v->kind], kinds[kind]);
+        *out = *v;
+        return DS_OK;
+    }
+    return dsi_fail(c->error, DS_ERR_INPUT, "checkpoint '%.200s' has no value '%.100s'", c->tag, key);
+}
+DS_API ds_status ds_checkpoint_get_text(const ds_checkpoint *c, const char *key, const char **value) {
+    ds_checkpoint_value v;
+    const ds_status status = dsi_checkpoint_get(c, key, 0, &v);
+    *value = (const char *)v.data;
+    return status;
+}
+DS_API ds_status ds_checkpoint_get_number(const ds_checkpoint *c, const char *key, double *value) {
+    ds_checkpoint_value v;
+    const ds_status status = dsi_checkpoint_get(c, key, 1, &v);
+    *value = v.number;
+    return status;
+}
+DS_API ds_status ds_checkpoint_get_integer(const ds_checkpoint *c, const char *key, int64_t *value) {
+    ds_checkpoint_value v;
+    const ds_status status = dsi_checkpoint_get(c, key, 2, &v);
+    *value = v.integer;
+    return status;
+}
+DS_API ds_status ds_checkpoint_get_bytes(const ds_checkpoint *c, const char *key, const void **data, size_t *bytes) {
+    ds_checkpoint_value v;
+    const ds_status status = dsi_checkpoint_get(c, key, 3, &v);
+    *data = v.data;
+    *bytes = v.bytes;
+    return status;
+}
+
+DS_API ds_status ds_checkpoint_at(const ds_checkpoint *c, size_t index, ds_checkpoint_info *out) {
+    const dsi_checkpoint_tensor_ *t;
+    memset(out, 0, sizeof *out);
+    if (index >= c->tensors.count)
+        return dsi_fail(c->error, DS_ERR_ARGUMENT, "ds_checkpoint_at: tensor %zu of %zu", index, c->tensors.count);
+    t = dsi_checkpoint_tensor_of(c, index);
+    out->name = t->name;
+    out->dtype = t->dtype;
+    out->dims = t->dims;
+    memcpy(out->shape, t->shape, sizeof out->shape);
+    out->numel = t->numel;
+    out->parts = t->parts;
+    return DS_OK;
+}
+DS_API ds_status ds_checkpoint_find(const ds_checkpoint *c, const char *name, ds_checkpoint_info *out) {
+    const size_t at = dsi_checkpoint_lookup(&c->index, &c->tensors, name);
+    if (at != DSI_CHECKPOINT_NONE) return ds_checkpoint_at(c, at, out);
+    memset(out, 0, sizeof *out);
+    return dsi_fail(c->error, DS_ERR_INPUT, "checkpoint '%.200s' has no tensor '%.200s'", c->tag, name);
+}
+
+/* Reads one block of a part to `out` and checks it. */
+static ds_status dsi_checkpoint_read_block(ds_checkpoint *c, const dsi_checkpoint_part *part, size_t number, char *out,
+                                           size_t bytes) {
+    const dsi_checkpoint_tensor_ *t = dsi_checkpoint_tensor_of(c, part->tensor);
+    dsi_checkpoint_shard *shard = dsi_checkpoint_shard_of(c, part->shard);
+    const uint64_t offset = part->offset + (uint64_t)number * DSI_CHECKPOINT_BLOCK;
+    char path[DSI_CHECKPOINT_PATH];
+    ds_error why;
+    uint32_t sum;
+    ds_status status = dsi_checkpoint_open_shard(c, shard, path, &why);
+    if (!status) status = dsi_checkpoint_take(&c->desc, shard->fd, path, out, bytes, offset, &why);
+    if (status) return dsi_fail(c->error, status, "tensor '%.150s': %.300s", t->name, why.message);
+    if (!part->sums || (dsi_checkpoint_read_sum(part->sums + 8 * number, &sum) && dsi_crc32c(0, out, bytes) == sum))
+        return DS_OK;
+    return dsi_fail(c->error, DS_ERR_CORRUPT,
+                    "tensor '%.150s' is damaged: bytes %llu to %llu of '%.250s' do not have their checksum", t->name,
+                    (unsigned long long)offset, (unsigned long long)(offset + bytes - 1), path);
+}
+
+/* Elements [begin, begin + count) of a part. Whole blocks of the same dtype go straight to `out`. */
+static ds_status dsi_checkpoint_read_part(ds_checkpoint *c, size_t index, size_t begin, size_t count, ds_dtype dtype,
+                                          char *out) {
+    const dsi_checkpoint_part *part = dsi_checkpoint_part_of(c, index);
+    const ds_dtype from = dsi_checkpoint_tensor_of(c, part->tensor)->dtype;
+    const size_t each = DS_DTYPE_SIZE(from), per_block = DSI_CHECKPOINT_BLOCK / each;
+    while (count) {
+        const size_t number = begin / per_block, first = number * per_block;
+        const size_t held = part->count - first < per_block ? part->count - first : per_block;
+        const size_t n = held - (begin - first) < count ? held - (begin - first) : count;
+        const bool straight = n == held && from == dtype;
+        ds_status status;
+        if (c->block_part != index || c->block_number != number) {
+            if (!straight) c->block_part = DSI_CHECKPOINT_NONE;
+            status = dsi_checkpoint_read_block(c, part, number, straight ? out : c->block, held * each);
+            if (status) return status;
+            if (!straight) {
+                c->block_part = index;
+                c->block_number = number;
+            }
+        }
+        if (c->block_part == index && c->block_number == number)
+            dsi_checkpoint_convert(out, dtype, c->block + (begin - first) * each, from, n);
+        begin += n;
+        count -= n;
+        out += n * DS_DTYPE_SIZE(dtype);
+    }
+    return DS_OK;
+}
+
+DS_API ds_status ds_checkpoint_read(ds_checkpoint *c, const char *name, size_t begin, size_t count, ds_dtype dtype,
+                                    void *out) {
+    const size_t at = dsi_checkpoint_lookup(&c->index, &c->tensors, name);
+    const dsi_checkpoint_tensor_ *t;
+    char *to = (char *)out;
+    size_t low, high;
+    if (at == DSI_CHECKPOINT_NONE)
+        return dsi_fail(c->error, DS_ERR_INPUT, "checkpoint '%.200s' has no tensor '%.200s'", c->tag, name);
+    t = dsi_checkpoint_tensor_of(c, at);
+    if (begin > t->numel || count > t->numel - begin || (count && !out))
+        return dsi_fail(c->error, DS_ERR_ARGUMENT, "ds_checkpoint_read: tensor '%.200s': elements %zu + %zu of %zu",
+                        name, begin, count, t->numel);
+    if ((int)dtype < 0 || (int)dtype >= DS_DTYPE_COUNT ||
+        (dtype != t->dtype && !(dsi_checkpoint_is_float(dtype) && dsi_checkpoint_is_float(t->dtype))))
+        return dsi_fail(c->error, DS_ERR_ARGUMENT,
+                        "ds_checkpoint_read: tensor '%.200s' is of dtype %s and cannot be read as dtype %d", name,
+                        dsi_checkpoint_dtypes[t->dtype].name, (int)dtype);
+    for (low = t->first, high = t->first + t->parts; low < high;) { /* the first part that ends behind `begin` */
+        const size_t middle = low + (high - low) / 2;
+        const dsi_checkpoint_part *part = dsi_checkpoint_part_of(c, middle);
+        if (part->begin + part->count <= begin)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    for (; count; low++) {
+        const dsi_checkpoint_part *part = dsi_checkpoint_part_of(c, low);
+        size_t n;
+        ds_status status;
+        if (low >= t->first + t->parts || part->begin > begin)
+            return dsi_fail(c->error, DS_ERR_INPUT,
+                            "tensor '%.200s': element %zu is on another node; bring its shards to '%.200s'", name,
+                            begin, c->folder);
+        n = part->begin + part->count - begin < count ? part->begin + part->count - begin : count;
+        status = dsi_checkpoint_read_part(c, low, begin - part->begin, n, dtype, to);
+        if (status) return status;
+        begin += n;
+        count -= n;
+        to += n * DS_DTYPE_SIZE(dtype);
+    }
+    return DS_OK;
+}
+
+DS_API ds_status ds_checkpoint_verify(ds_checkpoint *c) {
+    c->block_part = DSI_CHECKPOINT_NONE;
+    for (size_t i = 0; i < c->parts.count; i++) {
+        const dsi_checkpoint_part *part = dsi_checkpoint_part_of(c, i);
+        const size_t bytes = part->count * DS_DTYPE_SIZE(dsi_checkpoint_tensor_of(c, part->tensor)->dtype);
+        for (size_t b = 0; b < dsi_checkpoint_blocks(bytes); b++) {
+            const size_t rest = bytes - b * DSI_CHECKPOINT_BLOCK;
+            const ds_status status = dsi_checkpoint_read_block(
+                c, part, b, c->block, rest < DSI_CHECKPOINT_BLOCK ? rest : DSI_CHECKPOINT_BLOCK);
+            if (status) return status;
+        }
+    }
+    return DS_OK;
+}
+
+// >>saving
+
+/* What ranks tell each other at every step of a save. */
+typedef struct dsi_checkpoint_word {
+    ds_error error;
+    uint64_t bytes;
+    uint32_t header_sum;
+    char tag[DSI_CHECKPOINT_TAG + 4];
+} dsi_checkpoint_word;
+
+struct ds_checkpoint_writer {
+    ds_checkpoint_desc desc;
+    size_t ranks;
+    bool leader; /* makes folders and commits */
+    char folder[DSI_CHECKPOINT_PATH], made[DSI_CHECKPOINT_PATH], final[DSI_CHECKPOINT_PATH], old[DSI_CHECKPOINT_PATH];
+    char tag[DSI_CHECKPOINT_TAG + 1], previous[DSI_CHECKPOINT_TAG + 1]; /* previous: what `latest` named */
+    dsi_checkpoint_list items, values;
+    dsi_checkpoint_index index;
+    dsi_checkpoint_word mine, *words;
+    int published; /* what to take back, bits: 1 old version moved, 2 new one in place, 4 `latest` replaced */
+    int64_t started;
+    ds_error error; /* the first failure of add and set */
+    pthread_t thread;
+    bool threaded, committed;
+    int done; /* set by the thread, atomically */
+};
+
+typedef struct dsi_checkpoint_setting {
+    const char *key; /* owned, as is the text; bytes as hex, numbers as JSON */
+    const char *kind, *text;
+    bool quoted;
+} dsi_checkpoint_setting;
+
+/* Every rank's status; the first that failed is everyone's, with its rank. */
+static ds_status dsi_checkpoint_agree(ds_checkpoint_writer *w, ds_error *error) {
+    const ds_group *g = &w->desc.group;
+    if (w->ranks == 1)
+        w->words[0] = w->mine;
+    else {
+        const ds_status status = g->exchange(g->ctx, &w->mine, w->words, sizeof w->mine);
+        if (status)
+            return dsi_fail(error, status, "checkpoint '%.200s': the exchange between ranks failed (status %d)%s%.150s",
+                            w->tag, (int)status, w->mine.error.status ? "; this rank: " : "",
+                            w->mine.error.status ? w->mine.error.message : "");
+    }
+    for (size_t r = 0; r < w->ranks; r++)
+        if (w->words[r].error.status) {
+            if (w->ranks == 1) return dsi_fail(error, w->words[r].error.status, "%s", w->words[r].error.message);
+            return dsi_fail(error, w->words[r].error.status, "rank %zu: %.480s", r, w->words[r].error.message);
+        }
+    return DS_OK;
+}
+/* The same before there is memory: statuses alone. */
+static ds_status dsi_checkpoint_agree_start(const ds_group *g, size_t ranks, ds_status mine, ds_error *error) {
+    int32_t all[1024], word = (int32_t)mine;
+    ds_status status;
+    if (ranks == 1 || ranks > sizeof all / sizeof all[0]) return mine;
+    status = g->exchange(g->ctx, &word, all, sizeof word);
+    if (status)
+        return mine ? mine
+                    : dsi_fail(error, status, "ds_checkpoint_begin: the exchange between ranks failed (status %d)",
+                               (int)status);
+    for (size_t r = 0; r < ranks && !mine; r++)
+        if (all[r])
+            return dsi_fail(error, (ds_status)all[r], "ds_checkpoint_begin: rank %zu could not begin (status %d)", r,
+                            (int)all[r]);
+    return mine;
+}
+
+static void dsi_checkpoint_writer_free(ds_checkpoint_writer *w) {
+    const ds_allocator a = w->desc.allocator;
+    for (size_t i = 0; i < w->values.count; i++) {
+        dsi_checkpoint_setting *v = (dsi_checkpoint_setting *)(void *)w->values.items + i;
+        dsi_checkpoint_free_text(&a, v->key);
+        dsi_checkpoint_free_text(&a, v->text);
+    }
+    dsi_checkpoint_list_free(&a, &w->values);
+    dsi_checkpoint_items_free(&a, &w->items);
+    dsi_checkpoint_index_free(&a, &w->index);
+    dsi_release(&a, w->words, w->ranks * sizeof *w->words);
+    dsi_release(&a, w, sizeof *w);
+}
+
+static bool dsi_checkpoint_paths(ds_checkpoint_writer *w) {
+    char name[DSI_CHECKPOINT_TAG + 8];
+    bool fit = dsi_checkpoint_join(w->final, w->folder, w->tag);
+    snprintf(name, sizeof name, "%s.tmp", w->tag);
+    fit = fit && dsi_checkpoint_join(w->made, w->folder, name);
+    snprintf(name, sizeof name, "%s.old", w->tag);
+    return fit && dsi_checkpoint_join(w->old, w->folder, name);
+}
+
+/* All ranks take rank 0's tag, or refuse. */
+static ds_status dsi_checkpoint_one_tag(ds_checkpoint_writer *w, ds_error *error) {
+    ds_status status;
+    snprintf(w->mine.tag, sizeof w->mine.tag, "%s", w->tag);
+    status = dsi_checkpoint_agree(w, error);
+    if (status) return status;
+    for (size_t r = 1; r < w->ranks; r++) {
+        if (!strcmp(w->words[r].tag, w->words[0].tag)) continue;
+        if (w->desc.tag_validation == 2)
+            return dsi_fail(error, DS_ERR_INPUT, "checkpoint tags differ: '%.150s' on rank 0, '%.150s' on rank %zu",
+                            w->words[0].tag, w->words[r].tag, r);
+        if (w->desc.tag_validation == 0 && w->desc.group.rank == 0)
+            dsi_log(&w->desc.logger, "ds_checkpoint", DS_LOG_WARNING, 1,
+                    "checkpoint tags differ: '%s' on rank 0, which counts, '%s' on rank %zu", w->words[0].tag,
+                    w->words[r].tag, r);
+    }
+    snprintf(w->tag, sizeof w->tag, "%.200s", w->words[0].tag);
+    dsi_checkpoint_paths(w);
+    return DS_OK;
+}
+
+/* Puts right what a killed save of this tag left, and makes the folder to write in. */
+static ds_status dsi_checkpoint_prepare(ds_checkpoint_writer *w, ds_error *error) {
+    const ds_checkpoint_desc *d = &w->desc;
+    ds_status status = dsi_checkpoint_make_folder(d, w->folder, error);
+    int result;
+    if (!status && d->files.exists(d->files.ctx, w->old) == 2) {
+        if (d->files.exists(d->files.ctx, w->final) == 0) {
+            result = d->files.rename(d->files.ctx, w->old, w->final);
+            if (result < 0) return dsi_checkpoint_failed(error, result, "rename", w->old);
+            dsi_log(&d->logger, "ds_checkpoint", DS_LOG_WARNING, 4,
+                    "a save of '%s' was cut short; its previous version is back", w->tag);
+        } else
+            status = dsi_checkpoint_remove(d, w->old, DSI_CHECKPOINT_DEPTH, error);
+    }
+    if (!status) status = dsi_checkpoint_remove(d, w->made, DSI_CHECKPOINT_DEPTH, error);
+    if (!status && (result = d->files.mkdir(d->files.ctx, w->made, 0777)) < 0)
+        status = dsi_checkpoint_failed(error, result, "make the folder", w->made);
+    return status;
+}
+
+static ds_status dsi_checkpoint_check_begin(const ds_checkpoint_desc *d, const char *tag, ds_error *error) {
+    if (!d->folder || !d->folder[0] || strlen(d->folder) + DSI_CHECKPOINT_TAG + 64 > DSI_CHECKPOINT_PATH)
+        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_checkpoint_begin: needs a folder with a name of at most %d bytes",
+                        DSI_CHECKPOINT_PATH - DSI_CHECKPOINT_TAG - 64);
+    if (!dsi_checkpoint_good_tag(tag))
+        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_checkpoint_begin: '%.100s' cannot be a tag", tag ? tag : "(NULL)");
+    if (d->tag_validation < 0 || d->tag_validation > 2 || d->keep_last < 0)
+        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_checkpoint_begin: tag_validation %d, keep_last %d",
+                        d->tag_validation, d->keep_last);
+    return DS_OK;
+}
+
+DS_API ds_status ds_checkpoint_begin_(const ds_checkpoint_desc *desc, size_t desc_bytes, int version, const char *tag,
+                                      ds_checkpoint_writer **out, ds_error *error) {
+    ds_status status = dsi_checkpoint_check_call(desc, desc_bytes, version, error);
+    ds_checkpoint_writer *w = NULL;
+    size_t ranks;
+    if (out) *out = NULL;
+    if (status) return status;
+    if (!desc || !out || desc->group.rank < 0 ||
+        (desc->group.size > 1 && (!desc->group.exchange || desc->group.rank >= desc->group.size)))
+        return dsi_fail(error, DS_ERR_ARGUMENT,
+                        "ds_checkpoint_begin: needs a descriptor, a place for the writer and a whole group");
+    ranks = desc->group.size > 1 ? (size_t)desc->group.size : 1;
+    status = dsi_checkpoint_check_begin(desc, tag, error);
+    if (!status) {
+        w = (ds_checkpoint_writer *)dsi_alloc_zero(&desc->allocator, sizeof *w);
+        if (w) w->words = (dsi_checkpoint_word *)dsi_alloc_zero(&desc->allocator, dsi_mul(ranks, sizeof *w->words));
+        if (!w || !w->words) status = dsi_checkpoint_no_memory(error, "a checkpoint's writer");
+    }
+    status = dsi_checkpoint_agree_start(&desc->group, ranks, status, error);
+    if (status) {
+        if (w) dsi_release(&desc->allocator, w->words, ranks * sizeof *w->words);
+        dsi_release(&desc->allocator, w, sizeof *w);
+        return status;
+    }
+    w->desc = *desc;
+    w->desc.files = dsi_files(&desc->files);
+    w->ranks = ranks;
+    w->leader = desc->node_local ? desc->local_rank == 0 : desc->group.rank == 0;
+    w->items.each = sizeof(dsi_checkpoint_item);
+    w->values.each = sizeof(dsi_checkpoint_setting);
+    w->started = dsi_now(&w->desc.clock);
+    snprintf(w->folder, sizeof w->folder, "%s", desc->folder);
+    w->desc.folder = w->folder;
+    snprintf(w->tag, sizeof w->tag, "%s", tag);
+    status = dsi_checkpoint_one_tag(w, error);
+    if (!status) {
+        if (w->leader) dsi_checkpoint_prepare(w, &w->mine.error);
+        status = dsi_checkpoint_agree(w, error);
+    }
+    if (status)
+        dsi_checkpoint_writer_free(w);
+    else
+        *out = w;
+    return status;
+}
+
+static ds_status dsi_checkpoint_keep_error(ds_checkpoint_writer *w, const ds_error *error) {
+    if (!w->error.status) w->error = *error;
+    return error->status;
+}
+DS_API const ds_error *ds_checkpoint_writer_error(const ds_checkpoint_writer *w) {
+    return &w->error;
+}
+DS_API ds_status ds_checkpoint_add(ds_checkpoint_writer *w, const ds_checkpoint_tensor *tensor) {
+    ds_error error;
+    const ds_status status = w->committed
+                                 ? dsi_fail(&error, DS_ERR_STATE, "ds_checkpoint_add after commit")
+                                 : dsi_checkpoint_declare(&w->desc.allocator, &w->items, &w->index, tensor, &error);
+    return status ? dsi_checkpoint_keep_error(w, &error) : DS_OK;
+}
+
+/* Takes `text`, which is owned from here on; NULL means that there was no memory for it. */
+static ds_status dsi_checkpoint_set(ds_checkpoint_writer *w, const char *key, const char *kind, char *text,
+                                    bool quoted) {
+    const ds_allocator *a = &w->desc.allocator;
+    dsi_checkpoint_setting *v;
+    ds_error error;
+    ds_status status = DS_OK;
+    if (w->committed)
+        status = dsi_fail(&error, DS_ERR_STATE, "a value is set after commit");
+    else if (!key || !key[0] || !dsi_checkpoint_utf8(key))
+        status = dsi_fail(&error, DS_ERR_ARGUMENT, "a value needs a key in UTF-8");
+    else if (!text)
+        status = dsi_checkpoint_no_memory(&error, key);
+    for (size_t i = 0; i < w->values.count && !status; i++)
+        if (!strcmp(dsi_checkpoint_name(&w->values, i), key))
+            status = dsi_fail(&error, DS_ERR_ARGUMENT, "value '%.200s' was set twice", key);
+    if (!status && (v = (dsi_checkpoint_setting *)dsi_checkpoint_push(a, &w->values, 1)) != NULL) {
+        v->key = dsi_checkpoint_copy_text(a, key);
+        v->kind = kind;
+        v->text = text;
+        v->quoted = quoted;
+        if (v->key) return DS_OK;
+        w->values.count--;
+    }
+    dsi_checkpoint_free_text(a, text);
+    if (!status) dsi_checkpoint_no_memory(&error, key);
+    return dsi_checkpoint_keep_error(w, &error);
+}
+DS_API ds_status ds_checkpoint_set_text(ds_checkpoint_writer *w, const char *key, const char *value) {
+    ds_error error;
+    if (!value || !dsi_checkpoint_utf8(value)) {
+        dsi_fail(&error, DS_ERR_ARGUMENT, "value '%.200s' is no text in UTF-8", key ? key : "");
+        return dsi_checkpoint_keep_error(w, &error);
+    }
+    return dsi_checkpoint_set(w, key, "text", dsi_checkpoint_copy_text(&w->desc.allocator, value), true);
+}
+DS_API ds_status ds_checkpoint_set_number(ds_checkpoint_writer *w, const char *key, double value) {
+    char number[DSI_JSON_NUMBER_ROOM];
+    const bool finite = value - value == 0;
+    dsi_json_print_real(value, number);
+    return dsi_checkpoint_set(w, key, "number",
+                              dsi_checkpoint_copy_text(&w->desc.allocator, finite      ? number
+                                                                           : value > 0 ? "inf"
+                                                                           : value < 0 ? "-inf"
+                                                                                       : "nan"),
+                              !finite);
+}
+DS_API ds_status ds_checkpoint_set_integer(ds_checkpoint_writer *w, const char *key, int64_t value) {
+    char number[DSI_JSON_NUMBER_ROOM];
+    snprintf(number, sizeof number, "%lld", (long long)value);
+    return dsi_checkpoint_set(w, key, "integer", dsi_checkpoint_copy_text(&w->desc.allocator, number), false);
+}
+DS_API ds_status ds_checkpoint_set_bytes(ds_checkpoint_writer *w, const char *key, const void *data, size_t bytes) {
+    char *text = (char *)dsi_alloc(&w->desc.allocator, dsi_add(dsi_mul(2, bytes), 1));
+    for (size_t i = 0; text && i < bytes; i++) {
+        const unsigned char byte = ((const unsigned char *)data)[i];
+        text[2 * i] = "0123456789abcdef"[byte >> 4];
+        text[2 * i + 1] = "0123456789abcdef"[byte & 15];
+    }
+    if (text) text[2 * bytes] = 0;
+    return dsi_checkpoint_set(w, key, "bytes", text, true);
+}
+
+static void dsi_checkpoint_print_manifest(const ds_checkpoint_writer *w, int64_t sequence, dsi_json_sink *s) {
+    bool first = true;
+    dsi_json_puts(s, "{\n\"format\": \"ds checkpoint 1\",\n\"tag\": ");
+    dsi_json_put_string(s, w->tag, strlen(w->tag));
+    dsi_json_puts(s, ",\n\"sequence\": ");
+    dsi_json_put_integer(s, sequence);
+    dsi_json_puts(s, w->desc.node_local ? ",\n\"node_local\": true,\n\"shards\": [\n"
+                                        : ",\n\"node_local\": false,\n\"shards\": [\n");
+    for (size_t r = 0; r < w->ranks; r++) {
+        char name[DSI_CHECKPOINT_SHARD_NAME], line[128];
+        dsi_checkpoint_shard_name(name, r);
+        snprintf(line, sizeof line, "{\"file\": \"%s\", \"bytes\": %llu, \"header_crc32c\": \"%08x\"}%s\n", name,
+                 (unsigned long long)w->words[r].bytes, (unsigned)w->words[r].header_sum, r + 1 < w->ranks ? "," : "");
+        dsi_json_puts(s, line);
+    }
+    dsi_json_puts(s, "],\n\"values\": {");
+    for (size_t i = 0; i < w->values.count; i++) {
+        const dsi_checkpoint_setting *v = (const dsi_checkpoint_setting *)(void *)w->values.items + i;
+        dsi_checkpoint_put_member(s, &first, v->key);
+        dsi_json_puts(s, " {\"");
+        dsi_json_puts(s, v->kind);
+        dsi_json_puts(s, "\": ");
+        if (v->quoted)
+            dsi_json_put_string(s, v->text, strlen(v->text));
+        else
+            dsi_json_puts(s, v->text);
+        dsi_json_puts(s, "}");
+    }
+    dsi_json_puts(s, "}");
+}
+
+/* Opens the written shards as a reader would: their headers, and that the parts cover every tensor. */
+static ds_status dsi_checkpoint_review(ds_checkpoint_writer *w, ds_error *error) {
+    ds_checkpoint *c = dsi_checkpoint_new(&w->desc, error);
+    ds_status status = DS_OK;
+    if (!c) return DS_ERR_MEMORY;
+    memcpy(c->folder, w->made, sizeof c->folder);
+    for (size_t r = 0; r < w->ranks && !status; r++) {
+        char name[DSI_CHECKPOINT_SHARD_NAME], path[DSI_CHECKPOINT_PATH];
+        dsi_checkpoint_shard_name(name, r);
+        if (!dsi_checkpoint_join(path, w->made, name)) status = dsi_checkpoint_path_long(error, w->made);
+        if (!status) status = dsi_checkpoint_add_shard(c, name, error);
+        if (!status && w->desc.node_local && w->desc.files.exists(w->desc.files.ctx, path) == 0) continue;
+        if (!status) status = dsi_checkpoint_read_shard(c, r, &w->words[r].header_sum, error);
+        if (!status && dsi_checkpoint_shard_of(c, r)->bytes != w->words[r].bytes)
+            status = dsi_fail(error, DS_ERR_CORRUPT, "'%.300s' has another size than rank %zu wrote", path, r);
+    }
+    if (!status) status = dsi_checkpoint_settle(c, w->desc.node_local, error);
+    ds_checkpoint_close(c);
+    return status;
+}
+
+/* The manifest, after the review; then all is on disk but not yet in place. */
+static ds_status dsi_checkpoint_write_manifest(ds_checkpoint_writer *w, ds_error *error) {
+    const ds_checkpoint_desc *d = &w->desc;
+    dsi_json_sink sink = {NULL, 0, 0};
+    char path[DSI_CHECKPOINT_PATH];
+    dsi_checkpoint_list seen;
+    int64_t sequence = 1;
+    size_t bytes;
+    ds_status status = dsi_checkpoint_review(w, error);
+    if (!status) status = dsi_checkpoint_tags(d, w->folder, &seen, error);
+    if (status) return status;
+    if (seen.count) sequence = ((const dsi_checkpoint_seen *)(void *)seen.items)->sequence + 1;
+    dsi_checkpoint_list_free(&d->allocator, &seen);
+    dsi_checkpoint_print_manifest(w, sequence, &sink);
+    bytes = sink.length + DSI_CHECKPOINT_TAIL;
+    if (bytes > DSI_CHECKPOINT_MANIFEST || !dsi_checkpoint_join(path, w->made, "manifest.json"))
+        return dsi_fail(error, DS_ERR_ARGUMENT, "the manifest of '%.200s' would have %zu bytes", w->tag, bytes);
+    sink.out = (char *)dsi_alloc(&d->allocator, bytes);
+    if (!sink.out) return dsi_checkpoint_no_memory(error, "the manifest");
+    sink.room = bytes;
+    sink.length = 0;
+    dsi_checkpoint_print_manifest(w, sequence, &sink);
+    dsi_checkpoint_put_tail(&sink, dsi_crc32c(0, sink.out, sink.length));
+    status = dsi_checkpoint_write_file(d, path, sink.out, bytes, error);
+    dsi_release(&d->allocator, sink.out, bytes);
+    return status ? status : dsi_checkpoint_sync_folder(d, w->made, error);
+}
+
+/* Puts the folder in place and `latest` to it. */
+static ds_status dsi_checkpoint_publish(ds_checkpoint_writer *w, ds_error *error) {
+    const ds_checkpoint_desc *d = &w->desc;
+    ds_error none;
+    ds_status status;
+    int result = d->files.exists(d->files.ctx, w->final);
+    if (result < 0) return dsi_checkpoint_failed(error, result, "look at", w->final);
+    dsi_checkpoint_read_latest(d, w->folder, "latest", w->previous, &none);
+    if (result) {
+        result = d->files.rename(d->files.ctx, w->final, w->old);
+        if (result < 0) return dsi_checkpoint_failed(error, result, "rename", w->final);
+        w->published = 1;
+    }
+    result = d->files.rename(d->files.ctx, w->made, w->final);
+    if (result < 0) return dsi_checkpoint_failed(error, result, "rename", w->made);
+    w->published |= 2;
+    status = dsi_checkpoint_sync_folder(d, w->folder, error);
+    if (status) return status;
+    w->published |= 4;
+    return dsi_checkpoint_replace_file(d, w->folder, "latest", w->tag, strlen(w->tag), error);
+}
+/* After a failure of any rank: the folder as it was, as far as the file system still obeys. */
+static void dsi_checkpoint_take_back(ds_checkpoint_writer *w) {
+    const ds_checkpoint_desc *d = &w->desc;
+    char path[DSI_CHECKPOINT_PATH];
+    if (w->published & 4) {
+        if (w->previous[0])
+            dsi_checkpoint_replace_file(d, w->folder, "latest", w->previous, strlen(w->previous), NULL);
+        else if (dsi_checkpoint_join(path, w->folder, "latest"))
+            d->files.unlink(d->files.ctx, path);
+    }
+    if (w->published & 2) d->files.rename(d->files.ctx, w->final, w->made);
+    if (w->published & 1) d->files.rename(d->files.ctx, w->old, w->final);
+    dsi_checkpoint_remove(d, w->made, DSI_CHECKPOINT_DEPTH, NULL);
+    if (w->published) dsi_checkpoint_sync_folder(d, w->folder, NULL);
+}
+
+/* After a commit: the replaced version, and tags beyond keep_last. What fails here is logged and no failure of the save. */
+static void dsi_checkpoint_clean_up(ds_checkpoint_writer *w) {
+    const ds_checkpoint_desc *d = &w->desc;
+    dsi_checkpoint_list seen;
+    ds_error error;
+    char path[DSI_CHECKPOINT_PATH];
+    if (w->published & 1 && dsi_checkpoint_remove(d, w->old, DSI_CHECKPOINT_DEPTH, &error))
+        dsi_log(&d->logger, "ds_checkpoint", DS_LOG_WARNING, 3, "the replaced version stays: %s", error.message);
+    if (!d->keep_last) return;
+    if (dsi_checkpoint_tags(d, w->folder, &seen, &error)) {
+        dsi_log(&d->logger, "ds_checkpoint", DS_LOG_WARNING, 3, "old checkpoints stay: %s", error.message);
+        return;
+    }
+    for (size_t i = (size_t)d->keep_last; i < seen.count; i++) {
+        const char *tag = ((const dsi_checkpoint_seen *)(void *)seen.items)[i].tag;
+        if (strcmp(tag, w->tag) != 0 && dsi_checkpoint_join(path, w->folder, tag) &&
+            dsi_checkpoint_remove(d, path, DSI_CHECKPOINT_DEPTH, &error))
+            dsi_log(&d->logger, "ds_checkpoint", DS_LOG_WARNING, 3, "checkpoint '%s' stays: %s", tag, error.message);
+    }
+    dsi_checkpoint_list_free(&d->allocator, &seen);
+}
+
+static void dsi_checkpoint_write_mine(ds_checkpoint_writer *w) {
+    char name[DSI_CHECKPOINT_SHARD_NAME], path[DSI_CHECKPOINT_PATH];
+    dsi_checkpoint_shard_name(name, (size_t)w->desc.group.rank);
+    if (w->error.status)
+        w->mine.error = w->error;
+    else if (!dsi_checkpoint_join(path, w->made, name))
+        dsi_checkpoint_path_long(&w->mine.error, w->made);
+    else
+        dsi_checkpoint_write_shard(&w->desc, path, (dsi_checkpoint_item *)(void *)w->items.items, w->items.count, NULL,
+                                   0, &w->mine.bytes, &w->mine.header_sum, &w->mine.error);
+}
+
+/* All that follows the shards. Frees the writer. */
+static ds_status dsi_checkpoint_conclude(ds_checkpoint_writer *w, ds_error *error) {
+    uint64_t bytes = 0;
+    ds_status status = dsi_checkpoint_agree(w, error);
+    if (!status) {
+        for (size_t r = 0; r < w->ranks; r++) bytes += w->words[r].bytes;
+        if (w->leader) dsi_checkpoint_write_manifest(w, &w->mine.error);
+        status = dsi_checkpoint_agree(w, error);
+    }
+    if (!status) {
+        if (w->leader) dsi_checkpoint_publish(w, &w->mine.error);
+        status = dsi_checkpoint_agree(w, error);
+    }
+    if (w->leader) {
+        if (status)
+            dsi_checkpoint_take_back(w);
+        else
+            dsi_checkpoint_clean_up(w);
+    }
+    if (!status && w->desc.group.rank == 0)
+        dsi_log(&w->desc.logger, "ds_checkpoint", DS_LOG_INFO, 5, "saved '%s': %llu bytes in %.3f s", w->tag,
+                (unsigned long long)bytes, (double)(dsi_now(&w->desc.clock) - w->started) / 1e9);
+    dsi_checkpoint_writer_free(w);
+    return status;
+}
+
+/* Copies the data of a background save, so that training may change it. */
+static ds_status dsi_checkpoint_copy_data(ds_checkpoint_writer *w, ds_error *error) {
+    for (size_t i = 0; i < w->items.count; i++) {
+        dsi_checkpoint_item *item = (dsi_checkpoint_item *)(void *)w->items.items + i;
+        ds_checkpoint_tensor *t = &item->tensor;
+        const size_t each = DS_DTYPE_SIZE(t->dtype);
+        item->copy = dsi_alloc(&w->desc.allocator, item->bytes);
+        if (!item->copy) return dsi_checkpoint_no_memory(error, "the copy of a background save");
+        if (t->data && item->bytes) memcpy(item->copy, t->data, item->bytes);
+        for (size_t e = 0; !t->data && e < t->count; e += DSI_CHECKPOINT_CHUNK) {
+            const size_t n = t->count - e < DSI_CHECKPOINT_CHUNK ? t->count - e : DSI_CHECKPOINT_CHUNK;
+            const ds_status status = t->read(t->ctx, t->begin + e, n, (char *)item->copy + e * each);
+            if (status)
+                return dsi_fail(error, status, "tensor '%.200s': its elements %zu.. could not be read (status %d)",
+                                t->name, t->begin + e, (int)status);
+        }
+        t->data = item->copy;
+    }
+    return DS_OK;
+}
+static void *dsi_checkpoint_thread(void *arg) {
+    ds_checkpoint_writer *w = (ds_checkpoint_writer *)arg;
+    dsi_checkpoint_write_mine(w);
+    __atomic_store_n(&w->done, 1, __ATOMIC_RELEASE);
+    return NULL;
+}
+
+DS_API ds_status ds_checkpoint_commit(ds_checkpoint_writer *w, ds_error *error) {
+    if (!w) return dsi_fail(error, DS_ERR_ARGUMENT, "ds_checkpoint_commit: no writer");
+    if (w->committed)
+        return dsi_fail(error, DS_ERR_STATE, "ds_checkpoint_commit: called before; ds_checkpoint_finish comes next");
+    w->committed = true;
+    if (!w->desc.background) {
+        dsi_checkpoint_write_mine(w);
+        return dsi_checkpoint_conclude(w, error);
+    }
+    if (!w->error.status) dsi_checkpoint_copy_data(w, &w->error);
+    w->threaded = pthread_create(&w->thread, NULL, dsi_checkpoint_thread, w) == 0;
+    if (!w->threaded) dsi_checkpoint_thread(w); /* no thread: the same, only not beside the training */
+    return DS_OK;
+}
+static void dsi_checkpoint_join_thread(ds_checkpoint_writer *w) {
+    if (w->threaded) pthread_join(w->thread, NULL);
+    w->threaded = false;
+}
+DS_API ds_status ds_checkpoint_finish(ds_checkpoint_writer *w, ds_error *error) {
+    if (!w || !w->committed)
+        return dsi_fail(error, DS_ERR_STATE, "ds_checkpoint_finish: nothing was committed in the background");
+    dsi_checkpoint_join_thread(w);
+    return dsi_checkpoint_conclude(w, error);
+}
+DS_API bool ds_checkpoint_done(const ds_checkpoint_writer *w) {
+    return __atomic_load_n(&w->done, __ATOMIC_ACQUIRE) != 0;
+}
+DS_API void ds_checkpoint_abandon(ds_checkpoint_writer *w) {
+    if (!w) return;
+    dsi_checkpoint_join_thread(w);
+    memset(&w->mine.error, 0, sizeof w->mine.error);
+    dsi_checkpoint_agree(w, NULL); /* nobody writes any more */
+    if (w->leader) dsi_checkpoint_remove(&w->desc, w->made, DSI_CHECKPOINT_DEPTH, NULL);
+    dsi_checkpoint_writer_free(w);
+}
+
+// >>safetensors: exporting
+
+/* "a/b.safetensors" -> "a" and "b.safetensors". */
+static bool dsi_checkpoint_split(const char *path, char folder[DSI_CHECKPOINT_PATH], const char **name) {
+    const char *slash = strrchr(path, '/');
+    const size_t n = slash ? (size_t)(slash - path) : 0;
+    *name = slash ? slash + 1 : path;
+    if (strlen(path) + 64 > DSI_CHECKPOINT_PATH) return false;
+    memcpy(folder, path, n);
+    folder[n] = 0;
+    if (!n) snprintf(folder, 2, "%s", slash ? "/" : ".");
+    return **name != 0;
+}
+
+static ds_status dsi_checkpoint_export_file(const ds_checkpoint_desc *d, const char *folder, const char *name,
+                                            dsi_checkpoint_item *items, size_t count, const char *const *metadata,
+                                            size_t pairs, ds_error *error) {
+    char path[DSI_CHECKPOINT_PATH], made[DSI_CHECKPOINT_PATH];
+    uint64_t bytes;
+    uint32_t sum;
+    ds_status status;
+    int result;
+    if (!dsi_checkpoint_join(path, folder, name) || strlen(path) + 5 > sizeof made)
+        return dsi_checkpoint_path_long(error, folder);
+    snprintf(made, sizeof made, "%.4000s.tmp", path);
+    status = dsi_checkpoint_write_shard(d, made, items, count, metadata, pairs, &bytes, &sum, error);
+    if (!status && (result = d->files.rename(d->files.ctx, made, path)) < 0)
+        status = dsi_checkpoint_failed(error, result, "rename to", path);
+    if (status) d->files.unlink(d->files.ctx, made);
+    return status ? status : dsi_checkpoint_sync_folder(d, folder, error);
+}
+
+/* The first item of the shard after the one that begins with `first`. */
+static size_t dsi_checkpoint_shard_end(const dsi_checkpoint_item *items, size_t count, size_t first, size_t limit) {
+    size_t bytes = 0, i = first;
+    for (; i < count && (i == first || items[i].bytes <= limit - bytes); i++) {
+        bytes = items[i].bytes > limit ? limit : bytes + items[i].bytes;
+    }
+    return i;
+}
+static void dsi_checkpoint_print_index(dsi_json_sink *s, const dsi_checkpoint_item *items, size_t count, size_t limit,
+                                       size_t shards, const char *stem, int stem_bytes) {
+    size_t total = 0, shard = 0;
+    bool first = true;
+    for (size_t i = 0; i < count; i++) total += items[i].bytes;
+    dsi_json_puts(s, "{\n\"metadata\": {\"total_size\": ");
+    dsi_checkpoint_put_size(s, total);
+    dsi_json_puts(s, "},\n\"weight_map\": {");
+    for (size_t i = 0, end = 0; i < count; i++) {
+        char name[DSI_CHECKPOINT_PATH];
+        if (i == end) {
+            end = dsi_checkpoint_shard_end(items, count, i, limit);
+            shard++;
+        }
+        snprintf(name, sizeof name, "%.*s-%05zu-of-%05zu.safetensors", stem_bytes, stem, shard, shards);
+        dsi_checkpoint_put_member(s, &first, items[i].name);
+        dsi_json_put_string(s, name, strlen(name));
+    }
+    dsi_json_puts(s, "}\n}\n");
+}
+
+static ds_status dsi_checkpoint_export_shards(const ds_checkpoint_desc *d, const char *folder, const char *stem,
+                                              int stem_bytes, dsi_checkpoint_item *items, size_t count,
+                                              const char *const *metadata, size_t pairs, size_t limit,
+                                              ds_error *error) {
+    dsi_json_sink sink = {NULL, 0, 0};
+    char name[DSI_CHECKPOINT_PATH];
+    size_t shards = 0, bytes;
+    ds_status status = DS_OK;
+    for (size_t i = 0; i < count; shards++) i = dsi_checkpoint_shard_end(items, count, i, limit);
+    for (size_t i = 0, shard = 0; i < count && !status;) {
+        const size_t end = dsi_checkpoint_shard_end(items, count, i, limit);
+        snprintf(name, sizeof name, "%.*s-%05zu-of-%05zu.safetensors", stem_bytes, stem, ++shard, shards);
+        status = dsi_checkpoint_export_file(d, folder, name, items + i, end - i, metadata, pairs, error);
+        i = end;
+    }
+    if (status) return status;
+    dsi_checkpoint_print_index(&sink, items, count, limit, shards, stem, stem_bytes);
+    bytes = sink.length;
+    sink.out = (char *)dsi_alloc(&d->allocator, bytes);
+    if (!sink.out) return dsi_checkpoint_no_memory(error, "an index");
+    sink.room = bytes;
+    sink.length = 0;
+    dsi_checkpoint_print_index(&sink, items, count, limit, shards, stem, stem_bytes);
+    snprintf(name, sizeof name, "%.*s.safetensors.index.json", stem_bytes, stem);
+    status = dsi_checkpoint_replace_file(d, folder, name, sink.out, bytes, error);
+    dsi_release(&d->allocator, sink.out, bytes);
+    return status;
+}
+
+DS_API ds_status ds_safetensors_write(const char *path, const ds_checkpoint_tensor *tensors, size_t count,
+                                      const char *const *metadata, size_t metadata_pairs, size_t max_shard_bytes,
+                                      const ds_checkpoint_desc *hooks, ds_error *error) {
+    ds_checkpoint_desc d;
+    dsi_checkpoint_list items;
+    dsi_checkpoint_index index;
+    char folder[DSI_CHECKPOINT_PATH];
+    const char *name;
+    size_t bytes = 0;
+    ds_status status = DS_OK;
+    memset(&d, 0, sizeof d);
+    memset(&items, 0, sizeof items);
+    memset(&index, 0, sizeof index);
+    if (hooks) d = *hooks;
+    d.files = dsi_files(hooks ? &hooks->files : NULL);
+    items.each = sizeof(dsi_checkpoint_item);
+    if (!path || !path[0] || (count && !tensors) || (metadata_pairs && !metadata) ||
+        !dsi_checkpoint_split(path, folder, &name))
+        return dsi_fail(error, DS_ERR_ARGUMENT,
+                        "ds_safetensors_write: '%.100s' is no path of a file, or tensors are missing",
+                        path ? path : "(NULL)");
+    for (size_t i = 0; i < 2 * metadata_pairs; i++)
+        if (!metadata[i] || !dsi_checkpoint_utf8(metadata[i]))
+            return dsi_fail(error, DS_ERR_ARGUMENT, "ds_safetensors_write: metadata %zu is no text in UTF-8", i / 2);
+    for (size_t i = 0; i < count && !status; i++) {
+        status = dsi_checkpoint_declare(&d.allocator, &items, &index, &tensors[i], error);
+        if (!status && tensors[i].count != ((dsi_checkpoint_item *)(void *)items.items)[i].numel)
+            status = dsi_fail(error, DS_ERR_ARGUMENT,
+                              "ds_safetensors_write: tensor '%.200s' is not whole: %zu elements of %zu",
+                              tensors[i].name, tensors[i].count, ((dsi_checkpoint_item *)(void *)items.items)[i].numel);
+        if (!status) bytes = dsi_add(bytes, ((dsi_checkpoint_item *)(void *)items.items)[i].bytes);
+    }
+    if (!status) {
+        const bool ends = dsi_checkpoint_ends(name, ".safetensors");
+        if (max_shard_bytes && bytes > max_shard_bytes)
+            status = dsi_checkpoint_export_shards(&d, folder, name, (int)strlen(name) - (ends ? 12 : 0),
+                                                  (dsi_checkpoint_item *)(void *)items.items, count, metadata,
+                                                  metadata_pairs, max_shard_bytes, error);
+        else
+            status = dsi_checkpoint_export_file(&d, folder, name, (dsi_checkpoint_item *)(void *)items.items, count,
+                                                metadata, metadata_pairs, error);
+    }
+    dsi_checkpoint_items_free(&d.allocator, &items);
+    dsi_checkpoint_index_free(&d.allocator, &index);
+    return status;
+}
+
 #endif /* DS_CHECKPOINT_IMPL_DONE */
 
 /*
