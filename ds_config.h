@@ -4220,6 +4220,11 @@ DS_API void ds_config_memory(const ds_config_memory_desc *d, size_t *cpu_bytes, 
 #undef DSI_CONFIG_CLOSE
 #undef DSI_CONFIG_COUNT
 #undef DSI_CONFIG_REFUSE
+#undef DSI_CONFIG_MAIN_ROWS
+#undef DSI_CONFIG_MOST_ROWS
+#undef DSI_CONFIG_MOST_PROBLEMS
+#undef DSI_CONFIG_OPTIMIZERS
+#undef DSI_CONFIG_SCHEDULERS
 
 #endif /* DS_CONFIG_IMPL_DONE */
 
