@@ -326,6 +326,7 @@ typedef struct ds_zero_desc {
     ds_tasks tasks;
     ds_clock clock;
     ds_files files;
+    ds_offload_aio aio; /* asynchronous I/O of the swap files; zeroed: the best that works here */
 } ds_zero_desc;
 
 /* What a step did. Norm and loss are those of the whole batch, the same on every rank. */
@@ -783,6 +784,7 @@ struct ds_zero {
     ds_tasks tasks;
     ds_clock clock;
     ds_files files;
+    ds_offload_aio aio;
     void (*event)(void *ctx, const char *tag, double value, int64_t samples);
     void *event_ctx;
 
@@ -2705,6 +2707,7 @@ static ds_status dsi_zero_prepare(const ds_zero_desc *d, int rank, int world, ds
     z->tasks = d->tasks;
     z->clock = d->clock;
     z->files = d->files;
+    z->aio = d->aio;
     z->event = d->event;
     z->event_ctx = d->event_ctx;
     z->rank = rank;
@@ -2887,6 +2890,7 @@ static ds_status dsi_zero_open_stores(ds_zero *z, const ds_config *c, ds_error *
         o.logger = z->logger;
         o.clock = z->clock;
         o.files = z->files;
+        o.aio = z->aio;
         status = ds_offload_create(&o, &z->store[which], error);
     }
     for (size_t a = 0; a <= DSI_ZERO_HOME && !status; a++) {

@@ -15,8 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 #define DS_IMPLEMENTATION
-#include "ds_config.h"
-#include "ds_optim.h"
+#include "ds_zero.h"
 
 enum { FINE = 0, INPUT = 1, USAGE = 2, ENVIRONMENT = 3 };
 
@@ -200,13 +199,109 @@ static int run_json(arguments *a) {
 }
 
 /* ---- ds memory ---- */
+/* The parameters of a shapes file: an object of names and lists of dimensions. Names live as long as the document. */
+static ds_zero_param *shapes_of(const char *path, const ds_json *json, ds_dtype dtype, size_t *count) {
+    ds_zero_param *params;
+    size_t i = 0;
+    *count = ds_json_count(json, 0);
+    params = (ds_zero_param *)calloc(*count + 1, sizeof *params);
+    if (!params) fprintf(stderr, "ds: %s: out of memory\n", path);
+    if (params && ds_json_typeof(json, 0) != DS_JSON_OBJECT) {
+        fprintf(stderr, "ds: %s: expected an object of names and shapes\n", path);
+        free(params);
+        return NULL;
+    }
+    for (ds_json_node v = ds_json_first(json, 0); params && v != DS_JSON_NO_NODE; v = ds_json_next(json, 0, v), i++) {
+        bool right = ds_json_typeof(json, v) == DS_JSON_ARRAY && ds_json_count(json, v) <= DS_ZERO_MAX_DIMS;
+        params[i].name = ds_json_key(json, 0, v, NULL);
+        params[i].dtype = dtype;
+        for (ds_json_node e = right ? ds_json_first(json, v) : DS_JSON_NO_NODE; e != DS_JSON_NO_NODE;
+             e = ds_json_next(json, v, e)) {
+            int64_t size = -1;
+            right = right && ds_json_integer(json, e, &size) && size >= 0;
+            params[i].shape[params[i].dims++] = (size_t)size;
+        }
+        if (!right) {
+            int line, column;
+            ds_json_position(json, v, &line, &column);
+            fprintf(stderr, "ds: %s:%d:%d: '%s': expected a list of at most %d sizes\n", path, line, column,
+                    params[i].name, DS_ZERO_MAX_DIMS);
+            free(params);
+            return NULL;
+        }
+    }
+    return params;
+}
+
+static void print_plan(const ds_zero_bytes *b) {
+    static const char *const classes[DS_ZERO_CLASSES] = {"parameters", "gradients", "states",
+                                                         "gathered",   "buffers",   "tables"};
+    size_t sum[DS_ZERO_TIERS] = {0};
+    printf("%-12s %20s %20s %20s\n", "bytes", "device", "host", "disk");
+    for (int c = 0; c < DS_ZERO_CLASSES; c++) {
+        printf("%-12s", classes[c]);
+        for (int k = 0; k < DS_ZERO_TIERS; k++) {
+            printf(" %20zu", b->bytes[c][k]);
+            sum[k] += b->bytes[c][k];
+        }
+        printf("\n");
+    }
+    printf("%-12s %20zu %20zu %20zu\n", "all", sum[0], sum[1], sum[2]);
+}
+
+/* What an engine of this configuration holds for these parameters, on one rank. */
+static int run_plan(arguments *a, const char *config_path, const char *shapes_path, size_t world, size_t rank) {
+    int status = operands(a, 0);
+    size_t bytes;
+    char *text;
+    ds_config *config;
+    ds_json *json = NULL;
+    ds_error error = {DS_OK, ""};
+    ds_zero_desc d;
+    ds_zero_bytes plan;
+    ds_zero_param *params = NULL;
+    if (status) return status;
+    config = load_config(config_path, world, DS_CONFIG_UNKNOWN_ERROR, &status);
+    if (!config) return status;
+    text = read_file(shapes_path, &bytes, &status);
+    memset(&d, 0, sizeof d);
+    if (text && ds_json_parse(text, bytes, NULL, &json, &error))
+        fprintf(stderr, "ds: %s: %s\n", shapes_path, error.message);
+    if (json) params = shapes_of(shapes_path, json, ds_zero_model_dtype(config), &d.n_params);
+    d.config = config;
+    d.params = params;
+    status = INPUT;
+    if (params && ds_zero_plan(&d, (int)rank, (int)world, &plan, &error))
+        fprintf(stderr, "ds: %s\n", error.message);
+    else if (params) {
+        print_plan(&plan);
+        status = FINE;
+    }
+    free(params);
+    ds_json_free(json);
+    free(text);
+    ds_config_free(config);
+    return finish(status);
+}
+
 static int run_memory(arguments *a) {
     const char *params = option(a, "--params", ""), *largest = option(a, "--largest-layer", "0"),
                *gpus = option(a, "--gpus-per-node", "1"), *nodes = option(a, "--nodes", "1");
+    const char *config = option(a, "--config", NULL), *shapes = option(a, "--shapes", NULL),
+               *world_text = option(a, "--world-size", "1"), *rank_text = option(a, "--rank", "0");
     ds_config_memory_desc d;
-    int status = operands(a, 0);
+    size_t world, rank;
+    int status;
     memset(&d, 0, sizeof d);
-    if (status) return status;
+    if (config || shapes) {
+        if (!config || !shapes) return usage(a, "--config and --shapes go together", NULL);
+        if (!number(world_text, &world) || !world || world > 1000000)
+            return usage(a, "--world-size wants 1 to 1e6, got", world_text);
+        if (!number(rank_text, &rank) || rank >= world)
+            return usage(a, "--rank wants a rank of the world, got", rank_text);
+        return run_plan(a, config, shapes, world, rank);
+    }
+    if ((status = operands(a, 0))) return status;
     if (!number(params, &d.params)) return usage(a, "--params wants a whole number", NULL);
     if (!number(largest, &d.largest_layer)) return usage(a, "--largest-layer wants a whole number, got", largest);
     if (!number(gpus, &d.gpus_per_node) || !d.gpus_per_node)
@@ -235,39 +330,6 @@ static int run_memory(arguments *a) {
 
 /* ---- ds schedule ---- */
 
-/* The scheduler section as ds_optim takes it; a key that is null leaves the schedule's own default. */
-static ds_status schedule_of(const ds_config *c, ds_schedule *s, ds_error *error) {
-    ds_status status = ds_schedule_default(c->scheduler.type, s, error);
-    ds_config_origin origin;
-    if (status) return status;
-    s->warmup_min_lr = c->scheduler.params.warmup_min_lr;
-    if (ds_config_where(c, "scheduler.params.warmup_max_lr", &origin, NULL, NULL) && origin != DS_CONFIG_DEFAULT)
-        s->warmup_max_lr = c->scheduler.params.warmup_max_lr;
-    s->warmup_num_steps = c->scheduler.params.warmup_num_steps;
-    s->warmup_linear = !strcmp(c->scheduler.params.warmup_type, "linear");
-    s->total_num_steps = c->scheduler.params.total_num_steps;
-    s->warmup_min_ratio = c->scheduler.params.warmup_min_ratio;
-    s->cos_min_ratio = c->scheduler.params.cos_min_ratio;
-    s->cycle_min_lr = c->scheduler.params.cycle_min_lr;
-    s->cycle_max_lr = c->scheduler.params.cycle_max_lr;
-    s->decay_lr_rate = c->scheduler.params.decay_lr_rate;
-    s->cycle_first_step_size = c->scheduler.params.cycle_first_step_size;
-    s->cycle_second_step_size = c->scheduler.params.cycle_second_step_size;
-    s->cycle_symmetric = false; /* the resolver has filled in the second half */
-    s->cycle_first_stair_count = c->scheduler.params.cycle_first_stair_count;
-    s->cycle_second_stair_count = c->scheduler.params.cycle_second_stair_count;
-    s->decay_step_size = c->scheduler.params.decay_step_size;
-    s->cycle_momentum = c->scheduler.params.cycle_momentum;
-    s->cycle_min_mom = c->scheduler.params.cycle_min_mom;
-    s->cycle_max_mom = c->scheduler.params.cycle_max_mom;
-    s->decay_mom_rate = c->scheduler.params.decay_mom_rate;
-    s->lr_range_test_min_lr = c->scheduler.params.lr_range_test_min_lr;
-    s->lr_range_test_step_size = c->scheduler.params.lr_range_test_step_size;
-    s->lr_range_test_step_rate = c->scheduler.params.lr_range_test_step_rate;
-    s->lr_range_test_staircase = c->scheduler.params.lr_range_test_staircase;
-    return ds_schedule_check(s, error);
-}
-
 static int run_schedule(arguments *a) {
     const char *steps_text = option(a, "--steps", "");
     int status = operands(a, 1);
@@ -283,7 +345,7 @@ static int run_schedule(arguments *a) {
     if (!config) return status;
     status = FINE;
     memset(&schedule, 0, sizeof schedule);
-    if (config->scheduler.type && schedule_of(config, &schedule, &error)) {
+    if (ds_wire_schedule(config, &schedule, &error)) {
         fprintf(stderr, "%s: scheduler: %s\n", a->at[0], error.message);
         ds_config_free(config);
         return INPUT;
@@ -314,15 +376,9 @@ static int run_loss_scale(arguments *a) {
         return usage(a, "--overflows wants a string of 0 and 1", NULL);
     config = load_config(a->at[0], 1, DS_CONFIG_UNKNOWN_ERROR, &status);
     if (!config) return status;
-    ds_loss_scaler_params_default(&params);
-    params.dynamic = config->fp16.loss_scale == 0;
-    params.initial = params.dynamic ? ldexp(1, (int)config->fp16.initial_scale_power) : config->fp16.loss_scale;
-    params.window = config->fp16.loss_scale_window;
-    params.hysteresis = config->fp16.hysteresis;
-    params.consecutive_hysteresis = config->fp16.consecutive_hysteresis;
-    params.minimum = (double)config->fp16.min_loss_scale;
     status = FINE;
-    if (ds_loss_scaler_init(&scaler, config->fp16.enabled ? &params : NULL, &error)) {
+    if (ds_wire_loss_scaler(config, &params, &error) ||
+        ds_loss_scaler_init(&scaler, config->fp16.enabled ? &params : NULL, &error)) {
         fprintf(stderr, "%s: fp16: %s\n", a->at[0], error.message);
         status = INPUT;
     } else
@@ -709,9 +765,13 @@ static const struct command {
      run_json},
     {"memory", "estimate the memory of a training",
      "usage: ds memory --params N [--largest-layer N] [--gpus-per-node G] [--nodes K]\n"
+     "       ds memory --config FILE --shapes FILE [--world-size N] [--rank R]\n"
      "Prints DeepSpeed's estimate of model states in bytes, for each stage and offload choice (16-bit training, "
      "Adam).\n"
-     "N is a count of parameters; 7e9 is understood.\n",
+     "N is a count of parameters; 7e9 is understood.\n"
+     "With --config and --shapes (a JSON object of parameter names and lists of sizes): the exact plan in bytes, by "
+     "class\n"
+     "and tier, of an engine with this configuration.\n",
      run_memory},
     {"schedule", "print the learning rate of each step",
      "usage: ds schedule FILE --steps N\n"
