@@ -1907,19 +1907,19 @@ static ds_status dsi_checkpoint_replace_file(const ds_checkpoint_desc *d, const 
     return status ? status : dsi_checkpoint_sync_folder(d, folder, error);
 }
 
-/* A file's whole text; it must be a plain file of at most `limit` bytes. */
-static ds_status dsi_checkpoint_read_file(const ds_checkpoint_desc *d, const char *path, size_t limit, char **text,
-                                          size_t *bytes, ds_error *error) {
+/* A file's whole text; it must be a plain file, or a link to one where links are allowed, of at most `limit` bytes. */
+static ds_status dsi_checkpoint_read_file(const ds_checkpoint_desc *d, const char *path, bool links, size_t limit,
+                                          char **text, size_t *bytes, ds_error *error) {
     ds_status status;
     int64_t size;
     int fd, kind = d->files.exists(d->files.ctx, path);
     *text = NULL;
     *bytes = 0;
     if (kind < 0) return dsi_checkpoint_failed(error, kind, "look at", path);
-    if (kind != 1)
+    if (kind != 1 && !(kind == 3 && links))
         return dsi_fail(error, kind ? DS_ERR_CORRUPT : DS_ERR_INPUT, "'%.300s' %s", path,
                         kind ? "is not a plain file" : "is not there");
-    fd = d->files.open(d->files.ctx, path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW, 0);
+    fd = d->files.open(d->files.ctx, path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | (links ? 0 : O_NOFOLLOW), 0);
     if (fd < 0) return dsi_checkpoint_failed(error, fd, "open", path);
     size = d->files.size(d->files.ctx, fd);
     if (size < 0)
@@ -2808,7 +2808,7 @@ static ds_status dsi_checkpoint_read_manifest(const ds_checkpoint_desc *d, const
     ds_error why;
     memset(doc, 0, sizeof *doc);
     if (!dsi_checkpoint_join(path, folder, "manifest.json")) return dsi_checkpoint_path_long(error, folder);
-    status = dsi_checkpoint_read_file(d, path, DSI_CHECKPOINT_MANIFEST, &text, &bytes, error);
+    status = dsi_checkpoint_read_file(d, path, false, DSI_CHECKPOINT_MANIFEST, &text, &bytes, error);
     if (status) return status;
     if (bytes >= DSI_CHECKPOINT_TAIL) dsi_checkpoint_put_tail(&sink, dsi_crc32c(0, text, bytes - DSI_CHECKPOINT_TAIL));
     if (!sink.length || memcmp(text + bytes - DSI_CHECKPOINT_TAIL, tail, DSI_CHECKPOINT_TAIL) != 0)
@@ -3030,7 +3030,7 @@ static ds_status dsi_checkpoint_read_latest(const ds_checkpoint_desc *d, const c
     ds_status status;
     out[0] = 0;
     if (!dsi_checkpoint_join(path, folder, file)) return dsi_checkpoint_path_long(error, folder);
-    status = dsi_checkpoint_read_file(d, path, DSI_CHECKPOINT_TAG + 2, &text, &bytes, error);
+    status = dsi_checkpoint_read_file(d, path, false, DSI_CHECKPOINT_TAG + 2, &text, &bytes, error);
     if (status) return status;
     {
         size_t n = bytes;
@@ -3965,6 +3965,138 @@ DS_API ds_status ds_safetensors_write(const char *path, const ds_checkpoint_tens
     }
     dsi_checkpoint_items_free(&d.allocator, &items);
     dsi_checkpoint_index_free(&d.allocator, &index);
+    return status;
+}
+
+// >>opening whatever there is
+
+/* A safetensors file's metadata as values, but for our notes. */
+static ds_status dsi_checkpoint_metadata_values(ds_checkpoint *c, ds_error *error) {
+    const dsi_json *doc = &dsi_checkpoint_shard_of(c, 0)->header;
+    const uint32_t object = dsi_json_get(doc, 0, "__metadata__");
+    uint32_t k = object + 1;
+    if (object == DSI_JSON_NONE || doc->nodes[object].type != DSI_JSON_OBJECT) return DS_OK;
+    for (uint32_t i = 0; i < doc->nodes[object].length; i++, k = doc->nodes[k + 1].next) {
+        ds_checkpoint_value *v;
+        if (!strncmp(doc->nodes[k].as.text, "ds:", 3)) continue;
+        v = (ds_checkpoint_value *)dsi_checkpoint_push(&c->desc.allocator, &c->values, 1);
+        if (!v) return dsi_checkpoint_no_memory(error, "metadata");
+        v->key = doc->nodes[k].as.text;
+        v->data = doc->nodes[k + 1].as.text;
+        v->bytes = doc->nodes[k + 1].length;
+    }
+    return DS_OK;
+}
+static ds_status dsi_checkpoint_open_safetensors(ds_checkpoint *c, const char *path, ds_error *error) {
+    const char *name;
+    ds_status status;
+    c->format = DS_CHECKPOINT_SAFETENSORS;
+    if (!dsi_checkpoint_split(path, c->folder, &name)) return dsi_checkpoint_path_long(error, path);
+    snprintf(c->tag, sizeof c->tag, "%s", path);
+    status = dsi_checkpoint_add_shard(c, name, error);
+    if (!status) status = dsi_checkpoint_read_shard(c, 0, NULL, error);
+    if (!status) status = dsi_checkpoint_metadata_values(c, error);
+    return status ? status : dsi_checkpoint_settle(c, false, error);
+}
+
+/* The shards of an index: each file once, then what the index says of each tensor against what the files hold. */
+static ds_status dsi_checkpoint_read_index(ds_checkpoint *c, const char *path, uint32_t map, ds_error *error) {
+    const dsi_json *doc = &c->manifest;
+    dsi_checkpoint_index files;
+    uint32_t k = map + 1;
+    ds_status status = DS_OK;
+    memset(&files, 0, sizeof files);
+    if (map == DSI_JSON_NONE || doc->nodes[map].type != DSI_JSON_OBJECT)
+        return dsi_fail(error, DS_ERR_INPUT, "'%.300s' has no weight_map", path);
+    for (uint32_t i = 0; i < doc->nodes[map].length && !status; i++, k = doc->nodes[k + 1].next) {
+        const char *file = dsi_json_text(doc, k + 1);
+        if (!file || !dsi_checkpoint_plain_name(file, 255))
+            status = dsi_fail(error, DS_ERR_INPUT,
+                              "'%.250s': tensor '%.100s' is said to be in '%.100s', which is no file's name", path,
+                              doc->nodes[k].as.text, file ? file : "");
+        else if (dsi_checkpoint_lookup(&files, &c->shards, file) == DSI_CHECKPOINT_NONE) {
+            status = dsi_checkpoint_add_shard(c, file, error);
+            if (!status && !dsi_checkpoint_enter(&c->desc.allocator, &files, &c->shards))
+                status = dsi_checkpoint_no_memory(error, path);
+        }
+    }
+    for (size_t s = 0; s < c->shards.count && !status; s++) status = dsi_checkpoint_read_shard(c, s, NULL, error);
+    if (!status) status = dsi_checkpoint_settle(c, false, error);
+    k = map + 1;
+    for (uint32_t i = 0; i < doc->nodes[map].length && !status; i++, k = doc->nodes[k + 1].next) {
+        const size_t at = dsi_checkpoint_lookup(&c->index, &c->tensors, doc->nodes[k].as.text);
+        if (at == DSI_CHECKPOINT_NONE || dsi_checkpoint_tensor_of(c, at)->seen !=
+                                             dsi_checkpoint_lookup(&files, &c->shards, doc->nodes[k + 1].as.text) + 1)
+            status = dsi_fail(error, DS_ERR_INPUT, "'%.250s': tensor '%.100s' is not in '%.100s'", path,
+                              doc->nodes[k].as.text, doc->nodes[k + 1].as.text);
+    }
+    dsi_checkpoint_index_free(&c->desc.allocator, &files);
+    if (!status && c->tensors.count != doc->nodes[map].length)
+        status = dsi_fail(error, DS_ERR_INPUT, "'%.300s' lists %u tensors, its shards hold %zu", path,
+                          doc->nodes[map].length, c->tensors.count);
+    return status;
+}
+static ds_status dsi_checkpoint_open_index(ds_checkpoint *c, const char *path, ds_error *error) {
+    const char *name;
+    char *text;
+    size_t bytes;
+    ds_error why;
+    ds_status status;
+    c->format = DS_CHECKPOINT_SAFETENSORS;
+    if (!dsi_checkpoint_split(path, c->folder, &name)) return dsi_checkpoint_path_long(error, path);
+    snprintf(c->tag, sizeof c->tag, "%s", path);
+    status = dsi_checkpoint_read_file(&c->desc, path, true, DSI_CHECKPOINT_MANIFEST, &text, &bytes, error);
+    if (status) return status;
+    status = dsi_json_load(&c->desc.allocator, text, bytes, 0, &c->manifest, &why);
+    if (status) dsi_fail(error, status, "'%.300s': %.150s", path, why.message);
+    dsi_release(&c->desc.allocator, text, bytes + 1);
+    return status ? status : dsi_checkpoint_read_index(c, path, dsi_json_get(&c->manifest, 0, "weight_map"), error);
+}
+
+/* Whether folder/name is there; *path gets its path. */
+static bool dsi_checkpoint_has(const ds_checkpoint *c, const char *folder, const char *name,
+                               char path[DSI_CHECKPOINT_PATH]) {
+    return dsi_checkpoint_join(path, folder, name) && c->desc.files.exists(c->desc.files.ctx, path) > 0;
+}
+static ds_status dsi_checkpoint_open_any(ds_checkpoint *c, const char *path, ds_error *error) {
+    const ds_files *f = &c->desc.files;
+    char inner[DSI_CHECKPOINT_PATH];
+    int kind = f->exists(f->ctx, path);
+    if (kind < 0) return dsi_checkpoint_failed(error, kind, "look at", path);
+    if (kind == 0) return dsi_fail(error, DS_ERR_INPUT, "'%.400s' is not there", path);
+    if (kind != 2 && dsi_checkpoint_ends(path, ".json")) return dsi_checkpoint_open_index(c, path, error);
+    if (kind != 2) return dsi_checkpoint_open_safetensors(c, path, error);
+    if (dsi_checkpoint_has(c, path, "manifest.json", inner)) {
+        memcpy(c->folder, path, strlen(path) + 1);
+        return dsi_checkpoint_open_folder(c, error);
+    }
+    if (dsi_checkpoint_has(c, path, "model.safetensors.index.json", inner))
+        return dsi_checkpoint_open_index(c, inner, error);
+    if (dsi_checkpoint_has(c, path, "model.safetensors", inner))
+        return dsi_checkpoint_open_safetensors(c, inner, error);
+    return dsi_checkpoint_open_latest(c, path, error);
+}
+DS_API ds_status ds_checkpoint_open_path_(const ds_checkpoint_desc *desc, size_t desc_bytes, int version,
+                                          const char *path, ds_checkpoint **out, ds_error *error) {
+    ds_status status = dsi_checkpoint_check_call(desc, desc_bytes, version, error);
+    ds_checkpoint *c;
+    char trimmed[DSI_CHECKPOINT_PATH];
+    size_t n = path ? strlen(path) : 0;
+    if (out) *out = NULL;
+    if (status) return status;
+    while (n > 1 && path[n - 1] == '/') n--;
+    if (!out || !n || n + DSI_CHECKPOINT_TAG + 64 > DSI_CHECKPOINT_PATH)
+        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_checkpoint_open_path: needs a path of at most %d bytes",
+                        DSI_CHECKPOINT_PATH - DSI_CHECKPOINT_TAG - 64);
+    memcpy(trimmed, path, n);
+    trimmed[n] = 0;
+    c = dsi_checkpoint_new(desc, error);
+    if (!c) return DS_ERR_MEMORY;
+    status = dsi_checkpoint_open_any(c, trimmed, error);
+    if (status)
+        ds_checkpoint_close(c);
+    else
+        *out = c;
     return status;
 }
 

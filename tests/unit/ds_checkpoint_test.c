@@ -291,12 +291,210 @@ static void test_ranks(void) {
     }
 }
 
+/* ---- every call of the file table failing in turn ---- */
+typedef struct faults {
+    long calls, fail_at; /* the n-th call fails, from 1; with `all` those after it too */
+    int all, code;
+} faults;
+static int trips(void *ctx) {
+    faults *f = (faults *)ctx;
+    f->calls++;
+    return f->fail_at && (f->calls == f->fail_at || (f->all && f->calls > f->fail_at)) ? f->code : 0;
+}
+static int f_open(void *x, const char *p, int flags, unsigned m) {
+    int e = trips(x);
+    return e ? e : dsi_sys_open(NULL, p, flags, m);
+}
+static int f_close(void *x, int fd) {
+    int e = trips(x), r = dsi_sys_close(NULL, fd);
+    return e ? e : r;
+}
+static int64_t f_read(void *x, int fd, void *b, size_t n, int64_t at) {
+    int e = trips(x);
+    return e ? e : dsi_sys_read(NULL, fd, b, n > 100000 ? n - 50000 : n, at); /* short now and then */
+}
+static int64_t f_write(void *x, int fd, const void *b, size_t n, int64_t at) {
+    int e = trips(x);
+    return e ? e : dsi_sys_write(NULL, fd, b, n > 100000 ? n - 50000 : n, at);
+}
+static int f_sync(void *x, int fd) {
+    int e = trips(x);
+    return e ? e : dsi_sys_sync(NULL, fd);
+}
+static int f_reserve(void *x, int fd, int64_t at, int64_t n) {
+    int e = trips(x);
+    return e ? e : dsi_sys_reserve(NULL, fd, at, n);
+}
+static int64_t f_size(void *x, int fd) {
+    int e = trips(x);
+    return e ? e : dsi_sys_size(NULL, fd);
+}
+static int f_exists(void *x, const char *p) {
+    int e = trips(x);
+    return e ? e : dsi_sys_exists(NULL, p);
+}
+static int f_rename(void *x, const char *a, const char *b) {
+    int e = trips(x);
+    return e ? e : dsi_sys_rename(NULL, a, b);
+}
+static int f_unlink(void *x, const char *p) {
+    int e = trips(x);
+    return e ? e : dsi_sys_unlink(NULL, p);
+}
+static int f_mkdir(void *x, const char *p, unsigned m) {
+    int e = trips(x);
+    return e ? e : dsi_sys_mkdir(NULL, p, m);
+}
+static int f_rmdir(void *x, const char *p) {
+    int e = trips(x);
+    return e ? e : dsi_sys_rmdir(NULL, p);
+}
+static int f_list(void *x, const char *p, void (*entry)(void *, const char *), void *arg) {
+    int e = trips(x);
+    return e ? e : dsi_sys_list(NULL, p, entry, arg);
+}
+static void use_faults(ds_files *f, faults *x) {
+    memset(f, 0, sizeof *f);
+    f->ctx = x;
+    f->open = f_open;
+    f->close = f_close;
+    f->read = f_read;
+    f->write = f_write;
+    f->sync = f_sync;
+    f->reserve = f_reserve;
+    f->size = f_size;
+    f->exists = f_exists;
+    f->rename = f_rename;
+    f->unlink = f_unlink;
+    f->mkdir = f_mkdir;
+    f->rmdir = f_rmdir;
+    f->list = f_list;
+}
+static void use_memory(ds_allocator *a, test_memory *m) {
+    a->alloc = test_alloc;
+    a->release = test_release;
+    a->ctx = m;
+}
+
+/* What a one-rank save to `tag` comes to; checks that nothing is left behind. */
+static ds_status try_save(job *j, const char *folder, const char *tag, int step) {
+    memset(&j->error, 0, sizeof j->error);
+    use_memory(&j->desc.allocator, &j->memory);
+    j->desc.folder = folder;
+    j->tag = tag;
+    j->step = step;
+    j->status = save_rank(j);
+    CHECK_EQ(j->memory.live, 0);
+    CHECK_EQ(j->memory.mismatches, 0);
+    if (j->status) CHECK(j->error.status == j->status && j->error.message[0]);
+    return j->status;
+}
+
+static void test_faults(void) {
+    static const char *const names[4] = {"memory_fails_once", "memory_fails_from_there_on", "files_fail_once",
+                                         "files_fail_from_there_on"};
+    for (int kind = 0; kind < 8; kind++) {
+        char name[64];
+        snprintf(name, sizeof name, "%s%s", names[kind / 2], kind % 2 ? "_replacing_a_tag" : "");
+        TEST_NAMED(name) {
+            char folder[FOLDER_BYTES];
+            const char *tag = kind % 2 ? "old" : "new";
+            int finished = 0, failures = 0;
+            folder_of(folder, name);
+            for (long n = 1; n < 500 && !finished; n++) {
+                static job j;
+                faults f;
+                shell("rm -rf '%s'", folder);
+                save_well(1, folder, "old", 1);
+                memset(&j, 0, sizeof j);
+                memset(&f, 0, sizeof f);
+                use_faults(&j.desc.files, &f);
+                f.code = n % 3 ? -EIO : -ENOSPC;
+                if (kind / 2 < 2)
+                    j.memory.fail_at = (size_t)n, j.memory.fail_all = kind / 2 == 1;
+                else
+                    f.fail_at = n, f.all = kind / 2 == 3;
+                if (try_save(&j, folder, tag, 2)) {
+                    const ds_status status = j.status;
+                    failures++;
+                    CHECK(status == DS_ERR_MEMORY || status == DS_ERR_IO || status == DS_ERR_SPACE);
+                    CHECK(kind / 2 < 2 ? status == DS_ERR_MEMORY : status != DS_ERR_MEMORY);
+                    if (!f.all)
+                        CHECK(loads(folder, NULL, 1));
+                    else { /* a file system that stays broken cannot take a rename back */
+                        ds_checkpoint_desc d;
+                        ds_checkpoint *c = NULL;
+                        memset(&d, 0, sizeof d);
+                        d.folder = folder;
+                        CHECK_EQ(ds_checkpoint_open(&d, NULL, &c, NULL), DS_OK);
+                        if (c) CHECK(holds(c, 1) || holds(c, 2));
+                        ds_checkpoint_close(c);
+                    }
+                    memset(&j, 0, sizeof j); /* and it works when tried again */
+                    CHECK_EQ(try_save(&j, folder, tag, 3), DS_OK);
+                    CHECK(loads(folder, NULL, 3));
+                    shell("test ! -e '%s/%s.tmp' -a ! -e '%s/%s.old'", folder, tag, folder, tag);
+                } else {
+                    CHECK(loads(folder, NULL, 2)); /* the fault met nothing that matters, or came too late */
+                    finished = kind / 2 < 2 ? j.memory.calls < (size_t)n : f.calls < n;
+                }
+            }
+            CHECK(finished);
+            CHECK(failures >= 10);
+        }
+    }
+    TEST(loading_survives_every_fault) {
+        char folder[FOLDER_BYTES];
+        int finished = 0;
+        folder_of(folder, "load_faults");
+        save_well(2, folder, "tag", 1);
+        for (int kind = 0; kind < 2; kind++) {
+            finished = 0;
+            for (long n = 1; n < 300 && !finished; n++) {
+                ds_checkpoint_desc d;
+                ds_checkpoint *c = NULL;
+                ds_error error = {DS_OK, ""};
+                test_memory memory;
+                faults f;
+                ds_status status;
+                memset(&d, 0, sizeof d);
+                memset(&f, 0, sizeof f);
+                memset(&memory, 0, sizeof memory);
+                use_faults(&d.files, &f);
+                use_memory(&d.allocator, &memory);
+                d.folder = folder;
+                f.code = -EIO;
+                if (kind)
+                    f.fail_at = n;
+                else
+                    memory.fail_at = (size_t)n;
+                status = ds_checkpoint_open(&d, NULL, &c, &error);
+                if (!status) {
+                    status = ds_checkpoint_verify(c);
+                    if (!status)
+                        CHECK(holds(c, 1) || (kind && f.calls >= n));
+                    else
+                        error = *ds_checkpoint_error(c);
+                }
+                if (status)
+                    CHECK(status == (kind ? DS_ERR_IO : DS_ERR_MEMORY) && error.status == status && error.message[0]);
+                ds_checkpoint_close(c);
+                finished = kind ? f.calls < n : memory.calls < (size_t)n;
+                CHECK_EQ(memory.live, 0);
+                CHECK_EQ(memory.mismatches, 0);
+            }
+            CHECK(finished);
+        }
+    }
+}
+
 int main(int argc, char **argv) {
     test_begin(argc, argv);
     snprintf(root, sizeof root, "build/tests/checkpoint.%d", (int)getpid());
     shell("rm -rf '%s'; mkdir -p '%s'", root, root);
     test_round_trip();
     test_ranks();
+    test_faults();
     shell("rm -rf '%s'", root);
     return test_end();
 }
