@@ -282,6 +282,7 @@ typedef struct ds_sparse_params {
     uint64_t seed;                    /* of random blocks */
 } ds_sparse_params;
 #define DS_SPARSE_MAX_BLOCK 1024
+#define DS_SPARSE_MAX_HEADS 65536
 
 typedef struct ds_sparse_layout ds_sparse_layout;
 
@@ -291,6 +292,9 @@ typedef struct ds_sparse_layout ds_sparse_layout;
    says 1). DS_ERR_INPUT with the names for another. Thread-safe, as are all functions on layouts. */
 DS_API ds_status ds_sparse_params_default(const char *mode, ds_sparse_params *out, ds_error *error);
 DS_API const char *ds_sparse_mode_name(ds_sparse_mode mode);
+/* Sets params->unidirectional from the configuration's text: "unidirectional" or "bidirectional", else DS_ERR_INPUT; for
+   bslongformer any other text counts as bidirectional, as in DeepSpeed. [cfg: sparse_attention.attention] */
+DS_API ds_status ds_sparse_params_attention(ds_sparse_params *params, const char *attention, ds_error *error);
 /* Whether a layout can be made for some length: DS_ERR_INPUT or DS_ERR_ARGUMENT with the rule that is broken. */
 DS_API ds_status ds_sparse_params_check(const ds_sparse_params *params, ds_error *error);
 /* The least multiple of block that holds seq_len tokens; 0 when block is 0 or it does not fit a size_t. */
@@ -307,8 +311,8 @@ static inline ds_status ds_sparse_layout_create(const ds_sparse_params *params, 
     return ds_sparse_layout_create_(params, seq_len, allocator, out, error, DS_SPARSE_VERSION,
                                     sizeof(ds_sparse_params));
 }
-/* A layout of your own. map: (patterns, n, n) bytes with n = seq_len / block, not 0 where a block is kept; patterns is 1 or
-   divides the work by head h taking pattern h mod patterns. Not kept. Errors as above. */
+/* A layout of your own. map: (patterns, n, n) bytes with n = seq_len / block, not 0 where a block is kept; head h has
+   pattern h mod patterns. The map is read during the call only. Errors as above. */
 DS_API ds_status ds_sparse_layout_from_map(const uint8_t *map, size_t patterns, size_t heads, size_t seq_len,
                                            size_t block, const ds_allocator *allocator, ds_sparse_layout **out,
                                            ds_error *error);
@@ -345,6 +349,7 @@ typedef struct ds_sparse_desc {
     size_t head_dim;                /* 1 .. 4096 */
     float scale;                    /* 0: 1 / sqrt(head_dim) */
     bool causal;                    /* token i sees tokens 0 .. i only, also inside blocks */
+    size_t relative_reach;          /* the largest ds_sparse_io.relative_reach whose gradient will be asked for */
     bool forward_only;              /* a third of the memory; backward is DS_ERR_STATE */
     ds_sparse_level level;          /* for tests: a level that the machine lacks is DS_ERR_UNSUPPORTED */
     unsigned threads;               /* built-in pool, the caller included; 0 and 1: none. Ignored when tasks is set */
@@ -717,6 +722,1454 @@ DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers
 /*== end of ds block: threads ==*/
 
 #include <math.h>
+#if defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ != 0
+#error "ds_sparse.h: fp32 arithmetic with more precision than fp32 would give other bits; use SSE (-mfpmath=sse)"
+#endif
+#ifndef DS_SPARSE_SIMD
+#define DS_SPARSE_SIMD 1
+#endif
+#if DS_SPARSE_SIMD && defined(__x86_64__) && defined(__GNUC__)
+#define DSI_SPARSE_X86 1
+#include <immintrin.h>
+#else
+#define DSI_SPARSE_X86 0
+#endif
+
+// >>params
+static const char *const dsi_sparse_modes[] = {
+    "dense", "fixed", "variable", "bigbird", "bslongformer", "local_sliding_window", "custom"};
+static const int64_t dsi_sparse_windows[] = {4}, dsi_sparse_globals[] = {0};
+
+DS_API const char *ds_sparse_mode_name(ds_sparse_mode mode) {
+    return (unsigned)mode <= DS_SPARSE_CUSTOM ? dsi_sparse_modes[mode] : "?";
+}
+DS_API ds_status ds_sparse_params_default(const char *mode, ds_sparse_params *out, ds_error *error) {
+    memset(out, 0, sizeof *out);
+    for (int i = DS_SPARSE_DENSE; i < DS_SPARSE_CUSTOM; i++) {
+        if (!mode || strcmp(mode, dsi_sparse_modes[i])) continue;
+        out->mode = (ds_sparse_mode)i;
+        out->heads = 1;
+        out->block = 16;
+        out->num_local_blocks = 4;
+        out->num_global_blocks = 1;
+        out->unidirectional = i == DS_SPARSE_LOCAL_SLIDING_WINDOW;
+        out->num_different_global_patterns = 1;
+        out->local_window_blocks = dsi_sparse_windows;
+        out->local_window_count = 1;
+        out->global_block_indices = dsi_sparse_globals;
+        out->global_count = 1;
+        out->num_sliding_window_blocks = 3;
+        return DS_OK;
+    }
+    return dsi_fail(error, DS_ERR_INPUT,
+                    "ds_sparse: no mode is named \"%s\"; there are dense, fixed, variable, bigbird, bslongformer, "
+                    "local_sliding_window",
+                    mode ? mode : "");
+}
+DS_API ds_status ds_sparse_params_attention(ds_sparse_params *params, const char *attention, ds_error *error) {
+    const bool before = attention && !strcmp(attention, "unidirectional");
+    if (!before && params->mode != DS_SPARSE_BSLONGFORMER && (!attention || strcmp(attention, "bidirectional")))
+        return dsi_fail(error, DS_ERR_INPUT,
+                        "ds_sparse: attention must be \"unidirectional\" or \"bidirectional\"; got \"%s\"",
+                        attention ? attention : "");
+    params->unidirectional = before;
+    return DS_OK;
+}
+
+static ds_status dsi_sparse_check_fixed(const ds_sparse_params *p, ds_error *error) {
+    const size_t local = p->num_local_blocks, global = p->num_global_blocks,
+                 patterns = p->num_different_global_patterns;
+    if (!global || !local || local % global)
+        return dsi_fail(
+            error, DS_ERR_INPUT,
+            "ds_sparse: fixed: num_global_blocks must divide num_local_blocks %zu, both at least 1; got %zu", local,
+            global);
+    if (patterns < 1 || patterns > local / global)
+        return dsi_fail(error, DS_ERR_INPUT,
+                        "ds_sparse: fixed: num_different_global_patterns must be 1 to num_local_blocks / "
+                        "num_global_blocks = %zu; got %zu",
+                        local / global, patterns);
+    if (patterns > 1 && !p->different_layout_per_head)
+        return dsi_fail(error, DS_ERR_INPUT,
+                        "ds_sparse: fixed: num_different_global_patterns %zu needs different_layout_per_head",
+                        patterns);
+    return DS_OK;
+}
+static ds_status dsi_sparse_check_globals(const ds_sparse_params *p, ds_error *error) {
+    const int64_t *begin = p->global_block_indices, *end = p->global_block_end_indices;
+    if (p->global_count && !begin)
+        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_sparse: global_block_indices is NULL; expected %zu numbers",
+                        p->global_count);
+    if (end && p->global_end_count != p->global_count)
+        return dsi_fail(error, DS_ERR_INPUT,
+                        "ds_sparse: global_block_end_indices must be as long as global_block_indices: %zu; got %zu",
+                        p->global_count, p->global_end_count);
+    for (size_t i = 0; i < p->global_count; i++) {
+        if (begin[i] < 0)
+            return dsi_fail(error, DS_ERR_INPUT, "ds_sparse: global_block_indices[%zu] must be at least 0; got %lld", i,
+                            (long long)begin[i]);
+        if (end && end[i] <= begin[i])
+            return dsi_fail(error, DS_ERR_INPUT,
+                            "ds_sparse: global_block_end_indices[%zu] must be above its start %lld; got %lld", i,
+                            (long long)begin[i], (long long)end[i]);
+    }
+    return DS_OK;
+}
+static ds_status dsi_sparse_check_windows(const ds_sparse_params *p, ds_error *error) {
+    if (!p->local_window_count || !p->local_window_blocks)
+        return dsi_fail(error, DS_ERR_INPUT, "ds_sparse: variable: local_window_blocks needs at least one size");
+    for (size_t i = 0; i < p->local_window_count; i++)
+        if (p->local_window_blocks[i] < (i + 1 == p->local_window_count))
+            return dsi_fail(error, DS_ERR_INPUT,
+                            "ds_sparse: variable: local_window_blocks[%zu] must be at least %d%s; got %lld", i,
+                            i + 1 == p->local_window_count, i + 1 == p->local_window_count ? " (the last repeats)" : "",
+                            (long long)p->local_window_blocks[i]);
+    return DS_OK;
+}
+DS_API ds_status ds_sparse_params_check(const ds_sparse_params *p, ds_error *error) {
+    ds_status status = DS_OK;
+    if (p->mode < DS_SPARSE_DENSE || p->mode >= DS_SPARSE_CUSTOM)
+        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_sparse: mode %d is none to create a layout by", (int)p->mode);
+    if (!p->heads || p->heads > DS_SPARSE_MAX_HEADS)
+        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_sparse: heads must be 1 to %d; got %zu", DS_SPARSE_MAX_HEADS,
+                        p->heads);
+    if (!p->block || p->block > DS_SPARSE_MAX_BLOCK)
+        return dsi_fail(error, DS_ERR_INPUT, "ds_sparse: block must be 1 to %d; got %zu", DS_SPARSE_MAX_BLOCK,
+                        p->block);
+    if (p->unidirectional && p->horizontal_global_attention &&
+        (p->mode == DS_SPARSE_FIXED || p->mode == DS_SPARSE_VARIABLE))
+        return dsi_fail(error, DS_ERR_INPUT, "ds_sparse: %s: horizontal_global_attention needs bidirectional attention",
+                        dsi_sparse_modes[p->mode]);
+    if (p->mode == DS_SPARSE_FIXED) status = dsi_sparse_check_fixed(p, error);
+    if (p->mode == DS_SPARSE_VARIABLE) status = dsi_sparse_check_windows(p, error);
+    if (!status && (p->mode == DS_SPARSE_VARIABLE || p->mode == DS_SPARSE_BSLONGFORMER))
+        status = dsi_sparse_check_globals(p, error);
+    return status;
+}
+DS_API size_t ds_sparse_padded(size_t seq_len, size_t block) {
+    size_t padded = block ? dsi_round_up(seq_len, block) : 0;
+    return padded == SIZE_MAX ? 0 : padded;
+}
+
+// >>rows: one row of blocks at a time, as bytes
+// Everything below marks what row `row` of pattern `pattern` keeps among n columns. `on` starts as zeros.
+typedef struct dsi_sparse_source {
+    const ds_sparse_params *params;
+    const uint8_t *map; // of the user's own, instead of params
+    size_t n;
+} dsi_sparse_source;
+
+static void dsi_sparse_mark(uint8_t *on, size_t n, size_t begin, size_t end) {
+    if (end > n) end = n;
+    if (begin < end) memset(on + begin, 1, end - begin);
+}
+// A window of blocks that see each other, up to themselves when unidirectional.
+static void dsi_sparse_window(const ds_sparse_params *p, size_t n, size_t row, size_t begin, size_t end, uint8_t *on) {
+    if (begin <= row && row < end) dsi_sparse_mark(on, n, begin, p->unidirectional ? row + 1 : end);
+}
+// Blocks [begin, end) that rows see, all of them or from the first of these blocks on; horizontal: and that see all.
+static void dsi_sparse_columns(const ds_sparse_params *p, size_t n, size_t row, size_t begin, size_t end, uint8_t *on) {
+    if (!p->unidirectional || row >= begin) dsi_sparse_mark(on, n, begin, end);
+    if (p->horizontal_global_attention && begin <= row && row < end) dsi_sparse_mark(on, n, 0, n);
+}
+static void dsi_sparse_row_fixed(const ds_sparse_params *p, size_t n, size_t pattern, size_t row, uint8_t *on) {
+    const size_t local = p->num_local_blocks, global = p->num_global_blocks;
+    const size_t first = local - (1 + pattern % p->num_different_global_patterns) * global;
+    const size_t whole = n - n % local, window = row - row % local;
+    dsi_sparse_window(p, n, row, window, dsi_add(window, local), on);
+    for (size_t i = first; i < whole; i += local) dsi_sparse_columns(p, n, row, i, i + global, on);
+    if (whole < n) {
+        // A short last window: its usual place, but not past the end. DeepSpeed computes n - global, and where that is
+        // below zero Python's slices count it from the end.
+        size_t start = dsi_add(whole, first);
+        if (global <= n && start > n - global) start = n - global;
+        if (global > n) start = global - n < n ? n - (global - n) : 0;
+        dsi_sparse_columns(p, n, row, start, global <= n ? start + global : n, on);
+    }
+}
+// Globals by index or by range; those that begin past the end are skipped.
+static size_t dsi_sparse_global(const ds_sparse_params *p, size_t n, size_t i, size_t *end) {
+    const uint64_t begin = (uint64_t)p->global_block_indices[i];
+    const uint64_t last = p->global_block_end_indices ? (uint64_t)p->global_block_end_indices[i] : begin + 1;
+    *end = last < n ? (size_t)last : n;
+    return begin < n ? (size_t)begin : n;
+}
+static void dsi_sparse_row_variable(const ds_sparse_params *p, size_t n, size_t row, uint8_t *on) {
+    size_t begin = 0, size = 0;
+    for (size_t i = 0; i < p->local_window_count && begin < n; i++) {
+        size = (uint64_t)p->local_window_blocks[i] < n ? (size_t)p->local_window_blocks[i] : n;
+        dsi_sparse_window(p, n, row, begin, begin + size < n ? begin + size : n, on);
+        begin += size;
+    }
+    if (row >= begin) { // the last size repeats; begin < n, so it is the last that the loop saw
+        begin = row - (row - begin) % size;
+        dsi_sparse_window(p, n, row, begin, begin + size, on);
+    }
+    for (size_t i = 0; i < p->global_count; i++) {
+        size_t end, start = dsi_sparse_global(p, n, i, &end);
+        dsi_sparse_columns(p, n, row, start, end, on);
+    }
+}
+static void dsi_sparse_row_sliding(const ds_sparse_params *p, size_t n, size_t row, uint8_t *on) {
+    const size_t half = p->num_sliding_window_blocks / 2;
+    dsi_sparse_mark(on, n, row > half ? row - half : 0, dsi_add(row, dsi_add(half, 1)));
+}
+// Random blocks: the manual states the generator. Bit 1 of a byte is what was drawn, until it is merged into bit 0.
+static uint64_t dsi_sparse_random(uint64_t *state) {
+    uint64_t z = (*state += 0x9E3779B97F4A7C15u);
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return z ^ (z >> 31);
+}
+static void dsi_sparse_row_random(const ds_sparse_params *p, size_t head, size_t row, size_t columns, uint8_t *on) {
+    uint64_t state = p->seed + 0x9E3779B97F4A7C15u * (1 + ((uint64_t)head << 32) + row);
+    if (!p->num_random_blocks) return;
+    for (size_t j = columns - p->num_random_blocks; j < columns; j++) {
+        size_t t = (size_t)((dsi_sparse_random(&state) >> 32) * (j + 1) >> 32);
+        if (on[t] & 2) t = j;
+        on[t] |= 2;
+    }
+    for (size_t j = 0; j < columns; j++) on[j] = on[j] != 0;
+}
+static void dsi_sparse_row(const dsi_sparse_source *source, size_t pattern, size_t row, uint8_t *on) {
+    const ds_sparse_params *p = source->params;
+    const size_t n = source->n;
+    if (!p) {
+        const uint8_t *from = source->map + (pattern * n + row) * n;
+        for (size_t j = 0; j < n; j++) on[j] = from[j] != 0;
+        return;
+    }
+    memset(on, 0, n);
+    switch (p->mode) {
+    case DS_SPARSE_FIXED: dsi_sparse_row_fixed(p, n, pattern, row, on); break;
+    case DS_SPARSE_VARIABLE:
+        dsi_sparse_row_random(p, pattern, row, n, on);
+        dsi_sparse_row_variable(p, n, row, on);
+        break;
+    case DS_SPARSE_BIGBIRD:
+        dsi_sparse_row_random(p, pattern, row, p->unidirectional ? row + 1 : n, on);
+        dsi_sparse_row_sliding(p, n, row, on);
+        dsi_sparse_mark(on, n, 0, row < p->num_global_blocks ? n : p->num_global_blocks);
+        break;
+    case DS_SPARSE_BSLONGFORMER:
+        dsi_sparse_row_sliding(p, n, row, on);
+        for (size_t i = 0; i < p->global_count; i++) {
+            size_t end, start = dsi_sparse_global(p, n, i, &end);
+            dsi_sparse_mark(on, n, start, end);
+            if (start <= row && row < end) dsi_sparse_mark(on, n, 0, n);
+        }
+        break;
+    case DS_SPARSE_LOCAL_SLIDING_WINDOW: dsi_sparse_row_sliding(p, n, row, on); break;
+    default: dsi_sparse_mark(on, n, 0, n); break;
+    }
+    // the modes whose globals are rows too lose what lies after the diagonal in one go
+    if (p->unidirectional && p->mode >= DS_SPARSE_BIGBIRD && row + 1 < n) memset(on + row + 1, 0, n - row - 1);
+}
+
+// >>layout
+// Kept blocks by row (for forward, and the gradient of q) and by column (for those of k and v), for all patterns.
+struct ds_sparse_layout {
+    ds_sparse_info info;
+    ds_allocator allocator;
+    size_t bytes;
+    size_t *row_start, *column_start; // (patterns * blocks + 1)
+    uint32_t *columns, *rows;         // (kept of all patterns)
+};
+
+// The errors that depend on the length.
+static ds_status dsi_sparse_check_length(const ds_sparse_params *p, size_t n, ds_error *error) {
+    const char *const mode = dsi_sparse_modes[p->mode];
+    const bool draws = p->mode == DS_SPARSE_VARIABLE || p->mode == DS_SPARSE_BIGBIRD;
+    if (draws && p->num_random_blocks > n)
+        return dsi_fail(error, DS_ERR_INPUT,
+                        "ds_sparse: %s: num_random_blocks must be at most the %zu of a row; got %zu", mode, n,
+                        p->num_random_blocks);
+    if (p->mode == DS_SPARSE_BIGBIRD && p->unidirectional && p->num_random_blocks > 1)
+        return dsi_fail(error, DS_ERR_INPUT,
+                        "ds_sparse: bigbird: unidirectional attention draws up to the diagonal, and row 0 has 1 block "
+                        "there; num_random_blocks must be at most 1, got %zu",
+                        p->num_random_blocks);
+    if (p->mode >= DS_SPARSE_BIGBIRD && p->num_sliding_window_blocks > n)
+        return dsi_fail(error, DS_ERR_INPUT,
+                        "ds_sparse: %s: num_sliding_window_blocks must be at most the %zu of a row; got %zu", mode, n,
+                        p->num_sliding_window_blocks);
+    if (p->mode == DS_SPARSE_BIGBIRD && p->num_global_blocks > n)
+        return dsi_fail(error, DS_ERR_INPUT,
+                        "ds_sparse: bigbird: num_global_blocks must be at most the %zu of a row; got %zu", n,
+                        p->num_global_blocks);
+    return DS_OK;
+}
+static size_t dsi_sparse_patterns(const ds_sparse_params *p) {
+    const bool draws = p->mode == DS_SPARSE_VARIABLE || p->mode == DS_SPARSE_BIGBIRD;
+    if (!p->different_layout_per_head) return 1;
+    if (p->mode == DS_SPARSE_FIXED)
+        return p->heads < p->num_different_global_patterns ? p->heads : p->num_different_global_patterns;
+    return draws && p->num_random_blocks ? p->heads : 1;
+}
+// Fills both lists from the rows; `on` is scratch of n bytes.
+static void dsi_sparse_fill(ds_sparse_layout *l, const dsi_sparse_source *source, uint8_t *on) {
+    const size_t n = source->n;
+    size_t kept = 0;
+    for (size_t p = 0; p < l->info.patterns; p++) {
+        size_t *const count = l->column_start + p * n, before = kept;
+        memset(count, 0, n * sizeof *count);
+        for (size_t i = 0; i < n; i++) {
+            l->row_start[p * n + i] = kept;
+            dsi_sparse_row(source, p, i, on);
+            for (size_t j = 0; j < n; j++)
+                if (on[j]) l->columns[kept++] = (uint32_t)j, count[j]++;
+        }
+        for (size_t j = 0, start = before; j < n; j++) { // counts become starts
+            const size_t here = count[j];
+            count[j] = start;
+            start += here;
+        }
+        for (size_t i = 0; i < n; i++)
+            for (size_t e = l->row_start[p * n + i]; e < (i + 1 < n ? l->row_start[p * n + i + 1] : kept); e++)
+                l->rows[count[l->columns[e]]++] = (uint32_t)i;
+        memmove(count + 1, count, (n - 1) * sizeof *count); // each has advanced to the next one's start
+        count[0] = before;
+    }
+    l->row_start[l->info.patterns * n] = l->column_start[l->info.patterns * n] = kept;
+}
+static ds_status dsi_sparse_build(const dsi_sparse_source *source, ds_sparse_info *info, const ds_allocator *allocator,
+                                  ds_sparse_layout **out, ds_error *error) {
+    const size_t n = source->n, rows = dsi_mul(info->patterns, n);
+    size_t kept = 0, bytes;
+    uint8_t *on = (uint8_t *)dsi_alloc(allocator, n);
+    ds_sparse_layout *l = NULL;
+    if (!on) return dsi_fail(error, DS_ERR_MEMORY, "ds_sparse: no memory for a row of %zu blocks", n);
+    for (size_t r = 0; r < rows && rows != SIZE_MAX; r++) {
+        dsi_sparse_row(source, r / n, r % n, on);
+        for (size_t j = 0; j < n; j++) kept += on[j];
+    }
+    bytes = dsi_add(sizeof *l, dsi_add(dsi_mul(dsi_add(rows, 1), 2 * sizeof(size_t)), dsi_mul(kept, 8)));
+    if (rows != SIZE_MAX) l = (ds_sparse_layout *)dsi_alloc_zero(allocator, bytes);
+    if (l) {
+        l->info = *info;
+        if (allocator) l->allocator = *allocator;
+        l->bytes = bytes;
+        l->row_start = (size_t *)(void *)(l + 1);
+        l->column_start = l->row_start + rows + 1;
+        l->columns = (uint32_t *)(void *)(l->column_start + rows + 1);
+        l->rows = l->columns + kept;
+        dsi_sparse_fill(l, source, on);
+        for (size_t h = 0; h < info->heads; h++) {
+            const size_t p = h % info->patterns;
+            l->info.kept += l->row_start[(p + 1) * n] - l->row_start[p * n];
+        }
+        l->info.density = (double)l->info.kept / ((double)info->heads * (double)n * (double)n);
+    }
+    dsi_release(allocator, on, n);
+    *out = l;
+    return l ? DS_OK : dsi_fail(error, DS_ERR_MEMORY, "ds_sparse: no memory for a layout of %zu bytes", bytes);
+}
+static ds_status dsi_sparse_check_shape(size_t seq_len, size_t block, ds_sparse_info *info, ds_error *error) {
+    if (!seq_len || seq_len % block)
+        return dsi_fail(error, DS_ERR_INPUT,
+                        "ds_sparse: the sequence length must be a positive multiple of the block %zu; got %zu (see "
+                        "ds_sparse_padded)",
+                        block, seq_len);
+    if (seq_len / block > UINT32_MAX / 2)
+        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_sparse: %zu blocks in a row; at most 2^31 - 1 are possible",
+                        seq_len / block);
+    info->seq_len = seq_len;
+    info->block = block;
+    info->blocks = seq_len / block;
+    return DS_OK;
+}
+DS_API ds_status ds_sparse_layout_create_(const ds_sparse_params *params, size_t seq_len, const ds_allocator *allocator,
+                                          ds_sparse_layout **out, ds_error *error, int version, size_t size) {
+    ds_sparse_info info;
+    dsi_sparse_source source;
+    ds_status status;
+    memset(&info, 0, sizeof info);
+    memset(&source, 0, sizeof source);
+    *out = NULL;
+    if (version != DS_SPARSE_VERSION || size != sizeof *params)
+        return dsi_fail(error, DS_ERR_VERSION, "ds_sparse: the header is version %d, the implementation %d", version,
+                        DS_SPARSE_VERSION);
+    if ((status = ds_sparse_params_check(params, error)) != DS_OK) return status;
+    if ((status = dsi_sparse_check_shape(seq_len, params->block, &info, error)) != DS_OK) return status;
+    if ((status = dsi_sparse_check_length(params, info.blocks, error)) != DS_OK) return status;
+    info.mode = params->mode;
+    info.heads = params->heads;
+    info.patterns = dsi_sparse_patterns(params);
+    source.params = params;
+    source.n = info.blocks;
+    return dsi_sparse_build(&source, &info, allocator, out, error);
+}
+DS_API ds_status ds_sparse_layout_from_map(const uint8_t *map, size_t patterns, size_t heads, size_t seq_len,
+                                           size_t block, const ds_allocator *allocator, ds_sparse_layout **out,
+                                           ds_error *error) {
+    ds_sparse_info info;
+    dsi_sparse_source source;
+    ds_status status;
+    memset(&info, 0, sizeof info);
+    memset(&source, 0, sizeof source);
+    *out = NULL;
+    if (!map || heads > DS_SPARSE_MAX_HEADS || !patterns || patterns > heads || !block || block > DS_SPARSE_MAX_BLOCK)
+        return dsi_fail(error, DS_ERR_ARGUMENT,
+                        "ds_sparse_layout_from_map: expected a map, 1 to heads = %zu patterns and a block of 1 to %d; "
+                        "got %s, %zu, %zu",
+                        heads, DS_SPARSE_MAX_BLOCK, map ? "a map" : "NULL", patterns, block);
+    if ((status = dsi_sparse_check_shape(seq_len, block, &info, error)) != DS_OK) return status;
+    info.mode = DS_SPARSE_CUSTOM;
+    info.heads = heads;
+    info.patterns = patterns;
+    source.map = map;
+    source.n = info.blocks;
+    return dsi_sparse_build(&source, &info, allocator, out, error);
+}
+DS_API void ds_sparse_layout_destroy(ds_sparse_layout *layout) {
+    if (layout) {
+        const ds_allocator allocator = layout->allocator;
+        dsi_release(&allocator, layout, layout->bytes);
+    }
+}
+DS_API void ds_sparse_layout_info(const ds_sparse_layout *layout, ds_sparse_info *out) {
+    *out = layout->info;
+}
+DS_API const uint32_t *ds_sparse_layout_row(const ds_sparse_layout *layout, size_t head, size_t row, size_t *count) {
+    const size_t *start = layout->row_start + (head % layout->info.patterns) * layout->info.blocks + row;
+    *count = start[1] - start[0];
+    return layout->columns + start[0];
+}
+
+// >>svg
+typedef struct dsi_sparse_pen {
+    void (*write)(void *ctx, const char *text, size_t bytes);
+    void *ctx;
+} dsi_sparse_pen;
+DSI_PRINTF(2, 3) static void dsi_sparse_draw(const dsi_sparse_pen *pen, const char *format, ...) {
+    char text[512];
+    va_list args;
+    va_start(args, format);
+    dsi_vformat(text, sizeof text, format, args);
+    va_end(args);
+    pen->write(pen->ctx, text, strlen(text));
+}
+DS_API void ds_sparse_layout_svg(const ds_sparse_layout *layout,
+                                 void (*write)(void *ctx, const char *text, size_t bytes), void *ctx) {
+    const size_t n = layout->info.blocks, step = n + 2;
+    const dsi_sparse_pen pen = {write, ctx};
+    // a user unit is a block; one for a border, three above for the title
+    dsi_sparse_draw(&pen,
+                    "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %zu %zu\" width=\"%zu\">\n"
+                    "<title>%s: %zu heads, %zu tokens in blocks of %zu, %.4g of the scores kept</title>\n",
+                    layout->info.patterns * step + 2, n + 4, layout->info.patterns * 480,
+                    ds_sparse_mode_name(layout->info.mode), layout->info.heads, layout->info.seq_len,
+                    layout->info.block, layout->info.density);
+    for (size_t p = 0; p < layout->info.patterns; p++) {
+        const size_t x = 2 + p * step;
+        dsi_sparse_draw(
+            &pen,
+            "<g><title>head %zu</title>\n<rect x=\"%zu\" y=\"2\" width=\"%zu\" height=\"%zu\" fill=\"#eef\"/>"
+            "\n<path fill=\"#247\" d=\"",
+            p, x, n, n);
+        for (size_t i = 0; i < n; i++) { // a run of kept blocks is one rectangle
+            size_t count;
+            const uint32_t *columns = ds_sparse_layout_row(layout, p, i, &count);
+            for (size_t e = 0, run; e < count; e += run) {
+                for (run = 1; e + run < count && columns[e + run] == columns[e] + run;) run++;
+                dsi_sparse_draw(&pen, "M%zu %zuh%zuv1h-%zuz", x + columns[e], i + 2, run, run);
+            }
+        }
+        dsi_sparse_draw(&pen, "\"/></g>\n");
+    }
+    dsi_sparse_draw(&pen, "</svg>\n");
+}
+
+// >>simd
+// A row of scores is a multiple of 16 long, and every sum over it runs in 16 lanes that fold by halves: so x1 (plain C), x8
+// (AVX2) and x16 (AVX-512) give the same bits. Matrix products need no such care: each element is one chain of fma.
+#define DSI_SPARSE_LANES 16
+#define DSI_SPARSE_ROWS  8 // blocks are padded to this many rows
+
+typedef struct dsi_sparse_simd {
+    ds_sparse_level level;
+    // c (rows, columns) (+)= a * b; element (i, l) of a at a[i * a_row + l * a_step]; rows by 8, columns by 16
+    void (*product)(const float *a, size_t a_row, size_t a_step, const float *b, size_t b_row, size_t depth, float *c,
+                    size_t c_row, size_t rows, size_t columns, bool add);
+    float (*largest)(const float *x, size_t n);
+    float (*exponentials)(float *x, float shift, size_t n); // x = exp(x - shift); their sum
+    // x: scores to probabilities; d: their gradients to those of the scores
+    void (*gradients)(float *x, float *d, float lse, float delta, size_t n);
+    void (*multiply)(float *x, float factor, size_t n);
+    float (*dot)(const float *a, const float *b, size_t n);
+    void (*widen)(float *to, const void *from, ds_dtype dtype, float factor, size_t n);  // any n
+    void (*narrow)(void *to, ds_dtype dtype, const float *from, float factor, size_t n); // any n
+} dsi_sparse_simd;
+
+static float dsi_sparse_fold(float *lane) {
+    for (int half = DSI_SPARSE_LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
+    return lane[0];
+}
+
+#define dsi_sparse_x1_t               float
+#define dsi_sparse_x1_width           ((size_t)1)
+#define dsi_sparse_x1_load(from)      (*(from))
+#define dsi_sparse_x1_store(to, x)    (*(to) = (x))
+#define dsi_sparse_x1_set(x)          (x)
+#define dsi_sparse_x1_add(a, b)       ((a) + (b))
+#define dsi_sparse_x1_sub(a, b)       ((a) - (b))
+#define dsi_sparse_x1_mul(a, b)       ((a) * (b))
+#define dsi_sparse_x1_fma(a, b, c)    fmaf(a, b, c)
+#define dsi_sparse_x1_max(a, b)       ((a) > (b) ? (a) : (b))
+#define dsi_sparse_x1_min(a, b)       ((a) < (b) ? (a) : (b))
+#define dsi_sparse_x1_power(z)        dsi_f32_of_bits((dsi_bits_of_f32(z) + 127u) << 23)
+#define dsi_sparse_x1_unless(x, y, z) ((x) < (y) ? 0.0f : (z))
+
+#define dsi_sparse_x8_t            __m256
+#define dsi_sparse_x8_width        ((size_t)8)
+#define dsi_sparse_x8_load(from)   _mm256_loadu_ps(from)
+#define dsi_sparse_x8_store(to, x) _mm256_storeu_ps(to, x)
+#define dsi_sparse_x8_set(x)       _mm256_set1_ps(x)
+#define dsi_sparse_x8_add(a, b)    _mm256_add_ps(a, b)
+#define dsi_sparse_x8_sub(a, b)    _mm256_sub_ps(a, b)
+#define dsi_sparse_x8_mul(a, b)    _mm256_mul_ps(a, b)
+#define dsi_sparse_x8_fma(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define dsi_sparse_x8_max(a, b)    _mm256_max_ps(a, b)
+#define dsi_sparse_x8_min(a, b)    _mm256_min_ps(a, b)
+#define dsi_sparse_x8_power(z)                                                                                         \
+    _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_castps_si256(z), _mm256_set1_epi32(127)), 23))
+#define dsi_sparse_x8_unless(x, y, z) _mm256_and_ps(_mm256_cmp_ps(x, y, _CMP_NLT_UQ), z)
+
+#define dsi_sparse_x16_t            __m512
+#define dsi_sparse_x16_width        ((size_t)16)
+#define dsi_sparse_x16_load(from)   _mm512_loadu_ps(from)
+#define dsi_sparse_x16_store(to, x) _mm512_storeu_ps(to, x)
+#define dsi_sparse_x16_set(x)       _mm512_set1_ps(x)
+#define dsi_sparse_x16_add(a, b)    _mm512_add_ps(a, b)
+#define dsi_sparse_x16_sub(a, b)    _mm512_sub_ps(a, b)
+#define dsi_sparse_x16_mul(a, b)    _mm512_mul_ps(a, b)
+#define dsi_sparse_x16_fma(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define dsi_sparse_x16_max(a, b)    _mm512_max_ps(a, b)
+#define dsi_sparse_x16_min(a, b)    _mm512_min_ps(a, b)
+#define dsi_sparse_x16_power(z)                                                                                        \
+    _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_castps_si512(z), _mm512_set1_epi32(127)), 23))
+#define dsi_sparse_x16_unless(x, y, z) _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, y, _CMP_NLT_UQ), z)
+
+// e^x for x up to 88: x = n ln 2 + r, |r| <= ln 2 / 2, e^r - 1 by a polynomial (Cephes), e^x = 2^n + 2^n (e^r - 1). Adding
+// 1.5 * 2^23 rounds to an integer and leaves n in the low bits, which become the exponent. Its last step is an fma, so
+// that a sum of exponentials adds no product. NaN stays NaN.
+#define DSI_SPARSE_EXP(L, x, y)                                                                                        \
+    {                                                                                                                  \
+        const dsi_sparse_##L##_t magic = dsi_sparse_##L##_set(12582912.0f);                                            \
+        const dsi_sparse_##L##_t e = dsi_sparse_##L##_min(dsi_sparse_##L##_set(88.0f), x);                             \
+        const dsi_sparse_##L##_t z = dsi_sparse_##L##_fma(e, dsi_sparse_##L##_set(1.44269504f), magic);                \
+        const dsi_sparse_##L##_t whole = dsi_sparse_##L##_sub(z, magic);                                               \
+        const dsi_sparse_##L##_t power = dsi_sparse_##L##_power(z);                                                    \
+        dsi_sparse_##L##_t r = dsi_sparse_##L##_fma(whole, dsi_sparse_##L##_set(-0.693145752f), e), p;                 \
+        r = dsi_sparse_##L##_fma(whole, dsi_sparse_##L##_set(-1.42860677e-6f), r);                                     \
+        p = dsi_sparse_##L##_set(1.9875691500e-4f);                                                                    \
+        p = dsi_sparse_##L##_fma(p, r, dsi_sparse_##L##_set(1.3981999507e-3f));                                        \
+        p = dsi_sparse_##L##_fma(p, r, dsi_sparse_##L##_set(8.3334519073e-3f));                                        \
+        p = dsi_sparse_##L##_fma(p, r, dsi_sparse_##L##_set(4.1665795894e-2f));                                        \
+        p = dsi_sparse_##L##_fma(p, r, dsi_sparse_##L##_set(1.6666665459e-1f));                                        \
+        p = dsi_sparse_##L##_fma(p, r, dsi_sparse_##L##_set(5.0000001201e-1f));                                        \
+        p = dsi_sparse_##L##_fma(p, dsi_sparse_##L##_mul(r, r), r);                                                    \
+        y = dsi_sparse_##L##_unless(x, dsi_sparse_##L##_set(-87.0f), dsi_sparse_##L##_fma(p, power, power));           \
+    }
+
+// The kernels over rows, for one level.
+#define DSI_SPARSE_LEVEL(L, TARGET)                                                                                    \
+    TARGET static float dsi_sparse_largest_##L(const float *x, size_t n) {                                             \
+        float lane[DSI_SPARSE_LANES];                                                                                  \
+        dsi_sparse_##L##_t m = dsi_sparse_##L##_load(x);                                                               \
+        for (size_t i = 0; i < n; i += dsi_sparse_##L##_width)                                                         \
+            m = dsi_sparse_##L##_max(dsi_sparse_##L##_load(x + i), m);                                                 \
+        dsi_sparse_##L##_store(lane, m);                                                                               \
+        for (size_t i = 1; i < dsi_sparse_##L##_width; i++) lane[0] = dsi_sparse_x1_max(lane[i], lane[0]);             \
+        return lane[0];                                                                                                \
+    }                                                                                                                  \
+    TARGET static float dsi_sparse_exponentials_##L(float *x, float shift, size_t n) {                                 \
+        const dsi_sparse_##L##_t s = dsi_sparse_##L##_set(shift);                                                      \
+        dsi_sparse_##L##_t sum[DSI_SPARSE_LANES / dsi_sparse_##L##_width];                                             \
+        float lane[DSI_SPARSE_LANES];                                                                                  \
+        for (size_t w = 0; w < DSI_SPARSE_LANES / dsi_sparse_##L##_width; w++) sum[w] = dsi_sparse_##L##_set(0.0f);    \
+        for (size_t i = 0; i < n; i += DSI_SPARSE_LANES)                                                               \
+            for (size_t w = 0; w < DSI_SPARSE_LANES / dsi_sparse_##L##_width; w++) {                                   \
+                float *const at = x + i + w * dsi_sparse_##L##_width;                                                  \
+                const dsi_sparse_##L##_t d = dsi_sparse_##L##_sub(dsi_sparse_##L##_load(at), s);                       \
+                dsi_sparse_##L##_t y;                                                                                  \
+                DSI_SPARSE_EXP(L, d, y)                                                                                \
+                dsi_sparse_##L##_store(at, y);                                                                         \
+                sum[w] = dsi_sparse_##L##_add(sum[w], y);                                                              \
+            }                                                                                                          \
+        for (size_t w = 0; w < DSI_SPARSE_LANES / dsi_sparse_##L##_width; w++)                                         \
+            dsi_sparse_##L##_store(lane + w * dsi_sparse_##L##_width, sum[w]);                                         \
+        return dsi_sparse_fold(lane);                                                                                  \
+    }                                                                                                                  \
+    TARGET static void dsi_sparse_gradients_##L(float *x, float *g, float lse, float delta, size_t n) {                \
+        const dsi_sparse_##L##_t s = dsi_sparse_##L##_set(lse), t = dsi_sparse_##L##_set(delta);                       \
+        for (size_t i = 0; i < n; i += dsi_sparse_##L##_width) {                                                       \
+            const dsi_sparse_##L##_t d = dsi_sparse_##L##_sub(dsi_sparse_##L##_load(x + i), s);                        \
+            dsi_sparse_##L##_t y;                                                                                      \
+            DSI_SPARSE_EXP(L, d, y)                                                                                    \
+            dsi_sparse_##L##_store(x + i, y);                                                                          \
+            dsi_sparse_##L##_store(g + i,                                                                              \
+                                   dsi_sparse_##L##_mul(y, dsi_sparse_##L##_sub(dsi_sparse_##L##_load(g + i), t)));    \
+        }                                                                                                              \
+    }                                                                                                                  \
+    TARGET static void dsi_sparse_multiply_##L(float *x, float factor, size_t n) {                                     \
+        const dsi_sparse_##L##_t f = dsi_sparse_##L##_set(factor);                                                     \
+        for (size_t i = 0; i < n; i += dsi_sparse_##L##_width)                                                         \
+            dsi_sparse_##L##_store(x + i, dsi_sparse_##L##_mul(dsi_sparse_##L##_load(x + i), f));                      \
+    }                                                                                                                  \
+    TARGET static float dsi_sparse_dot_##L(const float *a, const float *b, size_t n) {                                 \
+        float lane[DSI_SPARSE_LANES] = {0};                                                                            \
+        for (size_t i = 0; i < n; i += DSI_SPARSE_LANES)                                                               \
+            for (size_t w = 0; w < DSI_SPARSE_LANES; w += dsi_sparse_##L##_width)                                      \
+                dsi_sparse_##L##_store(lane + w, dsi_sparse_##L##_fma(dsi_sparse_##L##_load(a + i + w),                \
+                                                                      dsi_sparse_##L##_load(b + i + w),                \
+                                                                      dsi_sparse_##L##_load(lane + w)));               \
+        return dsi_sparse_fold(lane);                                                                                  \
+    }                                                                                                                  \
+    static const dsi_sparse_simd dsi_sparse_##L = {                                                                    \
+        DSI_SPARSE_LEVEL_##L,        dsi_sparse_product_##L,   dsi_sparse_largest_##L,                                 \
+        dsi_sparse_exponentials_##L, dsi_sparse_gradients_##L, dsi_sparse_multiply_##L,                                \
+        dsi_sparse_dot_##L,          dsi_sparse_widen_##L,     dsi_sparse_narrow_##L};
+
+#define DSI_SPARSE_LEVEL_x1  DS_SPARSE_LEVEL_SCALAR
+#define DSI_SPARSE_LEVEL_x8  DS_SPARSE_LEVEL_AVX2
+#define DSI_SPARSE_LEVEL_x16 DS_SPARSE_LEVEL_AVX512
+
+static void dsi_sparse_product_x1(const float *a, size_t a_row, size_t a_step, const float *b, size_t b_row,
+                                  size_t depth, float *c, size_t c_row, size_t rows, size_t columns, bool add) {
+    for (size_t i = 0; i < rows; i++) {
+        float *const to = c + i * c_row;
+        if (!add) memset(to, 0, columns * sizeof *to);
+        for (size_t l = 0; l < depth; l++) {
+            const float e = a[i * a_row + l * a_step];
+            for (size_t j = 0; j < columns; j++) to[j] = fmaf(e, b[l * b_row + j], to[j]);
+        }
+    }
+}
+static void dsi_sparse_widen_x1(float *to, const void *from, ds_dtype dtype, float factor, size_t n) {
+    const uint16_t *half = (const uint16_t *)from;
+    if (dtype == DS_BF16)
+        for (size_t i = 0; i < n; i++) to[i] = dsi_f32_of_bf16(half[i]) * factor;
+    else if (dtype == DS_F16)
+        for (size_t i = 0; i < n; i++) to[i] = dsi_f32_of_f16(half[i]) * factor;
+    else
+        for (size_t i = 0; i < n; i++) to[i] = ((const float *)from)[i] * factor;
+}
+static void dsi_sparse_narrow_x1(void *to, ds_dtype dtype, const float *from, float factor, size_t n) {
+    uint16_t *half = (uint16_t *)to;
+    if (dtype == DS_BF16)
+        for (size_t i = 0; i < n; i++) half[i] = dsi_bf16_of_f32(from[i] * factor);
+    else if (dtype == DS_F16)
+        for (size_t i = 0; i < n; i++) half[i] = dsi_f16_of_f32(from[i] * factor);
+    else
+        for (size_t i = 0; i < n; i++) ((float *)to)[i] = from[i] * factor;
+}
+DSI_SPARSE_LEVEL(x1, )
+
+#if DSI_SPARSE_X86
+#define DSI_SPARSE_AVX2   __attribute__((target("avx2,fma,f16c")))
+#define DSI_SPARSE_AVX512 __attribute__((target("avx512f,avx2,fma,f16c")))
+#if !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized" // GCC's own _mm512_undefined_ps
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+
+// Conversions of 16-bit types. bf16 is rounded by the integer rule of dsi_bf16_of_f32; the instruction for it would flush
+// denormals.
+DSI_SPARSE_AVX2 static __m128i dsi_sparse_bf16_x8(__m256 x) {
+    const __m256i u = _mm256_castps_si256(x), high = _mm256_srli_epi32(u, 16);
+    const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+    const __m256i rounded =
+        _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))), 16);
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    const __m256i r = _mm256_blendv_epi8(rounded, _mm256_or_si256(high, _mm256_set1_epi32(0x40)), nan);
+    return _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
+}
+DSI_SPARSE_AVX2 static void dsi_sparse_widen_x8(float *to, const void *from, ds_dtype dtype, float factor, size_t n) {
+    const uint16_t *half = (const uint16_t *)from;
+    const __m256 f = _mm256_set1_ps(factor);
+    size_t i = 0;
+    if (dtype == DS_F32) {
+        for (; n - i >= 8; i += 8) _mm256_storeu_ps(to + i, _mm256_mul_ps(_mm256_loadu_ps((const float *)from + i), f));
+        dsi_sparse_widen_x1(to + i, (const float *)from + i, dtype, factor, n - i);
+        return;
+    }
+    for (; n - i >= 8; i += 8) {
+        const __m128i h = _mm_loadu_si128((const __m128i *)(const void *)(half + i));
+        const __m256 x =
+            dtype == DS_F16 ? _mm256_cvtph_ps(h) : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+        _mm256_storeu_ps(to + i, _mm256_mul_ps(x, f));
+    }
+    dsi_sparse_widen_x1(to + i, half + i, dtype, factor, n - i);
+}
+DSI_SPARSE_AVX2 static void dsi_sparse_narrow_x8(void *to, ds_dtype dtype, const float *from, float factor, size_t n) {
+    uint16_t *half = (uint16_t *)to;
+    const __m256 f = _mm256_set1_ps(factor);
+    size_t i = 0;
+    if (dtype == DS_F32) {
+        for (; n - i >= 8; i += 8) _mm256_storeu_ps((float *)to + i, _mm256_mul_ps(_mm256_loadu_ps(from + i), f));
+        dsi_sparse_narrow_x1((float *)to + i, dtype, from + i, factor, n - i);
+        return;
+    }
+    for (; n - i >= 8; i += 8) {
+        const __m256 x = _mm256_mul_ps(_mm256_loadu_ps(from + i), f);
+        _mm_storeu_si128((__m128i *)(void *)(half + i),
+                         dtype == DS_F16 ? _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT) : dsi_sparse_bf16_x8(x));
+    }
+    dsi_sparse_narrow_x1(half + i, dtype, from + i, factor, n - i);
+}
+// they are bound by memory, so the wider level has no versions of its own
+#define dsi_sparse_widen_x16  dsi_sparse_widen_x8
+#define dsi_sparse_narrow_x16 dsi_sparse_narrow_x8
+
+// A tile of c stays in registers while a and b go by: R rows (a macro that lists them) of V vectors (likewise).
+#define DSI_SPARSE_LIST4(DO, L, V) DO(L, V, 0) DO(L, V, 1) DO(L, V, 2) DO(L, V, 3)
+#define DSI_SPARSE_LIST8(DO, L, V) DSI_SPARSE_LIST4(DO, L, V) DO(L, V, 4) DO(L, V, 5) DO(L, V, 6) DO(L, V, 7)
+#define DSI_SPARSE_IF1(a)
+#define DSI_SPARSE_IF2(a) a
+#define DSI_SPARSE_ZERO(L, V, i)                                                                                       \
+    dsi_sparse_##L##_t c##i##0 = dsi_sparse_##L##_set(0.0f);                                                           \
+    DSI_SPARSE_IF##V(dsi_sparse_##L##_t c##i##1 = c##i##0;)
+#define DSI_SPARSE_LOAD(L, V, i)                                                                                       \
+    c##i##0 = dsi_sparse_##L##_load(c + i * c_row);                                                                    \
+    DSI_SPARSE_IF##V(c##i##1 = dsi_sparse_##L##_load(c + i * c_row + dsi_sparse_##L##_width);)
+#define DSI_SPARSE_FMA(L, V, i)                                                                                        \
+    e = dsi_sparse_##L##_set(a[i * a_row]);                                                                            \
+    c##i##0 = dsi_sparse_##L##_fma(e, b0, c##i##0);                                                                    \
+    DSI_SPARSE_IF##V(c##i##1 = dsi_sparse_##L##_fma(e, b1, c##i##1);)
+#define DSI_SPARSE_STORE(L, V, i)                                                                                      \
+    dsi_sparse_##L##_store(c + i * c_row, c##i##0);                                                                    \
+    DSI_SPARSE_IF##V(dsi_sparse_##L##_store(c + i * c_row + dsi_sparse_##L##_width, c##i##1);)
+#define DSI_SPARSE_TILE(L, R, V, TARGET)                                                                               \
+    TARGET static inline void dsi_sparse_tile_##L##_##R##_##V(const float *a, size_t a_row, size_t a_step,             \
+                                                              const float *b, size_t b_row, size_t depth, float *c,    \
+                                                              size_t c_row, bool add) {                                \
+        DSI_SPARSE_LIST##R(DSI_SPARSE_ZERO, L, V) if (add) {                                                           \
+            DSI_SPARSE_LIST##R(DSI_SPARSE_LOAD, L, V)                                                                  \
+        }                                                                                                              \
+        for (size_t l = 0; l < depth; l++, a += a_step, b += b_row) {                                                  \
+            const dsi_sparse_##L##_t b0 = dsi_sparse_##L##_load(b);                                                    \
+            DSI_SPARSE_IF##V(const dsi_sparse_##L##_t b1 = dsi_sparse_##L##_load(b + dsi_sparse_##L##_width);)         \
+                dsi_sparse_##L##_t e;                                                                                  \
+            DSI_SPARSE_LIST##R(DSI_SPARSE_FMA, L, V)                                                                   \
+        }                                                                                                              \
+        DSI_SPARSE_LIST##R(DSI_SPARSE_STORE, L, V)                                                                     \
+    }
+DSI_SPARSE_TILE(x8, 4, 2, DSI_SPARSE_AVX2)
+DSI_SPARSE_TILE(x16, 8, 1, DSI_SPARSE_AVX512)
+DSI_SPARSE_TILE(x16, 8, 2, DSI_SPARSE_AVX512)
+
+DSI_SPARSE_AVX2 static void dsi_sparse_product_x8(const float *a, size_t a_row, size_t a_step, const float *b,
+                                                  size_t b_row, size_t depth, float *c, size_t c_row, size_t rows,
+                                                  size_t columns, bool add) {
+    for (size_t j = 0; j < columns; j += 16)
+        for (size_t i = 0; i < rows; i += 4)
+            dsi_sparse_tile_x8_4_2(a + i * a_row, a_row, a_step, b + j, b_row, depth, c + i * c_row + j, c_row, add);
+}
+DSI_SPARSE_AVX512 static void dsi_sparse_product_x16(const float *a, size_t a_row, size_t a_step, const float *b,
+                                                     size_t b_row, size_t depth, float *c, size_t c_row, size_t rows,
+                                                     size_t columns, bool add) {
+    size_t j = 0;
+    for (; columns - j >= 32; j += 32)
+        for (size_t i = 0; i < rows; i += 8)
+            dsi_sparse_tile_x16_8_2(a + i * a_row, a_row, a_step, b + j, b_row, depth, c + i * c_row + j, c_row, add);
+    for (size_t i = 0; i < rows && j < columns; i += 8)
+        dsi_sparse_tile_x16_8_1(a + i * a_row, a_row, a_step, b + j, b_row, depth, c + i * c_row + j, c_row, add);
+}
+DSI_SPARSE_LEVEL(x8, DSI_SPARSE_AVX2)
+DSI_SPARSE_LEVEL(x16, DSI_SPARSE_AVX512)
+#if !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
+#endif
+
+// The kernels of `level`, or NULL where the machine lacks it.
+static const dsi_sparse_simd *dsi_sparse_kernels_of(ds_sparse_level level) {
+    const bool best = level == DS_SPARSE_LEVEL_BEST;
+#if DSI_SPARSE_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+        if ((best || level == DS_SPARSE_LEVEL_AVX512) && __builtin_cpu_supports("avx512f")) return &dsi_sparse_x16;
+        if (best || level == DS_SPARSE_LEVEL_AVX2) return &dsi_sparse_x8;
+    }
+#endif
+    return best || level == DS_SPARSE_LEVEL_SCALAR ? &dsi_sparse_x1 : NULL;
+}
+
+// >>object
+// Work goes in turns of as many heads of batch items ("units") as there are workers. A turn packs its units: rows padded to
+// 8 a block and 16 a token, keys (for backward values too) also transposed, so that every product reads and
+// writes whole vectors and 16-bit types are widened once. Then rows of blocks, or whole units, are shared among workers.
+typedef struct dsi_sparse_unit {
+    float *q, *k, *v, *d_out, *d_q; // (blocks, rows, width); forward has v only, backward all but v
+    float *k_turned, *v_turned;     // (blocks, head_dim, columns)
+    float *lse, *delta;             // (blocks, rows)
+    float *d_relative;              // (2 * relative_reach + 1)
+} dsi_sparse_unit;
+typedef struct dsi_sparse_scratch {
+    float *scores; // (rows, strip_row) forward; (rows, columns) backward
+    float *d_scores;
+    float *one, *two; // (rows, width): q and out of forward; d_k and d_v of backward
+    float *largest, *sum;
+} dsi_sparse_scratch;
+
+struct ds_sparse {
+    ds_sparse_desc desc;
+    ds_error error;
+    const dsi_sparse_simd *simd;
+    dsi_pool *pool;
+    ds_tasks tasks;
+    unsigned workers;
+    size_t heads, block, blocks;
+    size_t rows, columns, width; // block padded to 8 and to 16, head_dim padded to 16
+    size_t strip, strip_row;     // column blocks that forward takes at once, and floats from row to row of their scores
+    size_t bytes, floats;
+    float *memory;
+    dsi_sparse_unit *units;
+    dsi_sparse_scratch *scratch;
+};
+
+// Hands out parts of the object's one array; with no array yet, only counts.
+static float *dsi_sparse_part(ds_sparse *s, size_t count) {
+    float *part = s->memory ? s->memory + s->floats : NULL;
+    s->floats = dsi_add(s->floats, dsi_round_up(count, 16));
+    return part;
+}
+static void dsi_sparse_lay_out(ds_sparse *s) {
+    const size_t tokens = dsi_mul(s->blocks, s->rows), natural = dsi_mul(tokens, s->width);
+    const size_t turned = dsi_mul(dsi_mul(s->blocks, s->columns), s->desc.head_dim);
+    const size_t tile = s->rows * s->width, scores = s->rows * s->columns;
+    const bool back = !s->desc.forward_only;
+    s->floats = 0;
+    for (unsigned w = 0; w < s->workers; w++) {
+        dsi_sparse_unit *u = &s->units[w];
+        dsi_sparse_scratch *x = &s->scratch[w];
+        u->v = u->k = dsi_sparse_part(s, natural); // forward's values, backward's keys
+        u->k_turned = dsi_sparse_part(s, turned);
+        if (back) {
+            u->v_turned = dsi_sparse_part(s, turned);
+            u->q = dsi_sparse_part(s, natural);
+            u->d_out = dsi_sparse_part(s, natural);
+            u->d_q = dsi_sparse_part(s, natural);
+            u->lse = dsi_sparse_part(s, tokens);
+            u->delta = dsi_sparse_part(s, tokens);
+            u->d_relative = dsi_sparse_part(s, dsi_add(dsi_mul(2, s->desc.relative_reach), 1));
+        }
+        x->scores = dsi_sparse_part(s, s->rows * s->strip_row);
+        if (back) x->d_scores = dsi_sparse_part(s, scores);
+        x->one = dsi_sparse_part(s, tile);
+        x->two = dsi_sparse_part(s, tile);
+        x->largest = dsi_sparse_part(s, s->rows);
+        x->sum = dsi_sparse_part(s, s->rows);
+    }
+}
+static ds_status dsi_sparse_check_desc(const ds_sparse_desc *d, ds_error *error) {
+    volatile float tiny = 1.17549435e-38f;
+    volatile float flushed = tiny * 0.5f;
+    volatile float kept = dsi_f32_of_bits(1);
+    if (flushed == 0 || kept * 16777216.0f == 0)
+        return dsi_fail(error, DS_ERR_UNSUPPORTED,
+                        "ds_sparse: this thread flushes denormals to zero (MXCSR FTZ or DAZ); results would differ "
+                        "between machines. Clear it before training");
+    if (!d->layout) return dsi_fail(error, DS_ERR_ARGUMENT, "ds_sparse: layout is NULL");
+    if (!d->head_dim || d->head_dim > 4096)
+        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_sparse: head_dim must be 1 to 4096; got %zu", d->head_dim);
+    if (!(d->scale - d->scale == 0))
+        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_sparse: scale must be finite; got %g", (double)d->scale);
+    if (d->relative_reach > UINT32_MAX)
+        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_sparse: relative_reach must be below 2^32; got %zu",
+                        d->relative_reach);
+    if (d->threads > 4096)
+        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_sparse: threads must be at most 4096; got %u", d->threads);
+    return DS_OK;
+}
+static size_t dsi_sparse_tables(unsigned workers) {
+    return workers * (sizeof(dsi_sparse_unit) + sizeof(dsi_sparse_scratch));
+}
+DS_API void ds_sparse_destroy(ds_sparse *s) {
+    if (s) {
+        const ds_allocator allocator = s->desc.allocator;
+        dsi_pool_destroy(s->pool);
+        dsi_release_aligned(&allocator, s->memory, dsi_mul(s->floats, sizeof(float)), 64);
+        dsi_release(&allocator, s->units, dsi_sparse_tables(s->workers));
+        dsi_release(&allocator, s, sizeof *s);
+    }
+}
+static ds_status dsi_sparse_take(ds_sparse *s, ds_error *error) {
+    const ds_allocator *allocator = &s->desc.allocator;
+    const bool own = !s->desc.tasks.parallel_for && s->desc.threads > 1;
+    s->tasks = s->desc.tasks;
+    s->workers = own ? s->desc.threads : s->tasks.parallel_for && s->tasks.workers ? s->tasks.workers : 1;
+    s->units = (dsi_sparse_unit *)dsi_alloc_zero(allocator, dsi_sparse_tables(s->workers));
+    if (!s->units) return dsi_fail(error, DS_ERR_MEMORY, "ds_sparse: no memory for %u workers", s->workers);
+    s->scratch = (dsi_sparse_scratch *)(void *)(s->units + s->workers);
+    dsi_sparse_lay_out(s);
+    s->memory = (float *)dsi_alloc_aligned(allocator, dsi_mul(s->floats, sizeof(float)), 64);
+    if (!s->memory)
+        return dsi_fail(error, DS_ERR_MEMORY, "ds_sparse: no memory for %zu bytes of scratch",
+                        dsi_mul(s->floats, sizeof(float)));
+    dsi_sparse_lay_out(s);
+    s->bytes = sizeof *s + dsi_sparse_tables(s->workers) + s->floats * sizeof(float);
+    if (own) {
+        s->pool = dsi_pool_create(allocator, s->workers);
+        if (!s->pool)
+            return dsi_fail(error, DS_ERR_MEMORY, "ds_sparse: a pool of %u threads could not be started", s->workers);
+        s->bytes += dsi_pool_bytes(s->workers);
+        s->tasks.parallel_for = dsi_pool_for;
+        s->tasks.ctx = s->pool;
+    }
+    return DS_OK;
+}
+DS_API ds_status ds_sparse_create_(const ds_sparse_desc *desc, ds_sparse **out, ds_error *error, int version,
+                                   size_t size) {
+    static const char *const levels[] = {"", "plain C", "AVX2", "AVX-512"};
+    ds_status status;
+    ds_sparse *s;
+    *out = NULL;
+    if (version != DS_SPARSE_VERSION || size != sizeof *desc)
+        return dsi_fail(error, DS_ERR_VERSION, "ds_sparse: the header is version %d, the implementation %d", version,
+                        DS_SPARSE_VERSION);
+    if ((status = dsi_sparse_check_desc(desc, error)) != DS_OK) return status;
+    if (!dsi_sparse_kernels_of(desc->level))
+        return dsi_fail(error, DS_ERR_UNSUPPORTED, "ds_sparse: this machine or build lacks SIMD level %d",
+                        (int)desc->level);
+    s = (ds_sparse *)dsi_alloc_zero(&desc->allocator, sizeof *s);
+    if (!s) return dsi_fail(error, DS_ERR_MEMORY, "ds_sparse: no memory for the object");
+    s->desc = *desc;
+    if (s->desc.scale == 0) s->desc.scale = 1.0f / sqrtf((float)desc->head_dim);
+    s->simd = dsi_sparse_kernels_of(desc->level);
+    s->heads = desc->layout->info.heads;
+    s->block = desc->layout->info.block;
+    s->blocks = desc->layout->info.blocks;
+    s->rows = dsi_round_up(s->block, DSI_SPARSE_ROWS);
+    s->columns = dsi_round_up(s->block, DSI_SPARSE_LANES);
+    s->width = dsi_round_up(desc->head_dim, DSI_SPARSE_LANES);
+    // a strip of scores fits half the first-level cache, and its rows do not all start in the same sets of it
+    s->strip = 8192 / (s->rows * s->columns);
+    if (!s->strip) s->strip = 1;
+    if (s->strip > 512 / s->columns) s->strip = s->columns < 512 ? 512 / s->columns : 1;
+    s->strip_row = s->strip * s->columns + DSI_SPARSE_LANES;
+    if ((status = dsi_sparse_take(s, error)) != DS_OK) {
+        ds_sparse_destroy(s);
+        return status;
+    }
+    dsi_log(&s->desc.logger, "ds_sparse", DS_LOG_DEBUG, 1, "SIMD level: %s", levels[s->simd->level]);
+    *out = s;
+    return DS_OK;
+}
+DS_API const ds_error *ds_sparse_error(const ds_sparse *s) {
+    return &s->error;
+}
+DS_API size_t ds_sparse_memory(const ds_sparse *s) {
+    return s->bytes;
+}
+DS_API ds_sparse_level ds_sparse_simd_level(const ds_sparse *s) {
+    return s->simd->level;
+}
+
+// >>call: what every part of one forward or backward needs
+typedef struct dsi_sparse_call {
+    ds_sparse *s;
+    const ds_sparse_io *io;
+    size_t batch, tokens, blocks; // tokens and blocks in use
+    ds_sparse_strides in, out;
+    size_t mask_row;
+    size_t element;      // bytes
+    size_t first, units; // of this turn
+    bool masked;         // a bias or a mask is there
+} dsi_sparse_call;
+
+static void dsi_sparse_for(const dsi_sparse_call *c, size_t count,
+                           void (*body)(void *arg, size_t begin, size_t end, unsigned worker)) {
+    const ds_tasks *tasks = &c->s->tasks;
+    dsi_sparse_call copy = *c;
+    if (tasks->parallel_for)
+        tasks->parallel_for(tasks->ctx, count, 1, body, &copy);
+    else
+        body(&copy, 0, count, 0);
+}
+// Item `index` of a loop over units and rows of blocks. Causal rows grow towards the end: first and last ones alternate, so
+// that equal shares are equal work.
+static size_t dsi_sparse_item(const dsi_sparse_call *c, size_t index, size_t *row) {
+    const size_t i = index % c->blocks;
+    *row = i % 2 ? c->blocks - 1 - i / 2 : i / 2;
+    return index / c->blocks;
+}
+static size_t dsi_sparse_head(const dsi_sparse_call *c, size_t unit) {
+    return (c->first + unit) % c->s->heads;
+}
+static size_t dsi_sparse_item_of_batch(const dsi_sparse_call *c, size_t unit) {
+    return (c->first + unit) / c->s->heads;
+}
+// How many tokens block i really has.
+static size_t dsi_sparse_fill_of(const dsi_sparse_call *c, size_t i) {
+    const size_t left = c->tokens - i * c->s->block;
+    return left < c->s->block ? left : c->s->block;
+}
+static size_t dsi_sparse_offset(const dsi_sparse_call *c, const ds_sparse_strides *stride, size_t unit, size_t token) {
+    return (dsi_sparse_item_of_batch(c, unit) * stride->batch + dsi_sparse_head(c, unit) * stride->head +
+            token * stride->row) *
+           c->element;
+}
+
+// Block i of a tensor, widened, times factor, padded with zeros to (rows, width).
+static void dsi_sparse_pack(const dsi_sparse_call *c, const void *from, const ds_sparse_strides *stride, size_t unit,
+                            size_t i, float factor, float *to) {
+    const ds_sparse *s = c->s;
+    const size_t fill = dsi_sparse_fill_of(c, i), d = s->desc.head_dim;
+    for (size_t r = 0; r < fill; r++, to += s->width) {
+        s->simd->widen(to, (const char *)from + dsi_sparse_offset(c, stride, unit, i * s->block + r), c->io->dtype,
+                       factor, d);
+        memset(to + d, 0, (s->width - d) * sizeof *to);
+    }
+    memset(to, 0, (s->rows - fill) * s->width * sizeof *to);
+}
+static void dsi_sparse_unpack(const dsi_sparse_call *c, void *to, const ds_sparse_strides *stride, size_t unit,
+                              size_t i, float factor, const float *from) {
+    const ds_sparse *s = c->s;
+    const size_t fill = dsi_sparse_fill_of(c, i);
+    for (size_t r = 0; r < fill; r++)
+        s->simd->narrow((char *)to + dsi_sparse_offset(c, stride, unit, i * s->block + r), c->io->dtype,
+                        from + r * s->width, factor, s->desc.head_dim);
+}
+// (rows, width) to (head_dim, columns), 16 elements of each row at a time
+static void dsi_sparse_turn(const ds_sparse *s, const float *from, float *to) {
+    const size_t d = s->desc.head_dim;
+    for (size_t x = 0; x < d; x += DSI_SPARSE_LANES) {
+        const size_t end = x + DSI_SPARSE_LANES < d ? x + DSI_SPARSE_LANES : d;
+        for (size_t r = 0; r < s->block; r++)
+            for (size_t e = x; e < end; e++) to[e * s->columns + r] = from[r * s->width + e];
+        for (size_t e = x; e < end; e++)
+            memset(to + e * s->columns + s->block, 0, (s->columns - s->block) * sizeof *to);
+    }
+}
+
+static void dsi_sparse_add_mask(float *x, const float *mask, size_t n, ds_sparse_mask mode) {
+    if (mode == DS_SPARSE_ADD)
+        for (size_t j = 0; j < n; j++) x[j] += mask[j];
+    else
+        for (size_t j = 0; j < n; j++) x[j] = mask[j] == 0 ? -INFINITY : x[j];
+}
+// Where the table of a head holds the bias of query i and key j.
+static size_t dsi_sparse_distance(size_t reach, size_t i, size_t j) {
+    if (j >= i) return reach + (j - i < reach ? j - i : reach);
+    return reach - (i - j < reach ? i - j : reach);
+}
+// Adds bias and masks to the scores of blocks i and j, and closes what is causally or by length out of sight.
+static void dsi_sparse_masks(const dsi_sparse_call *c, size_t unit, size_t i, size_t j, float *x, size_t x_row) {
+    const ds_sparse *s = c->s;
+    const ds_sparse_io *io = c->io;
+    const size_t h = dsi_sparse_head(c, unit), b = dsi_sparse_item_of_batch(c, unit);
+    const size_t q0 = i * s->block, k0 = j * s->block;
+    const size_t rows = dsi_sparse_fill_of(c, i), columns = dsi_sparse_fill_of(c, j);
+    const bool diagonal = s->desc.causal && i == j;
+    if (!c->masked && !diagonal && columns == s->columns) return;
+    for (size_t r = 0; r < rows; r++) {
+        float *row = x + r * x_row;
+        if (io->relative) {
+            const float *table = io->relative + h * (2 * io->relative_reach + 1);
+            for (size_t k = 0; k < columns; k++)
+                row[k] += table[dsi_sparse_distance(io->relative_reach, q0 + r, k0 + k)];
+        }
+        if (io->key_mask) dsi_sparse_add_mask(row, io->key_mask + b * c->tokens + k0, columns, io->key_mask_mode);
+        if (io->mask)
+            dsi_sparse_add_mask(row, io->mask + b * io->mask_batch + h * io->mask_head + (q0 + r) * c->mask_row + k0,
+                                columns, io->mask_mode);
+        if (diagonal)
+            for (size_t k = r + 1; k < columns; k++) row[k] = -INFINITY;
+    }
+    for (size_t r = 0; r < s->rows; r++)
+        for (size_t k = columns; k < s->columns; k++) x[r * x_row + k] = -INFINITY;
+}
+// The blocks that row i sees (by_column: that see column i), without those past the length or behind the causal mask.
+static const uint32_t *dsi_sparse_seen(const dsi_sparse_call *c, size_t unit, size_t i, bool by_column, size_t *count) {
+    const ds_sparse_layout *l = c->s->desc.layout;
+    const size_t at = (dsi_sparse_head(c, unit) % l->info.patterns) * l->info.blocks + i;
+    const size_t *start = (by_column ? l->column_start : l->row_start) + at;
+    const uint32_t *list = (by_column ? l->rows : l->columns) + start[0];
+    const size_t last = c->s->desc.causal && !by_column ? i : c->blocks - 1;
+    size_t n = start[1] - start[0];
+    while (n && list[n - 1] > last) n--;
+    if (c->s->desc.causal && by_column)
+        for (; n && *list < i; n--) list++;
+    *count = n;
+    return list;
+}
+
+// >>forward
+static void dsi_sparse_pack_forward(void *arg, size_t begin, size_t end, unsigned worker) {
+    const dsi_sparse_call *c = (const dsi_sparse_call *)arg;
+    const ds_sparse *s = c->s;
+    float *keys = s->scratch[worker].one;
+    for (size_t index = begin; index < end; index++) {
+        size_t i, unit = dsi_sparse_item(c, index, &i);
+        const dsi_sparse_unit *u = &s->units[unit];
+        dsi_sparse_pack(c, c->io->k, &c->in, unit, i, 1.0f, keys);
+        dsi_sparse_turn(s, keys, u->k_turned + i * s->desc.head_dim * s->columns);
+        dsi_sparse_pack(c, c->io->v, &c->in, unit, i, 1.0f, u->v + i * s->rows * s->width);
+    }
+}
+static float dsi_sparse_exp(float x) {
+    float y;
+    DSI_SPARSE_EXP(x1, x, y)
+    return y;
+}
+// Online softmax (Milakov and Gimelshein 2018): a strip's scores become exponentials against the largest score so far; where
+// that grew, what was summed before shrinks.
+static void dsi_sparse_softmax(const ds_sparse *s, const dsi_sparse_scratch *x, size_t columns, float *out) {
+    for (size_t r = 0; r < s->block; r++) {
+        float *row = x->scores + r * s->strip_row;
+        const float before = x->largest[r], here = s->simd->largest(row, columns);
+        const float now = here > before ? here : before;
+        if (now != before) {
+            const float shrink = dsi_sparse_exp(before - now);
+            x->largest[r] = now;
+            x->sum[r] *= shrink;
+            s->simd->multiply(out + r * s->width, shrink, s->width);
+        }
+        // a row that has seen nothing but -inf has no largest score; any finite one makes its exponentials 0
+        x->sum[r] += s->simd->exponentials(row, now == -INFINITY ? 0.0f : now, columns);
+    }
+}
+static void dsi_sparse_forward_row(const dsi_sparse_call *c, size_t unit, size_t i, const dsi_sparse_scratch *x) {
+    const ds_sparse *s = c->s;
+    const dsi_sparse_unit *u = &s->units[unit];
+    const size_t d = s->desc.head_dim, fill = dsi_sparse_fill_of(c, i);
+    const bool joined = s->block == s->columns; // neighbours in a strip are neighbours among the values
+    size_t count;
+    const uint32_t *list = dsi_sparse_seen(c, unit, i, false, &count);
+    float *q = x->one, *out = x->two;
+    dsi_sparse_pack(c, c->io->q, &c->in, unit, i, s->desc.scale, q);
+    memset(out, 0, s->rows * s->width * sizeof *out);
+    for (size_t r = 0; r < s->rows; r++) x->largest[r] = -INFINITY, x->sum[r] = 0;
+    for (size_t e = 0; e < count; e += s->strip) {
+        const size_t strip = count - e < s->strip ? count - e : s->strip;
+        for (size_t t = 0; t < strip; t++) {
+            const size_t j = list[e + t];
+            float *scores = x->scores + t * s->columns;
+            s->simd->product(q, s->width, 1, u->k_turned + j * d * s->columns, s->columns, d, scores, s->strip_row,
+                             s->rows, s->columns, false);
+            dsi_sparse_masks(c, unit, i, j, scores, s->strip_row);
+        }
+        dsi_sparse_softmax(s, x, strip * s->columns, out);
+        for (size_t t = 0, run; t < strip; t += run) {
+            for (run = 1; joined && t + run < strip && list[e + t + run] == list[e + t] + run;) run++;
+            s->simd->product(x->scores + t * s->columns, s->strip_row, 1, u->v + list[e + t] * s->rows * s->width,
+                             s->width, run * s->block, out, s->width, s->rows, s->width, true);
+        }
+    }
+    for (size_t r = 0; r < fill; r++) {
+        const float sum = x->sum[r];
+        const size_t token = i * s->block + r;
+        s->simd->narrow((char *)c->io->out + dsi_sparse_offset(c, &c->out, unit, token), c->io->dtype,
+                        out + r * s->width, sum == 0 ? 0.0f : 1.0f / sum, d);
+        if (c->io->lse)
+            c->io->lse[(c->first + unit) * c->tokens + token] = sum == 0 ? -INFINITY : x->largest[r] + logf(sum);
+    }
+}
+static void dsi_sparse_forward_rows(void *arg, size_t begin, size_t end, unsigned worker) {
+    const dsi_sparse_call *c = (const dsi_sparse_call *)arg;
+    for (size_t index = begin; index < end; index++) {
+        size_t i, unit = dsi_sparse_item(c, index, &i);
+        dsi_sparse_forward_row(c, unit, i, &c->s->scratch[worker]);
+    }
+}
+
+// >>backward
+// With P = exp(scores - lse), delta = sum(d_out * out) for each row and dP = d_out * v^T: d_scores = P * (dP - delta), d_q =
+// scale * d_scores * k, d_k = d_scores^T * (scale * q), d_v = P^T * d_out. (Dao 2023) P is computed anew from q, k and lse. A
+// unit as a whole takes five products for each pair of blocks; when there are fewer units than workers, rows (d_q) and
+// columns (d_k, d_v) are shared out instead, at seven. Either way each gradient is summed in the same order, so the bits are
+// the same.
+static void dsi_sparse_pack_backward(void *arg, size_t begin, size_t end, unsigned worker) {
+    const dsi_sparse_call *c = (const dsi_sparse_call *)arg;
+    const ds_sparse *s = c->s;
+    float *scratch = s->scratch[worker].one;
+    for (size_t index = begin; index < end; index++) {
+        size_t i, unit = dsi_sparse_item(c, index, &i);
+        const dsi_sparse_unit *u = &s->units[unit];
+        const size_t natural = i * s->rows * s->width, turned = i * s->desc.head_dim * s->columns;
+        const size_t fill = dsi_sparse_fill_of(c, i);
+        dsi_sparse_pack(c, c->io->q, &c->in, unit, i, s->desc.scale, u->q + natural);
+        dsi_sparse_pack(c, c->io->k, &c->in, unit, i, 1.0f, u->k + natural);
+        dsi_sparse_turn(s, u->k + natural, u->k_turned + turned);
+        dsi_sparse_pack(c, c->io->v, &c->in, unit, i, 1.0f, scratch);
+        dsi_sparse_turn(s, scratch, u->v_turned + turned);
+        dsi_sparse_pack(c, c->io->d_out, &c->out, unit, i, 1.0f, u->d_out + natural);
+        dsi_sparse_pack(c, c->io->out, &c->out, unit, i, 1.0f, scratch);
+        memset(u->d_q + natural, 0, s->rows * s->width * sizeof *u->d_q);
+        for (size_t r = 0; r < s->rows; r++) {
+            const float lse = r < fill ? c->io->lse[(c->first + unit) * c->tokens + i * s->block + r] : -INFINITY;
+            // against +inf every exponential is 0: rows that saw nothing pass nothing on
+            u->lse[i * s->rows + r] = lse == -INFINITY ? INFINITY : lse;
+            u->delta[i * s->rows + r] =
+                s->simd->dot(u->d_out + natural + r * s->width, scratch + r * s->width, s->width);
+        }
+    }
+}
+// Probabilities of blocks i and j in x->scores, gradients of their scores in x->d_scores.
+static void dsi_sparse_pair(const dsi_sparse_call *c, size_t unit, size_t i, size_t j, const dsi_sparse_scratch *x) {
+    const ds_sparse *s = c->s;
+    const dsi_sparse_unit *u = &s->units[unit];
+    const size_t d = s->desc.head_dim, natural = i * s->rows * s->width, turned = j * d * s->columns;
+    s->simd->product(u->q + natural, s->width, 1, u->k_turned + turned, s->columns, d, x->scores, s->columns, s->rows,
+                     s->columns, false);
+    dsi_sparse_masks(c, unit, i, j, x->scores, s->columns);
+    s->simd->product(u->d_out + natural, s->width, 1, u->v_turned + turned, s->columns, d, x->d_scores, s->columns,
+                     s->rows, s->columns, false);
+    for (size_t r = 0; r < s->rows; r++)
+        s->simd->gradients(x->scores + r * s->columns, x->d_scores + r * s->columns, u->lse[i * s->rows + r],
+                           u->delta[i * s->rows + r], s->columns);
+}
+static void dsi_sparse_add_d_q(const dsi_sparse_call *c, size_t unit, size_t i, size_t j, const dsi_sparse_scratch *x) {
+    const ds_sparse *s = c->s;
+    const dsi_sparse_unit *u = &s->units[unit];
+    s->simd->product(x->d_scores, s->columns, 1, u->k + j * s->rows * s->width, s->width, s->block,
+                     u->d_q + i * s->rows * s->width, s->width, s->rows, s->width, true);
+}
+static void dsi_sparse_add_d_kv(const dsi_sparse_call *c, size_t unit, size_t i, const dsi_sparse_scratch *x) {
+    const ds_sparse *s = c->s;
+    const dsi_sparse_unit *u = &s->units[unit];
+    const size_t natural = i * s->rows * s->width;
+    s->simd->product(x->d_scores, 1, s->columns, u->q + natural, s->width, s->block, x->one, s->width, s->rows,
+                     s->width, true);
+    s->simd->product(x->scores, 1, s->columns, u->d_out + natural, s->width, s->block, x->two, s->width, s->rows,
+                     s->width, true);
+}
+static void dsi_sparse_add_d_relative(const dsi_sparse_call *c, size_t unit, size_t i, size_t j,
+                                      const dsi_sparse_scratch *x) {
+    const ds_sparse *s = c->s;
+    const size_t rows = dsi_sparse_fill_of(c, i), columns = dsi_sparse_fill_of(c, j), reach = c->io->relative_reach;
+    float *to = s->units[unit].d_relative;
+    for (size_t r = 0; r < rows; r++)
+        for (size_t k = 0; k < columns; k++)
+            to[dsi_sparse_distance(reach, i * s->block + r, j * s->block + k)] += x->d_scores[r * s->columns + k];
+}
+static void dsi_sparse_backward_row(const dsi_sparse_call *c, size_t unit, size_t i, const dsi_sparse_scratch *x) {
+    const ds_sparse *s = c->s;
+    size_t count;
+    const uint32_t *list = dsi_sparse_seen(c, unit, i, false, &count);
+    for (size_t e = 0; e < count; e++) {
+        dsi_sparse_pair(c, unit, i, list[e], x);
+        dsi_sparse_add_d_q(c, unit, i, list[e], x);
+    }
+    dsi_sparse_unpack(c, c->io->d_q, &c->in, unit, i, s->desc.scale, s->units[unit].d_q + i * s->rows * s->width);
+}
+// d_k and d_v of column j; whole: what the pairs give d_q and d_relative too
+static void dsi_sparse_backward_column(const dsi_sparse_call *c, size_t unit, size_t j, const dsi_sparse_scratch *x,
+                                       bool whole) {
+    const ds_sparse *s = c->s;
+    size_t count;
+    const uint32_t *list = dsi_sparse_seen(c, unit, j, true, &count);
+    memset(x->one, 0, s->rows * s->width * sizeof *x->one);
+    memset(x->two, 0, s->rows * s->width * sizeof *x->two);
+    for (size_t e = 0; e < count; e++) {
+        dsi_sparse_pair(c, unit, list[e], j, x);
+        dsi_sparse_add_d_kv(c, unit, list[e], x);
+        if (whole) dsi_sparse_add_d_q(c, unit, list[e], j, x);
+        if (whole && c->io->d_relative) dsi_sparse_add_d_relative(c, unit, list[e], j, x);
+    }
+    dsi_sparse_unpack(c, c->io->d_k, &c->in, unit, j, 1.0f, x->one);
+    dsi_sparse_unpack(c, c->io->d_v, &c->in, unit, j, 1.0f, x->two);
+}
+static void dsi_sparse_backward_rows(void *arg, size_t begin, size_t end, unsigned worker) {
+    const dsi_sparse_call *c = (const dsi_sparse_call *)arg;
+    for (size_t index = begin; index < end; index++) {
+        size_t i, unit = dsi_sparse_item(c, index, &i);
+        dsi_sparse_backward_row(c, unit, i, &c->s->scratch[worker]);
+    }
+}
+static void dsi_sparse_backward_columns(void *arg, size_t begin, size_t end, unsigned worker) {
+    const dsi_sparse_call *c = (const dsi_sparse_call *)arg;
+    for (size_t index = begin; index < end; index++) {
+        size_t j, unit = dsi_sparse_item(c, index, &j);
+        dsi_sparse_backward_column(c, unit, j, &c->s->scratch[worker], false);
+    }
+}
+static void dsi_sparse_backward_units(void *arg, size_t begin, size_t end, unsigned worker) {
+    const dsi_sparse_call *c = (const dsi_sparse_call *)arg;
+    const ds_sparse *s = c->s;
+    for (size_t unit = begin; unit < end; unit++) {
+        const dsi_sparse_unit *u = &s->units[unit];
+        if (c->io->d_relative) memset(u->d_relative, 0, (2 * c->io->relative_reach + 1) * sizeof(float));
+        for (size_t j = 0; j < c->blocks; j++) dsi_sparse_backward_column(c, unit, j, &s->scratch[worker], true);
+        for (size_t i = 0; i < c->blocks; i++)
+            dsi_sparse_unpack(c, c->io->d_q, &c->in, unit, i, s->desc.scale, u->d_q + i * s->rows * s->width);
+    }
+}
+
+// >>run
+static void dsi_sparse_strides_of(ds_sparse_strides *to, const ds_sparse_strides *given, const dsi_sparse_call *c) {
+    *to = *given;
+    if (given->batch || given->head || given->row) return;
+    to->row = c->s->desc.head_dim;
+    to->head = c->tokens * to->row;
+    to->batch = c->s->heads * to->head;
+}
+static ds_status dsi_sparse_check_io(dsi_sparse_call *c, const char *function, bool back) {
+    ds_sparse *s = c->s;
+    const ds_sparse_io *io = c->io;
+    const char *missing = !io->q                                    ? "q"
+                          : !io->k                                  ? "k"
+                          : !io->v                                  ? "v"
+                          : !io->out                                ? "out"
+                          : back && !io->lse                        ? "lse"
+                          : back && !io->d_out                      ? "d_out"
+                          : back && !io->d_q                        ? "d_q"
+                          : back && !io->d_k                        ? "d_k"
+                          : back && !io->d_v                        ? "d_v"
+                          : back && io->d_relative && !io->relative ? "relative"
+                                                                    : NULL;
+    if (missing) return dsi_fail(&s->error, DS_ERR_ARGUMENT, "%s: %s is NULL", function, missing);
+    if (io->dtype != DS_F32 && io->dtype != DS_F16 && io->dtype != DS_BF16)
+        return dsi_fail(&s->error, DS_ERR_ARGUMENT, "%s: dtype must be DS_F32, DS_F16 or DS_BF16; got %d", function,
+                        (int)io->dtype);
+    if (io->seq_len > s->blocks * s->block)
+        return dsi_fail(&s->error, DS_ERR_ARGUMENT, "%s: seq_len must be at most the layout's %zu; got %zu", function,
+                        s->blocks * s->block, io->seq_len);
+    if (back && io->d_relative && io->relative_reach > s->desc.relative_reach)
+        return dsi_fail(&s->error, DS_ERR_ARGUMENT,
+                        "%s: relative_reach must be at most the descriptor's %zu for its gradient; got %zu", function,
+                        s->desc.relative_reach, io->relative_reach);
+    c->batch = io->batch ? io->batch : 1;
+    c->tokens = io->seq_len ? io->seq_len : s->blocks * s->block;
+    c->blocks = (c->tokens - 1) / s->block + 1;
+    c->element = DS_DTYPE_SIZE(io->dtype);
+    c->mask_row = io->mask_row ? io->mask_row : c->tokens;
+    c->masked = io->relative || io->key_mask || io->mask;
+    dsi_sparse_strides_of(&c->in, &io->strides, c);
+    dsi_sparse_strides_of(&c->out, &io->o_strides, c);
+    if (c->tokens > 1 && (c->in.row < s->desc.head_dim || c->out.row < s->desc.head_dim))
+        return dsi_fail(&s->error, DS_ERR_ARGUMENT,
+                        "%s: strides of rows must be at least head_dim %zu; got %zu and %zu", function,
+                        s->desc.head_dim, c->in.row, c->out.row);
+    return DS_OK;
+}
+DS_API ds_status ds_sparse_forward(ds_sparse *s, const ds_sparse_io *io) {
+    dsi_sparse_call c;
+    ds_status status;
+    memset(&c, 0, sizeof c);
+    c.s = s;
+    c.io = io;
+    if ((status = dsi_sparse_check_io(&c, "ds_sparse_forward", false)) != DS_OK) return status;
+    for (; c.first < c.batch * s->heads; c.first += c.units) {
+        c.units = c.batch * s->heads - c.first;
+        if (c.units > s->workers) c.units = s->workers;
+        dsi_sparse_for(&c, c.units * c.blocks, dsi_sparse_pack_forward);
+        dsi_sparse_for(&c, c.units * c.blocks, dsi_sparse_forward_rows);
+    }
+    return DS_OK;
+}
+DS_API ds_status ds_sparse_backward(ds_sparse *s, const ds_sparse_io *io) {
+    dsi_sparse_call c;
+    ds_status status;
+    size_t reach;
+    memset(&c, 0, sizeof c);
+    c.s = s;
+    c.io = io;
+    if (s->desc.forward_only)
+        return dsi_fail(&s->error, DS_ERR_STATE, "ds_sparse_backward: the object was created with forward_only");
+    if ((status = dsi_sparse_check_io(&c, "ds_sparse_backward", true)) != DS_OK) return status;
+    reach = 2 * io->relative_reach + 1;
+    if (io->d_relative) memset(io->d_relative, 0, s->heads * reach * sizeof(float));
+    for (; c.first < c.batch * s->heads; c.first += c.units) {
+        c.units = c.batch * s->heads - c.first;
+        if (c.units > s->workers) c.units = s->workers;
+        dsi_sparse_for(&c, c.units * c.blocks, dsi_sparse_pack_backward);
+        if (c.units == s->workers || io->d_relative) {
+            dsi_sparse_for(&c, c.units, dsi_sparse_backward_units);
+        } else {
+            dsi_sparse_for(&c, c.units * c.blocks, dsi_sparse_backward_rows);
+            dsi_sparse_for(&c, c.units * c.blocks, dsi_sparse_backward_columns);
+        }
+        for (size_t unit = 0; io->d_relative && unit < c.units; unit++) {
+            float *to = io->d_relative + dsi_sparse_head(&c, unit) * reach;
+            for (size_t i = 0; i < reach; i++) to[i] += s->units[unit].d_relative[i];
+        }
+    }
+    return DS_OK;
+}
+DS_API double ds_sparse_flops(const ds_sparse *s, size_t batch, size_t seq_len, bool backward) {
+    const size_t tokens = seq_len && seq_len < s->blocks * s->block ? seq_len : s->blocks * s->block;
+    double pairs = 0;
+    dsi_sparse_call c;
+    memset(&c, 0, sizeof c);
+    c.s = (ds_sparse *)(uintptr_t)s;
+    c.tokens = tokens;
+    c.blocks = (tokens - 1) / s->block + 1;
+    for (size_t h = 0; h < s->heads; h++)
+        for (size_t i = 0; i < c.blocks; i++) {
+            size_t count;
+            dsi_sparse_seen(&c, h, i, false, &count);
+            pairs += (double)count;
+        }
+    return pairs * (double)(batch ? batch : 1) * (double)(s->block * s->block) * (double)s->desc.head_dim *
+           (backward ? 10.0 : 4.0);
+}
+
+// helper macros end here
+#undef DSI_SPARSE_AVX2
+#undef DSI_SPARSE_AVX512
+#undef DSI_SPARSE_EXP
+#undef DSI_SPARSE_FMA
+#undef DSI_SPARSE_IF1
+#undef DSI_SPARSE_IF2
+#undef DSI_SPARSE_LANES
+#undef DSI_SPARSE_LEVEL
+#undef DSI_SPARSE_LEVEL_x1
+#undef DSI_SPARSE_LEVEL_x16
+#undef DSI_SPARSE_LEVEL_x8
+#undef DSI_SPARSE_LIST4
+#undef DSI_SPARSE_LIST8
+#undef DSI_SPARSE_LOAD
+#undef DSI_SPARSE_ROWS
+#undef DSI_SPARSE_STORE
+#undef DSI_SPARSE_TILE
+#undef DSI_SPARSE_X86
+#undef DSI_SPARSE_ZERO
+#undef dsi_sparse_narrow_x16
+#undef dsi_sparse_widen_x16
+#undef dsi_sparse_x16_add
+#undef dsi_sparse_x16_fma
+#undef dsi_sparse_x16_load
+#undef dsi_sparse_x16_max
+#undef dsi_sparse_x16_min
+#undef dsi_sparse_x16_mul
+#undef dsi_sparse_x16_power
+#undef dsi_sparse_x16_set
+#undef dsi_sparse_x16_store
+#undef dsi_sparse_x16_sub
+#undef dsi_sparse_x16_t
+#undef dsi_sparse_x16_unless
+#undef dsi_sparse_x16_width
+#undef dsi_sparse_x1_add
+#undef dsi_sparse_x1_fma
+#undef dsi_sparse_x1_load
+#undef dsi_sparse_x1_max
+#undef dsi_sparse_x1_min
+#undef dsi_sparse_x1_mul
+#undef dsi_sparse_x1_power
+#undef dsi_sparse_x1_set
+#undef dsi_sparse_x1_store
+#undef dsi_sparse_x1_sub
+#undef dsi_sparse_x1_t
+#undef dsi_sparse_x1_unless
+#undef dsi_sparse_x1_width
+#undef dsi_sparse_x8_add
+#undef dsi_sparse_x8_fma
+#undef dsi_sparse_x8_load
+#undef dsi_sparse_x8_max
+#undef dsi_sparse_x8_min
+#undef dsi_sparse_x8_mul
+#undef dsi_sparse_x8_power
+#undef dsi_sparse_x8_set
+#undef dsi_sparse_x8_store
+#undef dsi_sparse_x8_sub
+#undef dsi_sparse_x8_t
+#undef dsi_sparse_x8_unless
+#undef dsi_sparse_x8_width
 
 #endif /* DS_SPARSE_IMPL_DONE */
 
