@@ -2525,6 +2525,7 @@ static int dsi_checkpoint_order_parts(const void *a, const void *b) {
 }
 /* Sorts the parts and requires that they cover every tensor once; with `gaps` not all of it. */
 static ds_status dsi_checkpoint_settle(ds_checkpoint *c, bool gaps, ds_error *error) {
+    const char *where = c->format == DS_CHECKPOINT_SAFETENSORS ? c->tag : c->folder;
     size_t at = 0;
     if (c->parts.count) qsort(c->parts.items, c->parts.count, c->parts.each, dsi_checkpoint_order_parts);
     for (size_t i = 0; i < c->tensors.count; i++) {
@@ -2535,14 +2536,15 @@ static ds_status dsi_checkpoint_settle(ds_checkpoint *c, bool gaps, ds_error *er
             const dsi_checkpoint_part *part = dsi_checkpoint_part_of(c, at);
             if (part->begin < end)
                 return dsi_fail(error, DS_ERR_INPUT,
-                                "tensor '%.200s': element %zu is in two shards, '%.80s' the second", t->name,
-                                part->begin, dsi_checkpoint_shard_of(c, part->shard)->name);
+                                "'%.200s': tensor '%.120s': element %zu is in two shards, '%.80s' the second", where,
+                                t->name, part->begin, dsi_checkpoint_shard_of(c, part->shard)->name);
             if (part->begin > end && !gaps) break;
             end = part->begin + part->count;
             t->parts++;
         }
         if (end < t->numel && !gaps)
-            return dsi_fail(error, DS_ERR_INPUT, "tensor '%.200s': elements from %zu on are in no shard (it has %zu)",
+            return dsi_fail(error, DS_ERR_INPUT,
+                            "'%.200s': tensor '%.150s': elements from %zu on are in no shard (it has %zu)", where,
                             t->name, end, t->numel);
     }
     c->block = (char *)dsi_alloc_aligned(&c->desc.allocator, DSI_CHECKPOINT_BLOCK, 64);
@@ -2992,14 +2994,18 @@ static ds_status dsi_checkpoint_tags(const ds_checkpoint_desc *d, const char *fo
         dsi_checkpoint_seen *one;
         int64_t sequence;
         dsi_json doc;
+        ds_error why; /* most are no failures of ours */
         if (strlen(name) > DSI_CHECKPOINT_TAG + 4) continue;
         snprintf(tag, sizeof tag, "%s", name);
         if (dsi_checkpoint_ends(tag, ".old")) tag[strlen(tag) - 4] = 0;
         if (!dsi_checkpoint_good_tag(tag) || !dsi_checkpoint_join(path, folder, name) ||
             d->files.exists(d->files.ctx, path) != 2)
             continue;
-        status = dsi_checkpoint_read_manifest(d, path, &doc, error);
-        if (status == DS_ERR_MEMORY) break;
+        status = dsi_checkpoint_read_manifest(d, path, &doc, &why);
+        if (status == DS_ERR_MEMORY) {
+            dsi_fail(error, status, "%s", why.message);
+            break;
+        }
         if (!status && dsi_json_integer(&doc, dsi_json_get(&doc, 0, "sequence"), &sequence)) {
             one = (dsi_checkpoint_seen *)dsi_checkpoint_push(&d->allocator, seen, 1);
             if (one) {

@@ -19,16 +19,17 @@ static void shell(const char *format, ...) {
     va_end(args);
     CHECK(system(command) == 0);
 }
-TEST_FN char *slurp(const char *path, size_t *bytes) {
+static char *slurp(const char *path, size_t *bytes) {
     FILE *f = fopen(path, "rb");
     char *data = (char *)calloc(1, 1 << 22);
     *bytes = 0;
-    if (!f || !data) return data;
+    if (!data) abort();
+    if (!f) return data;
     *bytes = fread(data, 1, (1 << 22) - 1, f);
     fclose(f);
     return data;
 }
-TEST_FN void spew(const char *path, const void *data, size_t bytes) {
+static void spew(const char *path, const void *data, size_t bytes) {
     FILE *f = fopen(path, "wb");
     CHECK(f && fwrite(data, 1, bytes, f) == bytes);
     if (f) fclose(f);
@@ -488,6 +489,587 @@ static void test_faults(void) {
     }
 }
 
+/* ---- safetensors ---- */
+static ds_status open_file(const char *path, ds_checkpoint **c, ds_error *error) {
+    ds_checkpoint_desc d;
+    memset(&d, 0, sizeof d);
+    return ds_checkpoint_open_path(&d, path, c, error);
+}
+/* Writes a file of this header and data, and says what opening it comes to. `length` < 0: that of the header. */
+static ds_status open_made(const char *header, size_t header_bytes, long long length, size_t data, ds_error *error) {
+    static char file[1 << 20];
+    char path[FOLDER_BYTES];
+    const uint64_t n = length < 0 ? header_bytes : (uint64_t)length;
+    ds_checkpoint *c = NULL;
+    ds_status status;
+    memset(file, 0, sizeof file);
+    for (int i = 0; i < 8; i++) file[i] = (char)(n >> 8 * i & 255);
+    memcpy(file + 8, header, header_bytes);
+    folder_of(path, "made.safetensors");
+    spew(path, file, 8 + header_bytes + data);
+    status = open_file(path, &c, error);
+    if (!status) CHECK_EQ(ds_checkpoint_verify(c), DS_OK);
+    ds_checkpoint_close(c);
+    return status;
+}
+typedef struct made {
+    const char *name, *header;
+    size_t data;
+} made;
+#define T(fields) "{\"a\":{" fields "}}"
+#define GOOD      "\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]"
+static const made accepted[] = {
+    {"empty", "{}", 0},
+    {"keys out of order",
+     "{\"b\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]},\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_"
+     "offsets\":[0,4]}}",
+     8},
+    {"trailing spaces", T(GOOD) "   ", 8},
+    {"trailing newline", T(GOOD) "\n", 8},
+    {"unknown field", T(GOOD ",\"extra\":[1,{}]"), 8},
+    {"null metadata", "{\"__metadata__\":null,\"a\":{" GOOD "}}", 8},
+    {"empty name", "{\"\":{" GOOD "}}", 8},
+    {"scalar", T("\"dtype\":\"F64\",\"shape\":[],\"data_offsets\":[0,8]"), 8},
+    {"empty tensor", T("\"dtype\":\"F32\",\"shape\":[3,0],\"data_offsets\":[0,0]"), 0},
+    {"metadata", "{\"__metadata__\":{\"k\":\"v\"},\"a\":{" GOOD "}}", 8},
+};
+static const made refused[] = {
+    {"array header", "[]", 0},
+    {"a number", "17", 0},
+    {"leading space", " " T(GOOD), 8},
+    {"BOM", "\xEF\xBB\xBF" T(GOOD), 8},
+    {"trailing text", T(GOOD) "x", 8},
+    {"trailing comma", "{\"a\":{" GOOD "},}", 8},
+    {"data long", T(GOOD), 9},
+    {"data short", T(GOOD), 7},
+    {"no data", T(GOOD), 0},
+    {"hole", T("\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]"), 8},
+    {"hole between",
+     "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_"
+     "offsets\":[2,3]}}",
+     3},
+    {"overlap", "{\"a\":{" GOOD "},\"b\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}", 8},
+    {"end before begin", T("\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[8,0]"), 8},
+    {"shape mismatch", T("\"dtype\":\"F32\",\"shape\":[3],\"data_offsets\":[0,8]"), 8},
+    {"shape overflow", T("\"dtype\":\"F32\",\"shape\":[4294967296,4294967296,4],\"data_offsets\":[0,0]"), 0},
+    {"shape bits overflow", T("\"dtype\":\"F32\",\"shape\":[4611686018427387904],\"data_offsets\":[0,0]"), 0},
+    {"negative size", T("\"dtype\":\"F32\",\"shape\":[-2],\"data_offsets\":[0,8]"), 8},
+    {"minus zero", T("\"dtype\":\"F32\",\"shape\":[-0],\"data_offsets\":[0,0]"), 0},
+    {"fraction", T("\"dtype\":\"F32\",\"shape\":[2.0],\"data_offsets\":[0,8]"), 8},
+    {"exponent", T("\"dtype\":\"F32\",\"shape\":[2e0],\"data_offsets\":[0,8]"), 8},
+    {"size as text", T("\"dtype\":\"F32\",\"shape\":[\"2\"],\"data_offsets\":[0,8]"), 8},
+    {"offset 1e30", T("\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,1e30]"), 8},
+    {"offset beyond 64 bits", T("\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,18446744073709551624]"), 8},
+    {"offset far away", T("\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[9223372036854775800,9223372036854775807]"),
+     8},
+    {"three offsets", T("\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8,8]"), 8},
+    {"one offset", T("\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[8]"), 8},
+    {"offsets null", T("\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":null"), 8},
+    {"no dtype", T("\"shape\":[2],\"data_offsets\":[0,8]"), 8},
+    {"no shape", T("\"dtype\":\"F32\",\"data_offsets\":[0,8]"), 8},
+    {"no offsets", T("\"dtype\":\"F32\",\"shape\":[2]"), 8},
+    {"duplicate field", T(GOOD ",\"dtype\":\"F32\""), 8},
+    {"duplicate tensor",
+     "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_"
+     "offsets\":[4,8]}}",
+     8},
+    {"duplicate metadata", "{\"__metadata__\":{},\"__metadata__\":{},\"a\":{" GOOD "}}", 8},
+    {"metadata value a number", "{\"__metadata__\":{\"k\":1},\"a\":{" GOOD "}}", 8},
+    {"metadata an array", "{\"__metadata__\":[],\"a\":{" GOOD "}}", 8},
+    {"unknown dtype", T("\"dtype\":\"F33\",\"shape\":[2],\"data_offsets\":[0,8]"), 8},
+    {"lower-case dtype", T("\"dtype\":\"f32\",\"shape\":[2],\"data_offsets\":[0,8]"), 8},
+    {"dtype a number", T("\"dtype\":32,\"shape\":[2],\"data_offsets\":[0,8]"), 8},
+    {"odd F4", T("\"dtype\":\"F4\",\"shape\":[3],\"data_offsets\":[0,1]"), 1},
+    {"lone surrogate", "{\"\\ud800\":{" GOOD "}}", 8},
+    {"invalid UTF-8", "{\"\xC3(\":{" GOOD "}}", 8},
+    {"NUL in a name", "{\"a\\u0000b\":{" GOOD "}}", 8},
+    {"tensor not an object", "{\"a\":[]}", 0},
+    {"unclosed", "{\"a\":{" GOOD "}", 8},
+    {"note malformed", "{\"__metadata__\":{\"ds:a\":\"0 2 12\"},\"a\":{" GOOD "}}", 8},
+    {"note without digits", "{\"__metadata__\":{\"ds:a\":\"\"},\"a\":{" GOOD "}}", 8},
+    {"note beyond the whole", "{\"__metadata__\":{\"ds:a\":\"1 2 00000000\"},\"a\":{" GOOD "}}", 8},
+    {"note of a part", "{\"__metadata__\":{\"ds:a\":\"0 4 00000000\"},\"a\":{" GOOD "}}", 8},
+    {"note of nine dimensions", "{\"__metadata__\":{\"ds:a\":\"0 1,1,1,1,1,1,1,1,2 00000000\"},\"a\":{" GOOD "}}", 8},
+    {"note of an overflow", "{\"__metadata__\":{\"ds:a\":\"0 99999999999999999999 00000000\"},\"a\":{" GOOD "}}", 8},
+};
+
+static void test_safetensors(void) {
+    for (size_t i = 0; i < sizeof accepted / sizeof accepted[0]; i++) {
+        char name[80];
+        snprintf(name, sizeof name, "safetensors_accepted: %s", accepted[i].name);
+        TEST_NAMED(name) {
+            ds_error error = {DS_OK, ""};
+            test_check(open_made(accepted[i].header, strlen(accepted[i].header), -1, accepted[i].data, &error) == DS_OK,
+                       __FILE__, __LINE__, "%s", error.message);
+        }
+    }
+    for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++) {
+        char name[80];
+        snprintf(name, sizeof name, "safetensors_refused: %s", refused[i].name);
+        TEST_NAMED(name) {
+            ds_error error = {DS_OK, ""};
+            CHECK_EQ(open_made(refused[i].header, strlen(refused[i].header), -1, refused[i].data, &error),
+                     DS_ERR_INPUT);
+            CHECK_HAS(error.message, "made.safetensors");
+        }
+    }
+    TEST(safetensors_lengths) {
+        static const long long lengths[] = {0, 1, 7, 1LL << 31, 1LL << 32, INT64_MIN, 100000001, -2};
+        const char *header = T(GOOD);
+        ds_error error = {DS_OK, ""};
+        char path[FOLDER_BYTES], byte = 0;
+        ds_checkpoint *c = NULL;
+        for (size_t i = 0; i < 7; i++)
+            CHECK_EQ(open_made(header, strlen(header), lengths[i] == INT64_MIN ? INT64_MAX : lengths[i], 8, &error),
+                     DS_ERR_INPUT);
+        for (long long n = 0; n < (long long)strlen(header) + 9; n++)
+            if (n != (long long)strlen(header)) CHECK_EQ(open_made(header, strlen(header), n, 8, &error), DS_ERR_INPUT);
+        folder_of(path, "short.safetensors");
+        for (size_t n = 0; n < 8; n++) {
+            spew(path, &byte, n ? 1 : 0);
+            CHECK_EQ(open_file(path, &c, &error), DS_ERR_INPUT);
+        }
+        CHECK_EQ(open_file(folder_of(path, "absent.safetensors"), &c, &error), DS_ERR_INPUT);
+    }
+    TEST(safetensors_depth) {
+        static char deep[400100];
+        ds_error error = {DS_OK, ""};
+        size_t n = 0;
+        memcpy(deep, "{\"a\":", 5);
+        for (n = 5; n < 200005; n++) deep[n] = '[';
+        CHECK_EQ(open_made(deep, n, -1, 0, &error), DS_ERR_INPUT);
+    }
+    TEST(safetensors_every_byte_of_a_header) {
+        char header[300];
+        const char *good = "{\"__metadata__\":{\"format\":\"pt\",\"ds:a\":\"0 2 8c28b28a\"},\"a\":{" GOOD "}}";
+        ds_error error = {DS_OK, ""};
+        const size_t n = strlen(good);
+        size_t opened = 0;
+        CHECK_EQ(open_made(good, n, -1, 8, &error), DS_OK);
+        for (size_t i = 0; i < n; i++)
+            for (int v = 0; v < 256; v += 5) {
+                char path[FOLDER_BYTES];
+                ds_checkpoint *c = NULL;
+                memcpy(header, good, n);
+                header[i] = (char)v;
+                if (i % 3 && v % 3) continue; /* a sample */
+                (void)open_made(header, 0, 2, 0, &error);
+                folder_of(path, "made.safetensors");
+                {
+                    char file[400];
+                    memset(file, 0, sizeof file);
+                    file[0] = (char)n;
+                    memcpy(file + 8, header, n);
+                    spew(path, file, 8 + n + 8);
+                }
+                if (!open_file(path, &c, &error)) opened++;
+                ds_checkpoint_close(c);
+            }
+        CHECK(opened > 0 && opened < n * 256 / 5);
+    }
+    TEST(safetensors_unsupported_dtype) {
+        const char *header = T("\"dtype\":\"F8_E4M3\",\"shape\":[8],\"data_offsets\":[0,8]");
+        ds_error error = {DS_OK, ""};
+        CHECK_EQ(open_made(header, strlen(header), -1, 8, &error), DS_ERR_UNSUPPORTED);
+        CHECK_HAS(error.message, "F8_E4M3");
+    }
+}
+
+static void test_export(void) {
+    static const char *const metadata[4] = {"format", "pt", "note", "\"quoted\""};
+    TEST(export_and_read_back) {
+        char path[FOLDER_BYTES];
+        float weight[6] = {1, 2, 3, 4, 5, -0.0f};
+        int64_t whole[1] = {-5};
+        uint8_t odd[3] = {1, 2, 3};
+        const size_t shape[2] = {2, 3}, three[1] = {3};
+        ds_checkpoint_tensor t[3];
+        ds_checkpoint *c = NULL;
+        ds_error error = {DS_OK, ""};
+        float got[6];
+        const char *text;
+        char *file;
+        size_t bytes;
+        memset(t, 0, sizeof t);
+        t[0].name = "odd";
+        t[0].dtype = DS_U8;
+        t[0].shape = three;
+        t[0].dims = 1;
+        t[0].count = 3;
+        t[0].data = odd;
+        t[1].name = "weight";
+        t[1].shape = shape;
+        t[1].dims = 2;
+        t[1].count = 6;
+        t[1].data = weight;
+        t[2].name = "whole";
+        t[2].dtype = DS_I64;
+        t[2].count = 1;
+        t[2].data = whole;
+        folder_of(path, "export.safetensors");
+        CHECK_EQ(ds_safetensors_write(path, t, 3, metadata, 2, 0, NULL, &error), DS_OK);
+        file = slurp(path, &bytes);
+        CHECK_EQ(file[0] % 8, 0);
+        CHECK_EQ(bytes, 8 + (unsigned char)file[0] + 256 * (unsigned char)file[1] + 24 + 8 + 3);
+        free(file);
+        CHECK_EQ(open_file(path, &c, &error), DS_OK);
+        if (!c) break;
+        CHECK_EQ(ds_checkpoint_get_format(c), DS_CHECKPOINT_SAFETENSORS);
+        CHECK_EQ(ds_checkpoint_get_text(c, "note", &text), DS_OK);
+        CHECK_STR(text, "\"quoted\"");
+        CHECK_EQ(ds_checkpoint_value_count(c), 2);
+        CHECK_EQ(ds_checkpoint_read(c, "weight", 0, 6, DS_F32, got), DS_OK);
+        CHECK(!memcmp(got, weight, sizeof got));
+        ds_checkpoint_close(c);
+        file = slurp(path, &bytes); /* its own checksums find a flipped bit */
+        file[bytes - 20] ^= 4;
+        spew(path, file, bytes);
+        free(file);
+        CHECK_EQ(open_file(path, &c, &error), DS_OK);
+        CHECK_EQ(ds_checkpoint_read(c, "weight", 0, 6, DS_F32, got), DS_ERR_CORRUPT);
+        CHECK_HAS(ds_checkpoint_error(c)->message, "tensor 'weight' is damaged");
+        CHECK_HAS(ds_checkpoint_error(c)->message, "export.safetensors");
+        ds_checkpoint_close(c);
+        t[1].count = 5;
+        CHECK_EQ(ds_safetensors_write(path, t, 3, metadata, 2, 0, NULL, &error), DS_ERR_ARGUMENT);
+        CHECK_HAS(error.message, "not whole");
+        t[1].count = 6;
+        t[2].name = "odd";
+        CHECK_EQ(ds_safetensors_write(path, t, 3, metadata, 2, 0, NULL, &error), DS_ERR_ARGUMENT);
+        CHECK_HAS(error.message, "added twice");
+    }
+    TEST(export_in_shards) {
+        char path[FOLDER_BYTES], names[5][16], *file;
+        const size_t shape[1] = {100};
+        float data[5][100], got[100];
+        ds_checkpoint_tensor t[5];
+        ds_checkpoint *c = NULL;
+        ds_error error = {DS_OK, ""};
+        size_t bytes;
+        memset(t, 0, sizeof t);
+        for (int i = 0; i < 5; i++) {
+            snprintf(names[i], sizeof names[i], "t%d", i);
+            for (int k = 0; k < 100; k++) data[i][k] = (float)(100 * i + k);
+            t[i].name = names[i];
+            t[i].shape = shape;
+            t[i].dims = 1;
+            t[i].count = 100;
+            t[i].data = data[i];
+        }
+        shell("mkdir -p '%s/hf'", root);
+        folder_of(path, "hf/model.safetensors");
+        CHECK_EQ(ds_safetensors_write(path, t, 5, metadata, 1, 900, NULL, &error), DS_OK);
+        CHECK_EQ(open_file(folder_of(path, "hf"), &c, &error), DS_OK);
+        if (!c) break;
+        CHECK_EQ(ds_checkpoint_shard_count(c), 3);
+        CHECK_EQ(ds_checkpoint_count(c), 5);
+        CHECK_EQ(ds_checkpoint_read(c, "t3", 0, 100, DS_F32, got), DS_OK);
+        CHECK(!memcmp(got, data[3], sizeof got));
+        ds_checkpoint_close(c);
+        file = slurp(folder_of(path, "hf/model.safetensors.index.json"), &bytes);
+        CHECK(strstr(file, "\"total_size\": 2000") != NULL);
+        CHECK(strstr(file, "\"t4\":\"model-00003-of-00003.safetensors\"") != NULL);
+        { /* an index that leads elsewhere, names what is not there, or says where a tensor is not */
+            static const char *const bad[] = {"../x", "/etc/passwd", "missing.safetensors",
+                                              "model-00001-of-00003.safetensors"};
+            for (size_t i = 0; i < 4; i++) {
+                char text[2000];
+                snprintf(text, sizeof text,
+                         "{\"metadata\":{},\"weight_map\":{\"t4\":\"%s\",\"t0\":\"model-00001-of-00003.safetensors\"}}",
+                         bad[i]);
+                spew(path, text, strlen(text));
+                CHECK_EQ(open_file(path, &c, &error), i == 2 ? DS_ERR_CORRUPT : DS_ERR_INPUT);
+            }
+        }
+        free(file);
+    }
+    TEST(exports_fail_cleanly) {
+        char path[FOLDER_BYTES];
+        float data[10] = {0};
+        const size_t shape[1] = {10};
+        ds_checkpoint_tensor t;
+        int finished = 0;
+        memset(&t, 0, sizeof t);
+        t.name = "t";
+        t.shape = shape;
+        t.dims = 1;
+        t.count = 10;
+        t.data = data;
+        shell("mkdir -p '%s/faulty'", root);
+        folder_of(path, "faulty/model.safetensors");
+        for (int kind = 0; kind < 2; kind++) {
+            finished = 0;
+            for (long n = 1; n < 60 && !finished; n++) {
+                ds_checkpoint_desc d;
+                ds_error error = {DS_OK, ""};
+                ds_checkpoint *c = NULL;
+                test_memory memory;
+                faults f;
+                ds_status status;
+                memset(&d, 0, sizeof d);
+                memset(&f, 0, sizeof f);
+                memset(&memory, 0, sizeof memory);
+                use_faults(&d.files, &f);
+                use_memory(&d.allocator, &memory);
+                f.code = -ENOSPC;
+                if (kind)
+                    f.fail_at = n;
+                else
+                    memory.fail_at = (size_t)n;
+                status = ds_safetensors_write(path, &t, 1, NULL, 0, 0, &d, &error);
+                CHECK_EQ(memory.live, 0);
+                CHECK(status == DS_OK || status == (kind ? DS_ERR_SPACE : DS_ERR_MEMORY));
+                finished = kind ? f.calls < n : memory.calls < (size_t)n;
+                if (status) shell("test ! -e '%s.tmp' || test %d = 1", path, kind);
+                CHECK(status || !open_file(path, &c, &error));
+                ds_checkpoint_close(c);
+            }
+            CHECK(finished);
+        }
+    }
+}
+
+/* ---- damage ---- */
+static void test_damage(void) {
+    TEST(bit_flips_and_truncations_are_found) {
+        char folder[FOLDER_BYTES], path[3][FOLDER_BYTES + 64];
+        char *file[3];
+        size_t bytes[3], total = 0;
+        uint64_t seed = 5;
+        int missed = 0, unnamed = 0;
+        const char *count = getenv("CHECKPOINT_FLIPS");
+        const int flips = count ? atoi(count) : 400;
+        ds_checkpoint_desc d;
+        memset(&d, 0, sizeof d);
+        folder_of(folder, "damage");
+        save_well(2, folder, "tag", 1);
+        d.folder = folder;
+        snprintf(path[0], sizeof path[0], "%s/tag/rank-00000.safetensors", folder);
+        snprintf(path[1], sizeof path[1], "%s/tag/rank-00001.safetensors", folder);
+        snprintf(path[2], sizeof path[2], "%s/tag/manifest.json", folder);
+        for (int i = 0; i < 3; i++) file[i] = slurp(path[i], &bytes[i]), total += bytes[i];
+        for (int n = 0; n < flips; n++) {
+            const int which = n % 3; /* small files get as many as the large */
+            const size_t at = n % 2 ? test_random(&seed) % bytes[which]
+                                    : test_random(&seed) % (bytes[which] < 1500 ? bytes[which] : 1500);
+            const char bit = (char)(1 << (test_random(&seed) & 7)), was = file[which][at];
+            ds_checkpoint *c = NULL;
+            ds_error error = {DS_OK, ""};
+            ds_status status;
+            const int cut = n % 5 == 0;
+            file[which][at] = (char)(was ^ bit);
+            spew(path[which], file[which], cut ? at : bytes[which]);
+            file[which][at] = was;
+            if (cut && at == bytes[which]) continue;
+            status = ds_checkpoint_open(&d, "tag", &c, &error);
+            if (!status) {
+                status = ds_checkpoint_verify(c);
+                if (status) error = *ds_checkpoint_error(c);
+            }
+            if (!status)
+                missed++;
+            else if (!strstr(error.message, strrchr(path[which], '/') + 1))
+                unnamed++;
+            ds_checkpoint_close(c);
+            spew(path[which], file[which], bytes[which]);
+        }
+        CHECK_EQ(missed, 0);
+        CHECK_EQ(unnamed, 0);
+        CHECK(loads(folder, NULL, 1));
+        for (int i = 0; i < 3; i++) free(file[i]);
+    }
+    TEST(folders_that_lie) {
+        char folder[FOLDER_BYTES], path[FOLDER_BYTES + 64], *text;
+        static const char *const bad[] = {"", "../../etc", "/etc/passwd", ".", "no such tag", "latest"};
+        size_t bytes;
+        ds_checkpoint_desc d;
+        ds_checkpoint *c = NULL;
+        ds_error error = {DS_OK, ""};
+        memset(&d, 0, sizeof d);
+        folder_of(folder, "lies");
+        d.folder = folder;
+        CHECK_EQ(ds_checkpoint_open(&d, NULL, &c, &error), DS_ERR_INPUT);
+        CHECK_HAS(error.message, "there is no checkpoint in");
+        save_well(2, folder, "first", 1);
+        save_well(2, folder, "second", 2);
+        snprintf(path, sizeof path, "%s/latest", folder);
+        for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) { /* the newest complete one takes its place */
+            spew(path, bad[i], strlen(bad[i]));
+            CHECK(loads(folder, NULL, 2));
+        }
+        text = slurp("/nowhere", &bytes); /* zeros */
+        spew(path, text, 1 << 20);
+        free(text);
+        CHECK(loads(folder, NULL, 2));
+        spew(path, "first\n", 6);
+        CHECK(loads(folder, NULL, 1));
+        shell("rm '%s'", path);
+        CHECK(loads(folder, NULL, 2));
+        shell("rm '%s/second/rank-00001.safetensors'", folder);
+        CHECK_EQ(ds_checkpoint_open(&d, "second", &c, &error), DS_ERR_CORRUPT);
+        CHECK_HAS(error.message, "second/rank-00001.safetensors' is missing");
+        CHECK(loads(folder, NULL, 1));
+        shell("ln -s ../first/rank-00001.safetensors '%s/second/rank-00001.safetensors'", folder);
+        CHECK_EQ(ds_checkpoint_open(&d, "second", &c, &error), DS_ERR_CORRUPT);
+        CHECK_HAS(error.message, "is not a plain file");
+        shell("cp --remove-destination '%s/first/rank-00001.safetensors' '%s/second/rank-00001.safetensors'", folder,
+              folder);
+        CHECK_EQ(ds_checkpoint_open(&d, "second", &c, &error), DS_ERR_CORRUPT); /* of another save */
+        shell("cp -r '%s/first' '%s/third'; ln -s first '%s/link'", folder, folder, folder);
+        CHECK_EQ(ds_checkpoint_open(&d, "third", &c, &error), DS_ERR_INPUT);
+        CHECK_HAS(error.message, "another tag, 'first'");
+        CHECK_EQ(ds_checkpoint_open(&d, "link", &c, &error), DS_ERR_INPUT);
+        CHECK_EQ(ds_checkpoint_open(&d, "../lies/first", &c, &error), DS_ERR_ARGUMENT);
+        CHECK(c == NULL);
+        shell("mv '%s/first' '%s/first.old'", folder, folder); /* killed between two renames */
+        CHECK(loads(folder, "first", 1));
+        CHECK(loads(folder, NULL, 1));
+        save_well(1, folder, "first", 5);
+        CHECK(loads(folder, "first", 5));
+    }
+}
+
+static void test_options(void) {
+    TEST(keep_last) {
+        char folder[FOLDER_BYTES], tag[32];
+        folder_of(folder, "keep");
+        for (int i = 1; i <= 5; i++) {
+            job j;
+            memset(&j, 0, sizeof j);
+            snprintf(tag, sizeof tag, "step%d", i * 7 % 10); /* names say nothing about age */
+            j.desc.keep_last = 2;
+            CHECK_EQ(try_save(&j, folder, tag, i), DS_OK);
+            if (i == 2) shell("mkdir '%s/mine'; touch '%s/mine/file'", folder, folder);
+        }
+        CHECK(loads(folder, NULL, 5));
+        CHECK(loads(folder, "step8", 4));
+        shell("test \"$(ls '%s' | tr '\\n' ' ')\" = 'latest mine step5 step8 '", folder);
+    }
+    TEST(background) {
+        char folder[FOLDER_BYTES];
+        job jobs[3];
+        folder_of(folder, "background");
+        memset(jobs, 0, sizeof jobs);
+        for (int r = 0; r < 3; r++) jobs[r].desc.background = true;
+        save_all(jobs, 3, folder, "one", 1);
+        for (int r = 0; r < 3; r++) CHECK_EQ(jobs[r].status, DS_OK);
+        CHECK(loads(folder, NULL, 1));
+        memset(jobs, 0, sizeof jobs);
+        for (int r = 0; r < 3; r++) jobs[r].desc.background = true;
+        jobs[1].fail_read = 1;
+        save_all(jobs, 3, folder, "two", 2);
+        for (int r = 0; r < 3; r++) CHECK_HAS(jobs[r].error.message, "rank 1: tensor 'big'");
+        CHECK(loads(folder, NULL, 1));
+    }
+    TEST(tags_that_differ) {
+        for (int validation = 0; validation < 3; validation++) {
+            char folder[FOLDER_BYTES];
+            job jobs[2];
+            shell("rm -rf '%s'", folder_of(folder, "differ"));
+            memset(jobs, 0, sizeof jobs);
+            jobs[1].tag = "other";
+            jobs[0].desc.tag_validation = jobs[1].desc.tag_validation = validation;
+            save_all(jobs, 2, folder, "mine", 3);
+            for (int r = 0; r < 2; r++) CHECK_EQ(jobs[r].status, validation == 2 ? DS_ERR_INPUT : DS_OK);
+            if (validation == 2)
+                CHECK_HAS(jobs[1].error.message, "'mine' on rank 0, 'other' on rank 1");
+            else
+                CHECK(loads(folder, "mine", 3));
+        }
+    }
+    TEST(node_local) {
+        char folder[2][FOLDER_BYTES];
+        hub h;
+        job jobs[4];
+        ds_checkpoint_desc d;
+        ds_checkpoint *c = NULL;
+        ds_error error = {DS_OK, ""};
+        float f[4];
+        memset(&h, 0, sizeof h);
+        memset(jobs, 0, sizeof jobs);
+        memset(&d, 0, sizeof d);
+        folder_of(folder[0], "node0");
+        folder_of(folder[1], "node1");
+        h.ranks = 4;
+        pthread_barrier_init(&h.barrier, NULL, 4);
+        for (int r = 0; r < 4; r++) {
+            job *j = &jobs[r];
+            j->place.h = &h;
+            j->place.rank = r;
+            j->desc.folder = folder[r / 2];
+            j->desc.node_local = true;
+            j->desc.local_rank = r % 2;
+            j->desc.group.exchange = exchange;
+            j->desc.group.ctx = &j->place;
+            j->desc.group.rank = r;
+            j->desc.group.size = 4;
+            j->tag = "tag";
+            j->step = 4;
+            pthread_create(&j->thread, NULL, save_thread, j);
+        }
+        for (int r = 0; r < 4; r++) pthread_join(jobs[r].thread, NULL);
+        for (int r = 0; r < 4; r++) CHECK_EQ(jobs[r].status, DS_OK);
+        free(h.all);
+        pthread_barrier_destroy(&h.barrier);
+        d.folder = folder[1];
+        CHECK_EQ(ds_checkpoint_open(&d, NULL, &c, &error), DS_OK);
+        if (!c) break;
+        CHECK_EQ(ds_checkpoint_read(c, "big", BIG - 4, 4, DS_F32, f), DS_OK);
+        CHECK(f[3] == big_at(BIG - 1, 4));
+        CHECK_EQ(ds_checkpoint_read(c, "big", 0, 4, DS_F32, f), DS_ERR_INPUT);
+        CHECK_HAS(ds_checkpoint_error(c)->message, "another node");
+        ds_checkpoint_close(c);
+        shell("cp '%s'/tag/rank-0000[01]* '%s/tag/'", folder[0], folder[1]); /* brought together */
+        CHECK(loads(folder[1], NULL, 4));
+    }
+    TEST(misuse) {
+        char folder[FOLDER_BYTES];
+        ds_checkpoint_desc d;
+        ds_checkpoint_writer *w = NULL;
+        ds_checkpoint *c = NULL;
+        ds_error error = {DS_OK, ""};
+        float data[4] = {0};
+        const size_t shape[1] = {4};
+        static const char *const tags[] = {"", ".hidden", "a/b", "..", "x.tmp", "x.old", "latest", "a\nb"};
+        ds_checkpoint_tensor t;
+        memset(&d, 0, sizeof d);
+        memset(&t, 0, sizeof t);
+        CHECK_EQ(ds_checkpoint_begin(&d, "tag", &w, &error), DS_ERR_ARGUMENT);
+        d.folder = folder_of(folder, "misuse");
+        for (size_t i = 0; i < sizeof tags / sizeof tags[0]; i++)
+            CHECK_EQ(ds_checkpoint_begin(&d, tags[i], &w, &error), DS_ERR_ARGUMENT);
+        CHECK_EQ(ds_checkpoint_begin(&d, NULL, &w, &error), DS_ERR_ARGUMENT);
+        CHECK_EQ(ds_checkpoint_begin_(&d, sizeof d - 8, DS_CHECKPOINT_VERSION, "tag", &w, &error), DS_ERR_VERSION);
+        CHECK_EQ(ds_checkpoint_open_(&d, sizeof d, 1, "tag", &c, &error), DS_ERR_VERSION);
+        CHECK(w == NULL && c == NULL);
+        t.name = "t";
+        t.shape = shape;
+        t.dims = 1;
+        t.count = 2;
+        t.data = data;
+        for (int k = 0; k < 6; k++) { /* a tensor with a hole, and what add refuses */
+            CHECK_EQ(ds_checkpoint_begin(&d, "tag", &w, &error), DS_OK);
+            if (!w) break;
+            t.name = k == 1 ? "" : k == 2 ? "__metadata__" : k == 3 ? "\xFF" : "t";
+            t.begin = k == 4 ? 3 : 0;
+            CHECK_EQ(ds_checkpoint_add(w, &t), k >= 1 && k <= 4 ? DS_ERR_ARGUMENT : DS_OK);
+            if (k == 5) CHECK_EQ(ds_checkpoint_add(w, &t), DS_ERR_ARGUMENT);
+            CHECK_EQ(ds_checkpoint_commit(w, &error), k == 0 ? DS_ERR_INPUT : DS_ERR_ARGUMENT);
+            if (k == 0) CHECK_HAS(error.message, "tensor 't': elements from 2 on are in no shard");
+        }
+        t.begin = 0;
+        t.name = "t";
+        CHECK_EQ(ds_checkpoint_begin(&d, "tag", &w, &error), DS_OK);
+        CHECK_EQ(ds_checkpoint_set_integer(w, "k", 1), DS_OK);
+        CHECK_EQ(ds_checkpoint_set_text(w, "k", "x"), DS_ERR_ARGUMENT);
+        CHECK_HAS(ds_checkpoint_writer_error(w)->message, "'k' was set twice");
+        ds_checkpoint_abandon(w);
+        ds_checkpoint_abandon(NULL);
+        ds_checkpoint_close(NULL);
+        shell("test -z \"$(ls '%s')\"", folder);
+    }
+}
+
 int main(int argc, char **argv) {
     test_begin(argc, argv);
     snprintf(root, sizeof root, "build/tests/checkpoint.%d", (int)getpid());
@@ -495,6 +1077,10 @@ int main(int argc, char **argv) {
     test_round_trip();
     test_ranks();
     test_faults();
+    test_safetensors();
+    test_export();
+    test_damage();
+    test_options();
     shell("rm -rf '%s'", root);
     return test_end();
 }
