@@ -3,6 +3,8 @@
 # Variables: config=release|debug|asan|tsan|coverage|fuzz, CC, CXX, NVCC, and LIBAIO=0 BLAS=0 MPI=0 to leave an
 # optional part out. Everything is written below build/.
 config ?= release
+# one program per core; a -j of the command line wins
+MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
 CC ?= cc
 CXX ?= c++
 ifeq ($(origin CC),default)

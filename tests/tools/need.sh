@@ -3,11 +3,10 @@
 # says the one line to run. Only a C compiler is required; the rest is optional and said by tests/tools/probe.sh.
 set -u
 has() { command -v "$1" >/dev/null 2>&1; }
-header() { echo "#include <$1>" | ${CC:-cc} -E - >/dev/null 2>&1; }
 required='' optional=''
 has "${CC:-cc}" || has gcc || has clang || required='gcc libc6-dev'
 has "${CXX:-c++}" || optional="$optional g++"
-if [ -n "$required" ] || ! header libaio.h; then optional="$optional libaio-dev"; fi
+ls /lib/*/libaio.so.1 /usr/lib/*/libaio.so.1 /usr/lib*/libaio.so.1 >/dev/null 2>&1 || optional="$optional libaio1"
 blas() { echo "int main(void) { return 0; }" | ${CC:-cc} -x c - -o /dev/null -lopenblas 2>/dev/null; }
 if [ -n "$required" ] || ! blas; then optional="$optional libopenblas-dev"; fi
 has mpicc || optional="$optional openmpi-bin libopenmpi-dev"

@@ -13,10 +13,12 @@ try() { # try NAME 'source' flags...
 flags='' libs=''
 row() { printf '  %-10s %s\n' "$1" "$2" >&2; }
 echo "optional parts:" >&2
-if [ "${LIBAIO:-1}" != 0 ] && try aio '#include <libaio.h>
-int main(void) { io_context_t c = 0; return io_setup(1, &c) > 0; }' -laio; then
-    libs="$libs -laio" flags="$flags -DDS_OFFLOAD_USE_LIBAIO=1"
-    row libaio "yes"
+if [ "${LIBAIO:-1}" = 0 ]; then
+    flags="$flags -DDS_OFFLOAD_USE_LIBAIO=0"
+    row libaio "left out: the kernel's own system calls serve instead"
+elif try aio '#include <dlfcn.h>
+int main(void) { return !dlopen("libaio.so.1", RTLD_NOW); }' -ldl && "$scratch/p"; then
+    row libaio "yes (opened at run time)"
 else row libaio "no: the kernel's own system calls serve instead"; fi
 blas=no
 if [ "${BLAS:-1}" != 0 ]; then
