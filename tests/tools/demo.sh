@@ -16,8 +16,10 @@ run() { # run NAME CONFIG options...
 run zero3_nvme zero3_nvme --svg "$out/loss.svg" --generate 200
 echo
 echo "The same training at every stage (same ranks, same data, fp32):"
+quiet=--quiet
+[ -t 2 ] && quiet='' # the live line is for a terminal
 for name in stage0 stage1 stage2 stage3; do
-    run "$name" "$name" --generate 0 --quiet
+    run "$name" "$name" --generate 0 $quiet >/dev/null
 done
 field() { awk -v k="$2" '$1 == k {print $2}' "$out/$1.summary"; }
 mib() { awk -v b="$1" 'BEGIN {printf "%.2f", b / 1048576}'; }
