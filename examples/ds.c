@@ -748,6 +748,222 @@ static int run_run(arguments *a) {
     return status;
 }
 
+/* ---- ds inspect, ds convert ---- */
+static const char *const dtype_names[DS_DTYPE_COUNT] = {"F32", "F16", "BF16", "F64", "I8",  "U8",  "I16",
+                                                        "U16", "I32", "U32",  "I64", "U64", "BOOL"};
+static const char *const format_names[] = {"ds", "safetensors", "deepspeed", "deepspeed universal"};
+
+static int checkpoint_failed(const char *command, ds_status status, const char *message) {
+    fprintf(stderr, "ds %s: %s\n", command, message);
+    return status == DS_ERR_CORRUPT || DS_IS_MISUSE(status) ? INPUT : ENVIRONMENT;
+}
+static void put_json(const char *text) {
+    putchar('"');
+    for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
+        if (*p == '"' || *p == '\\')
+            printf("\\%c", *p);
+        else if (*p < 32)
+            printf("\\u%04x", *p);
+        else
+            putchar(*p);
+    }
+    putchar('"');
+}
+static void put_value(const ds_checkpoint_value *v, bool json) {
+    if (v->kind == 2)
+        printf("%lld", (long long)v->integer);
+    else if (v->kind == 1 && json && !isfinite(v->number))
+        printf("null");
+    else if (v->kind == 1)
+        printf("%.17g", v->number);
+    else if (v->kind == 3)
+        printf(json ? "{\"bytes\": %zu}" : "(%zu bytes)", v->bytes);
+    else if (json)
+        put_json((const char *)v->data);
+    else
+        printf("%s", (const char *)v->data);
+}
+static void put_shape(const ds_checkpoint_info *t, const char *separator) {
+    for (int i = 0; i < t->dims; i++) printf("%s%zu", i ? separator : "", t->shape[i]);
+}
+
+static void inspect_json(const ds_checkpoint *c, const char *problem) {
+    ds_checkpoint_shard_info shard;
+    ds_checkpoint_info t;
+    ds_checkpoint_value v;
+    printf("{\"format\": \"%s\", \"tag\": ", format_names[ds_checkpoint_get_format(c)]);
+    put_json(ds_checkpoint_tag(c));
+    printf(", \"verified\": %s, \"error\": ", problem ? "false" : "true");
+    if (problem)
+        put_json(problem);
+    else
+        printf("null");
+    printf(",\n\"shards\": [");
+    for (size_t i = 0; !ds_checkpoint_shard_at(c, i, &shard); i++) {
+        printf("%s\n{\"file\": ", i ? "," : "");
+        put_json(shard.name);
+        printf(", \"bytes\": %llu, \"missing\": %s}", (unsigned long long)shard.bytes,
+               shard.missing ? "true" : "false");
+    }
+    printf("],\n\"tensors\": [");
+    for (size_t i = 0; !ds_checkpoint_at(c, i, &t); i++) {
+        printf("%s\n{\"name\": ", i ? "," : "");
+        put_json(t.name);
+        printf(", \"dtype\": \"%s\", \"shape\": [", dtype_names[t.dtype]);
+        put_shape(&t, ", ");
+        printf("], \"elements\": %zu, \"parts\": %zu}", t.numel, t.parts);
+    }
+    printf("],\n\"values\": {");
+    for (size_t i = 0; !ds_checkpoint_value_at(c, i, &v); i++) {
+        printf("%s\n", i ? "," : "");
+        put_json(v.key);
+        printf(": ");
+        put_value(&v, true);
+    }
+    printf("}}\n");
+}
+static void inspect_table(const ds_checkpoint *c, const char *problem) {
+    ds_checkpoint_shard_info shard;
+    ds_checkpoint_info t;
+    ds_checkpoint_value v;
+    unsigned long long bytes = 0;
+    size_t elements = 0, shards = ds_checkpoint_shard_count(c);
+    printf("%-40s %-5s %-18s %14s %6s\n", "tensor", "dtype", "shape", "elements", "parts");
+    for (size_t i = 0; !ds_checkpoint_at(c, i, &t); i++) {
+        char shape[200] = "";
+        for (int k = 0; k < t.dims; k++)
+            snprintf(shape + strlen(shape), sizeof shape - strlen(shape), "%s%zu", k ? "x" : "", t.shape[k]);
+        printf("%-40s %-5s %-18s %14zu %6zu\n", t.name, dtype_names[t.dtype], shape, t.numel, t.parts);
+        elements += t.numel;
+    }
+    printf("\n");
+    for (size_t i = 0; !ds_checkpoint_value_at(c, i, &v); i++) {
+        printf("%-40s ", v.key);
+        put_value(&v, false);
+        printf("\n");
+    }
+    printf("\n");
+    for (size_t i = 0; !ds_checkpoint_shard_at(c, i, &shard); i++) {
+        printf("%-40s %14llu bytes%s\n", shard.name, (unsigned long long)shard.bytes,
+               shard.missing ? ", on another node" : "");
+        bytes += shard.bytes;
+    }
+    printf("\n%s checkpoint %s: %zu tensors, %zu elements, %zu file%s, %llu bytes; %s\n",
+           format_names[ds_checkpoint_get_format(c)], ds_checkpoint_tag(c), ds_checkpoint_count(c), elements, shards,
+           shards == 1 ? "" : "s", bytes,
+           problem ? "DAMAGED" : "every byte read, and right by its checksum where it has one");
+}
+
+static int run_inspect(arguments *a) {
+    bool json = flag(a, "--json");
+    int status = operands(a, 1);
+    ds_checkpoint_desc desc;
+    ds_checkpoint *c = NULL;
+    ds_error error = {DS_OK, ""};
+    ds_status opened, verified;
+    if (status) return status;
+    memset(&desc, 0, sizeof desc);
+    opened = ds_checkpoint_open_path(&desc, a->at[0], &c, &error);
+    if (opened) return checkpoint_failed("inspect", opened, error.message);
+    verified = ds_checkpoint_verify(c);
+    if (verified) error = *ds_checkpoint_error(c);
+    if (json)
+        inspect_json(c, verified ? error.message : NULL);
+    else
+        inspect_table(c, verified ? error.message : NULL);
+    ds_checkpoint_close(c);
+    if (verified) return finish(checkpoint_failed("inspect", verified, error.message));
+    return finish(FINE);
+}
+
+/* What a writer asks for, from an open checkpoint. */
+typedef struct convert_source {
+    ds_checkpoint *from;
+    const char *name;
+    ds_dtype dtype;
+} convert_source;
+static ds_status convert_read(void *ctx, size_t begin, size_t count, void *out) {
+    const convert_source *s = (const convert_source *)ctx;
+    return ds_checkpoint_read(s->from, s->name, begin, count, s->dtype, out);
+}
+
+static ds_status convert_to_ds(ds_checkpoint *c, const ds_checkpoint_tensor *tensors, size_t count, const char *folder,
+                               ds_error *error) {
+    ds_checkpoint_desc desc;
+    ds_checkpoint_writer *w = NULL;
+    ds_checkpoint_value v;
+    const char *tag = ds_checkpoint_get_format(c) == DS_CHECKPOINT_SAFETENSORS ? "converted" : ds_checkpoint_tag(c);
+    ds_status status;
+    memset(&desc, 0, sizeof desc);
+    desc.folder = folder;
+    status = ds_checkpoint_begin(&desc, tag, &w, error);
+    if (status) return status;
+    for (size_t i = 0; i < count; i++) ds_checkpoint_add(w, &tensors[i]); /* a failure makes commit fail */
+    for (size_t i = 0; !ds_checkpoint_value_at(c, i, &v); i++) {
+        if (v.kind == 0) ds_checkpoint_set_text(w, v.key, (const char *)v.data);
+        if (v.kind == 1) ds_checkpoint_set_number(w, v.key, v.number);
+        if (v.kind == 2) ds_checkpoint_set_integer(w, v.key, v.integer);
+        if (v.kind == 3) ds_checkpoint_set_bytes(w, v.key, v.data, v.bytes);
+    }
+    return ds_checkpoint_commit(w, error);
+}
+
+static ds_status convert(ds_checkpoint *c, const char *to, size_t shard_bytes, int dtype, ds_error *error) {
+    static const char *const metadata[] = {"format", "pt"};
+    const size_t n = ds_checkpoint_count(c), length = strlen(to);
+    const bool model = length > 12 && !strcmp(to + length - 12, ".safetensors");
+    ds_checkpoint_tensor *tensors = (ds_checkpoint_tensor *)calloc(n + 1, sizeof *tensors);
+    convert_source *sources = (convert_source *)calloc(n + 1, sizeof *sources);
+    ds_checkpoint_info *infos = (ds_checkpoint_info *)calloc(n + 1, sizeof *infos);
+    ds_status status = DS_ERR_MEMORY;
+    size_t count = 0;
+    snprintf(error->message, sizeof error->message, "out of memory");
+    for (size_t i = 0; tensors && sources && infos && !ds_checkpoint_at(c, i, &infos[i]); i++) {
+        ds_checkpoint_tensor *t = &tensors[count];
+        const ds_dtype saved = infos[i].dtype;
+        if (model && !strncmp(infos[i].name, "optimizer.", 10)) continue; /* weights alone */
+        sources[i].from = c;
+        sources[i].name = t->name = infos[i].name;
+        sources[i].dtype = t->dtype =
+            dtype >= 0 && (saved == DS_F32 || saved == DS_F16 || saved == DS_BF16) ? (ds_dtype)dtype : saved;
+        t->shape = infos[i].shape;
+        t->dims = infos[i].dims;
+        t->count = infos[i].numel;
+        t->read = convert_read;
+        t->ctx = &sources[i];
+        count++;
+    }
+    if (tensors && sources && infos)
+        status = model ? ds_safetensors_write(to, tensors, count, metadata, 1, shard_bytes, NULL, error)
+                       : convert_to_ds(c, tensors, count, to, error);
+    if (status && ds_checkpoint_error(c)->status == status)
+        *error = *ds_checkpoint_error(c); /* the source was damaged */
+    free(tensors);
+    free(sources);
+    free(infos);
+    return status;
+}
+
+static int run_convert(arguments *a) {
+    const char *shard = option(a, "--max-shard-bytes", "0"), *type = option(a, "--dtype", "");
+    ds_checkpoint_desc desc;
+    ds_checkpoint *c = NULL;
+    ds_error error = {DS_OK, ""};
+    size_t shard_bytes;
+    ds_status status;
+    int used = operands(a, 2), dtype = -1;
+    if (used) return used;
+    if (!number(shard, &shard_bytes)) return usage(a, "--max-shard-bytes needs a count", NULL);
+    if (!type || (*type && strcmp(type, "fp32") && strcmp(type, "fp16") && strcmp(type, "bf16")))
+        return usage(a, "--dtype is fp32, fp16 or bf16", NULL);
+    if (*type) dtype = type[0] == 'b' ? DS_BF16 : type[2] == '3' ? DS_F32 : DS_F16;
+    memset(&desc, 0, sizeof desc);
+    status = ds_checkpoint_open_path(&desc, a->at[0], &c, &error);
+    if (!status) status = convert(c, a->at[1], shard_bytes, dtype, &error);
+    ds_checkpoint_close(c);
+    return status ? checkpoint_failed("convert", status, error.message) : FINE;
+}
+
 /* ---- the table of commands ---- */
 static const struct command {
     const char *name, *summary, *help;
@@ -790,6 +1006,17 @@ static const struct command {
      "the\n"
      "document takes, and yyjson on it when a shared library of it is given.\n",
      run_bench},
+    {"inspect", "show what a checkpoint holds, and verify it",
+     "usage: ds inspect CHECKPOINT [--json]\n"
+     "CHECKPOINT is a folder of checkpoints or of one, of ds or DeepSpeed, a .safetensors file or an index of such.\n"
+     "Reads every byte. Exit status 1: it is damaged or none.\n",
+     run_inspect},
+    {"convert", "change a checkpoint's format",
+     "usage: ds convert SRC DST [--dtype fp32|fp16|bf16] [--max-shard-bytes N]\n"
+     "SRC is whatever ds inspect reads. DST ending in .safetensors gets the weights in one file, or in shards of at "
+     "most N\n"
+     "bytes with an index; any other DST is a folder that gets a checkpoint of ds, with all states.\n",
+     run_convert},
     {"run", "start the ranks of a program on this machine",
      "usage: ds run -n N [--] PROGRAM ARGS...\n"
      "Runs N ranks in a process group of their own, with RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR,\n"
