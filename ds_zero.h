@@ -43,7 +43,8 @@ CONCEPTS
     floor((g*(r+1) + k)/W), where k spreads the remainders. At stages 1 to 3 a rank keeps the optimizer's states of its own
     part alone, at 2 and 3 the gradients too, at 3 the parameters too. At stage 0 every rank owns everything.
     Small parameters stay whole at stage 3. [cfg: zero_optimization.stage3_param_persistence_threshold]
-    Buckets. Gradients are copied as they come into buckets of zero_optimization.reduce_bucket_size elements, which are
+    Buckets. Gradients are copied as they come into buckets of zero_optimization.reduce_bucket_size elements (one tensor each
+    when contiguous_gradients is false), which are
     reduced in a fixed order, while the backward goes on (overlap_comm). At stages 0 and 1 every bucket has memory of its own
     (that is the full gradient which these stages hold), at 2 and 3 two take turns. The first training pass uses the reverse
     order of registration, later ones the order in which rank 0 saw the gradients complete.
@@ -797,7 +798,7 @@ struct ds_zero {
     int64_t samples_per_step;
     ds_dtype model_dtype, wire, acc_dtype;
     size_t reduce_bucket, gather_bucket, prefetch, max_live, max_reuse, persistence, sub_group;
-    bool overlap, ignore_unused, gather_by_broadcast, reduce_whole, hooks, gather_on_save, fp16;
+    bool overlap, contiguous, ignore_unused, gather_by_broadcast, reduce_whole, hooks, gather_on_save, load_fp32, fp16;
     double clipping, before_reduce; /* before_reduce: factor of the gradients on the way into their bucket */
     ds_zero_tier state_tier, param_tier;
     bool pin_states, pin_params, pipeline_read, pipeline_write;
@@ -1018,7 +1019,8 @@ static void dsi_zero_layout_buckets(ds_zero *z) {
         b->first = i;
         b->offset = total;
         do b->elements += z->params[z->bucket_order[i++]].numel;
-        while (i < z->n_train && b->elements + z->params[z->bucket_order[i]].numel <= z->reduce_bucket);
+        while (i < z->n_train && z->contiguous &&
+               b->elements + z->params[z->bucket_order[i]].numel <= z->reduce_bucket);
         b->count = i - b->first;
         for (size_t r = 0; r < z->parts; r++)
             for (size_t j = 0; j < b->count; j++) {
@@ -2284,10 +2286,32 @@ DS_API ds_status ds_zero_save(ds_zero *z, const char *folder, const char *tag, c
     return status;
 }
 
+/* A checkpoint may not hold more than the model: names the first tensor that is too many. */
+static ds_status dsi_zero_load_extra(ds_zero *z, ds_checkpoint *c, size_t expected) {
+    for (size_t i = 0; ds_checkpoint_count(c) != expected && i < ds_checkpoint_count(c); i++) {
+        ds_checkpoint_info info;
+        bool known = false;
+        if (ds_checkpoint_at(c, i, &info)) break;
+        if (strncmp(info.name, "optimizer.", 10) == 0) continue;
+        for (size_t k = 0; k < z->n_params && !known; k++) known = strcmp(z->params[k].name, info.name) == 0;
+        if (!known)
+            return dsi_zero_fail(
+                z, DS_ERR_INPUT,
+                "load: checkpoint '%s' is of another model: it has a tensor '%.200s' that this one lacks",
+                ds_checkpoint_tag(c), info.name);
+    }
+    if (ds_checkpoint_count(c) != expected)
+        return dsi_zero_fail(z, DS_ERR_INPUT,
+                             "load: checkpoint '%s' is of another model or optimizer: it has %zu tensors, expected %zu",
+                             ds_checkpoint_tag(c), ds_checkpoint_count(c), expected);
+    return DS_OK;
+}
+
 /* Before anything is changed: every parameter is there in its shape, and the optimizer is the same. */
 static ds_status dsi_zero_load_check(ds_zero *z, ds_checkpoint *c) {
     const char *type = NULL;
     char *name = (char *)z->scratch;
+    size_t expected = 0;
     for (size_t i = 0; i < z->n_params; i++) {
         const dsi_zero_param *p = &z->params[i];
         int arrays = p->tensor == DSI_ZERO_NONE ? 0 : (int)ds_optim_state_count(z->optim, p->tensor);
@@ -2295,6 +2319,7 @@ static ds_status dsi_zero_load_check(ds_zero *z, ds_checkpoint *c) {
             ds_checkpoint_info info;
             const char *saved = dsi_zero_saved_name(z, p, a, name, DSI_ZERO_CHUNK);
             bool same;
+            expected++;
             if (ds_checkpoint_find(c, saved, &info))
                 return dsi_zero_fail(
                     z, DS_ERR_INPUT,
@@ -2312,7 +2337,18 @@ static ds_status dsi_zero_load_check(ds_zero *z, ds_checkpoint *c) {
     if (ds_checkpoint_get_text(c, "optimizer.type", &type) || strcmp(type, ds_optim_type_name(z->optim)) != 0)
         return dsi_zero_fail(z, DS_ERR_INPUT, "load: checkpoint '%s' was trained with optimizer %s, expected %s",
                              ds_checkpoint_tag(c), type ? type : "(unknown)", ds_optim_type_name(z->optim));
-    return DS_OK;
+    return dsi_zero_load_extra(z, c, expected);
+}
+
+/* As if the values came from the model's own copy. [cfg: zero_optimization.load_from_fp32_weights false] */
+static void dsi_zero_round(float *values, ds_dtype dtype, size_t count) {
+    uint16_t half[1024];
+    for (size_t done = 0; done < count;) {
+        size_t n = count - done < 1024 ? count - done : 1024;
+        (void)ds_optim_cast(half, dtype, values + done, DS_F32, n);
+        (void)ds_optim_cast(values + done, DS_F32, half, dtype, n);
+        done += n;
+    }
 }
 
 static ds_status dsi_zero_load_tensor(ds_zero *z, ds_checkpoint *c, dsi_zero_param *p, int array) {
@@ -2328,6 +2364,7 @@ static ds_status dsi_zero_load_tensor(ds_zero *z, ds_checkpoint *c, dsi_zero_par
         if (frozen)
             status = dsi_zero_own_raw(z, true, p, at, n * p->bytes_each, (char *)z->scratch);
         else {
+            if (array < 0 && dsi_zero_has_master(p) && !z->load_fp32) dsi_zero_round(z->scratch, p->dtype, n);
             status = dsi_zero_own_io(z, true, p, array, at, n, z->scratch);
             if (!status && array < 0 && dsi_zero_has_master(p)) status = dsi_zero_own_round(z, p, at, n, z->scratch);
         }
@@ -2337,13 +2374,21 @@ static ds_status dsi_zero_load_tensor(ds_zero *z, ds_checkpoint *c, dsi_zero_par
     return DS_OK;
 }
 
-static ds_status dsi_zero_load_values(ds_zero *z, ds_checkpoint *c) {
+/* What the optimizer remembers; a failure changes nothing. */
+static ds_status dsi_zero_load_optimizer(ds_zero *z, ds_checkpoint *c) {
     const void *bytes = NULL;
     size_t count = 0;
     ds_status status = ds_checkpoint_get_bytes(c, "optimizer.state", &bytes, &count);
     if (status) return dsi_zero_fail(z, status, "load: %.480s", ds_checkpoint_error(c)->message);
     if ((status = ds_optim_load(z->optim, bytes, count)))
         return dsi_zero_fail(z, status, "load: %.480s", ds_optim_error(z->optim)->message);
+    return DS_OK;
+}
+
+static ds_status dsi_zero_load_values(ds_zero *z, ds_checkpoint *c) {
+    const void *bytes = NULL;
+    size_t count = 0;
+    ds_status status;
     for (size_t i = 0; i < DSI_ZERO_SAVED; i++) {
         int64_t value = 0;
         if ((status = ds_checkpoint_get_integer(c, dsi_zero_saved[i].key, &value)))
@@ -2510,6 +2555,8 @@ static ds_status dsi_zero_configure(ds_zero *z, const ds_config *c, ds_error *er
     z->reduce_whole = !c->zero_optimization.reduce_scatter;
     z->overlap = c->zero_optimization.overlap_comm;
     z->hooks = z->stage != 1 || c->zero_optimization.grad_hooks;
+    z->contiguous = c->zero_optimization.contiguous_gradients;
+    z->load_fp32 = c->zero_optimization.load_from_fp32_weights;
     z->ignore_unused = c->zero_optimization.ignore_unused_parameters;
     z->prefetch = c->zero_optimization.stage3_prefetch_bucket_size;
     z->max_live = c->zero_optimization.stage3_max_live_parameters;
@@ -3170,6 +3217,8 @@ static const char *const dsi_zero_claimed[] = {
     "zero_optimization.overlap_comm",
     "zero_optimization.reduce_scatter",
     "zero_optimization.reduce_bucket_size",
+    "zero_optimization.contiguous_gradients",
+    "zero_optimization.load_from_fp32_weights",
     "zero_optimization.ignore_unused_parameters",
     "zero_optimization.sub_group_size",
     "zero_optimization.grad_hooks",

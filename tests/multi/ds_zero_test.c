@@ -328,6 +328,57 @@ static void one_result(const char *precision, const char *const *zeros, size_t n
             }
 }
 
+/* What single keys change: reductions in a micro-batch, calls and bytes sent; and that the result is the same. */
+static void keys(void) {
+    static outcome plain[MAX_WORLD], out[MAX_WORLD];
+    setting s = {2, 2, 1, 2, "fp32", "", NULL, 0, 0};
+    TEST(keys change what they say) {
+        run(&s, plain);
+        CHECK_EQ(plain[0].stats.buckets, 1);
+        s.zero = ", \"contiguous_gradients\": false";
+        run(&s, out);
+        CHECK(same(&out[0], &plain[0]));
+        CHECK_EQ(out[0].stats.buckets, N_PARAMS); /* each tensor on its own */
+        s.zero = ", \"reduce_bucket_size\": 8000";
+        run(&s, out);
+        CHECK(same(&out[0], &plain[0]));
+        CHECK(out[0].stats.buckets > 1 && out[0].stats.buckets < N_PARAMS);
+        s.zero = ", \"reduce_scatter\": false";
+        run(&s, out);
+        CHECK(same(&out[0], &plain[0]));
+        CHECK(out[0].stats.comm.calls[DS_COMM_REDUCE_SCATTER] == 0 &&
+              plain[0].stats.comm.calls[DS_COMM_REDUCE_SCATTER] == 2);
+        s.zero = ", \"allgather_partitions\": false";
+        run(&s, out);
+        CHECK(same(&out[0], &plain[0]));
+        CHECK(out[0].stats.comm.calls[DS_COMM_BROADCAST] > plain[0].stats.comm.calls[DS_COMM_BROADCAST]);
+        CHECK(out[0].stats.comm.calls[DS_COMM_ALL_GATHER] < plain[0].stats.comm.calls[DS_COMM_ALL_GATHER]);
+        s.top = ", \"communication_data_type\": \"bf16\"";
+        s.zero = "";
+        run(&s, out);
+        CHECK(out[0].stats.comm.bytes_sent[DS_COMM_REDUCE_SCATTER] * 2 ==
+              plain[0].stats.comm.bytes_sent[DS_COMM_REDUCE_SCATTER]);
+        CHECK(!same(&out[0], &plain[0]));
+        s.top = ", \"prescale_gradients\": true, \"gradient_predivide_factor\": 8.0";
+        run(&s, out);
+        CHECK(same(&out[0], &plain[0])); /* a power of two rounds nothing */
+        s.stage = 3;
+        s.top = NULL;
+        s.zero = ", \"stage3_param_persistence_threshold\": 0";
+        run(&s, plain);
+        s.zero = ", \"stage3_param_persistence_threshold\": 1000000";
+        run(&s, out);
+        CHECK(same(&out[0], &plain[0]));
+        CHECK(plain[0].stats.gathered_elements_peak > 0 && out[0].stats.gathered_elements_peak == 0);
+        s.zero = ", \"stage3_param_persistence_threshold\": 0, \"stage3_max_live_parameters\": 0, "
+                 "\"stage3_prefetch_bucket_size\": 0";
+        run(&s, out);
+        CHECK(same(&out[0], &plain[0]));
+        CHECK_EQ(out[0].stats.gathered_elements_peak, 129 * 64); /* the largest alone */
+        CHECK(out[0].stats.fetches_waited > plain[0].stats.fetches_waited);
+    }
+}
+
 /* Stage 3 with states, or parameters, or both, on disk or in host memory: the same bits again. */
 static void offload(const char *precision) {
     static outcome out[MAX_WORLD], expected;
@@ -385,6 +436,7 @@ int main(int argc, char **argv) {
     one_result("fp32", zeros, 4);
     one_result("bf16", zeros, 4);
     one_result("fp16", zeros, 2);
+    keys();
     offload("fp32");
     offload("bf16");
     return test_end();

@@ -310,6 +310,62 @@ static void numbers(void) {
     }
 }
 
+static void checkpoints(void) {
+    TEST(saving and loading; masters from fp32 or from the copy of the model) {
+        char folder[] = "/tmp/ds_zero_XXXXXX", command[64];
+        ds_zero_param params[N];
+        ds_config *c[2];
+        ds_zero *z;
+        float saved[NUMEL], got[NUMEL], state[NUMEL], got_state[NUMEL];
+        uint16_t half[NUMEL];
+        const void *client;
+        size_t bytes;
+        CHECK(mkdtemp(folder) != NULL);
+        c[0] = config_with("\"stage\": 2", "\"bf16\": {\"enabled\": true},");
+        c[1] = config_with("\"stage\": 3, \"load_from_fp32_weights\": false, \"stage3_param_persistence_threshold\": 0",
+                           "\"bf16\": {\"enabled\": true},");
+        describe(params, DS_BF16);
+        for (int i = 0; i < NUMEL; i++) half[i] = dsi_bf16_of_f32(gradient[i]);
+        z = engine(c[0], params, NULL);
+        for (int k = 0; k < 4; k++) {
+            micro_batch(z, half);
+            if (k & 1) OK(ds_zero_step(z, NULL));
+        }
+        OK(ds_zero_read(z, 1, -1, 0, NUMEL, saved));
+        OK(ds_zero_read(z, 1, 0, 0, NUMEL, state));
+        OK(ds_zero_save(z, folder, NULL, "client", 7));
+        BAD(ds_zero_save(z, folder, "a/b", NULL, 0), DS_ERR_ARGUMENT, "a/b");
+        ds_zero_destroy(z);
+        for (int k = 0; k < 2; k++) {
+            bool whole = true;
+            z = engine(c[k], params, NULL);
+            OK(ds_zero_load(z, folder, NULL, &client, &bytes));
+            CHECK(bytes == 7 && strcmp((const char *)client, "client") == 0);
+            CHECK_EQ(ds_zero_steps(z), 2);
+            OK(ds_zero_read(z, 1, -1, 0, NUMEL, got));
+            OK(ds_zero_read(z, 1, 0, 0, NUMEL, got_state));
+            CHECK(memcmp(state, got_state, sizeof state) == 0);
+            for (int i = 0; i < NUMEL; i++) {
+                whole &= got[i] == saved[i];
+                CHECK(k == 0 || got[i] == dsi_f32_of_bf16(dsi_bf16_of_f32(saved[i])));
+            }
+            CHECK(whole == (k == 0));
+            BAD(ds_zero_load(z, "/nonexistent", NULL, NULL, NULL), DS_ERR_INPUT, "/nonexistent");
+            CHECK_EQ(ds_zero_steps(z), 2);
+            ds_zero_destroy(z);
+        }
+        params[2].shape[0]--;
+        z = engine(c[0], params, NULL);
+        BAD(ds_zero_load(z, folder, NULL, NULL, NULL), DS_ERR_INPUT, "'gamma'");
+        OK(ds_zero_begin(z, DS_ZERO_TRAIN)); /* the engine goes on as it was */
+        ds_zero_destroy(z);
+        snprintf(command, sizeof command, "rm -r %s", folder);
+        CHECK(system(command) == 0);
+        ds_config_free(c[0]);
+        ds_config_free(c[1]);
+    }
+}
+
 static const char *const memory_settings[] = {
     "\"stage\": 0",
     "\"stage\": 2, \"offload_optimizer\": {\"device\": \"cpu\", \"pin_memory\": true}",
@@ -433,6 +489,7 @@ int main(int argc, char **argv) {
     for (int stage = 0; stage < 4; stage++) misuse(stage);
     create_errors();
     numbers();
+    checkpoints();
     memory();
     return test_end();
 }
