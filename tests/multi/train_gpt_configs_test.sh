@@ -189,16 +189,13 @@ grep -q 'stopped by a signal after step [0-9]*; nothing saved (no --save)' err
 check $? "and it says that nothing is saved" err
 # a second one: at once, in the middle of a step that would take long
 background --steps 100000 --layers 6 --heads 8 --channels 512 --context 256 --save never
-: >err
 kill -TERM $started
-sleep 0.1
-kill -TERM $started
-before=$(date +%s%N)
+kill -INT $started
 wait $started
-status=$? took=$((($(date +%s%N) - before) / 1000000))
-[[ $status = 143 ]]
-check $? "a second signal: exit status 143, got $status" err
-[[ $took -lt 3000 && ! -e never/latest ]]
-check $? "a second signal stops at once: $took ms, nothing saved"
+status=$?
+[[ $status = 143 || $status = 130 ]] # whichever of the two came second; the end of a step would have been 0
+check $? "a second signal ends the run in the middle of a step: exit status $status" err
+[[ ! -e never ]]
+check $? "and nothing is saved"
 clean "a second signal"
 summary
