@@ -42,7 +42,7 @@ UNIT := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/unit/*.c tests/multi/
 SCRIPTS := $(wildcard tests/compile/*.sh tests/unit/*.sh tests/multi/*.sh tests/fault/*.sh tests/fuzz/*.sh)
 HEADERS := $(wildcard ds_*.h)
 
-.PHONY: all demo test soak bench corpus kernels blocks format help clean
+.PHONY: all demo test soak bench peers corpus kernels blocks format help clean
 all: $(EXAMPLES)
 
 build/features.mk: tests/tools/need.sh tests/tools/probe.sh
@@ -82,6 +82,10 @@ soak: $(EXAMPLES) $(UNIT)
 
 bench: $(B)/ds
 	$(B)/ds bench config
+
+# `make peers`: other programs beside ours, from scratch environments or paths that you give; never part of a test
+peers: $(B)/ds
+	@for peer in $(wildcard tests/peers/*.sh); do echo "== $$peer"; B="$(B)" "$$peer" || exit 1; done
 
 # `make kernels`: ds_kernels.cu as an object for the GPUs of today, where nvcc is found
 kernels: $(B)/ds_kernels.o

@@ -2425,6 +2425,7 @@ DS_API ds_status ds_zero_load(ds_zero *z, const char *folder, const char *tag, c
         dsi_zero_fail(z, status, "load: %.480s", error.message);
     else
         status = dsi_zero_load_check(z, c);
+    if (!status) status = dsi_zero_load_optimizer(z, c);
     if ((status = dsi_zero_agree(z, status, "load"))) {
         ds_checkpoint_close(c);
         return status;
