@@ -16,6 +16,7 @@
 #include <unistd.h>
 #define DS_IMPLEMENTATION
 #include "ds_zero.h"
+#include "ds_sparse.h"
 
 enum { FINE = 0, INPUT = 1, USAGE = 2, ENVIRONMENT = 3 };
 
@@ -395,6 +396,96 @@ static int run_loss_scale(arguments *a) {
     return finish(status);
 }
 
+/* ---- ds layout ---- */
+static void put_text(void *ctx, const char *text, size_t bytes) {
+    fwrite(text, 1, bytes, (FILE *)ctx);
+}
+
+/* The sparse_attention section as ds_sparse takes it. */
+static ds_status sparse_of(const ds_config *c, ds_sparse_params *p, ds_error *error) {
+    ds_status status = ds_sparse_params_default(c->sparse_attention.mode, p, error);
+    if (status) return status;
+    p->block = c->sparse_attention.block;
+    p->different_layout_per_head = c->sparse_attention.different_layout_per_head;
+    p->num_local_blocks = c->sparse_attention.num_local_blocks;
+    p->num_global_blocks = c->sparse_attention.num_global_blocks;
+    p->horizontal_global_attention = c->sparse_attention.horizontal_global_attention;
+    p->num_different_global_patterns = c->sparse_attention.num_different_global_patterns;
+    p->num_random_blocks = c->sparse_attention.num_random_blocks;
+    p->local_window_blocks = c->sparse_attention.local_window_blocks.at;
+    p->local_window_count = c->sparse_attention.local_window_blocks.count;
+    p->global_block_indices = c->sparse_attention.global_block_indices.at;
+    p->global_count = c->sparse_attention.global_block_indices.count;
+    p->global_block_end_indices = c->sparse_attention.global_block_end_indices.at;
+    p->global_end_count = c->sparse_attention.global_block_end_indices.count;
+    p->num_sliding_window_blocks = c->sparse_attention.num_sliding_window_blocks;
+    return ds_sparse_params_attention(p, c->sparse_attention.attention, error);
+}
+static void print_layout(const ds_sparse_layout *layout) {
+    ds_sparse_info info;
+    ds_sparse_layout_info(layout, &info);
+    for (size_t h = 0; h < info.heads; h++) {
+        printf("head %zu\n", h);
+        for (size_t i = 0; i < info.blocks; i++) {
+            size_t count;
+            const uint32_t *columns = ds_sparse_layout_row(layout, h, i, &count);
+            for (size_t j = 0, e = 0; j < info.blocks; j++) {
+                bool kept = e < count && columns[e] == j;
+                e += kept;
+                putchar(kept ? '1' : '0');
+            }
+            putchar('\n');
+        }
+    }
+}
+static int draw_layout(const ds_sparse_layout *layout, const char *path) {
+    FILE *file = fopen(path, "wb");
+    bool right = file != NULL;
+    if (file) ds_sparse_layout_svg(layout, put_text, file);
+    if (file) right = !ferror(file);
+    if (file && fclose(file)) right = false;
+    if (!right) fprintf(stderr, "ds layout: %s: %s\n", path, strerror(errno));
+    return right ? FINE : ENVIRONMENT;
+}
+
+static int run_layout(arguments *a) {
+    const char *heads = option(a, "--heads", ""), *seq_len = option(a, "--seq-len", ""),
+               *seed = option(a, "--seed", "0"), *svg = option(a, "--svg", "");
+    int status = operands(a, 1);
+    ds_error error = {DS_OK, ""};
+    ds_sparse_layout *layout = NULL;
+    ds_sparse_params params;
+    ds_config *config;
+    ds_config_origin origin;
+    size_t tokens, count, start;
+    int line = 0;
+    ds_status result;
+    if (status) return status;
+    if (!number(heads, &count) || !count) return usage(a, "--heads wants a number of at least 1", NULL);
+    if (!number(seq_len, &tokens) || !tokens) return usage(a, "--seq-len wants a number of at least 1", NULL);
+    if (!number(seed, &start)) return usage(a, "--seed wants a whole number, got", seed);
+    if (!svg) return usage(a, "--svg wants a file", NULL);
+    config = load_config(a->at[0], 1, DS_CONFIG_UNKNOWN_ERROR, &status);
+    if (!config) return status;
+    result = sparse_of(config, &params, &error);
+    params.heads = count;
+    params.seed = start;
+    if (!result) result = ds_sparse_layout_create(&params, tokens, NULL, &layout, &error);
+    status = result ? DS_IS_ENVIRONMENT(result) ? ENVIRONMENT : INPUT : FINE;
+    if (result) {
+        fprintf(stderr, "%s: sparse_attention: %s\n", a->at[0], error.message);
+    } else if (!ds_config_where(config, "sparse_attention", &origin, &line, NULL) || !line) {
+        fprintf(stderr, "%s: there is no sparse_attention section\n", a->at[0]);
+        status = INPUT;
+    } else {
+        if (*svg) status = draw_layout(layout, svg);
+        print_layout(layout);
+    }
+    ds_sparse_layout_destroy(layout);
+    ds_config_free(config);
+    return finish(status);
+}
+
 /* ---- ds bench ---- */
 static double seconds(void) {
     struct timespec now;
@@ -501,7 +592,173 @@ static double best_of(bool (*run)(bench_case *b), bench_case *b) {
     return best;
 }
 
+/* ---- ds bench sparse ---- */
+
+/* What fused multiply-adds on vectors of one width can reach: 12 chains, so that their latency is hidden. */
+#define PEAK(name, bytes, target)                                                                                      \
+    target static double name(void) {                                                                                  \
+        typedef float vector __attribute__((vector_size(bytes)));                                                      \
+        vector c[12], x, y;                                                                                            \
+        double start, took;                                                                                            \
+        volatile float keep = 0;                                                                                       \
+        for (size_t i = 0; i < 12; i++) c[i] = (vector){0};                                                            \
+        x = c[0] + 0.999f;                                                                                             \
+        y = c[0] + 0.001f;                                                                                             \
+        start = seconds();                                                                                             \
+        for (int i = 0; i < 2000000; i++) {                                                                            \
+            c[0] = c[0] * x + y, c[1] = c[1] * x + y, c[2] = c[2] * x + y, c[3] = c[3] * x + y;                        \
+            c[4] = c[4] * x + y, c[5] = c[5] * x + y, c[6] = c[6] * x + y, c[7] = c[7] * x + y;                        \
+            c[8] = c[8] * x + y, c[9] = c[9] * x + y, c[10] = c[10] * x + y, c[11] = c[11] * x + y;                    \
+        }                                                                                                              \
+        took = seconds() - start;                                                                                      \
+        for (size_t i = 0; i < 12; i++) keep = keep + c[i][0];                                                         \
+        return 2.0 * 12 * (bytes / 4) * 2000000 / took;                                                                \
+    }
+#if defined(__x86_64__)
+PEAK(peak_avx2, 32, __attribute__((target("avx2,fma"))))
+PEAK(peak_avx512, 64, __attribute__((target("avx512f"))))
+#endif
+PEAK(peak_plain, 16, )
+
+typedef struct sparse_case {
+    const char *name;
+    ds_sparse_layout *layout;
+    ds_sparse *attention;
+    ds_sparse_io io;
+    double forward, backward, peak, layout_seconds; /* best times; the machine's best rate */
+} sparse_case;
+static double peak_of(const ds_sparse *attention) {
+#if defined(__x86_64__)
+    if (ds_sparse_simd_level(attention) == DS_SPARSE_LEVEL_AVX512) return peak_avx512();
+    if (ds_sparse_simd_level(attention) == DS_SPARSE_LEVEL_AVX2) return peak_avx2();
+#endif
+    (void)attention;
+    return peak_plain();
+}
+/* Another round of every case, and of the peak, so that all see the same moods of the machine. */
+static bool sparse_round(sparse_case *cases, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        sparse_case *c = &cases[i];
+        double start = seconds(), middle, end, peak;
+        if (ds_sparse_forward(c->attention, &c->io)) return false;
+        middle = seconds();
+        if (ds_sparse_backward(c->attention, &c->io)) return false;
+        end = seconds();
+        peak = peak_of(c->attention);
+        if (c->forward <= 0 || middle - start < c->forward) c->forward = middle - start;
+        if (c->backward <= 0 || end - middle < c->backward) c->backward = end - middle;
+        for (size_t k = 0; k < count; k++)
+            if (peak > cases[k].peak) cases[k].peak = peak;
+    }
+    return true;
+}
+static void print_sparse(const sparse_case *cases, size_t count, size_t tokens, size_t threads, bool json) {
+    const sparse_case *dense = &cases[0];
+    double all;
+    ds_sparse_info info;
+    ds_sparse_layout_info(dense->layout, &info);
+    all = 4.0 * (double)info.heads * (double)tokens * (double)tokens;
+    if (json)
+        printf("{\"fma_flops_per_second\": %.4g, \"cases\": [", dense->peak);
+    else
+        printf("fused multiply-adds in registers (the ceiling): %.1f GFLOP/s on one of %zu threads\n"
+               "%zu heads, %zu tokens, blocks of %zu\n%-22s %8s %21s %21s %21s %10s %12s\n",
+               1e-9 * dense->peak, threads, info.heads, tokens, info.block, "layout", "density", "forward ms, of peak",
+               "backward ms, of peak", "time/(density*dense)", "layout us", "MB held");
+    for (size_t i = 0; i < count; i++) {
+        const sparse_case *c = &cases[i];
+        double ceiling = c->peak * (double)threads, forward, backward;
+        forward = ds_sparse_flops(c->attention, 1, 0, false) / c->forward / ceiling;
+        backward = ds_sparse_flops(c->attention, 1, 0, true) / c->backward / ceiling;
+        ds_sparse_layout_info(c->layout, &info);
+        if (json)
+            printf(
+                "%s\n  {\"layout\": \"%s\", \"density\": %.6g, \"forward_seconds\": %.4g, \"forward_of_peak\": %.4g, "
+                "\"backward_seconds\": %.4g, \"backward_of_peak\": %.4g, \"layout_seconds\": %.4g, \"bytes\": %zu}",
+                i ? "," : "", c->name, info.density, c->forward, forward, c->backward, backward, c->layout_seconds,
+                ds_sparse_memory(c->attention));
+        else
+            printf("%-22s %8.3f %14.2f  %5.2f %14.2f  %5.2f %14.2f  %5.2f %10.0f %12.1f\n", c->name, info.density,
+                   1e3 * c->forward, forward, 1e3 * c->backward, backward, c->forward / (info.density * dense->forward),
+                   c->backward / (info.density * dense->backward), 1e6 * c->layout_seconds,
+                   1e-6 * (double)ds_sparse_memory(c->attention));
+    }
+    if (json)
+        printf("]}\n");
+    else
+        printf("a buffer of all scores, which none of these has, would take %.1f MB\n", 1e-6 * all);
+}
+static bool open_case(sparse_case *c, const ds_sparse_params *params, size_t tokens, size_t dim, size_t threads,
+                      ds_error *error) {
+    ds_sparse_desc desc;
+    double start = seconds();
+    memset(&desc, 0, sizeof desc);
+    if (ds_sparse_layout_create(params, tokens, NULL, &c->layout, error)) return false;
+    c->layout_seconds = seconds() - start;
+    desc.layout = c->layout;
+    desc.head_dim = dim;
+    desc.threads = (unsigned)threads;
+    return ds_sparse_create(&desc, &c->attention, error) == DS_OK;
+}
+static int bench_sparse(arguments *a) {
+    enum { CASES = 7 };
+    static const struct {
+        const char *name, *mode;
+        size_t part; /* the sliding window is this part of the blocks */
+    } kinds[CASES] = {{"dense", "dense", 0},
+                      {"window, a 16th", "local_sliding_window", 16},
+                      {"window, an 8th", "local_sliding_window", 8},
+                      {"window, a quarter", "local_sliding_window", 4},
+                      {"window, half", "local_sliding_window", 2},
+                      {"fixed", "fixed", 0},
+                      {"bigbird, 2 random", "bigbird", 16}};
+    size_t tokens, heads, dim, block, threads, rounds, n;
+    sparse_case cases[CASES];
+    ds_error error = {DS_OK, ""};
+    float *memory = NULL;
+    const bool json = flag(a, "--json");
+    int status;
+    if (!number(option(a, "--seq-len", "2048"), &tokens) || !number(option(a, "--heads", "2"), &heads) ||
+        !number(option(a, "--head-dim", "64"), &dim) || !number(option(a, "--block", "64"), &block) ||
+        !number(option(a, "--threads", "1"), &threads) || !number(option(a, "--rounds", "7"), &rounds))
+        return usage(a, "a whole number is wanted after each option", NULL);
+    if ((status = operands(a, 1)) != FINE) return status;
+    if (!block || !threads || !tokens || tokens > (size_t)1 << 24 || heads > 4096 || dim > 4096)
+        return usage(a, "numbers of at least 1 are wanted, and of a size that fits memory", NULL);
+    memset(cases, 0, sizeof cases);
+    n = heads * tokens * dim;
+    memory = (float *)malloc((8 * n + heads * tokens) * sizeof *memory);
+    for (size_t i = 0; memory && i < 8 * n; i++) memory[i] = (float)((i * 2654435761u >> 8) % 1024) / 512 - 1;
+    for (size_t i = 0; i < CASES && memory && !error.status; i++) {
+        ds_sparse_params params;
+        ds_sparse_params_default(kinds[i].mode, &params, NULL);
+        params.heads = heads;
+        params.block = block;
+        params.unidirectional = false;
+        if (kinds[i].part) params.num_sliding_window_blocks = tokens / block / kinds[i].part | 1;
+        if (params.mode == DS_SPARSE_BIGBIRD) params.num_random_blocks = 2;
+        cases[i].name = kinds[i].name;
+        cases[i].io.q = memory, cases[i].io.k = memory + n, cases[i].io.v = memory + 2 * n;
+        cases[i].io.out = memory + 3 * n, cases[i].io.d_out = memory + 4 * n, cases[i].io.d_q = memory + 5 * n;
+        cases[i].io.d_k = memory + 6 * n, cases[i].io.d_v = memory + 7 * n, cases[i].io.lse = memory + 8 * n;
+        open_case(&cases[i], &params, tokens, dim, threads, &error);
+    }
+    for (size_t r = 0; r < rounds && memory && !error.status; r++) sparse_round(cases, CASES);
+    if (!memory || error.status) {
+        fprintf(stderr, "ds bench sparse: %s\n", memory ? error.message : "out of memory");
+        status = memory && !DS_IS_ENVIRONMENT(error.status) ? INPUT : ENVIRONMENT;
+    } else
+        print_sparse(cases, CASES, tokens, threads, json);
+    for (size_t i = 0; i < CASES; i++) {
+        ds_sparse_destroy(cases[i].attention);
+        ds_sparse_layout_destroy(cases[i].layout);
+    }
+    free(memory);
+    return finish(status);
+}
+
 static int run_bench(arguments *a) {
+    if (a->count && !strcmp(a->at[0], "sparse")) return bench_sparse(a);
     const char *library = option(a, "--yyjson", ""), *path = option(a, "--config", "");
     bool json = flag(a, "--json");
     int status = operands(a, 1);
@@ -1000,11 +1257,20 @@ static const struct command {
      "STRING has one character for each step, 1 where the gradients overflow. Prints CSV step,loss_scale,skipped: the\n"
      "scale in force after each step. Exit status 1: an overflow at the smallest scale ended it.\n",
      run_loss_scale},
+    {"layout", "print the blocks that sparse attention keeps",
+     "usage: ds layout FILE --heads H --seq-len S [--seed K] [--svg OUT]\n"
+     "Prints the layout of the sparse_attention section: for each head a line `head h`, then a line of 0/1 for each "
+     "row "
+     "of\n"
+     "blocks. --seed starts random blocks; --svg draws it into a file. S must be a multiple of the block.\n",
+     run_layout},
     {"bench", "measure this machine",
      "usage: ds bench config [--config FILE] [--yyjson LIBYYJSON.so] [--json]\n"
      "Measures how fast a configuration (FILE, or a sample) and a JSON document of 1 MB are read, beside what copying "
      "the\n"
-     "document takes, and yyjson on it when a shared library of it is given.\n",
+     "document takes, and yyjson on it when a shared library of it is given.\n"
+     "       ds bench sparse [--seq-len N] [--heads H] [--head-dim D] [--block B] [--threads T] [--rounds R] [--json]\n"
+     "Times block-sparse attention, forward and backward, beside dense layouts and the machine's multiply-adds.\n",
      run_bench},
     {"inspect", "show what a checkpoint holds, and verify it",
      "usage: ds inspect CHECKPOINT [--json]\n"
