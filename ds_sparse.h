@@ -1734,16 +1734,24 @@ static void dsi_sparse_unpack(const dsi_sparse_call *c, void *to, const ds_spars
         s->simd->narrow((char *)to + dsi_sparse_offset(c, stride, unit, i * s->block + r), c->io->dtype,
                         from + r * s->width, factor, s->desc.head_dim);
 }
-// (rows, width) to (head_dim, columns), 16 elements of each row at a time
+// (rows, width) to (head_dim, columns), 4 x 4 at a time where SSE is there (as it is on every x86-64). Rows past the block
+// are zeros already, and so become the columns up to the padded rows.
 static void dsi_sparse_turn(const ds_sparse *s, const float *from, float *to) {
-    const size_t d = s->desc.head_dim;
-    for (size_t x = 0; x < d; x += DSI_SPARSE_LANES) {
-        const size_t end = x + DSI_SPARSE_LANES < d ? x + DSI_SPARSE_LANES : d;
-        for (size_t r = 0; r < s->block; r++)
-            for (size_t e = x; e < end; e++) to[e * s->columns + r] = from[r * s->width + e];
-        for (size_t e = x; e < end; e++)
-            memset(to + e * s->columns + s->block, 0, (s->columns - s->block) * sizeof *to);
-    }
+    const size_t d = s->desc.head_dim, rows = s->rows, width = s->width, columns = s->columns;
+    size_t e = 0;
+#if DSI_SPARSE_X86
+    for (; e + 4 <= d; e += 4)
+        for (size_t r = 0; r < rows; r += 4) {
+            __m128 x0 = _mm_loadu_ps(from + r * width + e), x1 = _mm_loadu_ps(from + (r + 1) * width + e);
+            __m128 x2 = _mm_loadu_ps(from + (r + 2) * width + e), x3 = _mm_loadu_ps(from + (r + 3) * width + e);
+            _MM_TRANSPOSE4_PS(x0, x1, x2, x3);
+            _mm_storeu_ps(to + e * columns + r, x0), _mm_storeu_ps(to + (e + 1) * columns + r, x1);
+            _mm_storeu_ps(to + (e + 2) * columns + r, x2), _mm_storeu_ps(to + (e + 3) * columns + r, x3);
+        }
+#endif
+    for (; e < d; e++)
+        for (size_t r = 0; r < rows; r++) to[e * columns + r] = from[r * width + e];
+    for (e = 0; rows < columns && e < d; e++) memset(to + e * columns + rows, 0, (columns - rows) * sizeof *to);
 }
 
 static void dsi_sparse_add_mask(float *x, const float *mask, size_t n, ds_sparse_mask mode) {
