@@ -53,7 +53,7 @@ STEP BY STEP
     every rank, before the next save: only then the tag stands. ds_checkpoint_done tells whether finish would wait.
     Loading: open, find or at, read, close. ds_checkpoint_verify reads everything.
     Other formats: ds_checkpoint_open_path opens one of ours, a .safetensors file, an index of such files or a DeepSpeed
-    checkpoint, all with the same calls. ds_safetensors_write and ds_deepspeed_write write them.
+    checkpoint, all with the same calls. ds_safetensors_write exports; DeepSpeed's own format is read, not written.
 
 MEMORY
     A writer holds the list of its parts and 1 MiB; with `background` also a copy of the data. A reader holds the shards'
@@ -64,7 +64,7 @@ ERRORS AND LOG
     DS_ERR_SPACE. A failed save names the rank, and the previous checkpoint stands. Files may be hostile: any bytes give an
     error or data, never undefined behaviour, and no size in a file is believed before it is compared with the file's.
     Log ids: 1 ranks gave different tags, 2 `latest` is unusable and another tag was opened, 3 an old tag could not be
-    removed, 4 a save that was cut short was put right.
+    removed, 4 a save that was cut short was put right, 5 a save's size and time.
 
 THREADS
     One thread at a time per writer or reader; different ones are independent. With `background` the thread calls
@@ -325,8 +325,8 @@ static inline ds_status ds_checkpoint_open(const ds_checkpoint_desc *desc, const
 }
 DS_API ds_status ds_checkpoint_open_path_(const ds_checkpoint_desc *desc, size_t desc_bytes, int version,
                                           const char *path, ds_checkpoint **out, ds_error *error);
-/* Opens whatever is at `path`: a folder of tags or one tag's folder, ours or DeepSpeed's (stages 1, 2, 3 and universal;
-   its fp32 weights, and its optimizer's states as optimizer.STATE.NAME); a .safetensors file; an index
+/* Opens whatever is at `path`: a folder of tags or one tag's folder, ours or DeepSpeed's (stages 1, 2, 3 and universal:
+   fp32 weights, and the optimizer's states as optimizer.STATE.NAME; stage 0: the weights as they are); a .safetensors file; an index
    (model.safetensors.index.json), or a folder that holds one. desc->folder is not used.
    Errors: as ds_checkpoint_open's; DS_ERR_UNSUPPORTED for a dtype or a layout that this header has no type for. */
 static inline ds_status ds_checkpoint_open_path(const ds_checkpoint_desc *desc, const char *path, ds_checkpoint **out,
@@ -401,11 +401,6 @@ DS_API ds_status ds_checkpoint_value_at(const ds_checkpoint *checkpoint, size_t 
 DS_API ds_status ds_safetensors_write(const char *path, const ds_checkpoint_tensor *tensors, size_t count,
                                       const char *const *metadata, size_t metadata_pairs, size_t max_shard_bytes,
                                       const ds_checkpoint_desc *hooks, ds_error *error);
-/* A DeepSpeed checkpoint of all that `from` holds: folder/TAG. world 0: a universal one with `latest_universal`, from
-   which DeepSpeed trains on at any number of ranks; else a ZeRO-2 one of that many ranks with `latest`, which its
-   zero_to_fp32.py reads. `from` holds fp32 weights NAME and states optimizer.exp_avg.NAME, optimizer.exp_avg_sq.NAME. */
-DS_API ds_status ds_deepspeed_write(ds_checkpoint *from, const char *folder, const char *tag, int world,
-                                    const ds_checkpoint_desc *hooks, ds_error *error);
 
 #ifdef __cplusplus
 }
@@ -2349,6 +2344,15 @@ typedef struct dsi_checkpoint_part {
     size_t entry; /* of a zip file, whose own checksum is checked once; or NONE */
 } dsi_checkpoint_part;
 
+/* A file in a zip file. */
+typedef struct dsi_checkpoint_entry {
+    const char *name; /* without the archive's root folder */
+    size_t shard;
+    uint64_t offset, bytes;
+    uint32_t sum;
+    bool checked;
+} dsi_checkpoint_entry;
+
 typedef struct dsi_checkpoint_tensor_ {
     const char *name;
     ds_dtype dtype;
@@ -2395,6 +2399,7 @@ static ds_checkpoint *dsi_checkpoint_new(const ds_checkpoint_desc *d, ds_error *
     c->parts.each = sizeof(dsi_checkpoint_part);
     c->values.each = sizeof(ds_checkpoint_value);
     c->texts.each = sizeof(char *);
+    c->entries.each = sizeof(dsi_checkpoint_entry);
     c->block_part = DSI_CHECKPOINT_NONE;
     c->error = &c->error_room;
     return c;
@@ -2431,6 +2436,18 @@ DS_API void ds_checkpoint_close(ds_checkpoint *c) {
         const ds_allocator a = c->desc.allocator;
         dsi_release(&a, c, sizeof *c);
     }
+}
+
+/* A text that lives as long as the reader; NULL when memory is short. */
+static const char *dsi_checkpoint_keep(ds_checkpoint *c, const char *prefix, const char *text) {
+    const size_t n = strlen(prefix), m = strlen(text);
+    char **slot = (char **)dsi_checkpoint_push(&c->desc.allocator, &c->texts, 1);
+    if (!slot) return NULL;
+    *slot = (char *)dsi_alloc(&c->desc.allocator, n + m + 1);
+    if (!*slot) return NULL;
+    memcpy(*slot, prefix, n);
+    memcpy(*slot + n, text, m + 1);
+    return *slot;
 }
 
 static ds_status dsi_checkpoint_add_shard(ds_checkpoint *c, const char *name, ds_error *error) {
@@ -3221,6 +3238,40 @@ DS_API ds_status ds_checkpoint_find(const ds_checkpoint *c, const char *name, ds
     return dsi_fail(c->error, DS_ERR_INPUT, "checkpoint '%.200s' has no tensor '%.200s'", c->tag, name);
 }
 
+/* CRC-32 as zip has it (reflected 0xEDB88320), a half byte at a time. */
+static uint32_t dsi_checkpoint_crc32(uint32_t crc, const char *data, size_t bytes) {
+    static const uint32_t table[16] = {0x00000000u, 0x1DB71064u, 0x3B6E20C8u, 0x26D930ACu, 0x76DC4190u, 0x6B6B51F4u,
+                                       0x4DB26158u, 0x5005713Cu, 0xEDB88320u, 0xF00F9344u, 0xD6D6A3E8u, 0xCB61B38Cu,
+                                       0x9B64C2B0u, 0x86D3D2D4u, 0xA00AE278u, 0xBDBDF21Cu};
+    crc = ~crc;
+    for (size_t i = 0; i < bytes; i++) {
+        crc ^= (unsigned char)data[i];
+        crc = crc >> 4 ^ table[crc & 15];
+        crc = crc >> 4 ^ table[crc & 15];
+    }
+    return ~crc;
+}
+/* A zip entry is under one checksum: all of it is read when its first byte is asked for. */
+static ds_status dsi_checkpoint_check_entry(ds_checkpoint *c, size_t index, const char *path, ds_error *error) {
+    dsi_checkpoint_entry *e =
+        (dsi_checkpoint_entry *)(void *)c->entries.items + (index == DSI_CHECKPOINT_NONE ? 0 : index);
+    uint32_t sum = 0;
+    if (index == DSI_CHECKPOINT_NONE || e->checked) return DS_OK;
+    c->block_part = DSI_CHECKPOINT_NONE;
+    for (uint64_t at = 0; at < e->bytes; at += DSI_CHECKPOINT_BLOCK) {
+        const size_t n = e->bytes - at < DSI_CHECKPOINT_BLOCK ? (size_t)(e->bytes - at) : DSI_CHECKPOINT_BLOCK;
+        const ds_status status = dsi_checkpoint_take(&c->desc, dsi_checkpoint_shard_of(c, e->shard)->fd, path, c->block,
+                                                     n, e->offset + at, error);
+        if (status) return status;
+        sum = dsi_checkpoint_crc32(sum, c->block, n);
+    }
+    if (sum != e->sum)
+        return dsi_fail(error, DS_ERR_CORRUPT, "'%.200s' is damaged: its entry '%.80s' does not have its checksum",
+                        path, e->name);
+    e->checked = true;
+    return DS_OK;
+}
+
 /* Reads one block of a part to `out` and checks it. */
 static ds_status dsi_checkpoint_read_block(ds_checkpoint *c, const dsi_checkpoint_part *part, size_t number, char *out,
                                            size_t bytes) {
@@ -3231,6 +3282,7 @@ static ds_status dsi_checkpoint_read_block(ds_checkpoint *c, const dsi_checkpoin
     ds_error why;
     uint32_t sum;
     ds_status status = dsi_checkpoint_open_shard(c, shard, path, &why);
+    if (!status) status = dsi_checkpoint_check_entry(c, part->entry, path, &why);
     if (!status) status = dsi_checkpoint_take(&c->desc, shard->fd, path, out, bytes, offset, &why);
     if (status) return dsi_fail(c->error, status, "tensor '%.150s': %.300s", t->name, why.message);
     if (!part->sums || (dsi_checkpoint_read_sum(part->sums + 8 * number, &sum) && dsi_crc32c(0, out, bytes) == sum))
@@ -3974,6 +4026,970 @@ DS_API ds_status ds_safetensors_write(const char *path, const ds_checkpoint_tens
     return status;
 }
 
+// >>zip: the container of .pt files
+
+static uint64_t dsi_checkpoint_little(const char *p, int bytes) {
+    uint64_t value = 0;
+    for (int i = 0; i < bytes; i++) value |= (uint64_t)(unsigned char)p[i] << 8 * i;
+    return value;
+}
+static ds_status dsi_checkpoint_bad_zip(const char *path, const char *what, ds_error *error) {
+    return dsi_fail(error, DS_ERR_INPUT, "'%.300s': no zip file as torch writes it: %s", path, what);
+}
+
+/* One record of the central directory; *used gets its length. */
+static ds_status dsi_checkpoint_zip_entry(ds_checkpoint *c, size_t index, const char *path, const char *record,
+                                          size_t room, uint64_t directory, size_t *used, ds_error *error) {
+    dsi_checkpoint_entry *e;
+    size_t name_bytes, extra_bytes, at;
+    uint64_t packed, offset;
+    char local[30], name[512];
+    ds_status status;
+    if (room < 46 || dsi_checkpoint_little(record, 4) != 0x02014B50u)
+        return dsi_checkpoint_bad_zip(path, "its directory is cut or damaged", error);
+    name_bytes = (size_t)dsi_checkpoint_little(record + 28, 2);
+    extra_bytes = (size_t)dsi_checkpoint_little(record + 30, 2);
+    *used = 46 + name_bytes + extra_bytes + (size_t)dsi_checkpoint_little(record + 32, 2);
+    if (*used > room || name_bytes >= sizeof name)
+        return dsi_checkpoint_bad_zip(path, "its directory is cut or a name too long", error);
+    memcpy(name, record + 46, name_bytes);
+    name[name_bytes] = 0;
+    e = (dsi_checkpoint_entry *)dsi_checkpoint_push(&c->desc.allocator, &c->entries, 1);
+    if (!e) return dsi_checkpoint_no_memory(error, path);
+    e->shard = index;
+    e->name = dsi_checkpoint_keep(c, "", strchr(name, '/') ? strchr(name, '/') + 1 : name);
+    if (!e->name) return dsi_checkpoint_no_memory(error, path);
+    if (dsi_checkpoint_little(record + 8, 2) & 1) return dsi_checkpoint_bad_zip(path, "it is encrypted", error);
+    if (dsi_checkpoint_little(record + 10, 2) != 0)
+        return dsi_checkpoint_bad_zip(path, "an entry is compressed", error);
+    e->sum = (uint32_t)dsi_checkpoint_little(record + 16, 4);
+    packed = dsi_checkpoint_little(record + 20, 4);
+    e->bytes = dsi_checkpoint_little(record + 24, 4);
+    offset = dsi_checkpoint_little(record + 42, 4);
+    for (at = 46 + name_bytes;
+         at + 4 <= 46 + name_bytes + extra_bytes;) { /* zip64 puts what does not fit in extra fields */
+        const size_t id = (size_t)dsi_checkpoint_little(record + at, 2),
+                     n = (size_t)dsi_checkpoint_little(record + at + 2, 2);
+        const char *field = record + at + 4, *end = field + n;
+        at += 4 + n;
+        if (id != 1 || at > 46 + name_bytes + extra_bytes) continue;
+        if (e->bytes == 0xFFFFFFFFu && end - field >= 8) e->bytes = dsi_checkpoint_little(field, 8), field += 8;
+        if (packed == 0xFFFFFFFFu && end - field >= 8) packed = dsi_checkpoint_little(field, 8), field += 8;
+        if (offset == 0xFFFFFFFFu && end - field >= 8) offset = dsi_checkpoint_little(field, 8);
+    }
+    if (packed != e->bytes || offset > directory || directory - offset < 30)
+        return dsi_checkpoint_bad_zip(path, "an entry lies about its size or place", error);
+    status = dsi_checkpoint_take(&c->desc, dsi_checkpoint_shard_of(c, index)->fd, path, local, 30, offset, error);
+    if (status) return status;
+    e->offset = offset + 30 + dsi_checkpoint_little(local + 26, 2) + dsi_checkpoint_little(local + 28, 2);
+    if (dsi_checkpoint_little(local, 4) != 0x04034B50u || e->offset > directory || e->bytes > directory - e->offset)
+        return dsi_checkpoint_bad_zip(path, "an entry lies about its size or place", error);
+    return DS_OK;
+}
+
+/* Finds the central directory: its record at the file's end, or the 64-bit one before it. */
+static ds_status dsi_checkpoint_zip_end(ds_checkpoint *c, const dsi_checkpoint_shard *shard, const char *path,
+                                        char *tail, uint64_t *count, uint64_t *bytes, uint64_t *offset,
+                                        ds_error *error) {
+    const size_t room = shard->bytes < 65557 ? (size_t)shard->bytes : 65557;
+    size_t at = room;
+    char wide[56];
+    ds_status status;
+    uint64_t where;
+    if (room < 22) return dsi_checkpoint_bad_zip(path, "it is too short", error);
+    status = dsi_checkpoint_take(&c->desc, shard->fd, path, tail, room, shard->bytes - room, error);
+    if (status) return status;
+    for (at = room - 22;; at--) {
+        if (dsi_checkpoint_little(tail + at, 4) == 0x06054B50u &&
+            dsi_checkpoint_little(tail + at + 20, 2) == room - at - 22)
+            break;
+        if (at == 0) return dsi_checkpoint_bad_zip(path, "it has no end record", error);
+    }
+    *count = dsi_checkpoint_little(tail + at + 10, 2);
+    *bytes = dsi_checkpoint_little(tail + at + 12, 4);
+    *offset = dsi_checkpoint_little(tail + at + 16, 4);
+    if (*count == 0xFFFF || *bytes == 0xFFFFFFFFu || *offset == 0xFFFFFFFFu) {
+        if (at < 20 || dsi_checkpoint_little(tail + at - 20, 4) != 0x07064B50u)
+            return dsi_checkpoint_bad_zip(path, "its 64-bit end record is missing", error);
+        where = dsi_checkpoint_little(tail + at - 12, 8);
+        if (where > shard->bytes || shard->bytes - where < 56)
+            return dsi_checkpoint_bad_zip(path, "its 64-bit end record is elsewhere", error);
+        if ((status = dsi_checkpoint_take(&c->desc, shard->fd, path, wide, 56, where, error))) return status;
+        if (dsi_checkpoint_little(wide, 4) != 0x06064B50u)
+            return dsi_checkpoint_bad_zip(path, "its 64-bit end record is damaged", error);
+        *count = dsi_checkpoint_little(wide + 32, 8);
+        *bytes = dsi_checkpoint_little(wide + 40, 8);
+        *offset = dsi_checkpoint_little(wide + 48, 8);
+    }
+    if (*offset > shard->bytes || *bytes > shard->bytes - *offset || *count > *bytes / 46)
+        return dsi_checkpoint_bad_zip(path, "its directory is not where it should be", error);
+    return DS_OK;
+}
+static ds_status dsi_checkpoint_read_zip(ds_checkpoint *c, size_t index, const char *path, ds_error *error) {
+    const ds_allocator *a = &c->desc.allocator;
+    const dsi_checkpoint_shard *shard = dsi_checkpoint_shard_of(c, index);
+    uint64_t count = 0, bytes = 0, offset = 0;
+    char *text = (char *)dsi_alloc(a, 65557);
+    ds_status status = text ? dsi_checkpoint_zip_end(c, shard, path, text, &count, &bytes, &offset, error)
+                            : dsi_checkpoint_no_memory(error, path);
+    size_t at = 0, used = 0;
+    dsi_release(a, text, 65557);
+    if (status) return status;
+    text = (char *)dsi_alloc(a, (size_t)bytes);
+    if (!text) return dsi_checkpoint_no_memory(error, path);
+    status = dsi_checkpoint_take(&c->desc, shard->fd, path, text, (size_t)bytes, offset, error);
+    for (uint64_t i = 0; i < count && !status; i++) {
+        status = dsi_checkpoint_zip_entry(c, index, path, text + at, (size_t)bytes - at, offset, &used, error);
+        at += used;
+    }
+    dsi_release(a, text, (size_t)bytes);
+    return status;
+}
+static size_t dsi_checkpoint_zip_find(const ds_checkpoint *c, size_t shard, const char *folder, const char *name) {
+    const size_t n = strlen(folder);
+    for (size_t i = 0; i < c->entries.count; i++) {
+        const dsi_checkpoint_entry *e = (const dsi_checkpoint_entry *)(void *)c->entries.items + i;
+        if (e->shard == shard && !strncmp(e->name, folder, n) && !strcmp(e->name + n, name)) return i;
+    }
+    return DSI_CHECKPOINT_NONE;
+}
+
+// >>pickle: data out of a .pt file; nothing in it is ever called
+
+/* A machine of a stack and a memo over values in one array. Containers are chains of cells: a list's elements, a dict's
+   keys and values by turns. A global is a name from a list, else the file is refused; what torch would call with it is
+   done here by its name. */
+enum {
+    DSI_PICKLE_NONE,
+    DSI_PICKLE_BOOL,
+    DSI_PICKLE_INT,
+    DSI_PICKLE_REAL,
+    DSI_PICKLE_TEXT,
+    DSI_PICKLE_SEQUENCE,
+    DSI_PICKLE_DICT,
+    DSI_PICKLE_GLOBAL,
+    DSI_PICKLE_OBJECT,
+    DSI_PICKLE_STORAGE,
+    DSI_PICKLE_TENSOR,
+    DSI_PICKLE_MARK
+};
+typedef struct dsi_pickle_value {
+    int type;
+    uint32_t first, last, count; /* cells of a container; object: first is its state's value + 1; tensor: its number */
+    union {
+        int64_t integer;
+        double real;
+        const char *text; /* in the pickle or kept, with a NUL */
+    } as;
+} dsi_pickle_value;
+typedef struct dsi_pickle_cell {
+    uint32_t value, next; /* next: cell + 1 */
+} dsi_pickle_cell;
+typedef struct dsi_pickle_tensor {
+    ds_dtype dtype;
+    size_t entry, numel, offset, shape[8], count; /* storage's entry and elements; then the view's */
+    int dims;
+    bool contiguous;
+} dsi_pickle_tensor;
+typedef struct dsi_pickle {
+    ds_checkpoint *c;
+    size_t shard;
+    const char *path;
+    char *text;
+    size_t bytes, at;
+    dsi_checkpoint_list values, cells, tensors, stack, memo;
+    ds_error *error;
+} dsi_pickle;
+
+static dsi_pickle_value *dsi_pickle_at(const dsi_pickle *p, uint32_t i) {
+    return (dsi_pickle_value *)(void *)p->values.items + i;
+}
+static ds_status dsi_pickle_bad(dsi_pickle *p, const char *what) {
+    return dsi_fail(p->error, DS_ERR_INPUT, "'%.250s': its pickle cannot be read at byte %zu: %.150s", p->path, p->at,
+                    what);
+}
+static void dsi_pickle_free(dsi_pickle *p) {
+    const ds_allocator *a = &p->c->desc.allocator;
+    dsi_checkpoint_list_free(a, &p->values);
+    dsi_checkpoint_list_free(a, &p->cells);
+    dsi_checkpoint_list_free(a, &p->tensors);
+    dsi_checkpoint_list_free(a, &p->stack);
+    dsi_checkpoint_list_free(a, &p->memo);
+    dsi_release(a, p->text, p->bytes + 1);
+    p->text = NULL;
+}
+
+/* A new value, on the stack; NULL when memory is short. */
+static dsi_pickle_value *dsi_pickle_push(dsi_pickle *p, int type) {
+    const ds_allocator *a = &p->c->desc.allocator;
+    uint32_t *slot = p->values.count < UINT32_MAX / 2 ? (uint32_t *)dsi_checkpoint_push(a, &p->stack, 1) : NULL;
+    dsi_pickle_value *v = slot ? (dsi_pickle_value *)dsi_checkpoint_push(a, &p->values, 1) : NULL;
+    if (!v) {
+        dsi_checkpoint_no_memory(p->error, p->path);
+        return NULL;
+    }
+    *slot = (uint32_t)p->values.count - 1;
+    v->type = type;
+    return v;
+}
+static uint32_t dsi_pickle_top(const dsi_pickle *p, size_t depth) { /* depth < stack.count */
+    return ((const uint32_t *)(void *)p->stack.items)[p->stack.count - 1 - depth];
+}
+static ds_status dsi_pickle_append(dsi_pickle *p, uint32_t container, uint32_t value) {
+    dsi_pickle_cell *cell = (dsi_pickle_cell *)dsi_checkpoint_push(&p->c->desc.allocator, &p->cells, 1);
+    dsi_pickle_value *v = dsi_pickle_at(p, container);
+    if (!cell) return dsi_checkpoint_no_memory(p->error, p->path);
+    cell->value = value;
+    if (v->last)
+        ((dsi_pickle_cell *)(void *)p->cells.items)[v->last - 1].next = (uint32_t)p->cells.count;
+    else
+        v->first = (uint32_t)p->cells.count;
+    v->last = (uint32_t)p->cells.count;
+    v->count++;
+    return DS_OK;
+}
+/* Values above the topmost mark; -1 when there is none. */
+static int64_t dsi_pickle_marked(const dsi_pickle *p) {
+    for (size_t n = 0; n < p->stack.count; n++)
+        if (dsi_pickle_at(p, dsi_pickle_top(p, n))->type == DSI_PICKLE_MARK) return (int64_t)n;
+    return -1;
+}
+/* Takes the topmost n values, and `below` more, off; the n become elements of `container`. */
+static ds_status dsi_pickle_gather(dsi_pickle *p, uint32_t container, size_t n, size_t below) {
+    const size_t from = p->stack.count - n;
+    for (size_t i = 0; i < n; i++) {
+        const ds_status status = dsi_pickle_append(p, container, ((const uint32_t *)(void *)p->stack.items)[from + i]);
+        if (status) return status;
+    }
+    p->stack.count = from - below;
+    return DS_OK;
+}
+/* A sequence of the topmost n values in their place; `below`: a mark goes with them. */
+static ds_status dsi_pickle_tuple(dsi_pickle *p, size_t n, size_t below) {
+    uint32_t made;
+    ds_status status;
+    if (!dsi_pickle_push(p, DSI_PICKLE_SEQUENCE)) return DS_ERR_MEMORY;
+    made = dsi_pickle_top(p, 0);
+    p->stack.count--;
+    status = dsi_pickle_gather(p, made, n, below);
+    if (!status)
+        ((uint32_t *)(void *)p->stack.items)[p->stack.count++] = made; /* its place is free: n + below + 1 were there */
+    return status;
+}
+
+/* Element i of a sequence, or the value under a text key of a dict; UINT32_MAX when there is none. */
+static uint32_t dsi_pickle_element(const dsi_pickle *p, uint32_t sequence, size_t i) {
+    const dsi_pickle_cell *cells = (const dsi_pickle_cell *)(void *)p->cells.items;
+    uint32_t cell;
+    if (sequence == UINT32_MAX || dsi_pickle_at(p, sequence)->type != DSI_PICKLE_SEQUENCE) return UINT32_MAX;
+    cell = dsi_pickle_at(p, sequence)->first;
+    for (; cell && i; i--) cell = cells[cell - 1].next;
+    return cell ? cells[cell - 1].value : UINT32_MAX;
+}
+static uint32_t dsi_pickle_get(const dsi_pickle *p, uint32_t dict, const char *key, int64_t number) {
+    const dsi_pickle_cell *cells = (const dsi_pickle_cell *)(void *)p->cells.items;
+    uint32_t found = UINT32_MAX;
+    if (dict == UINT32_MAX || dsi_pickle_at(p, dict)->type != DSI_PICKLE_DICT) return UINT32_MAX;
+    for (uint32_t k = dsi_pickle_at(p, dict)->first; k; k = cells[cells[k - 1].next - 1].next) {
+        const dsi_pickle_value *v = dsi_pickle_at(p, cells[k - 1].value);
+        if (key ? v->type == DSI_PICKLE_TEXT && !strcmp(v->as.text, key)
+                : v->type == DSI_PICKLE_INT && v->as.integer == number)
+            found = cells[cells[k - 1].next - 1].value; /* the last of equal keys counts */
+    }
+    return found;
+}
+static bool dsi_pickle_integer(const dsi_pickle *p, uint32_t value, int64_t *out) {
+    const dsi_pickle_value *v = value == UINT32_MAX ? NULL : dsi_pickle_at(p, value);
+    *out = 0;
+    if (!v || (v->type != DSI_PICKLE_INT && v->type != DSI_PICKLE_BOOL)) return false;
+    *out = v->as.integer;
+    return true;
+}
+static const dsi_pickle_tensor *dsi_pickle_tensor_of(const dsi_pickle *p, uint32_t value) {
+    if (value == UINT32_MAX || dsi_pickle_at(p, value)->type != DSI_PICKLE_TENSOR) return NULL;
+    return (const dsi_pickle_tensor *)(void *)p->tensors.items + dsi_pickle_at(p, value)->first;
+}
+/* A sequence of sizes; -1 when it is none or has more than 8. */
+static int dsi_pickle_sizes(const dsi_pickle *p, uint32_t sequence, size_t out[8]) {
+    int n = 0;
+    if (sequence == UINT32_MAX || dsi_pickle_at(p, sequence)->type != DSI_PICKLE_SEQUENCE ||
+        dsi_pickle_at(p, sequence)->count > 8)
+        return -1;
+    for (; n < (int)dsi_pickle_at(p, sequence)->count; n++) {
+        int64_t value;
+        if (!dsi_pickle_integer(p, dsi_pickle_element(p, sequence, (size_t)n), &value) || value < 0) return -1;
+        out[n] = (size_t)value;
+    }
+    return n;
+}
+
+static const struct {
+    const char *name;
+    int dtype;
+} dsi_pickle_storages[] = {
+    {"torch FloatStorage", DS_F32},  {"torch HalfStorage", DS_F16}, {"torch BFloat16Storage", DS_BF16},
+    {"torch DoubleStorage", DS_F64}, {"torch CharStorage", DS_I8},  {"torch ByteStorage", DS_U8},
+    {"torch ShortStorage", DS_I16},  {"torch IntStorage", DS_I32},  {"torch LongStorage", DS_I64},
+    {"torch BoolStorage", DS_BOOL},
+};
+static const char *const dsi_pickle_known[] = {
+    "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_parameter",
+    "torch._tensor _rebuild_from_type_v2",
+    "torch Tensor",
+    "torch.nn.parameter Parameter",
+    "torch Size",
+    "torch device",
+    "torch float32",
+    "torch float16",
+    "torch bfloat16",
+    "torch float64",
+    "torch int64",
+    "torch int32",
+    "collections OrderedDict",
+    "collections defaultdict",
+    "builtins dict",
+    "builtins list",
+    "builtins set",
+    "builtins int",
+    "builtins float",
+    "argparse Namespace",
+    "deepspeed.runtime.zero.config ZeroStageEnum",
+    "deepspeed.runtime.fp16.loss_scaler LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler DynamicLossScaler",
+    "deepspeed.utils.tensor_fragment fragment_address",
+};
+static ds_status dsi_pickle_global(dsi_pickle *p, const char *module, const char *name) {
+    dsi_pickle_value *v;
+    char both[256];
+    bool known = false;
+    snprintf(both, sizeof both, "%.120s %.120s", module, name);
+    for (size_t i = 0; i < sizeof dsi_pickle_storages / sizeof *dsi_pickle_storages; i++)
+        known |= !strcmp(both, dsi_pickle_storages[i].name);
+    for (size_t i = 0; i < sizeof dsi_pickle_known / sizeof *dsi_pickle_known; i++)
+        known |= !strcmp(both, dsi_pickle_known[i]);
+    if (!known)
+        return dsi_fail(p->error, DS_ERR_UNSUPPORTED,
+                        "'%.200s': its pickle asks for '%.200s', which is not known and is never called", p->path,
+                        both);
+    v = dsi_pickle_push(p, DSI_PICKLE_GLOBAL);
+    if (!v) return DS_ERR_MEMORY;
+    v->as.text = dsi_checkpoint_keep(p->c, "", both);
+    return v->as.text ? DS_OK : dsi_checkpoint_no_memory(p->error, p->path);
+}
+static bool dsi_pickle_named(const dsi_pickle *p, uint32_t value, const char *name) {
+    return value != UINT32_MAX && dsi_pickle_at(p, value)->type == DSI_PICKLE_GLOBAL &&
+           !strcmp(dsi_pickle_at(p, value)->as.text, name);
+}
+
+/* ('storage', StorageType, key, location, elements) becomes a storage: a tensor without a view. */
+static ds_status dsi_pickle_storage(dsi_pickle *p) {
+    const uint32_t id = dsi_pickle_top(p, 0), type = dsi_pickle_element(p, id, 1), key = dsi_pickle_element(p, id, 2);
+    const dsi_checkpoint_entry *entry;
+    dsi_pickle_tensor *t;
+    dsi_pickle_value *v;
+    int64_t numel;
+    int dtype = -1;
+    for (size_t i = 0; i < sizeof dsi_pickle_storages / sizeof *dsi_pickle_storages; i++)
+        if (dsi_pickle_named(p, type, dsi_pickle_storages[i].name)) dtype = dsi_pickle_storages[i].dtype;
+    if (dtype < 0 || key == UINT32_MAX || dsi_pickle_at(p, key)->type != DSI_PICKLE_TEXT ||
+        !dsi_pickle_integer(p, dsi_pickle_element(p, id, 4), &numel) || numel < 0)
+        return dsi_pickle_bad(p, "a storage is not described as torch does");
+    t = (dsi_pickle_tensor *)dsi_checkpoint_push(&p->c->desc.allocator, &p->tensors, 1);
+    if (!t) return dsi_checkpoint_no_memory(p->error, p->path);
+    t->dtype = (ds_dtype)dtype;
+    t->numel = (size_t)numel;
+    t->entry = dsi_checkpoint_zip_find(p->c, p->shard, "data/", dsi_pickle_at(p, key)->as.text);
+    if (t->entry == DSI_CHECKPOINT_NONE) return dsi_pickle_bad(p, "a storage is not in the file");
+    entry = (const dsi_checkpoint_entry *)(void *)p->c->entries.items + t->entry;
+    if (t->numel > entry->bytes / DS_DTYPE_SIZE(t->dtype))
+        return dsi_pickle_bad(p, "a storage is shorter than it is said to be");
+    p->stack.count--;
+    v = dsi_pickle_push(p, DSI_PICKLE_STORAGE);
+    if (v) v->first = (uint32_t)p->tensors.count - 1;
+    return v ? DS_OK : DS_ERR_MEMORY;
+}
+/* (storage, offset, sizes, strides, ...) becomes a tensor, pushed. */
+static ds_status dsi_pickle_rebuild(dsi_pickle *p, uint32_t args) {
+    const uint32_t storage = dsi_pickle_element(p, args, 0);
+    size_t shape[8], strides[8], expected = 1;
+    const int dims = dsi_pickle_sizes(p, dsi_pickle_element(p, args, 2), shape);
+    dsi_pickle_tensor *t;
+    dsi_pickle_value *v;
+    int64_t offset;
+    if (storage == UINT32_MAX || dsi_pickle_at(p, storage)->type != DSI_PICKLE_STORAGE || dims < 0 ||
+        dsi_pickle_sizes(p, dsi_pickle_element(p, args, 3), strides) != dims ||
+        !dsi_pickle_integer(p, dsi_pickle_element(p, args, 1), &offset) || offset < 0)
+        return dsi_pickle_bad(p, "a tensor is not described as torch does");
+    t = (dsi_pickle_tensor *)dsi_checkpoint_push(&p->c->desc.allocator, &p->tensors, 1);
+    if (!t) return dsi_checkpoint_no_memory(p->error, p->path);
+    *t = ((const dsi_pickle_tensor *)(void *)p->tensors.items)[dsi_pickle_at(p, storage)->first];
+    t->dims = dims;
+    t->offset = (size_t)offset;
+    t->contiguous = true;
+    if (!dsi_checkpoint_numel(shape, dims, &t->count)) return dsi_pickle_bad(p, "a tensor is too large");
+    for (int i = dims - 1; i >= 0; i--) {
+        t->shape[i] = shape[i];
+        if (shape[i] > 1 && strides[i] != expected) t->contiguous = false;
+        expected *= shape[i];
+    }
+    if (t->count && t->contiguous && (t->offset > t->numel || t->count > t->numel - t->offset))
+        return dsi_pickle_bad(p, "a tensor reaches beyond its storage");
+    v = dsi_pickle_push(p, DSI_PICKLE_TENSOR);
+    if (v) v->first = (uint32_t)p->tensors.count - 1;
+    return v ? DS_OK : DS_ERR_MEMORY;
+}
+/* What `callable` called with `args` would give, pushed. */
+static ds_status dsi_pickle_reduce(dsi_pickle *p, uint32_t callable, uint32_t args) {
+    const uint32_t first = dsi_pickle_element(p, args, 0);
+    uint32_t *slot;
+    uint32_t same = UINT32_MAX;
+    for (int i = 0; dsi_pickle_named(p, callable, "torch._tensor _rebuild_from_type_v2") && i < 2; i++) {
+        callable = dsi_pickle_element(p, args, 0);
+        args = dsi_pickle_element(p, args, 2);
+    }
+    if (dsi_pickle_named(p, callable, "torch._utils _rebuild_tensor_v2")) return dsi_pickle_rebuild(p, args);
+    if (dsi_pickle_named(p, callable, "torch._utils _rebuild_parameter") ||
+        dsi_pickle_named(p, callable, "torch Size") ||
+        dsi_pickle_named(p, callable, "deepspeed.runtime.zero.config ZeroStageEnum") ||
+        dsi_pickle_named(p, callable, "builtins int"))
+        same = first;
+    if (same != UINT32_MAX) {
+        slot = (uint32_t *)dsi_checkpoint_push(&p->c->desc.allocator, &p->stack, 1);
+        if (slot) *slot = same;
+        return slot ? DS_OK : dsi_checkpoint_no_memory(p->error, p->path);
+    }
+    if (dsi_pickle_named(p, callable, "collections OrderedDict") || dsi_pickle_named(p, callable, "builtins dict") ||
+        dsi_pickle_named(p, callable, "collections defaultdict"))
+        return dsi_pickle_push(p, DSI_PICKLE_DICT) ? DS_OK : DS_ERR_MEMORY;
+    if (callable == UINT32_MAX || dsi_pickle_at(p, callable)->type != DSI_PICKLE_GLOBAL)
+        return dsi_pickle_bad(p, "what is called is no name");
+    return dsi_pickle_push(p, DSI_PICKLE_OBJECT) ? DS_OK : DS_ERR_MEMORY;
+}
+
+static ds_status dsi_pickle_need(dsi_pickle *p, size_t values) {
+    return p->stack.count >= values ? DS_OK : dsi_pickle_bad(p, "its stack is empty");
+}
+static ds_status dsi_pickle_bytes(dsi_pickle *p, size_t n, const char **out) {
+    if (n > p->bytes - p->at) return dsi_pickle_bad(p, "it ends in the middle");
+    *out = p->text + p->at;
+    p->at += n;
+    return DS_OK;
+}
+static ds_status dsi_pickle_number(dsi_pickle *p, int bytes, uint64_t *value) {
+    const char *from = NULL;
+    const ds_status status = dsi_pickle_bytes(p, (size_t)bytes, &from);
+    *value = status ? 0 : dsi_checkpoint_little(from, bytes);
+    return status;
+}
+static ds_status dsi_pickle_push_integer(dsi_pickle *p, int type, int64_t value) {
+    dsi_pickle_value *v = dsi_pickle_push(p, type);
+    if (v) v->as.integer = value;
+    return v ? DS_OK : DS_ERR_MEMORY;
+}
+/* A string of n bytes; kept apart, since what follows it in the pickle is code. */
+static ds_status dsi_pickle_push_text(dsi_pickle *p, uint64_t n) {
+    const char *from = NULL;
+    dsi_pickle_value *v;
+    char **slot;
+    ds_status status =
+        n > SIZE_MAX / 2 ? dsi_pickle_bad(p, "a string is too long") : dsi_pickle_bytes(p, (size_t)n, &from);
+    if (status) return status;
+    slot = (char **)dsi_checkpoint_push(&p->c->desc.allocator, &p->c->texts, 1);
+    if (slot && memchr(from, 0, (size_t)n)) n = strlen(from); /* the reader frees by strlen */
+    if (slot) *slot = (char *)dsi_alloc(&p->c->desc.allocator, (size_t)n + 1);
+    if (!slot || !*slot) return dsi_checkpoint_no_memory(p->error, p->path);
+    memcpy(*slot, from, (size_t)n);
+    (*slot)[n] = 0;
+    {
+        const char *text = *slot;
+        v = dsi_pickle_push(p, DSI_PICKLE_TEXT);
+        if (v) v->as.text = text;
+    }
+    return v ? DS_OK : DS_ERR_MEMORY;
+}
+static ds_status dsi_pickle_line(dsi_pickle *p, char out[128]) {
+    const char *end = (const char *)memchr(p->text + p->at, '\n', p->bytes - p->at);
+    const size_t n = end ? (size_t)(end - (p->text + p->at)) : 128;
+    if (n >= 128) return dsi_pickle_bad(p, "a name does not end");
+    memcpy(out, p->text + p->at, n);
+    out[n] = 0;
+    p->at += n + 1;
+    return DS_OK;
+}
+static ds_status dsi_pickle_remember(dsi_pickle *p, uint64_t index) {
+    uint32_t *memo;
+    if (dsi_pickle_need(p, 1)) return DS_ERR_INPUT;
+    if (index > p->bytes) return dsi_pickle_bad(p, "its memo is too large");
+    if (index >= p->memo.count) {
+        const size_t from = p->memo.count;
+        if (!dsi_checkpoint_push(&p->c->desc.allocator, &p->memo, (size_t)index + 1 - from))
+            return dsi_checkpoint_no_memory(p->error, p->path);
+    }
+    memo = (uint32_t *)(void *)p->memo.items;
+    memo[index] = dsi_pickle_top(p, 0) + 1;
+    return DS_OK;
+}
+static ds_status dsi_pickle_recall(dsi_pickle *p, uint64_t index) {
+    uint32_t *slot, value;
+    if (index >= p->memo.count || !(value = ((const uint32_t *)(void *)p->memo.items)[index]))
+        return dsi_pickle_bad(p, "its memo lacks a value");
+    slot = (uint32_t *)dsi_checkpoint_push(&p->c->desc.allocator, &p->stack, 1);
+    if (!slot) return dsi_checkpoint_no_memory(p->error, p->path);
+    *slot = value - 1;
+    return DS_OK;
+}
+/* The marked values go into the dict or list below the mark. */
+static ds_status dsi_pickle_extend(dsi_pickle *p, int type, bool marked, size_t n) {
+    uint32_t container;
+    const int64_t found = marked ? dsi_pickle_marked(p) : (int64_t)n;
+    const size_t below = marked ? 1 : 0;
+    if (found < 0 || p->stack.count < (size_t)found + below + 1) return dsi_pickle_bad(p, "nothing to add to");
+    container = dsi_pickle_top(p, (size_t)found + below);
+    if (dsi_pickle_at(p, container)->type == DSI_PICKLE_OBJECT) { /* its contents do not matter here */
+        p->stack.count -= (size_t)found + below;
+        return DS_OK;
+    }
+    if (dsi_pickle_at(p, container)->type != type || (type == DSI_PICKLE_DICT && found % 2))
+        return dsi_pickle_bad(p, "values are added to what is no container for them");
+    return dsi_pickle_gather(p, container, (size_t)found, below);
+}
+
+/* Opcodes of numbers and texts; *known false for others. */
+static ds_status dsi_pickle_scalar(dsi_pickle *p, int op, bool *known) {
+    uint64_t n = 0, bits = 0;
+    const char *from = NULL;
+    dsi_pickle_value *v;
+    ds_status status = DS_OK;
+    *known = true;
+    switch (op) {
+    case 'N': return dsi_pickle_push_integer(p, DSI_PICKLE_NONE, 0);
+    case 0x88: return dsi_pickle_push_integer(p, DSI_PICKLE_BOOL, 1);
+    case 0x89: return dsi_pickle_push_integer(p, DSI_PICKLE_BOOL, 0);
+    case 'J':
+        status = dsi_pickle_number(p, 4, &n);
+        return status ? status : dsi_pickle_push_integer(p, DSI_PICKLE_INT, (int32_t)(uint32_t)n);
+    case 'K':
+        status = dsi_pickle_number(p, 1, &n);
+        return status ? status : dsi_pickle_push_integer(p, DSI_PICKLE_INT, (int64_t)n);
+    case 'M':
+        status = dsi_pickle_number(p, 2, &n);
+        return status ? status : dsi_pickle_push_integer(p, DSI_PICKLE_INT, (int64_t)n);
+    case 0x8A: /* two's complement of n bytes */
+        if ((status = dsi_pickle_number(p, 1, &n)) ||
+            (n > 8 && (status = dsi_pickle_bad(p, "an integer has more than 64 bits"))) ||
+            (status = dsi_pickle_bytes(p, (size_t)n, &from)))
+            return status;
+        bits = dsi_checkpoint_little(from, (int)n);
+        if (n && n < 8 && from[n - 1] & 0x80) bits |= ~(uint64_t)0 << 8 * n;
+        return dsi_pickle_push_integer(p, DSI_PICKLE_INT, (int64_t)bits);
+    case 'G':
+        if ((status = dsi_pickle_bytes(p, 8, &from))) return status;
+        for (int i = 0; i < 8; i++) bits = bits << 8 | (unsigned char)from[i];
+        v = dsi_pickle_push(p, DSI_PICKLE_REAL);
+        if (v) memcpy(&v->as.real, &bits, 8);
+        return v ? DS_OK : DS_ERR_MEMORY;
+    case 'X':
+    case 'T':
+    case 'B': status = dsi_pickle_number(p, 4, &n); break;
+    case 0x8C:
+    case 'U':
+    case 'C': status = dsi_pickle_number(p, 1, &n); break;
+    case 0x8D: status = dsi_pickle_number(p, 8, &n); break;
+    default: *known = false; return DS_OK;
+    }
+    return status ? status : dsi_pickle_push_text(p, n);
+}
+/* Opcodes of containers, the memo and the stack. */
+static ds_status dsi_pickle_structure(dsi_pickle *p, int op, bool *known) {
+    ds_status status;
+    uint64_t n = 0;
+    int64_t marked;
+    *known = true;
+    switch (op) {
+    case '(': return dsi_pickle_push_integer(p, DSI_PICKLE_MARK, 0);
+    case ')':
+    case ']':
+    case 0x8F: return dsi_pickle_push_integer(p, DSI_PICKLE_SEQUENCE, 0);
+    case '}': return dsi_pickle_push_integer(p, DSI_PICKLE_DICT, 0);
+    case 't':
+        if ((marked = dsi_pickle_marked(p)) < 0) return dsi_pickle_bad(p, "a tuple without a mark");
+        return dsi_pickle_tuple(p, (size_t)marked, 1);
+    case 0x85:
+    case 0x86:
+    case 0x87:
+        status = dsi_pickle_need(p, (size_t)(op - 0x84));
+        return status ? status : dsi_pickle_tuple(p, (size_t)(op - 0x84), 0);
+    case 'a': return dsi_pickle_extend(p, DSI_PICKLE_SEQUENCE, false, 1);
+    case 'e':
+    case 0x90: return dsi_pickle_extend(p, DSI_PICKLE_SEQUENCE, true, 0);
+    case 's': return dsi_pickle_extend(p, DSI_PICKLE_DICT, false, 2);
+    case 'u': return dsi_pickle_extend(p, DSI_PICKLE_DICT, true, 0);
+    case 'q': status = dsi_pickle_number(p, 1, &n); return status ? status : dsi_pickle_remember(p, n);
+    case 'r': status = dsi_pickle_number(p, 4, &n); return status ? status : dsi_pickle_remember(p, n);
+    case 0x94: return dsi_pickle_remember(p, p->memo.count);
+    case 'h': status = dsi_pickle_number(p, 1, &n); return status ? status : dsi_pickle_recall(p, n);
+    case 'j': status = dsi_pickle_number(p, 4, &n); return status ? status : dsi_pickle_recall(p, n);
+    case '0':
+        status = dsi_pickle_need(p, 1);
+        if (!status) p->stack.count--;
+        return status;
+    default: *known = false; return DS_OK;
+    }
+}
+/* Opcodes that name or would call something. */
+static ds_status dsi_pickle_name(dsi_pickle *p, int op, bool *known) {
+    char module[128], name[128];
+    uint32_t one, two;
+    ds_status status;
+    *known = true;
+    switch (op) {
+    case 'c':
+        if ((status = dsi_pickle_line(p, module)) || (status = dsi_pickle_line(p, name))) return status;
+        return dsi_pickle_global(p, module, name);
+    case 0x93:
+        if ((status = dsi_pickle_need(p, 2))) return status;
+        one = dsi_pickle_top(p, 1);
+        two = dsi_pickle_top(p, 0);
+        if (dsi_pickle_at(p, one)->type != DSI_PICKLE_TEXT || dsi_pickle_at(p, two)->type != DSI_PICKLE_TEXT)
+            return dsi_pickle_bad(p, "a name is no text");
+        p->stack.count -= 2;
+        return dsi_pickle_global(p, dsi_pickle_at(p, one)->as.text, dsi_pickle_at(p, two)->as.text);
+    case 'R':
+    case 0x81:
+        if ((status = dsi_pickle_need(p, 2))) return status;
+        one = dsi_pickle_top(p, 1);
+        two = dsi_pickle_top(p, 0);
+        p->stack.count -= 2;
+        return dsi_pickle_reduce(p, one, two);
+    case 'b':
+        if ((status = dsi_pickle_need(p, 2))) return status;
+        one = dsi_pickle_top(p, 1);
+        if (dsi_pickle_at(p, one)->type == DSI_PICKLE_OBJECT) dsi_pickle_at(p, one)->first = dsi_pickle_top(p, 0) + 1;
+        p->stack.count--;
+        return DS_OK;
+    case 'Q': status = dsi_pickle_need(p, 1); return status ? status : dsi_pickle_storage(p);
+    default: *known = false; return DS_OK;
+    }
+}
+
+/* Reads data.pkl of a .pt file; *root is the value that it holds. */
+static ds_status dsi_pickle_load(dsi_pickle *p, ds_checkpoint *c, size_t shard, const char *path, uint32_t *root,
+                                 ds_error *error) {
+    const size_t index = dsi_checkpoint_zip_find(c, shard, "", "data.pkl");
+    const dsi_checkpoint_entry *entry =
+        (const dsi_checkpoint_entry *)(void *)c->entries.items + (index == DSI_CHECKPOINT_NONE ? 0 : index);
+    ds_status status;
+    memset(p, 0, sizeof *p);
+    p->c = c;
+    p->shard = shard;
+    p->path = path;
+    p->error = error;
+    p->values.each = sizeof(dsi_pickle_value);
+    p->cells.each = sizeof(dsi_pickle_cell);
+    p->tensors.each = sizeof(dsi_pickle_tensor);
+    p->stack.each = p->memo.each = sizeof(uint32_t);
+    if (index == DSI_CHECKPOINT_NONE) return dsi_checkpoint_bad_zip(path, "it holds no data.pkl", error);
+    if (entry->bytes > DSI_CHECKPOINT_MANIFEST) return dsi_checkpoint_bad_zip(path, "its data.pkl is too large", error);
+    p->bytes = (size_t)entry->bytes;
+    p->text = (char *)dsi_alloc(&c->desc.allocator, p->bytes + 1);
+    if (!p->text) return dsi_checkpoint_no_memory(error, path);
+    p->text[p->bytes] = 0;
+    status = dsi_checkpoint_take(&c->desc, dsi_checkpoint_shard_of(c, shard)->fd, path, p->text, p->bytes,
+                                 entry->offset, error);
+    if (!status && dsi_checkpoint_crc32(0, p->text, p->bytes) != entry->sum)
+        status = dsi_fail(error, DS_ERR_CORRUPT, "'%.300s' is damaged: its data.pkl does not have its checksum", path);
+    while (!status) {
+        bool known = false;
+        const char *skipped;
+        int op;
+        if (p->at >= p->bytes) return dsi_pickle_bad(p, "it does not end with a stop");
+        op = (unsigned char)p->text[p->at++];
+        if (op == '.') break;
+        if (op == 0x80 || op == 0x95) {
+            status = dsi_pickle_bytes(p, op == 0x80 ? 1 : 8, &skipped);
+            continue;
+        }
+        status = dsi_pickle_scalar(p, op, &known);
+        if (!known && !status) status = dsi_pickle_structure(p, op, &known);
+        if (!known && !status) status = dsi_pickle_name(p, op, &known);
+        if (!known && !status) status = dsi_pickle_bad(p, "an opcode that torch does not write");
+    }
+    if (!status) status = dsi_pickle_need(p, 1);
+    if (!status) *root = dsi_pickle_top(p, 0);
+    return status;
+}
+
+// >>DeepSpeed: reading
+
+/* Opens folder/name as a shard and reads its pickle. */
+static ds_status dsi_deepspeed_load(ds_checkpoint *c, const char *name, dsi_pickle *p, char path[DSI_CHECKPOINT_PATH],
+                                    uint32_t *root, ds_error *error) {
+    const size_t shard = c->shards.count;
+    ds_status status = dsi_checkpoint_add_shard(c, name, error);
+    if (!status) status = dsi_checkpoint_measure_shard(c, dsi_checkpoint_shard_of(c, shard), path, error);
+    if (!status) status = dsi_checkpoint_read_zip(c, shard, path, error);
+    return status ? status : dsi_pickle_load(p, c, shard, path, root, error);
+}
+/* Elements [from, from + count) of a tensor in a file are elements [begin, ..) of the logical tensor prefix + name. */
+static ds_status dsi_deepspeed_part(dsi_pickle *p, const dsi_pickle_tensor *t, size_t from, size_t begin, size_t count,
+                                    const char *prefix, const char *name, const size_t *shape, int dims,
+                                    ds_error *error) {
+    const dsi_checkpoint_entry *entry = (const dsi_checkpoint_entry *)(void *)p->c->entries.items + t->entry;
+    const char *kept;
+    dsi_checkpoint_part part;
+    char whole[1024];
+    size_t at;
+    if (!t->contiguous)
+        return dsi_fail(error, DS_ERR_UNSUPPORTED, "'%.250s': tensor '%.150s' is stored with strides", p->path, name);
+    if (from > t->count || count > t->count - from)
+        return dsi_fail(error, DS_ERR_INPUT, "'%.250s': tensor '%.150s' needs elements %zu + %zu of a partition of %zu",
+                        p->path, name, from, count, t->count);
+    if (strlen(prefix) + strlen(name) >= sizeof whole)
+        return dsi_fail(error, DS_ERR_UNSUPPORTED, "'%.250s': a name is too long", p->path);
+    memcpy(whole, prefix, strlen(prefix));
+    memcpy(whole + strlen(prefix), name, strlen(name) + 1);
+    at = dsi_checkpoint_lookup(&p->c->index, &p->c->tensors, whole);
+    kept = at == DSI_CHECKPOINT_NONE ? dsi_checkpoint_keep(p->c, "", whole) : dsi_checkpoint_tensor_of(p->c, at)->name;
+    if (!kept) return dsi_checkpoint_no_memory(error, name);
+    memset(&part, 0, sizeof part);
+    part.shard = p->shard;
+    part.begin = begin;
+    part.count = count;
+    part.entry = t->entry;
+    part.offset = entry->offset + (uint64_t)(t->offset + from) * DS_DTYPE_SIZE(t->dtype);
+    return dsi_checkpoint_add_part(p->c, kept, t->dtype, shape, dims, &part, error);
+}
+
+typedef struct dsi_deepspeed {
+    ds_checkpoint *c;
+    dsi_pickle model; /* the first rank's model states */
+    uint32_t root;
+    char model_path[DSI_CHECKPOINT_PATH];
+    int64_t stage, ranks;
+    size_t passed[64]; /* elements of each group in the ranks before (stages 1, 2) */
+    ds_error *error;
+} dsi_deepspeed;
+
+/* A rank's flat partition of a group: what of each parameter lies in it. Stages 1 and 2 cut the concatenated group, stage
+   3 each parameter, into ceil(numel / ranks). */
+static ds_status dsi_deepspeed_partition(dsi_deepspeed *d, dsi_pickle *p, const dsi_pickle_tensor *t,
+                                         const char *prefix, uint32_t shapes, int64_t rank, size_t start,
+                                         size_t length) {
+    const dsi_pickle *m = &d->model;
+    const dsi_pickle_cell *cells = (const dsi_pickle_cell *)(void *)m->cells.items;
+    size_t at = 0;
+    ds_status status = DS_OK;
+    for (uint32_t k = dsi_pickle_at(m, shapes)->first; k && !status; k = cells[cells[k - 1].next - 1].next) {
+        const dsi_pickle_value *name = dsi_pickle_at(m, cells[k - 1].value);
+        size_t shape[8], numel, begin, end, from;
+        const int dims = dsi_pickle_sizes(m, cells[cells[k - 1].next - 1].value, shape);
+        if (name->type != DSI_PICKLE_TEXT || dims < 0 || !dsi_checkpoint_numel(shape, dims, &numel) ||
+            numel > SIZE_MAX >> 8)
+            return dsi_fail(d->error, DS_ERR_INPUT, "'%.300s': its param_shapes are not as DeepSpeed writes them",
+                            d->model_path);
+        if (d->stage == 3) {
+            const size_t each = numel / (size_t)d->ranks + (numel % (size_t)d->ranks != 0);
+            begin = each > numel / (size_t)(rank ? rank : 1) ? numel : each * (size_t)rank;
+            if (begin > numel) begin = numel;
+            end = numel - begin < each ? numel : begin + each;
+            from = at;
+            at += each;
+        } else {
+            begin = start > at ? start - at : 0;
+            end = start + length > at ? start + length - at : 0;
+            if (end > numel) end = numel;
+            from = at + begin - (at + begin < start ? at + begin : start);
+            at += numel;
+            if (begin >= end) {
+                if (numel || rank) continue;
+                begin = end = from = 0;
+            }
+        }
+        status = dsi_deepspeed_part(p, t, from, begin, end - begin, prefix, name->as.text, shape, dims, d->error);
+    }
+    return status;
+}
+/* One rank's optimizer file: the fp32 weights and every state that is as long. */
+static ds_status dsi_deepspeed_rank(dsi_deepspeed *d, const char *file, int64_t rank) {
+    dsi_pickle p;
+    char path[DSI_CHECKPOINT_PATH];
+    uint32_t root = UINT32_MAX, states, flats, optimizer,
+             shapes = dsi_pickle_get(&d->model, d->root, "param_shapes", 0);
+    ds_status status = dsi_deepspeed_load(d->c, file, &p, path, &root, d->error);
+    int64_t stage = 0, parts = 0;
+    if (status) goto done;
+    states = dsi_pickle_get(&p, root, "optimizer_state_dict", 0);
+    dsi_pickle_integer(&p, dsi_pickle_get(&p, states, "zero_stage", 0), &stage);
+    {
+        const uint32_t count = dsi_pickle_get(&p, states, "partition_count", 0);
+        if (!dsi_pickle_integer(&p, count, &parts)) dsi_pickle_integer(&p, dsi_pickle_element(&p, count, 0), &parts);
+    }
+    if (stage < 1 || stage > 3 || parts < 1 || parts > 100000 || (rank && (stage != d->stage || parts != d->ranks))) {
+        status = dsi_fail(d->error, DS_ERR_INPUT, "'%.250s': ZeRO stage %lld in %lld partitions, expected %lld in %lld",
+                          path, (long long)stage, (long long)parts, (long long)d->stage, (long long)d->ranks);
+        goto done;
+    }
+    d->stage = stage;
+    d->ranks = parts;
+    flats = dsi_pickle_get(&p, states, stage == 3 ? "fp32_flat_groups" : "single_partition_of_fp32_groups", 0);
+    optimizer = dsi_pickle_get(&p, states, stage == 3 ? "optimizer_state_dict" : "base_optimizer_state", 0);
+    for (uint32_t g = 0; !status; g++) {
+        const uint32_t group = dsi_pickle_element(&d->model, shapes, g);
+        const dsi_pickle_tensor *flat = dsi_pickle_tensor_of(&p, dsi_pickle_element(&p, flats, g));
+        const dsi_pickle_cell *cells = (const dsi_pickle_cell *)(void *)p.cells.items;
+        const uint32_t state = dsi_pickle_get(&p, dsi_pickle_get(&p, optimizer, "state", 0), NULL, (int64_t)g);
+        if (group == UINT32_MAX) break;
+        if (!flat || g >= 64 || dsi_pickle_at(&d->model, group)->type != DSI_PICKLE_DICT) {
+            status = dsi_fail(d->error, DS_ERR_INPUT, "'%.300s' has no fp32 partition of parameter group %u", path, g);
+            break;
+        }
+        status = dsi_deepspeed_partition(d, &p, flat, "", group, rank, d->passed[g], flat->count);
+        for (uint32_t k = state == UINT32_MAX ? 0 : dsi_pickle_at(&p, state)->first; k && !status;
+             k = cells[cells[k - 1].next - 1].next) {
+            const dsi_pickle_value *key = dsi_pickle_at(&p, cells[k - 1].value);
+            const dsi_pickle_tensor *t = dsi_pickle_tensor_of(&p, cells[cells[k - 1].next - 1].value);
+            char prefix[128];
+            if (key->type != DSI_PICKLE_TEXT || !t || t->count < flat->count || strlen(key->as.text) > 80) continue;
+            snprintf(prefix, sizeof prefix, "optimizer.%.80s.", key->as.text);
+            status = dsi_deepspeed_partition(d, &p, t, prefix, group, rank, d->passed[g], flat->count);
+        }
+        d->passed[g] += flat->count;
+    }
+done:
+    dsi_pickle_free(&p);
+    return status;
+}
+
+/* Whole tensors of a dict: the model's buffers (only those that `names` lists), or all. */
+static ds_status dsi_deepspeed_module(dsi_deepspeed *d, uint32_t module, uint32_t names) {
+    dsi_pickle *m = &d->model;
+    const dsi_pickle_cell *cells = (const dsi_pickle_cell *)(void *)m->cells.items;
+    ds_status status = DS_OK;
+    if (module == UINT32_MAX || dsi_pickle_at(m, module)->type != DSI_PICKLE_DICT) return DS_OK;
+    for (uint32_t k = dsi_pickle_at(m, module)->first; k && !status; k = cells[cells[k - 1].next - 1].next) {
+        const dsi_pickle_value *name = dsi_pickle_at(m, cells[k - 1].value);
+        const dsi_pickle_tensor *t = dsi_pickle_tensor_of(m, cells[cells[k - 1].next - 1].value);
+        bool wanted = names == UINT32_MAX;
+        if (name->type != DSI_PICKLE_TEXT || !t) continue;
+        for (uint32_t i = 0; !wanted && dsi_pickle_element(m, names, i) != UINT32_MAX; i++) {
+            const dsi_pickle_value *v = dsi_pickle_at(m, dsi_pickle_element(m, names, i));
+            wanted = v->type == DSI_PICKLE_TEXT && !strcmp(v->as.text, name->as.text);
+        }
+        if (wanted && dsi_checkpoint_lookup(&d->c->index, &d->c->tensors, name->as.text) == DSI_CHECKPOINT_NONE)
+            status = dsi_deepspeed_part(m, t, 0, 0, t->count, "", name->as.text, t->shape, t->dims, d->error);
+    }
+    return status;
+}
+
+static ds_status dsi_deepspeed_values(dsi_deepspeed *d) {
+    static const char *const from[] = {"global_steps", "skipped_steps", "global_samples", "dp_world_size"};
+    static const char *const to[] = {"engine.step", "engine.skipped", "engine.samples", "engine.world"};
+    for (int i = 0; i < 4; i++) {
+        int64_t value;
+        ds_checkpoint_value *v;
+        if (!dsi_pickle_integer(&d->model, dsi_pickle_get(&d->model, d->root, from[i], 0), &value)) continue;
+        v = (ds_checkpoint_value *)dsi_checkpoint_push(&d->c->desc.allocator, &d->c->values, 1);
+        if (!v) return dsi_checkpoint_no_memory(d->error, "values");
+        v->key = to[i];
+        v->kind = 2;
+        v->integer = value;
+    }
+    return DS_OK;
+}
+
+/* zero/NAME/{fp32,exp_avg,...}.pt of a universal checkpoint. */
+static ds_status dsi_deepspeed_universal(dsi_deepspeed *d) {
+    const uint32_t groups = dsi_pickle_get(&d->model, d->root, "param_shapes", 0);
+    const dsi_pickle_cell *cells = (const dsi_pickle_cell *)(void *)d->model.cells.items;
+    ds_status status = DS_OK;
+    for (uint32_t g = 0; dsi_pickle_element(&d->model, groups, g) != UINT32_MAX && !status; g++) {
+        const uint32_t group = dsi_pickle_element(&d->model, groups, g);
+        if (dsi_pickle_at(&d->model, group)->type != DSI_PICKLE_DICT)
+            return dsi_fail(d->error, DS_ERR_INPUT, "'%.300s': its param_shapes are not as DeepSpeed writes them",
+                            d->model_path);
+        for (uint32_t k = dsi_pickle_at(&d->model, group)->first; k && !status; k = cells[cells[k - 1].next - 1].next) {
+            const dsi_pickle_value *name = dsi_pickle_at(&d->model, cells[k - 1].value);
+            size_t shape[8];
+            const int dims = dsi_pickle_sizes(&d->model, cells[cells[k - 1].next - 1].value, shape);
+            static const char *const files[] = {"fp32", "exp_avg", "exp_avg_sq"};
+            if (name->type != DSI_PICKLE_TEXT || dims < 0 || !dsi_checkpoint_plain_name(name->as.text, 255))
+                return dsi_fail(d->error, DS_ERR_INPUT, "'%.300s': a parameter's name is no file's name",
+                                d->model_path);
+            for (int f = 0; f < 3 && !status; f++) {
+                char file[400], path[DSI_CHECKPOINT_PATH], prefix[64] = "";
+                const dsi_pickle_tensor *t;
+                uint32_t root = UINT32_MAX;
+                dsi_pickle p;
+                snprintf(file, sizeof file, "zero/%.255s/%s.pt", name->as.text, files[f]);
+                if (f) snprintf(prefix, sizeof prefix, "optimizer.%s.", files[f]);
+                if (f && !(dsi_checkpoint_join(path, d->c->folder, file) &&
+                           d->c->desc.files.exists(d->c->desc.files.ctx, path) == 1))
+                    continue;
+                status = dsi_deepspeed_load(d->c, file, &p, path, &root, d->error);
+                if (!status) {
+                    t = dsi_pickle_tensor_of(&p, root); /* stage 3's are bare, the others in a dict */
+                    if (!t) t = dsi_pickle_tensor_of(&p, dsi_pickle_get(&p, root, "param", 0));
+                    status = t ? dsi_deepspeed_part(&p, t, 0, 0, t->count, prefix, name->as.text, shape, dims, d->error)
+                               : dsi_fail(d->error, DS_ERR_INPUT, "'%.300s' holds no tensor", path);
+                }
+                dsi_pickle_free(&p);
+            }
+        }
+    }
+    return status;
+}
+
+static ds_status dsi_deepspeed_open(ds_checkpoint *c, ds_error *error) {
+    static const char *const models[] = {"mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"};
+    char path[DSI_CHECKPOINT_PATH], name[96];
+    const ds_files *f = &c->desc.files;
+    const char *prefix = "", *slash;
+    dsi_deepspeed *d;
+    ds_status status;
+    int which = 0;
+    bool universal;
+    if (dsi_checkpoint_join(path, c->folder, "mp_rank_01_model_states.pt") && f->exists(f->ctx, path) == 1)
+        return dsi_fail(error, DS_ERR_UNSUPPORTED, "'%.300s' is of a model in several tensor-parallel parts",
+                        c->folder);
+    c->format = DS_CHECKPOINT_DEEPSPEED;
+    slash = strrchr(c->folder, '/');
+    snprintf(c->tag, sizeof c->tag, "%s", slash ? slash + 1 : c->folder);
+    d = (dsi_deepspeed *)dsi_alloc_zero(&c->desc.allocator, sizeof *d);
+    if (!d) return dsi_checkpoint_no_memory(error, "a checkpoint's reader");
+    d->c = c;
+    d->error = error;
+    d->model.c = c;
+    if (!dsi_checkpoint_join(path, c->folder, models[0]) || f->exists(f->ctx, path) != 1) which = 1;
+    status = dsi_deepspeed_load(c, models[which], &d->model, d->model_path, &d->root, error);
+    universal = dsi_checkpoint_join(path, c->folder, "zero") && f->exists(f->ctx, path) == 2;
+    if (!status && universal) {
+        c->format = DS_CHECKPOINT_DEEPSPEED_UNIVERSAL;
+        status = dsi_deepspeed_universal(d);
+    } else if (!status) {
+        if (dsi_checkpoint_join(path, c->folder, "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt") &&
+            f->exists(f->ctx, path) == 1)
+            prefix = "bf16_";
+        for (int64_t r = 0; !status; r++) {
+            snprintf(name, sizeof name, "%szero_pp_rank_%lld_mp_rank_00_optim_states.pt", prefix, (long long)r);
+            if (r == 0 && (!dsi_checkpoint_join(path, c->folder, name) || f->exists(f->ctx, path) != 1))
+                break; /* stage 0 */
+            status = dsi_deepspeed_rank(d, name, r);
+            if (r + 1 >= d->ranks) break;
+        }
+    }
+    if (!status)
+        status = dsi_deepspeed_module(d, dsi_pickle_get(&d->model, d->root, "module", 0),
+                                      d->stage || universal ? dsi_pickle_get(&d->model, d->root, "buffer_names", 0)
+                                                            : UINT32_MAX);
+    if (!status && d->stage && d->stage < 3)
+        status = dsi_deepspeed_module(d, dsi_pickle_get(&d->model, d->root, "frozen_param_fragments", 0), UINT32_MAX);
+    if (!status) status = dsi_deepspeed_values(d);
+    dsi_pickle_free(&d->model);
+    dsi_release(&c->desc.allocator, d, sizeof *d);
+    return status ? status : dsi_checkpoint_settle(c, false, error);
+}
+
 // >>opening whatever there is
 
 /* A safetensors file's metadata as values, but for our notes. */
@@ -4066,7 +5082,8 @@ static bool dsi_checkpoint_has(const ds_checkpoint *c, const char *folder, const
 }
 static ds_status dsi_checkpoint_open_any(ds_checkpoint *c, const char *path, ds_error *error) {
     const ds_files *f = &c->desc.files;
-    char inner[DSI_CHECKPOINT_PATH];
+    char inner[DSI_CHECKPOINT_PATH], tag[DSI_CHECKPOINT_TAG + 1];
+    bool universal;
     int kind = f->exists(f->ctx, path);
     if (kind < 0) return dsi_checkpoint_failed(error, kind, "look at", path);
     if (kind == 0) return dsi_fail(error, DS_ERR_INPUT, "'%.400s' is not there", path);
@@ -4080,6 +5097,19 @@ static ds_status dsi_checkpoint_open_any(ds_checkpoint *c, const char *path, ds_
         return dsi_checkpoint_open_index(c, inner, error);
     if (dsi_checkpoint_has(c, path, "model.safetensors", inner))
         return dsi_checkpoint_open_safetensors(c, inner, error);
+    if (dsi_checkpoint_has(c, path, "mp_rank_00_model_states.pt", inner) ||
+        dsi_checkpoint_has(c, path, "zero_pp_rank_0_mp_rank_00_model_states.pt", inner)) {
+        memcpy(c->folder, path, strlen(path) + 1);
+        return dsi_deepspeed_open(c, error);
+    }
+    universal = c->desc.load_universal || !dsi_checkpoint_has(c, path, "latest", inner);
+    if (dsi_checkpoint_has(c, path, universal ? "latest_universal" : "latest", inner)) {
+        ds_error why;
+        if (!dsi_checkpoint_read_latest(&c->desc, path, universal ? "latest_universal" : "latest", tag, &why) &&
+            dsi_checkpoint_join(c->folder, path, tag) &&
+            dsi_checkpoint_has(c, c->folder, "manifest.json", inner) == false && f->exists(f->ctx, c->folder) == 2)
+            return dsi_deepspeed_open(c, error);
+    }
     return dsi_checkpoint_open_latest(c, path, error);
 }
 DS_API ds_status ds_checkpoint_open_path_(const ds_checkpoint_desc *desc, size_t desc_bytes, int version,
@@ -4105,19 +5135,6 @@ DS_API ds_status ds_checkpoint_open_path_(const ds_checkpoint_desc *desc, size_t
         *out = c;
     return status;
 }
-
-#undef DSI_CHECKPOINT_BLOCK
-#undef DSI_CHECKPOINT_CHUNK
-#undef DSI_CHECKPOINT_DEPTH
-#undef DSI_CHECKPOINT_DTYPES
-#undef DSI_CHECKPOINT_HEADER
-#undef DSI_CHECKPOINT_MANIFEST
-#undef DSI_CHECKPOINT_NONE
-#undef DSI_CHECKPOINT_OPEN
-#undef DSI_CHECKPOINT_PATH
-#undef DSI_CHECKPOINT_SHARD_NAME
-#undef DSI_CHECKPOINT_TAG
-#undef DSI_CHECKPOINT_TAIL
 
 #endif /* DS_CHECKPOINT_IMPL_DONE */
 
