@@ -24,6 +24,7 @@ SYNOPSIS (examples/05_offload.c)
 OPTIONS
     DS_IMPLEMENTATION, DS_OFFLOAD_IMPLEMENTATION   off   in the one file that implements
     DS_OFFLOAD_USE_LIBAIO                          1     in that file; 0: never look for libaio
+    DS_DEBUG                                       0     in that file; 1: checksums whether asked for or not
     DS_STATIC                                      off   private to that file; wherever a ds header is included
 
 WHAT IT DOES NOT DO
@@ -275,7 +276,7 @@ typedef struct ds_offload_desc {
     bool single_submit;    /* hand requests to the kernel one by one [cfg: aio.single_submit] */
     bool no_overlap;       /* wait for a batch before submitting the next [cfg: aio.overlap_events false] */
     bool buffered;         /* do not ask for O_DIRECT */
-    bool checksums;        /* CRC-32C of every block, checked when it is read */
+    bool checksums;        /* CRC-32C of every block, checked when it is read; always with DS_DEBUG 1 */
     int64_t timeout;       /* ns that a wait may last; 0: 60 s; negative: for ever */
     ds_offload_aio aio;    /* all members or none */
     ds_allocator allocator;
@@ -337,6 +338,9 @@ DS_API const char *ds_offload_engine_name(ds_offload_engine engine); /* "libaio"
 
 #if defined(DS_OFFLOAD_IMPLEMENTATION) && !defined(DS_OFFLOAD_IMPL_DONE)
 #define DS_OFFLOAD_IMPL_DONE
+#ifndef DS_DEBUG
+#define DS_DEBUG 0
+#endif
 /*== ds block: base 1 == home: ds_config.h ==*/
 #if defined(DSI_BASE_BLOCK) && DSI_BASE_BLOCK != 1
 #error "ds: implementations of two versions meet in this file; vendor all ds_*.h from one release"
@@ -1075,6 +1079,11 @@ static void dsi_offload_sum(ds_offload *s, const char *memory, size_t at, size_t
     }
 }
 
+/* What is being written is not known until that has succeeded: after a failure it may be the old or the new. */
+static void dsi_offload_forget(ds_offload *s, size_t at, size_t bytes) {
+    memset(s->sums + at / DSI_OFFLOAD_UNIT, 0, bytes / DSI_OFFLOAD_UNIT * sizeof *s->sums);
+}
+
 /* The offset of the first unit that changed, or SIZE_MAX. A unit never written reads as zeros and is not checked. */
 static size_t dsi_offload_changed(const ds_offload *s, const char *memory, size_t at, size_t bytes) {
     for (size_t k = 0; k < bytes; k += DSI_OFFLOAD_UNIT) {
@@ -1140,7 +1149,7 @@ static bool dsi_offload_prepare(dsi_offload_worker *w, dsi_offload_slot *slot, c
         slot->memory = slot->bounce;
         if (t->write && covered) memcpy(slot->bounce, direct, bytes);
     }
-    if (t->write && !slot->filling && s->sums) dsi_offload_sum(s, slot->memory, at, bytes);
+    if (t->write && !slot->filling && s->sums) dsi_offload_forget(s, at, bytes);
     dsi_offload_aim(slot, t->write && !slot->filling);
     slot->busy = true;
     return true;
@@ -1170,13 +1179,16 @@ static bool dsi_offload_settle(dsi_offload_worker *w, dsi_offload_slot *slot, ds
         dsi_offload_aim(slot, slot->request.write);
         return slot->busy = true;
     }
-    if (slot->request.write) return false;
+    if (slot->request.write) {
+        if (s->sums) dsi_offload_sum(s, slot->memory, slot->at, slot->bytes);
+        return false;
+    }
     if (s->sums && (changed = dsi_offload_changed(s, slot->memory, slot->at, slot->bytes)) != SIZE_MAX)
         return dsi_offload_set_fault(w, t, DSI_OFFLOAD_CHANGED, 0, changed), false;
     dsi_offload_overlap(slot, t, &from, &bytes);
     if (slot->filling) { /* the block is here: change its part and write it */
         memcpy(slot->bounce + (from - slot->at), t->memory + (from - t->begin), bytes);
-        if (s->sums) dsi_offload_sum(s, slot->bounce, slot->at, slot->bytes);
+        if (s->sums) dsi_offload_forget(s, slot->at, slot->bytes);
         slot->filling = false;
         slot->done = 0;
         dsi_offload_aim(slot, true);
@@ -1460,7 +1472,7 @@ DS_API ds_status ds_offload_create_(const ds_offload_desc *desc, size_t desc_byt
     s->single_submit = desc->single_submit;
     s->no_overlap = desc->no_overlap;
     s->pin = desc->pin_memory;
-    s->checksums = desc->checksums;
+    s->checksums = desc->checksums || DS_DEBUG;
     s->unit = DSI_OFFLOAD_UNIT;
     s->block = dsi_round_up(desc->block_size ? desc->block_size : 1 << 20, DSI_OFFLOAD_UNIT);
     s->depth = desc->queue_depth ? desc->queue_depth : 8;

@@ -2732,6 +2732,40 @@ static ds_status dsi_zero_make_optimizer(ds_zero *z, const ds_zero_desc *d, ds_e
     return status;
 }
 
+/* The layouts, and the tables that hold them. */
+static ds_status dsi_zero_make_tables(ds_zero *z, ds_error *error) {
+    z->order = (size_t *)dsi_zero_table(z, z->n_train, sizeof(size_t));
+    z->bucket_order = (size_t *)dsi_zero_table(z, z->n_train, sizeof(size_t));
+    z->piece_offset = (size_t *)dsi_zero_table(z, dsi_mul(z->n_train, z->parts), sizeof(size_t));
+    z->buckets = (dsi_zero_bucket *)dsi_zero_table(z, z->n_train, sizeof *z->buckets);
+    z->arrival = (uint64_t *)dsi_zero_table(z, z->n_train, sizeof *z->arrival);
+    z->blocks = (uint32_t *)dsi_zero_table(z, z->n_params, sizeof *z->blocks);
+    if (z->n_train && (!z->order || !z->bucket_order || !z->piece_offset || !z->buckets || !z->arrival || !z->blocks))
+        return dsi_zero_no_memory(z, error, "the engine's tables");
+    for (int k = 0; k < 3 && z->stage == 3 && z->n_params; k++) {
+        z->traces[k].room = 4 * z->n_params;
+        z->traces[k].fetched = (uint32_t *)dsi_zero_table(z, z->traces[k].room, sizeof(uint32_t));
+        if (!z->traces[k].fetched) return dsi_zero_no_memory(z, error, "the engine's tables");
+    }
+    dsi_zero_layout_shard(z);
+    for (size_t i = 0, n = z->n_train; i < z->n_params; i++)
+        if (z->params[i].tensor != DSI_ZERO_NONE) z->bucket_order[--n] = i;
+    dsi_zero_layout_buckets(z);
+    z->bucket_capacity = z->train_elements < z->reduce_bucket ? z->train_elements : z->reduce_bucket;
+    if (z->bucket_capacity < z->largest) z->bucket_capacity = z->largest;
+    z->n_slots = z->stage <= 1 ? z->n_train : z->overlap && z->n_buckets > 1 ? 2 : 1;
+    z->n_subs = dsi_zero_layout_subs(z, NULL);
+    z->subs = (dsi_zero_sub *)dsi_zero_table(z, z->n_subs, sizeof *z->subs);
+    z->slices = (ds_optim_slice *)dsi_zero_table(z, z->n_train + 1, sizeof *z->slices);
+    z->counts = (size_t *)dsi_zero_table(z, dsi_mul((size_t)z->world, z->n_slots + 1), sizeof(size_t));
+    z->cursors = (size_t *)dsi_zero_table(z, (size_t)z->world, sizeof(size_t));
+    z->agree = (char *)dsi_zero_table(z, (size_t)z->world, sizeof(ds_error));
+    if ((z->n_subs && !z->subs) || !z->slices || !z->counts || !z->cursors || !z->agree)
+        return dsi_zero_no_memory(z, error, "the engine's tables");
+    dsi_zero_layout_subs(z, z->subs);
+    return DS_OK;
+}
+
 /* Everything but tensor memory: the plan stops here, create goes on. */
 static ds_status dsi_zero_prepare(const ds_zero_desc *d, int rank, int world, ds_zero **out, ds_error *error) {
     ds_allocator allocator;
@@ -2776,36 +2810,7 @@ static ds_status dsi_zero_prepare(const ds_zero_desc *d, int rank, int world, ds
         if ((status = ds_wire_loss_scaler(d->config, &scaling, error))) return status;
         if ((status = ds_loss_scaler_init(&z->scaler, z->fp16 ? &scaling : NULL, error))) return status;
     }
-    z->order = (size_t *)dsi_zero_table(z, z->n_train, sizeof(size_t));
-    z->bucket_order = (size_t *)dsi_zero_table(z, z->n_train, sizeof(size_t));
-    z->piece_offset = (size_t *)dsi_zero_table(z, dsi_mul(z->n_train, z->parts), sizeof(size_t));
-    z->buckets = (dsi_zero_bucket *)dsi_zero_table(z, z->n_train, sizeof *z->buckets);
-    z->arrival = (uint64_t *)dsi_zero_table(z, z->n_train, sizeof *z->arrival);
-    z->blocks = (uint32_t *)dsi_zero_table(z, z->n_params, sizeof *z->blocks);
-    if (z->n_train && (!z->order || !z->bucket_order || !z->piece_offset || !z->buckets || !z->arrival || !z->blocks))
-        return dsi_zero_no_memory(z, error, "the engine's tables");
-    for (int k = 0; k < 3 && z->stage == 3 && z->n_params; k++) {
-        z->traces[k].room = 4 * z->n_params;
-        z->traces[k].fetched = (uint32_t *)dsi_zero_table(z, z->traces[k].room, sizeof(uint32_t));
-        if (!z->traces[k].fetched) return dsi_zero_no_memory(z, error, "the engine's tables");
-    }
-    dsi_zero_layout_shard(z);
-    for (size_t i = 0, n = z->n_train; i < z->n_params; i++)
-        if (z->params[i].tensor != DSI_ZERO_NONE) z->bucket_order[--n] = i;
-    dsi_zero_layout_buckets(z);
-    z->bucket_capacity = z->train_elements < z->reduce_bucket ? z->train_elements : z->reduce_bucket;
-    if (z->bucket_capacity < z->largest) z->bucket_capacity = z->largest;
-    z->n_slots = z->stage <= 1 ? z->n_train : z->overlap && z->n_buckets > 1 ? 2 : 1;
-    z->n_subs = dsi_zero_layout_subs(z, NULL);
-    z->subs = (dsi_zero_sub *)dsi_zero_table(z, z->n_subs, sizeof *z->subs);
-    z->slices = (ds_optim_slice *)dsi_zero_table(z, z->n_train + 1, sizeof *z->slices);
-    z->counts = (size_t *)dsi_zero_table(z, dsi_mul((size_t)world, z->n_slots + 1), sizeof(size_t));
-    z->cursors = (size_t *)dsi_zero_table(z, (size_t)world, sizeof(size_t));
-    z->agree = (char *)dsi_zero_table(z, (size_t)world, sizeof(ds_error));
-    if ((z->n_subs && !z->subs) || !z->slices || !z->counts || !z->cursors || !z->agree)
-        return dsi_zero_no_memory(z, error, "the engine's tables");
-    dsi_zero_layout_subs(z, z->subs);
-    return DS_OK;
+    return dsi_zero_make_tables(z, error);
 }
 
 /* The tensor memory, one row each. With `take` false it is only counted. */
