@@ -71,7 +71,7 @@ ERRORS
     Each call returns a ds_status; ds_zero_error(zero) has the text, naming the parameter. Misuse (a gradient too many, a step
     too early, a release without fetch) changes nothing. After an error of a collective or of the disk the engine is dead:
     every later call returns the same error, and the last checkpoint is what remains. A step skipped for overflow is not an
-    error: report.skipped.
+    error: report.skipped. Log ids: 2 step skipped, 3 a parameter that does not fit the arena, 4 memory not pinned.
 
 THREADS
     One thread at a time per engine. Several engines may live in one process.
