@@ -1,0 +1,41 @@
+#!/bin/bash
+# `make demo`, shortened: what its table must show; and at full length what its model must learn. environment: B
+set -u
+cd "$(dirname "$0")/../.."
+. tests/tools/train_gpt.sh
+mkdir b && ln -s "$B/ds" "$B/train_gpt" b/
+cd "$root" || exit 1
+B=$work/b STEPS=6 tests/tools/demo.sh >"$work/out" 2>"$work/err" </dev/null
+check $? 'the demo ends with 0' "$work/err"
+cd "$work" || exit 1
+rows=$(grep -cE '^(stage [0-3]|3 \+ NVMe) .* 0x1\.[0-9a-f]+p\+?[0-9]+$' out)
+[[ $rows = 5 && $(grep -oE '0x1\.[0-9a-f]+p\+?[0-9]+$' out | sort -u | wc -l) = 1 ]]
+check $? "five rows, one loss" out
+grep -qE '^NVMe: [1-9][0-9]* requests submitted through [a-z]+.*, O_DIRECT (in force|refused by the file system)$' out
+check $? 'requests and O_DIRECT' out
+[[ -s b/demo/loss.svg ]] && grep -q 'generated text:' out
+check $? 'a curve and a text' out
+for name in stage0 stage1 stage2 stage3 zero3_nvme; do
+    # the allocator's own account and the engine's agree: classes peak at different moments, so their sum is above, not far
+    f=b/demo/$name.summary
+    engine=$(($(field $f state_bytes) + $(field $f work_bytes))) counted=$(field $f allocator_peak)
+    [[ $counted -gt 0 && $counted -le $((engine + engine / 10)) ]]
+    check $? "$name: allocator's peak $counted, the engine's account $engine"
+    [[ $(field $f process_grew) -ge $(field $f state_bytes) ]]
+    check $? "$name: the process grew by $(field $f process_grew), of it $(field $f state_bytes) bytes of states"
+done
+[[ $(field b/demo/stage3.summary gathered_peak) -le $(($(field b/demo/stage3.summary live_window) + 12 * 128 * 128 + 13 * 128)) ]]
+check $? 'gathered: the live window and a layer at most'
+[[ $(field b/demo/stage3.summary parameters) -ge 1000000 ]]
+check $? 'a million parameters'
+# every stage has these bits, so one is enough
+steps=$(sed -n 's/.*STEPS:-\([0-9]*\).*/\1/p' "$root/tests/tools/demo.sh")
+cd "$root" || exit 1
+timeout 300 "$B/ds" run -n 2 -- "$B/train_gpt" --config "$configs/stage0.json" --steps "$steps" --generate 0 --quiet \
+    --summary "$work/long.summary" >"$work/out" 2>"$work/err" </dev/null
+check $? "$steps steps" "$work/err"
+awk -v v="$(field "$work/long.summary" validation_loss)" -v u="$(field "$work/long.summary" unigram_entropy)" 'BEGIN {exit !(v > 1 && v <= u - 0.7)}'
+check $? "validation loss $(field "$work/long.summary" validation_loss) is 0.7 nats below $(field "$work/long.summary" unigram_entropy)"
+cd "$work" || exit 1
+clean demo
+summary
