@@ -17,6 +17,7 @@
 #define DS_IMPLEMENTATION
 #include "ds_zero.h"
 #include "ds_sparse.h"
+#include "wire_sparse.h"
 
 enum { FINE = 0, INPUT = 1, USAGE = 2, ENVIRONMENT = 3 };
 
@@ -401,26 +402,6 @@ static void put_text(void *ctx, const char *text, size_t bytes) {
     fwrite(text, 1, bytes, (FILE *)ctx);
 }
 
-/* The sparse_attention section as ds_sparse takes it. */
-static ds_status sparse_of(const ds_config *c, ds_sparse_params *p, ds_error *error) {
-    ds_status status = ds_sparse_params_default(c->sparse_attention.mode, p, error);
-    if (status) return status;
-    p->block = c->sparse_attention.block;
-    p->different_layout_per_head = c->sparse_attention.different_layout_per_head;
-    p->num_local_blocks = c->sparse_attention.num_local_blocks;
-    p->num_global_blocks = c->sparse_attention.num_global_blocks;
-    p->horizontal_global_attention = c->sparse_attention.horizontal_global_attention;
-    p->num_different_global_patterns = c->sparse_attention.num_different_global_patterns;
-    p->num_random_blocks = c->sparse_attention.num_random_blocks;
-    p->local_window_blocks = c->sparse_attention.local_window_blocks.at;
-    p->local_window_count = c->sparse_attention.local_window_blocks.count;
-    p->global_block_indices = c->sparse_attention.global_block_indices.at;
-    p->global_count = c->sparse_attention.global_block_indices.count;
-    p->global_block_end_indices = c->sparse_attention.global_block_end_indices.at;
-    p->global_end_count = c->sparse_attention.global_block_end_indices.count;
-    p->num_sliding_window_blocks = c->sparse_attention.num_sliding_window_blocks;
-    return ds_sparse_params_attention(p, c->sparse_attention.attention, error);
-}
 static void print_layout(const ds_sparse_layout *layout) {
     ds_sparse_info info;
     ds_sparse_layout_info(layout, &info);
@@ -456,9 +437,7 @@ static int run_layout(arguments *a) {
     ds_sparse_layout *layout = NULL;
     ds_sparse_params params;
     ds_config *config;
-    ds_config_origin origin;
     size_t tokens, count, start;
-    int line = 0;
     ds_status result;
     if (status) return status;
     if (!number(heads, &count) || !count) return usage(a, "--heads wants a number of at least 1", NULL);
@@ -467,14 +446,14 @@ static int run_layout(arguments *a) {
     if (!svg) return usage(a, "--svg wants a file", NULL);
     config = load_config(a->at[0], 1, DS_CONFIG_UNKNOWN_ERROR, &status);
     if (!config) return status;
-    result = sparse_of(config, &params, &error);
+    result = wire_sparse(config, &params, &error);
     params.heads = count;
     params.seed = start;
     if (!result) result = ds_sparse_layout_create(&params, tokens, NULL, &layout, &error);
     status = result ? DS_IS_ENVIRONMENT(result) ? ENVIRONMENT : INPUT : FINE;
     if (result) {
         fprintf(stderr, "%s: sparse_attention: %s\n", a->at[0], error.message);
-    } else if (!ds_config_where(config, "sparse_attention", &origin, &line, NULL) || !line) {
+    } else if (!sparse_given(config)) {
         fprintf(stderr, "%s: there is no sparse_attention section\n", a->at[0]);
         status = INPUT;
     } else {

@@ -43,7 +43,7 @@ typedef struct gpt_tensor {
 typedef struct gpt_block {
     float *ln1, *mean1, *scale1; /* (B,T,C) (B,T) (B,T): scale is 1 / standard deviation */
     float *qkv;                  /* (B,T,3C) */
-    float *weights;              /* (B,H,T,T) after softmax */
+    float *weights;              /* (B,H,T,T) after softmax; with a mixer (B,H,T), its own */
     float *mixed;                /* (B,T,C) attention's output before its projection */
     float *middle;               /* (B,T,C) after the first residual */
     float *ln2, *mean2, *scale2;
@@ -51,10 +51,20 @@ typedef struct gpt_block {
     float *out;           /* (B,T,C) after the second residual */
 } gpt_block;
 
+/* Another attention in the place of the dense one: from a->qkv to a->mixed, with a->weights to remember what it likes; and
+   from the gradient of mixed to g->d_qkv. */
+struct gpt;
+typedef struct gpt_mixer {
+    void (*forward)(void *ctx, const struct gpt *g, const gpt_block *a);
+    void (*backward)(void *ctx, const struct gpt *g, const gpt_block *a, const float *d_mixed);
+    void *ctx;
+} gpt_mixer;
+
 typedef struct gpt {
     gpt_shape shape;
-    size_t batch, time; /* of the present pass: at most those of gpt_create */
-    float *memory;      /* all activations */
+    const gpt_mixer *mixer; /* NULL: dense attention */
+    size_t batch, time;     /* of the present pass: at most those of gpt_create */
+    float *memory;          /* all activations */
     size_t memory_floats;
     float *embedded;                   /* (B,T,C) */
     gpt_block *blocks;                 /* (layers) */
@@ -238,6 +248,10 @@ static void gpt_gelu_back(float *d, const float *x, size_t n) {
 
 static void gpt_attention(const gpt *g, const gpt_block *a) {
     size_t t = g->time, c = g->shape.channels, h = g->shape.heads, hs = c / h;
+    if (g->mixer) {
+        g->mixer->forward(g->mixer->ctx, g, a);
+        return;
+    }
     for (size_t b = 0; b < g->batch; b++)
         for (size_t k = 0; k < h; k++) {
             const float *q = a->qkv + b * t * 3 * c + k * hs;
@@ -257,6 +271,10 @@ static void gpt_attention(const gpt *g, const gpt_block *a) {
 static void gpt_attention_back(gpt *g, const gpt_block *a, const float *d_mixed) {
     size_t t = g->time, c = g->shape.channels, h = g->shape.heads, hs = c / h;
     float unit = 1.0f / sqrtf((float)hs);
+    if (g->mixer) {
+        g->mixer->backward(g->mixer->ctx, g, a, d_mixed);
+        return;
+    }
     for (size_t b = 0; b < g->batch; b++)
         for (size_t k = 0; k < h; k++) {
             const float *q = a->qkv + b * t * 3 * c + k * hs, *w = a->weights + (b * h + k) * t * t;
@@ -294,7 +312,7 @@ static size_t gpt_place(gpt *g, float *memory, size_t batch, size_t time) {
         GPT_TAKE(blocks[l].mean1, bt);
         GPT_TAKE(blocks[l].scale1, bt);
         GPT_TAKE(blocks[l].qkv, bt * 3 * c);
-        GPT_TAKE(blocks[l].weights, batch * g->shape.heads * time * time);
+        GPT_TAKE(blocks[l].weights, batch * g->shape.heads * time * (g->mixer ? 1 : time));
         GPT_TAKE(blocks[l].mixed, bt * c);
         GPT_TAKE(blocks[l].middle, bt * c);
         GPT_TAKE(blocks[l].ln2, bt * c);
@@ -312,14 +330,16 @@ static size_t gpt_place(gpt *g, float *memory, size_t batch, size_t time) {
     GPT_TAKE(d2, bt * c);
     GPT_TAKE(d_wide, bt * 4 * c);
     GPT_TAKE(d_qkv, bt * 3 * c);
-    GPT_TAKE(d_weights, time * time);
+    GPT_TAKE(d_weights, g->mixer ? 0 : time * time);
 #undef GPT_TAKE
     return at;
 }
 
-/* Activations for passes of up to `batch` sequences of `time` tokens; false when memory fails. */
-static bool gpt_create(gpt *g, const gpt_shape *s, size_t batch, size_t time) {
+/* Activations for passes of up to `batch` sequences of `time` tokens; false when memory fails. The mixer (NULL: none) is
+   kept by reference. */
+static bool gpt_create(gpt *g, const gpt_shape *s, size_t batch, size_t time, const gpt_mixer *mixer) {
     memset(g, 0, sizeof *g);
+    g->mixer = mixer;
     g->shape = *s;
     g->blocks = (gpt_block *)calloc(s->layers ? s->layers : 1, sizeof *g->blocks);
     if (g->blocks) g->memory_floats = gpt_place(g, NULL, batch, time);

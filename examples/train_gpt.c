@@ -7,7 +7,9 @@
    The model is gpt.h, bytes are the tokens, ds_zero.h does the rest. Ranks come from whatever launcher set them. */
 #define DS_IMPLEMENTATION
 #include "ds_zero.h"
+#include "ds_sparse.h"
 #include "gpt.h"
+#include "wire_sparse.h"
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/ioctl.h>
@@ -47,6 +49,9 @@ typedef struct trainer {
     ds_monitor *monitor;
     ds_zero *zero;
     gpt model;
+    gpt_mixer mixer; /* with a sparse_attention section */
+    ds_sparse *attention;
+    ds_sparse_layout *layout;
     corpus data;
     ds_dtype dtype;
     size_t n_tensors;
@@ -491,7 +496,7 @@ static void print_problem(void *ctx, const ds_config_problem *p) {
 }
 
 static void load_config(void) {
-    static const char *const own_keys[] = {"steps_per_print", "wall_clock_breakdown", "dump_state"};
+    static const char *const own_keys[] = {"steps_per_print", "wall_clock_breakdown", "dump_state", "sparse_attention"};
     ds_config_options options_;
     ds_error error = {DS_OK, ""};
     size_t bytes;
@@ -508,7 +513,7 @@ static void load_config(void) {
     ds_status status = ds_config_parse(text_, bytes, &options_, &t.config, &error);
     free(text_);
     if (!status) {
-        status = ds_zero_unclaimed(t.config, own_keys, 3, &error);
+        status = ds_zero_unclaimed(t.config, own_keys, 4, &error);
         if (status && t.rank == 0) fprintf(stderr, "%s: error: %s\n", t.o.config, error.message);
     }
     if (status) { /* every rank sees the same text; rank 0 has said what is wrong */
@@ -516,6 +521,69 @@ static void load_config(void) {
         exit(exit_code(status));
     }
     t.dtype = ds_zero_model_dtype(t.config);
+}
+
+/* One call of the attention on a block of the model: q, k and v lie side by side in each token's 3C floats. */
+static ds_sparse_io attention_io(const gpt *g, const gpt_block *a) {
+    size_t c = g->shape.channels;
+    ds_sparse_io io;
+    memset(&io, 0, sizeof io);
+    io.batch = g->batch;
+    io.seq_len = g->time;
+    io.strides.row = 3 * c;
+    io.strides.head = c / g->shape.heads;
+    io.strides.batch = g->time * 3 * c;
+    io.o_strides.row = c;
+    io.o_strides.head = c / g->shape.heads;
+    io.o_strides.batch = g->time * c;
+    io.q = a->qkv;
+    io.k = a->qkv + c;
+    io.v = a->qkv + 2 * c;
+    io.out = a->mixed;
+    io.lse = a->weights;
+    return io;
+}
+static void attention_forward(void *ctx, const gpt *g, const gpt_block *a) {
+    ds_sparse_io io = attention_io(g, a);
+    ds_status status = ds_sparse_forward((ds_sparse *)ctx, &io);
+    if (status) fail(exit_code(status), ds_sparse_error((ds_sparse *)ctx)->message);
+}
+static void attention_backward(void *ctx, const gpt *g, const gpt_block *a, const float *d_mixed) {
+    ds_sparse_io io = attention_io(g, a);
+    ds_status status;
+    io.d_out = d_mixed;
+    io.d_q = g->d_qkv;
+    io.d_k = g->d_qkv + g->shape.channels;
+    io.d_v = g->d_qkv + 2 * g->shape.channels;
+    status = ds_sparse_backward((ds_sparse *)ctx, &io);
+    if (status) fail(exit_code(status), ds_sparse_error((ds_sparse *)ctx)->message);
+}
+
+/* The sparse_attention section: the model attends by it, always causally. Random blocks start at --seed. */
+static void make_attention(void) {
+    ds_sparse_params params;
+    ds_sparse_desc d;
+    char message[600];
+    ds_error error = {DS_OK, ""};
+    ds_status status;
+    if (!sparse_given(t.config)) return;
+    status = wire_sparse(t.config, &params, &error);
+    params.heads = t.o.shape.heads;
+    params.seed = t.o.seed;
+    if (!status)
+        status = ds_sparse_layout_create(&params, ds_sparse_padded(t.o.shape.context, params.block), NULL, &t.layout,
+                                         &error);
+    memset(&d, 0, sizeof d);
+    d.layout = t.layout;
+    d.head_dim = t.o.shape.channels / t.o.shape.heads;
+    d.causal = true;
+    d.logger.log = log_line;
+    if (!status) status = ds_sparse_create(&d, &t.attention, &error);
+    snprintf(message, sizeof message, "%s: sparse_attention: %.500s", t.o.config, error.message);
+    if (status) fail(exit_code(status), message);
+    t.mixer.forward = attention_forward;
+    t.mixer.backward = attention_backward;
+    t.mixer.ctx = t.attention;
 }
 
 static void make_engine(void) {
@@ -592,7 +660,8 @@ static void set_up(const char *program) {
     load_corpus(program);
     t.n_tensors = gpt_tensor_count(&t.o.shape);
     batch = t.config->train_micro_batch_size_per_gpu;
-    if (!gpt_create(&t.model, &t.o.shape, batch, t.o.shape.context))
+    make_attention();
+    if (!gpt_create(&t.model, &t.o.shape, batch, t.o.shape.context, t.attention ? &t.mixer : NULL))
         fail(EXIT_ENVIRONMENT, "no memory for the model's activations");
     t.tokens = (uint8_t *)calloc(2 * batch, t.o.shape.context);
     t.curve_room = (size_t)t.o.steps + 2;
@@ -828,6 +897,8 @@ int main(int argc, char **argv) {
     ds_comm_destroy(t.comm);
     ds_config_free(t.config);
     gpt_destroy(&t.model);
+    ds_sparse_destroy(t.attention);
+    ds_sparse_layout_destroy(t.layout);
     for (int k = 0; k < GPT_BLOCK_TENSORS + 3; k++) free(t.gradients[k]);
     for (int k = 0; k < GPT_BLOCK_TENSORS; k++) free(t.weights[k]);
     for (int k = 0; k < 3; k++) free(t.widened[k]);

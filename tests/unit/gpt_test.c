@@ -29,7 +29,7 @@ int main(int argc, char **argv) {
     uint64_t random = 1;
     gpt g;
     test_begin(argc, argv);
-    CHECK(gpt_create(&g, &shape, 2, 7));
+    CHECK(gpt_create(&g, &shape, 2, 7, NULL));
     for (size_t i = 0; i < sizeof tokens; i++) tokens[i] = (uint8_t)(test_random(&random) % shape.vocab);
     for (size_t i = 0; i < gpt_tensor_count(&shape); i++) {
         gpt_tensor t = gpt_tensor_at(&shape, i);
