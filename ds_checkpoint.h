@@ -3253,10 +3253,11 @@ static uint32_t dsi_checkpoint_crc32(uint32_t crc, const char *data, size_t byte
 }
 /* A zip entry is under one checksum: all of it is read when its first byte is asked for. */
 static ds_status dsi_checkpoint_check_entry(ds_checkpoint *c, size_t index, const char *path, ds_error *error) {
-    dsi_checkpoint_entry *e =
-        (dsi_checkpoint_entry *)(void *)c->entries.items + (index == DSI_CHECKPOINT_NONE ? 0 : index);
+    dsi_checkpoint_entry *e;
     uint32_t sum = 0;
-    if (index == DSI_CHECKPOINT_NONE || e->checked) return DS_OK;
+    if (index == DSI_CHECKPOINT_NONE) return DS_OK;
+    e = (dsi_checkpoint_entry *)(void *)c->entries.items + index;
+    if (e->checked) return DS_OK;
     c->block_part = DSI_CHECKPOINT_NONE;
     for (uint64_t at = 0; at < e->bytes; at += DSI_CHECKPOINT_BLOCK) {
         const size_t n = e->bytes - at < DSI_CHECKPOINT_BLOCK ? (size_t)(e->bytes - at) : DSI_CHECKPOINT_BLOCK;
@@ -4677,8 +4678,7 @@ static ds_status dsi_pickle_name(dsi_pickle *p, int op, bool *known) {
 static ds_status dsi_pickle_load(dsi_pickle *p, ds_checkpoint *c, size_t shard, const char *path, uint32_t *root,
                                  ds_error *error) {
     const size_t index = dsi_checkpoint_zip_find(c, shard, "", "data.pkl");
-    const dsi_checkpoint_entry *entry =
-        (const dsi_checkpoint_entry *)(void *)c->entries.items + (index == DSI_CHECKPOINT_NONE ? 0 : index);
+    const dsi_checkpoint_entry *entry;
     ds_status status;
     memset(p, 0, sizeof *p);
     p->c = c;
@@ -4690,6 +4690,7 @@ static ds_status dsi_pickle_load(dsi_pickle *p, ds_checkpoint *c, size_t shard, 
     p->tensors.each = sizeof(dsi_pickle_tensor);
     p->stack.each = p->memo.each = sizeof(uint32_t);
     if (index == DSI_CHECKPOINT_NONE) return dsi_checkpoint_bad_zip(path, "it holds no data.pkl", error);
+    entry = (const dsi_checkpoint_entry *)(void *)c->entries.items + index;
     if (entry->bytes > DSI_CHECKPOINT_MANIFEST) return dsi_checkpoint_bad_zip(path, "its data.pkl is too large", error);
     p->bytes = (size_t)entry->bytes;
     p->text = (char *)dsi_alloc(&c->desc.allocator, p->bytes + 1);
@@ -5093,10 +5094,6 @@ static ds_status dsi_checkpoint_open_any(ds_checkpoint *c, const char *path, ds_
         memcpy(c->folder, path, strlen(path) + 1);
         return dsi_checkpoint_open_folder(c, error);
     }
-    if (dsi_checkpoint_has(c, path, "model.safetensors.index.json", inner))
-        return dsi_checkpoint_open_index(c, inner, error);
-    if (dsi_checkpoint_has(c, path, "model.safetensors", inner))
-        return dsi_checkpoint_open_safetensors(c, inner, error);
     if (dsi_checkpoint_has(c, path, "mp_rank_00_model_states.pt", inner) ||
         dsi_checkpoint_has(c, path, "zero_pp_rank_0_mp_rank_00_model_states.pt", inner)) {
         memcpy(c->folder, path, strlen(path) + 1);
@@ -5109,7 +5106,12 @@ static ds_status dsi_checkpoint_open_any(ds_checkpoint *c, const char *path, ds_
             dsi_checkpoint_join(c->folder, path, tag) &&
             dsi_checkpoint_has(c, c->folder, "manifest.json", inner) == false && f->exists(f->ctx, c->folder) == 2)
             return dsi_deepspeed_open(c, error);
+        return dsi_checkpoint_open_latest(c, path, error);
     }
+    if (dsi_checkpoint_has(c, path, "model.safetensors.index.json", inner))
+        return dsi_checkpoint_open_index(c, inner, error);
+    if (dsi_checkpoint_has(c, path, "model.safetensors", inner))
+        return dsi_checkpoint_open_safetensors(c, inner, error);
     return dsi_checkpoint_open_latest(c, path, error);
 }
 DS_API ds_status ds_checkpoint_open_path_(const ds_checkpoint_desc *desc, size_t desc_bytes, int version,
