@@ -4680,8 +4680,6 @@ static ds_status dsi_pickle_load(dsi_pickle *p, ds_checkpoint *c, size_t shard, 
     const size_t index = dsi_checkpoint_zip_find(c, shard, "", "data.pkl");
     const dsi_checkpoint_entry *entry;
     ds_status status;
-    memset(p, 0, sizeof *p);
-    p->c = c;
     p->shard = shard;
     p->path = path;
     p->error = error;
@@ -4728,6 +4726,8 @@ static ds_status dsi_deepspeed_load(ds_checkpoint *c, const char *name, dsi_pick
                                     uint32_t *root, ds_error *error) {
     const size_t shard = c->shards.count;
     ds_status status = dsi_checkpoint_add_shard(c, name, error);
+    memset(p, 0, sizeof *p); /* the caller frees it whatever comes */
+    p->c = c;
     if (!status) status = dsi_checkpoint_measure_shard(c, dsi_checkpoint_shard_of(c, shard), path, error);
     if (!status) status = dsi_checkpoint_read_zip(c, shard, path, error);
     return status ? status : dsi_pickle_load(p, c, shard, path, root, error);

@@ -20,7 +20,16 @@ if command -v python3 >/dev/null; then
     else
         failed=$((failed + 1)) && tail -n 5 "$out/log"
     fi
-    [[ -d $out/files ]] || mkdir "$out/files"
+    mkdir -p "$out/evil"
+    python3 -c '
+import os, pickle, sys, zipfile
+class Evil:
+    def __reduce__(self): return os.system, ("touch " + sys.argv[2],)
+with zipfile.ZipFile(sys.argv[1], "w") as z: z.writestr("archive/data.pkl", pickle.dumps({"module": Evil()}, 2))
+' "$out/evil/mp_rank_00_model_states.pt" "$out/called"
+    "$b/ds" inspect "$out/evil" >/dev/null 2>"$out/stderr"
+    check "a pickle that calls is refused" grep -q "asks for 'posix system'.*never called" "$out/stderr"
+    check "and nothing was called" test ! -e "$out/called"
 else
     echo "SKIP reading DeepSpeed's checkpoints: python3 is not there" && skipped=$((skipped + 1))
 fi

@@ -1070,6 +1070,103 @@ static void test_options(void) {
     }
 }
 
+/* A DeepSpeed checkpoint of stage 1 and one rank, from the fuzzer's corpus (whose first byte is the kind of input). */
+static void make_deepspeed(const char *folder) {
+    static const char *const names[2][2] = {{"model", "mp_rank_00_model_states"},
+                                            {"optim", "zero_pp_rank_0_mp_rank_00_optim_states"}};
+    shell("rm -rf '%s'; mkdir -p '%s'", folder, folder);
+    for (int i = 0; i < 2; i++)
+        shell("tail -c +2 tests/fuzz/checkpoint_corpus/%s.pt > '%s/%s.pt'", names[i][0], folder, names[i][1]);
+}
+static void test_deepspeed(void) {
+    TEST(deepspeed_stage_1) {
+        char folder[FOLDER_BYTES];
+        ds_checkpoint *c = NULL;
+        ds_checkpoint_info info;
+        ds_error error = {DS_OK, ""};
+        int64_t step = 0;
+        make_deepspeed(folder_of(folder, "deepspeed"));
+        CHECK_EQ(open_file(folder, &c, &error), DS_OK);
+        if (!c) break;
+        CHECK_EQ(ds_checkpoint_get_format(c), DS_CHECKPOINT_DEEPSPEED);
+        CHECK_EQ(ds_checkpoint_find(c, "optimizer.exp_avg_sq.fc1.weight", &info), DS_OK);
+        CHECK(info.dims == 2 && info.shape[0] == 16 && info.shape[1] == 8 && info.dtype == DS_F32);
+        CHECK_EQ(ds_checkpoint_find(c, "scale", &info), DS_OK);
+        CHECK_EQ(ds_checkpoint_get_integer(c, "engine.step", &step), DS_OK);
+        CHECK_EQ(step, 3);
+        CHECK_EQ(ds_checkpoint_verify(c), DS_OK);
+        ds_checkpoint_close(c);
+    }
+    TEST(deepspeed_faults) {
+        char folder[FOLDER_BYTES];
+        make_deepspeed(folder_of(folder, "deepspeed"));
+        for (int kind = 0; kind < 2; kind++) {
+            int finished = 0;
+            for (long n = 1; n < 2000 && !finished; n++) {
+                ds_checkpoint_desc d;
+                ds_checkpoint *c = NULL;
+                ds_error error = {DS_OK, ""};
+                test_memory memory;
+                faults f;
+                ds_status status;
+                memset(&d, 0, sizeof d);
+                memset(&f, 0, sizeof f);
+                memset(&memory, 0, sizeof memory);
+                use_faults(&d.files, &f);
+                use_memory(&d.allocator, &memory);
+                f.code = -EIO;
+                if (kind)
+                    f.fail_at = n;
+                else
+                    memory.fail_at = (size_t)n;
+                status = ds_checkpoint_open_path(&d, folder, &c, &error);
+                if (!status) status = ds_checkpoint_verify(c);
+                if (c && status) error = *ds_checkpoint_error(c);
+                /* a question whether a file is there may fail unnoticed where the answer is not needed */
+                if (status) CHECK(error.status == status && error.message[0]);
+                if (!kind && memory.calls >= (size_t)n) CHECK_EQ(status, DS_ERR_MEMORY);
+                ds_checkpoint_close(c);
+                finished = kind ? f.calls < n : memory.calls < (size_t)n;
+                CHECK_EQ(memory.live, 0);
+                CHECK_EQ(memory.mismatches, 0);
+            }
+            CHECK(finished);
+        }
+    }
+    TEST(deepspeed_damage_in_data_is_found) {
+        char folder[FOLDER_BYTES], path[FOLDER_BYTES + 64], *file, *payload;
+        ds_checkpoint *c = NULL;
+        ds_error error = {DS_OK, ""};
+        size_t bytes;
+        ds_status status;
+        make_deepspeed(folder_of(folder, "deepspeed"));
+        snprintf(path, sizeof path, "%s/zero_pp_rank_0_mp_rank_00_optim_states.pt", folder);
+        file = slurp(path, &bytes);
+        for (size_t at = 0; at + 15 < bytes; at++) { /* flip a bit in the data of each storage */
+            if (memcmp(file + at, "archive/data/", 13) != 0 || at < 30 || memcmp(file + at - 30, "PK\3\4", 4) != 0)
+                continue;
+            payload = file + at + 20;
+            *payload = (char)(*payload ^ 1);
+            spew(path, file, bytes);
+            *payload = (char)(*payload ^ 1);
+            status = open_file(folder, &c, &error);
+            if (!status) {
+                status = ds_checkpoint_verify(c);
+                error = *ds_checkpoint_error(c);
+            }
+            CHECK_EQ(status, DS_ERR_CORRUPT);
+            CHECK_HAS(error.message, "optim_states.pt' is damaged");
+            ds_checkpoint_close(c);
+            c = NULL;
+        }
+        for (size_t n = 0; n < bytes; n += 97) { /* cut anywhere */
+            spew(path, file, n);
+            CHECK(open_file(folder, &c, &error) != DS_OK);
+        }
+        free(file);
+    }
+}
+
 int main(int argc, char **argv) {
     test_begin(argc, argv);
     snprintf(root, sizeof root, "build/tests/checkpoint.%d", (int)getpid());
@@ -1081,6 +1178,7 @@ int main(int argc, char **argv) {
     test_export();
     test_damage();
     test_options();
+    test_deepspeed();
     shell("rm -rf '%s'", root);
     return test_end();
 }
