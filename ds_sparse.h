@@ -259,8 +259,8 @@ typedef enum ds_sparse_mode {
     DS_SPARSE_CUSTOM = 6 /* a layout from a map; not a mode to create one by */
 } ds_sparse_mode;
 
-/* Each mode reads its own fields. Fill with ds_sparse_params_default, then change: here a zero is a value, not a default.
-   Lists belong to the caller and are read during the call only. [cfg: sparse_attention] */
+/* Each mode reads its own fields. Fill with ds_sparse_params_default, then change: here a zero is a value, not a
+   default. Lists belong to the caller and are read during the call only. [cfg: sparse_attention] */
 typedef struct ds_sparse_params {
     ds_sparse_mode mode;
     size_t heads;
@@ -288,21 +288,21 @@ typedef struct ds_sparse_layout ds_sparse_layout;
 
 /* Defaults of a mode by its name in the configuration: heads 1, block 16, num_local_blocks 4, num_global_blocks 1,
    local_window_blocks [4], global_block_indices [0], num_sliding_window_blocks 3, one pattern, bidirectional
-   (local_sliding_window: unidirectional); num_random_blocks 0 as the configuration has it (DeepSpeed's class for bigbird
-   says 1). DS_ERR_INPUT with the names for another. Thread-safe, as are all functions on layouts. */
+   (local_sliding_window: unidirectional); num_random_blocks 0 as the configuration has it (DeepSpeed's class for
+   bigbird says 1). DS_ERR_INPUT with the names for another. Thread-safe, as are all functions on layouts. */
 DS_API ds_status ds_sparse_params_default(const char *mode, ds_sparse_params *out, ds_error *error);
 DS_API const char *ds_sparse_mode_name(ds_sparse_mode mode);
-/* Sets params->unidirectional from the configuration's text: "unidirectional" or "bidirectional", else DS_ERR_INPUT; for
-   bslongformer any other text counts as bidirectional, as in DeepSpeed. [cfg: sparse_attention.attention] */
+/* Sets params->unidirectional from the configuration's text: "unidirectional" or "bidirectional", else DS_ERR_INPUT;
+   for bslongformer any other text counts as bidirectional, as in DeepSpeed. [cfg: sparse_attention.attention] */
 DS_API ds_status ds_sparse_params_attention(ds_sparse_params *params, const char *attention, ds_error *error);
 /* Whether a layout can be made for some length: DS_ERR_INPUT or DS_ERR_ARGUMENT with the rule that is broken. */
 DS_API ds_status ds_sparse_params_check(const ds_sparse_params *params, ds_error *error);
 /* The least multiple of block that holds seq_len tokens; 0 when block is 0 or it does not fit a size_t. */
 DS_API size_t ds_sparse_padded(size_t seq_len, size_t block);
 
-/* Makes the layout for sequences of seq_len tokens, a positive multiple of params->block. allocator: NULL for malloc; it is
-   copied. DS_ERR_INPUT: a rule of the mode is broken (the check above), the length is no multiple of the block, or windows,
-   global or random blocks do not fit the length. DS_ERR_MEMORY. *out is NULL then. */
+/* Makes the layout for sequences of seq_len tokens, a positive multiple of params->block. allocator: NULL for malloc;
+   it is copied. DS_ERR_INPUT: a rule of the mode is broken (the check above), the length is no multiple of the block,
+   or windows, global or random blocks do not fit the length. DS_ERR_MEMORY. *out is NULL then. */
 DS_API ds_status ds_sparse_layout_create_(const ds_sparse_params *params, size_t seq_len, const ds_allocator *allocator,
                                           ds_sparse_layout **out, ds_error *error, int version, size_t size);
 static inline ds_status ds_sparse_layout_create(const ds_sparse_params *params, size_t seq_len,
@@ -364,8 +364,8 @@ typedef struct ds_sparse ds_sparse;
 typedef enum ds_sparse_mask { DS_SPARSE_ADD = 0, DS_SPARSE_MUL = 1 } ds_sparse_mask;
 
 /* Distance in elements from one batch item, head, token to the next; elements of a token's head are adjacent. All zero:
-   (batch, heads, seq_len, head_dim) without gaps. For a fused (token, 3, head, head_dim) buffer: row 3 * heads * head_dim,
-   head head_dim. */
+   (batch, heads, seq_len, head_dim) without gaps. For a fused (token, 3, head, head_dim) buffer: row 3 * heads *
+   head_dim, head head_dim. */
 typedef struct ds_sparse_strides {
     size_t batch, head, row;
 } ds_sparse_strides;
@@ -409,8 +409,8 @@ DS_API ds_status ds_sparse_backward(ds_sparse *s, const ds_sparse_io *io);
 DS_API const ds_error *ds_sparse_error(const ds_sparse *s); /* of the last call that failed */
 DS_API size_t ds_sparse_memory(const ds_sparse *s);         /* bytes that the object holds */
 DS_API ds_sparse_level ds_sparse_simd_level(const ds_sparse *s);
-/* Floating-point operations of one forward (4 a score and head_dim) or backward (10) over the scores in kept blocks that
-   are not past the length nor wholly behind the causal mask; for figures against a machine's peak. */
+/* Floating-point operations of one forward (4 a score and head_dim) or backward (10) over the scores in kept blocks
+   that are not past the length nor wholly behind the causal mask; for figures against a machine's peak. */
 DS_API double ds_sparse_flops(const ds_sparse *s, size_t batch, size_t seq_len, bool backward);
 
 #ifdef __cplusplus
@@ -1181,8 +1181,9 @@ DS_API void ds_sparse_layout_svg(const ds_sparse_layout *layout,
 }
 
 // >>simd
-// A row of scores is a multiple of 16 long, and every sum over it runs in 16 lanes that fold by halves: so x1 (plain C), x8
-// (AVX2) and x16 (AVX-512) give the same bits. Matrix products need no such care: each element is one chain of fma.
+// A row of scores is a multiple of 16 long, and every sum over it runs in 16 lanes that fold by halves: so x1 (plain
+// C), x8 (AVX2) and x16 (AVX-512) give the same bits. Matrix products need no such care: each element is one chain of
+// fma.
 #define DSI_SPARSE_LANES 16
 #define DSI_SPARSE_ROWS  8 // blocks are padded to this many rows
 
@@ -1251,9 +1252,9 @@ static float dsi_sparse_fold(float *lane) {
     _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_castps_si512(z), _mm512_set1_epi32(127)), 23))
 #define dsi_sparse_x16_unless(x, y, z) _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, y, _CMP_NLT_UQ), z)
 
-// e^x for x up to 88: x = n ln 2 + r, |r| <= ln 2 / 2, e^r - 1 by a polynomial (Cephes), e^x = 2^n + 2^n (e^r - 1). Adding
-// 1.5 * 2^23 rounds to an integer and leaves n in the low bits, which become the exponent. Its last step is an fma, so
-// that a sum of exponentials adds no product. NaN stays NaN.
+// e^x for x up to 88: x = n ln 2 + r, |r| <= ln 2 / 2, e^r - 1 by a polynomial (Cephes), e^x = 2^n + 2^n (e^r - 1).
+// Adding 1.5 * 2^23 rounds to an integer and leaves n in the low bits, which become the exponent. Its last step is an
+// fma, so that a sum of exponentials adds no product. NaN stays NaN.
 #define DSI_SPARSE_EXP(L, x, y)                                                                                        \
     {                                                                                                                  \
         const dsi_sparse_##L##_t magic = dsi_sparse_##L##_set(12582912.0f);                                            \
@@ -1376,8 +1377,8 @@ DSI_SPARSE_LEVEL(x1, )
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 
-// Conversions of 16-bit types. bf16 is rounded by the integer rule of dsi_bf16_of_f32; the instruction for it would flush
-// denormals.
+// Conversions of 16-bit types. bf16 is rounded by the integer rule of dsi_bf16_of_f32; the instruction for it would
+// flush denormals.
 DSI_SPARSE_AVX2 static __m128i dsi_sparse_bf16_x8(__m256 x) {
     const __m256i u = _mm256_castps_si256(x), high = _mm256_srli_epi32(u, 16);
     const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
@@ -1499,9 +1500,10 @@ static const dsi_sparse_simd *dsi_sparse_kernels_of(ds_sparse_level level) {
 }
 
 // >>object
-// Work goes in turns of as many heads of batch items ("units") as there are workers. A turn packs its units: rows padded to
-// 8 a block and 16 a token, keys (for backward values too) also transposed, so that every product reads and
-// writes whole vectors and 16-bit types are widened once. Then rows of blocks, or whole units, are shared among workers.
+// Work goes in turns of as many heads of batch items ("units") as there are workers. A turn packs its units: rows
+// padded to 8 a block and 16 a token, keys (for backward values too) also transposed, so that every product reads and
+// writes whole vectors and 16-bit types are widened once. Then rows of blocks, or whole units, are shared among
+// workers.
 typedef struct dsi_sparse_unit {
     float *q, *k, *v, *d_out, *d_q; // (blocks, rows, width); forward has v only, backward all but v
     float *k_turned, *v_turned;     // (blocks, head_dim, columns)
@@ -1690,8 +1692,8 @@ static void dsi_sparse_for(const dsi_sparse_call *c, size_t count,
     else
         body(&copy, 0, count, 0);
 }
-// Item `index` of a loop over units and rows of blocks. Causal rows grow towards the end: first and last ones alternate, so
-// that equal shares are equal work.
+// Item `index` of a loop over units and rows of blocks. Causal rows grow towards the end: first and last ones
+// alternate, so that equal shares are equal work.
 static size_t dsi_sparse_item(const dsi_sparse_call *c, size_t index, size_t *row) {
     const size_t i = index % c->blocks;
     *row = i % 2 ? c->blocks - 1 - i / 2 : i / 2;
@@ -1734,8 +1736,8 @@ static void dsi_sparse_unpack(const dsi_sparse_call *c, void *to, const ds_spars
         s->simd->narrow((char *)to + dsi_sparse_offset(c, stride, unit, i * s->block + r), c->io->dtype,
                         from + r * s->width, factor, s->desc.head_dim);
 }
-// (rows, width) to (head_dim, columns), 4 x 4 at a time where SSE is there (as it is on every x86-64). Rows past the block
-// are zeros already, and so become the columns up to the padded rows.
+// (rows, width) to (head_dim, columns), 4 x 4 at a time where SSE is there (as it is on every x86-64). Rows past the
+// block are zeros already, and so become the columns up to the padded rows.
 static void dsi_sparse_turn(const ds_sparse *s, const float *from, float *to) {
     const size_t d = s->desc.head_dim, rows = s->rows, width = s->width, columns = s->columns;
     size_t e = 0;
@@ -1824,8 +1826,8 @@ static float dsi_sparse_exp(float x) {
     DSI_SPARSE_EXP(x1, x, y)
     return y;
 }
-// Online softmax (Milakov and Gimelshein 2018): a strip's scores become exponentials against the largest score so far; where
-// that grew, what was summed before shrinks.
+// Online softmax (Milakov and Gimelshein 2018): a strip's scores become exponentials against the largest score so far;
+// where that grew, what was summed before shrinks.
 static void dsi_sparse_softmax(const ds_sparse *s, const dsi_sparse_scratch *x, size_t columns, float *out) {
     for (size_t r = 0; r < s->block; r++) {
         float *row = x->scores + r * s->strip_row;
@@ -1886,11 +1888,11 @@ static void dsi_sparse_forward_rows(void *arg, size_t begin, size_t end, unsigne
 }
 
 // >>backward
-// With P = exp(scores - lse), delta = sum(d_out * out) for each row and dP = d_out * v^T: d_scores = P * (dP - delta), d_q =
-// scale * d_scores * k, d_k = d_scores^T * (scale * q), d_v = P^T * d_out. (Dao 2023) P is computed anew from q, k and lse. A
-// unit as a whole takes five products for each pair of blocks; when there are fewer units than workers, rows (d_q) and
-// columns (d_k, d_v) are shared out instead, at seven. Either way each gradient is summed in the same order, so the bits are
-// the same.
+// With P = exp(scores - lse), delta = sum(d_out * out) for each row and dP = d_out * v^T: d_scores = P * (dP - delta),
+// d_q = scale * d_scores * k, d_k = d_scores^T * (scale * q), d_v = P^T * d_out. (Dao 2023) P is computed anew from q,
+// k and lse. A unit as a whole takes five products for each pair of blocks; when there are fewer units than workers,
+// rows (d_q) and columns (d_k, d_v) are shared out instead, at seven. Either way each gradient is summed in the same
+// order, so the bits are the same.
 static void dsi_sparse_pack_backward(void *arg, size_t begin, size_t end, unsigned worker) {
     const dsi_sparse_call *c = (const dsi_sparse_call *)arg;
     const ds_sparse *s = c->s;

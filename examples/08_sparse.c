@@ -1,5 +1,5 @@
-/* 08_sparse.c - causal attention over a sliding window, forward and backward, at a length that dense scores would not fit;
-   needs ds_sparse.h alone.
+/* 08_sparse.c - causal attention over a sliding window, forward and backward, at a length that dense scores would not
+   fit; needs ds_sparse.h alone.
    cc examples/08_sparse.c -I. -o 08_sparse -lm -lpthread */
 #define _GNU_SOURCE
 #define DS_SPARSE_IMPLEMENTATION

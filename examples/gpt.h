@@ -51,8 +51,8 @@ typedef struct gpt_block {
     float *out;           /* (B,T,C) after the second residual */
 } gpt_block;
 
-/* Another attention in the place of the dense one: from a->qkv to a->mixed, with a->weights to remember what it likes; and
-   from the gradient of mixed to g->d_qkv. */
+/* Another attention in the place of the dense one: from a->qkv to a->mixed, with a->weights to remember what it likes;
+   and from the gradient of mixed to g->d_qkv. */
 struct gpt;
 typedef struct gpt_mixer {
     void (*forward)(void *ctx, const struct gpt *g, const gpt_block *a);
@@ -335,8 +335,8 @@ static size_t gpt_place(gpt *g, float *memory, size_t batch, size_t time) {
     return at;
 }
 
-/* Activations for passes of up to `batch` sequences of `time` tokens; false when memory fails. The mixer (NULL: none) is
-   kept by reference. */
+/* Activations for passes of up to `batch` sequences of `time` tokens; false when memory fails. The mixer (NULL: none)
+   is kept by reference. */
 static bool gpt_create(gpt *g, const gpt_shape *s, size_t batch, size_t time, const gpt_mixer *mixer) {
     memset(g, 0, sizeof *g);
     g->mixer = mixer;

@@ -1,6 +1,6 @@
-/* ds_sparse_test.c - ds_sparse.h against DeepSpeed's own layouts (tests/golden/), against dense masked attention in double
-   precision with its gradients, against finite differences, and against itself: other SIMD levels, threads and strides give
-   the same bits. */
+/* ds_sparse_test.c - ds_sparse.h against DeepSpeed's own layouts (tests/golden/), against dense masked attention in
+   double precision with its gradients, against finite differences, and against itself: other SIMD levels, threads and
+   strides give the same bits. */
 #define DS_IMPLEMENTATION
 #include "ds_config.h"
 #include "ds_sparse.h"
@@ -100,7 +100,8 @@ static size_t row_count(const ds_sparse_layout *l, size_t head, size_t row) {
     ds_sparse_layout_row(l, head, row, &count);
     return count;
 }
-/* A layout that the reference fixes: every block of every head. exact false: those that the reference keeps are there. */
+/* A layout that the reference fixes: every block of every head. exact false: those that the reference keeps are there.
+   */
 static void same_layout(const ds_json *d, ds_json_node heads, const ds_sparse_layout *l, bool exact) {
     ds_sparse_info info;
     size_t given = ds_json_count(d, heads), h = 0;
@@ -619,10 +620,11 @@ static void near(const float *got, const double *want, size_t n, double bound, d
     test_check(worst <= bound, __FILE__, __LINE__, "%s[%zu]: got %.9g, expected %.9g within %.3g (off by %.3g)", what,
                where, n ? (double)got[where] : 0, n ? want[where] : 0, bound, worst);
 }
-/* Compares with the reference. Bounds by first-order error analysis with u = 2^-24: a sum of n products has an error of 6
-   sqrt(n) u times its terms' size (roundings as random numbers, six standard deviations); a probability the relative
-   error 2 * (error of a score) + 2^-21 (exp, sums); and sums over probabilities weigh errors by them: by at most 1 along
-   a row, by largest_column along a column. 16-bit results add half an ulp, and their rounded out reaches delta. */
+/* Compares with the reference. Bounds by first-order error analysis with u = 2^-24: a sum of n products has an error of
+   6 sqrt(n) u times its terms' size (roundings as random numbers, six standard deviations); a probability the relative
+   error 2 * (error of a score) + 2^-21 (exp, sums); and sums over probabilities weigh errors by them: by at most 1
+   along a row, by largest_column along a column. 16-bit results add half an ulp, and their rounded out reaches delta.
+   */
 static void compare(const problem *p, const answer *a) {
     const double u = 0x1p-24, root_d = 6 * sqrt((double)p->d), root_n = 6 * sqrt(p->most + 1);
     const double half = p->dtype == DS_F16 ? 0x1p-11 : p->dtype == DS_BF16 ? 0x1p-8 : u;
@@ -796,7 +798,8 @@ static void test_gradients(void) {
                 inputs[t][i] = before;
                 for (size_t e = 0; e < a.n; e++)
                     slope += ((double)up.out[e] - (double)down.out[e]) * (double)p.d_out[e] / (2 * (double)h);
-                /* rounding: u * sqrt(480) * |out d_out| / h = 4e-5; truncation: h^2 / 6 * third derivative, of order 1 */
+                /* rounding: u * sqrt(480) * |out d_out| / h = 4e-5; truncation: h^2 / 6 * third derivative, of order 1
+                   */
                 CHECK_NEAR(gradients[t][i], slope, 1e-3);
                 drop(&up), drop(&down);
             }
