@@ -2439,7 +2439,8 @@ DS_API ds_status ds_zero_load(ds_zero *z, const char *folder, const char *tag, c
     ds_checkpoint_close(c);
     if ((status = dsi_zero_agree(z, status, "load"))) {
         ds_error failed = z->error;
-        return dsi_zero_die(z, status, "load", failed.message);
+        bool said = strncmp(failed.message, "load: ", 6) == 0;
+        return dsi_zero_die(z, status, "load", failed.message + (said ? 6 : 0));
     }
     if ((status = dsi_zero_gather_updated(z))) return status;
     if (client) *client = z->client;
