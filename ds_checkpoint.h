@@ -5138,6 +5138,19 @@ DS_API ds_status ds_checkpoint_open_path_(const ds_checkpoint_desc *desc, size_t
     return status;
 }
 
+#undef DSI_CHECKPOINT_BLOCK
+#undef DSI_CHECKPOINT_CHUNK
+#undef DSI_CHECKPOINT_DEPTH
+#undef DSI_CHECKPOINT_DTYPES
+#undef DSI_CHECKPOINT_HEADER
+#undef DSI_CHECKPOINT_MANIFEST
+#undef DSI_CHECKPOINT_NONE
+#undef DSI_CHECKPOINT_OPEN
+#undef DSI_CHECKPOINT_PATH
+#undef DSI_CHECKPOINT_SHARD_NAME
+#undef DSI_CHECKPOINT_TAG
+#undef DSI_CHECKPOINT_TAIL
+
 #endif /* DS_CHECKPOINT_IMPL_DONE */
 
 /*
