@@ -736,7 +736,112 @@ static int bench_sparse(arguments *a) {
     return finish(status);
 }
 
+/* ---- ds bench checkpoint: a save and a load, beside the disk's own speed in the same run ---- */
+typedef struct bench_disk {
+    char folder[256], path[300];
+    float *data;
+    size_t bytes;
+} bench_disk;
+
+/* Seconds for a plain file of the same bytes: written in pieces of 1 MiB and synced, or read. 0 when it fails. */
+static double bench_plain(const bench_disk *b, bool write_it) {
+    const int fd = open(b->path, write_it ? O_CREAT | O_TRUNC | O_WRONLY : O_RDONLY, 0666);
+    const double start = seconds();
+    bool good = fd >= 0;
+    if (good && write_it) good = posix_fallocate(fd, 0, (off_t)b->bytes) == 0;
+    for (size_t at = 0; at < b->bytes && good; at += 1 << 20)
+        good = (write_it ? pwrite(fd, (char *)b->data + at, 1 << 20, (off_t)at)
+                         : pread(fd, (char *)b->data + at, 1 << 20, (off_t)at)) == 1 << 20;
+    if (good && write_it) good = fsync(fd) == 0;
+    if (fd >= 0) close(fd);
+    return good ? seconds() - start : 0;
+}
+static ds_status bench_save(const bench_disk *b, double *took, ds_error *error) {
+    const size_t shape[1] = {b->bytes / sizeof(float)};
+    ds_checkpoint_tensor t = {"t", DS_F32, shape, 1, 0, shape[0], b->data, NULL, NULL};
+    ds_checkpoint_desc desc;
+    ds_checkpoint_writer *w = NULL;
+    ds_status status;
+    memset(&desc, 0, sizeof desc);
+    desc.folder = b->folder;
+    *took = seconds();
+    status = ds_checkpoint_begin(&desc, "bench", &w, error);
+    if (status) return status;
+    ds_checkpoint_add(w, &t);
+    status = ds_checkpoint_commit(w, error);
+    *took = seconds() - *took;
+    return status;
+}
+static ds_status bench_load(const bench_disk *b, double *took, ds_error *error) {
+    const size_t count = b->bytes / sizeof(float);
+    ds_checkpoint_desc desc;
+    ds_checkpoint *c = NULL;
+    ds_status status;
+    memset(&desc, 0, sizeof desc);
+    desc.folder = b->folder;
+    *took = seconds();
+    status = ds_checkpoint_open(&desc, NULL, &c, error);
+    for (size_t at = 0; at < count && !status; at += 65536) { /* as an engine of another world size asks */
+        status = ds_checkpoint_read(c, "t", at, count - at < 65536 ? count - at : 65536, DS_F32, b->data + at);
+        if (status) *error = *ds_checkpoint_error(c);
+    }
+    ds_checkpoint_close(c);
+    *took = seconds() - *took;
+    return status;
+}
+static int bench_checkpoint(arguments *a) {
+    const char *folder = option(a, "--folder", "."), *size = option(a, "--mib", "256");
+    bool json = flag(a, "--json");
+    int used = operands(a, 1);
+    double best[4] = {0, 0, 0, 0};
+    static const char *const names[4] = {"plain write and fsync", "save", "plain read (cached)", "load (cached)"};
+    ds_error error = {DS_OK, ""};
+    ds_status status = DS_OK;
+    bench_disk b;
+    size_t mib;
+    if (used) return used;
+    if (!folder || !number(size, &mib) || !mib || mib > 1 << 16) return usage(a, "--folder or --mib is wrong", NULL);
+    b.bytes = mib << 20;
+    snprintf(b.folder, sizeof b.folder, "%.200s/ds_bench.%d", folder, (int)getpid());
+    snprintf(b.path, sizeof b.path, "%s/plain", b.folder);
+    b.data = (float *)malloc(b.bytes);
+    if (!b.data) return fprintf(stderr, "ds bench: out of memory\n"), ENVIRONMENT;
+    for (size_t i = 0; i < b.bytes / sizeof(float); i++) b.data[i] = (float)i;
+    for (int round = 0; round < 3 && !status; round++) {
+        double t[4];
+        status = bench_save(&b, &t[1], &error);
+        if (!status) status = bench_load(&b, &t[3], &error);
+        t[0] = bench_plain(&b, true);
+        t[2] = bench_plain(&b, false);
+        for (int k = 0; k < 4; k++)
+            if (!best[k] || t[k] < best[k]) best[k] = t[k];
+    }
+    unlink(b.path);
+    snprintf(b.path, sizeof b.path, "%s/bench/rank-00000.safetensors", b.folder);
+    unlink(b.path);
+    snprintf(b.path, sizeof b.path, "%s/bench/manifest.json", b.folder);
+    unlink(b.path);
+    snprintf(b.path, sizeof b.path, "%s/bench", b.folder);
+    rmdir(b.path);
+    snprintf(b.path, sizeof b.path, "%s/latest", b.folder);
+    unlink(b.path);
+    rmdir(b.folder);
+    free(b.data);
+    if (status || !best[0] || !best[2])
+        return fprintf(stderr, "ds bench: %s\n", status ? error.message : "the plain file failed"), ENVIRONMENT;
+    if (json)
+        printf("{\"mib\": %zu, \"write_s\": %.6f, \"save_s\": %.6f, \"read_s\": %.6f, \"load_s\": %.6f, "
+               "\"save_speed_ratio\": %.4f, \"load_time_ratio\": %.4f}\n",
+               mib, best[0], best[1], best[2], best[3], best[0] / best[1], best[3] / best[2]);
+    for (int k = 0; k < 4 && !json; k++) printf("%-24s %10.1f MiB/s\n", names[k], (double)mib / best[k]);
+    if (!json)
+        printf("save: %.2f of the disk's speed; load: %.2f of a plain read's time\n", best[0] / best[1],
+               best[3] / best[2]);
+    return finish(FINE);
+}
+
 static int run_bench(arguments *a) {
+    if (a->count && !strcmp(a->at[0], "checkpoint")) return bench_checkpoint(a);
     if (a->count && !strcmp(a->at[0], "sparse")) return bench_sparse(a);
     const char *library = option(a, "--yyjson", ""), *path = option(a, "--config", "");
     bool json = flag(a, "--json");
@@ -1249,7 +1354,9 @@ static const struct command {
      "the\n"
      "document takes, and yyjson on it when a shared library of it is given.\n"
      "       ds bench sparse [--seq-len N] [--heads H] [--head-dim D] [--block B] [--threads T] [--rounds R] [--json]\n"
-     "Times block-sparse attention, forward and backward, beside dense layouts and the machine's multiply-adds.\n",
+     "Times block-sparse attention, forward and backward, beside dense layouts and the machine's multiply-adds.\n"
+     "       ds bench checkpoint [--folder DIR] [--mib N] [--json]\n"
+     "Times a durable save and a load beside writing and reading a plain file of the same size in DIR.\n",
      run_bench},
     {"inspect", "show what a checkpoint holds, and verify it",
      "usage: ds inspect CHECKPOINT [--json]\n"
