@@ -1037,14 +1037,14 @@ static ds_status dsi_sparse_build(const dsi_sparse_source *source, ds_sparse_inf
     const size_t n = source->n, rows = dsi_mul(info->patterns, n);
     size_t kept = 0, bytes;
     uint8_t *on = (uint8_t *)dsi_alloc(allocator, n);
-    ds_sparse_layout *l = NULL;
+    ds_sparse_layout *l;
     if (!on) return dsi_fail(error, DS_ERR_MEMORY, "ds_sparse: no memory for a row of %zu blocks", n);
-    for (size_t r = 0; r < rows && rows != SIZE_MAX; r++) {
+    for (size_t r = 0; r < rows; r++) {
         dsi_sparse_row(source, r / n, r % n, on);
         for (size_t j = 0; j < n; j++) kept += on[j];
     }
     bytes = dsi_add(sizeof *l, dsi_add(dsi_mul(dsi_add(rows, 1), 2 * sizeof(size_t)), dsi_mul(kept, 8)));
-    if (rows != SIZE_MAX) l = (ds_sparse_layout *)dsi_alloc_zero(allocator, bytes);
+    l = (ds_sparse_layout *)dsi_alloc_zero(allocator, bytes);
     if (l) {
         l->info = *info;
         if (allocator) l->allocator = *allocator;

@@ -245,7 +245,7 @@ static void test_layouts(void) {
     TEST(refused) {
         ds_sparse_params p;
         ds_sparse_layout *l;
-        const int64_t minus[1] = {-1};
+        const int64_t minus[1] = {-1}, early[2] = {-2, 4};
         CHECK_EQ(ds_sparse_params_default("longformer", &p, &error), DS_ERR_INPUT);
         CHECK_HAS(error.message, "\"longformer\"; there are dense, fixed");
         CHECK_EQ(ds_sparse_params_default(NULL, &p, &error), DS_ERR_INPUT);
@@ -279,6 +279,9 @@ static void test_layouts(void) {
         CHECK_EQ(ds_sparse_params_check(&p, &error), DS_ERR_INPUT);
         p.local_window_count = 1, p.local_window_blocks = minus;
         CHECK_EQ(ds_sparse_params_check(&p, &error), DS_ERR_INPUT);
+        p.local_window_blocks = early, p.local_window_count = 2;
+        CHECK_EQ(ds_sparse_params_check(&p, &error), DS_ERR_INPUT);
+        CHECK_HAS(error.message, "local_window_blocks[0] must be at least 0; got -2");
         p.local_window_blocks = NULL;
         CHECK_EQ(ds_sparse_params_check(&p, &error), DS_ERR_INPUT);
         ds_sparse_params_default("bslongformer", &p, NULL);
@@ -331,6 +334,15 @@ static void test_layouts(void) {
         ds_sparse_layout_info(l, &info);
         CHECK_EQ(info.kept, 100); /* the last window's global columns are cut at the end and reach the first row */
         ds_sparse_layout_destroy(l);
+        p.num_local_blocks = p.num_global_blocks =
+            4; /* 3 blocks: columns from 3 - 4, which Python counts from the end */
+        CHECK(!ds_sparse_layout_create(&p, 48, NULL, &l, NULL));
+        for (size_t i = 0; i < 3; i++)
+            for (size_t j = 0; j < 3; j++) CHECK_EQ(kept(l, 0, i, j), j <= i);
+        ds_sparse_layout_destroy(l);
+        ds_sparse_params_default("bigbird", &p, NULL);
+        p.unidirectional = p.horizontal_global_attention = true; /* which bigbird does not read */
+        CHECK(!ds_sparse_params_check(&p, &error));
         ds_sparse_params_default("local_sliding_window", &p, NULL);
         p.num_sliding_window_blocks = 11;
         CHECK_EQ(ds_sparse_layout_create(&p, 160, NULL, &l, &error), DS_ERR_INPUT);
@@ -861,6 +873,11 @@ static void backwards(void *ctx, size_t count, size_t grain,
         body(arg, piece * step, piece * step + step < count ? piece * step + step : count, (unsigned)(piece % 5));
     ++*calls;
 }
+static void in_line(void *ctx, size_t count, size_t grain,
+                    void (*body)(void *arg, size_t begin, size_t end, unsigned worker), void *arg) {
+    (void)ctx, (void)grain;
+    body(arg, 0, count, 0);
+}
 static void test_bits(void) {
     TEST(levels_and_threads) {
         for (int variant = 0; variant < 6; variant++) {
@@ -893,9 +910,14 @@ static void test_bits(void) {
             {
                 ds_sparse_desc desc = plain();
                 desc.tasks.parallel_for = backwards, desc.tasks.ctx = &calls, desc.tasks.workers = 5;
+                desc.threads = 3; /* ignored */
                 CHECK(solve(&p, desc, &other));
                 CHECK(same_bits(&first, &other));
                 CHECK(calls > 0);
+                drop(&other);
+                desc.tasks.parallel_for = in_line, desc.tasks.workers = 0;
+                CHECK(solve(&p, desc, &other));
+                CHECK(same_bits(&first, &other));
                 drop(&other);
             }
             drop(&first), done(&p);
@@ -1077,6 +1099,7 @@ static void test_object(void) {
         REFUSED(seq_len = 33, "seq_len must be at most the layout's 32; got 33");
         REFUSED(strides.row = 3, "at least head_dim 4; got 3 and 4");
         REFUSED(o_strides.head = 3, "at least head_dim 4; got 4 and 0");
+        REFUSED(strides.batch = 9, "got 0 and 4");
         io.relative = table, io.relative_reach = 4;
         REFUSED(d_relative = table, "relative_reach must be at most the descriptor's 0");
         io.relative = NULL, io.lse = NULL;
