@@ -1681,6 +1681,7 @@ typedef struct dsi_sparse_call {
     size_t element;      // bytes
     size_t first, units; // of this turn
     bool masked;         // a bias or a mask is there
+    bool direct;         // whole blocks of fp32 are read where they are
 } dsi_sparse_call;
 
 static void dsi_sparse_for(const dsi_sparse_call *c, size_t count,
@@ -1728,6 +1729,21 @@ static void dsi_sparse_pack(const dsi_sparse_call *c, const void *from, const ds
     }
     memset(to, 0, (s->rows - fill) * s->width * sizeof *to);
 }
+// Where block i of a tensor can be read, and floats from row to row: in place, else in `packed`.
+static const float *dsi_sparse_at(const dsi_sparse_call *c, const void *from, const ds_sparse_strides *stride,
+                                  size_t unit, size_t i, const float *packed, size_t *row) {
+    const bool direct = c->direct && dsi_sparse_fill_of(c, i) == c->s->block;
+    *row = direct ? stride->row : c->s->width;
+    if (!direct) return packed;
+    return (const float *)(const void *)((const char *)from + dsi_sparse_offset(c, stride, unit, i * c->s->block));
+}
+// The same, after packing it where that is needed.
+static const float *dsi_sparse_ready(const dsi_sparse_call *c, const void *from, const ds_sparse_strides *stride,
+                                     size_t unit, size_t i, float *packed, size_t *row) {
+    const float *at = dsi_sparse_at(c, from, stride, unit, i, packed, row);
+    if (at == packed) dsi_sparse_pack(c, from, stride, unit, i, 1.0f, packed);
+    return at;
+}
 static void dsi_sparse_unpack(const dsi_sparse_call *c, void *to, const ds_sparse_strides *stride, size_t unit,
                               size_t i, float factor, const float *from) {
     const ds_sparse *s = c->s;
@@ -1738,8 +1754,8 @@ static void dsi_sparse_unpack(const dsi_sparse_call *c, void *to, const ds_spars
 }
 // (rows, width) to (head_dim, columns), 4 x 4 at a time where SSE is there (as it is on every x86-64). Rows past the
 // block are zeros already, and so become the columns up to the padded rows.
-static void dsi_sparse_turn(const ds_sparse *s, const float *from, float *to) {
-    const size_t d = s->desc.head_dim, rows = s->rows, width = s->width, columns = s->columns;
+static void dsi_sparse_turn(const ds_sparse *s, const float *from, size_t width, float *to) {
+    const size_t d = s->desc.head_dim, rows = s->rows, columns = s->columns;
     size_t e = 0;
 #if DSI_SPARSE_X86
     for (; e + 4 <= d; e += 4)
@@ -1812,13 +1828,14 @@ static const uint32_t *dsi_sparse_seen(const dsi_sparse_call *c, size_t unit, si
 static void dsi_sparse_pack_forward(void *arg, size_t begin, size_t end, unsigned worker) {
     const dsi_sparse_call *c = (const dsi_sparse_call *)arg;
     const ds_sparse *s = c->s;
-    float *keys = s->scratch[worker].one;
+    float *scratch = s->scratch[worker].one;
     for (size_t index = begin; index < end; index++) {
         size_t i, unit = dsi_sparse_item(c, index, &i);
         const dsi_sparse_unit *u = &s->units[unit];
-        dsi_sparse_pack(c, c->io->k, &c->in, unit, i, 1.0f, keys);
-        dsi_sparse_turn(s, keys, u->k_turned + i * s->desc.head_dim * s->columns);
-        dsi_sparse_pack(c, c->io->v, &c->in, unit, i, 1.0f, u->v + i * s->rows * s->width);
+        size_t row;
+        const float *keys = dsi_sparse_ready(c, c->io->k, &c->in, unit, i, scratch, &row);
+        dsi_sparse_turn(s, keys, row, u->k_turned + i * s->desc.head_dim * s->columns);
+        dsi_sparse_ready(c, c->io->v, &c->in, unit, i, u->v + i * s->rows * s->width, &row);
     }
 }
 static float dsi_sparse_exp(float x) {
@@ -1847,7 +1864,8 @@ static void dsi_sparse_forward_row(const dsi_sparse_call *c, size_t unit, size_t
     const ds_sparse *s = c->s;
     const dsi_sparse_unit *u = &s->units[unit];
     const size_t d = s->desc.head_dim, fill = dsi_sparse_fill_of(c, i);
-    const bool joined = s->block == s->columns; // neighbours in a strip are neighbours among the values
+    const bool joined = s->block == s->columns; // neighbours in a strip are neighbours among the values,
+    const size_t whole = c->direct ? c->tokens / s->block : c->blocks; // but for a last block that is packed apart
     size_t count;
     const uint32_t *list = dsi_sparse_seen(c, unit, i, false, &count);
     float *q = x->one, *out = x->two;
@@ -1864,10 +1882,12 @@ static void dsi_sparse_forward_row(const dsi_sparse_call *c, size_t unit, size_t
             dsi_sparse_masks(c, unit, i, j, scores, s->strip_row);
         }
         dsi_sparse_softmax(s, x, strip * s->columns, out);
-        for (size_t t = 0, run; t < strip; t += run) {
-            for (run = 1; joined && t + run < strip && list[e + t + run] == list[e + t] + run;) run++;
-            s->simd->product(x->scores + t * s->columns, s->strip_row, 1, u->v + list[e + t] * s->rows * s->width,
-                             s->width, run * s->block, out, s->width, s->rows, s->width, true);
+        for (size_t t = 0, run, v_row; t < strip; t += run) {
+            const size_t j = list[e + t];
+            const float *v = dsi_sparse_at(c, c->io->v, &c->in, unit, j, u->v + j * s->rows * s->width, &v_row);
+            for (run = 1; joined && t + run < strip && list[e + t + run] == j + run && j + run < whole;) run++;
+            s->simd->product(x->scores + t * s->columns, s->strip_row, 1, v, v_row, run * s->block, out, s->width,
+                             s->rows, s->width, true);
         }
     }
     for (size_t r = 0; r < fill; r++) {
@@ -1902,20 +1922,21 @@ static void dsi_sparse_pack_backward(void *arg, size_t begin, size_t end, unsign
         const dsi_sparse_unit *u = &s->units[unit];
         const size_t natural = i * s->rows * s->width, turned = i * s->desc.head_dim * s->columns;
         const size_t fill = dsi_sparse_fill_of(c, i);
+        const float *from, *d_out;
+        size_t row, d_row;
         dsi_sparse_pack(c, c->io->q, &c->in, unit, i, s->desc.scale, u->q + natural);
-        dsi_sparse_pack(c, c->io->k, &c->in, unit, i, 1.0f, u->k + natural);
-        dsi_sparse_turn(s, u->k + natural, u->k_turned + turned);
-        dsi_sparse_pack(c, c->io->v, &c->in, unit, i, 1.0f, scratch);
-        dsi_sparse_turn(s, scratch, u->v_turned + turned);
-        dsi_sparse_pack(c, c->io->d_out, &c->out, unit, i, 1.0f, u->d_out + natural);
-        dsi_sparse_pack(c, c->io->out, &c->out, unit, i, 1.0f, scratch);
+        from = dsi_sparse_ready(c, c->io->k, &c->in, unit, i, u->k + natural, &row);
+        dsi_sparse_turn(s, from, row, u->k_turned + turned);
+        from = dsi_sparse_ready(c, c->io->v, &c->in, unit, i, scratch, &row);
+        dsi_sparse_turn(s, from, row, u->v_turned + turned);
+        d_out = dsi_sparse_ready(c, c->io->d_out, &c->out, unit, i, u->d_out + natural, &d_row);
+        from = dsi_sparse_ready(c, c->io->out, &c->out, unit, i, scratch, &row);
         memset(u->d_q + natural, 0, s->rows * s->width * sizeof *u->d_q);
         for (size_t r = 0; r < s->rows; r++) {
             const float lse = r < fill ? c->io->lse[(c->first + unit) * c->tokens + i * s->block + r] : -INFINITY;
             // against +inf every exponential is 0: rows that saw nothing pass nothing on
             u->lse[i * s->rows + r] = lse == -INFINITY ? INFINITY : lse;
-            u->delta[i * s->rows + r] =
-                s->simd->dot(u->d_out + natural + r * s->width, scratch + r * s->width, s->width);
+            u->delta[i * s->rows + r] = s->simd->dot(d_out + r * d_row, from + r * row, s->width);
         }
     }
 }
@@ -1924,11 +1945,13 @@ static void dsi_sparse_pair(const dsi_sparse_call *c, size_t unit, size_t i, siz
     const ds_sparse *s = c->s;
     const dsi_sparse_unit *u = &s->units[unit];
     const size_t d = s->desc.head_dim, natural = i * s->rows * s->width, turned = j * d * s->columns;
+    size_t d_row;
+    const float *d_out = dsi_sparse_at(c, c->io->d_out, &c->out, unit, i, u->d_out + natural, &d_row);
     s->simd->product(u->q + natural, s->width, 1, u->k_turned + turned, s->columns, d, x->scores, s->columns, s->rows,
                      s->columns, false);
     dsi_sparse_masks(c, unit, i, j, x->scores, s->columns);
-    s->simd->product(u->d_out + natural, s->width, 1, u->v_turned + turned, s->columns, d, x->d_scores, s->columns,
-                     s->rows, s->columns, false);
+    s->simd->product(d_out, d_row, 1, u->v_turned + turned, s->columns, d, x->d_scores, s->columns, s->rows, s->columns,
+                     false);
     for (size_t r = 0; r < s->rows; r++)
         s->simd->gradients(x->scores + r * s->columns, x->d_scores + r * s->columns, u->lse[i * s->rows + r],
                            u->delta[i * s->rows + r], s->columns);
@@ -1936,17 +1959,20 @@ static void dsi_sparse_pair(const dsi_sparse_call *c, size_t unit, size_t i, siz
 static void dsi_sparse_add_d_q(const dsi_sparse_call *c, size_t unit, size_t i, size_t j, const dsi_sparse_scratch *x) {
     const ds_sparse *s = c->s;
     const dsi_sparse_unit *u = &s->units[unit];
-    s->simd->product(x->d_scores, s->columns, 1, u->k + j * s->rows * s->width, s->width, s->block,
-                     u->d_q + i * s->rows * s->width, s->width, s->rows, s->width, true);
+    size_t k_row;
+    const float *k = dsi_sparse_at(c, c->io->k, &c->in, unit, j, u->k + j * s->rows * s->width, &k_row);
+    s->simd->product(x->d_scores, s->columns, 1, k, k_row, s->block, u->d_q + i * s->rows * s->width, s->width, s->rows,
+                     s->width, true);
 }
 static void dsi_sparse_add_d_kv(const dsi_sparse_call *c, size_t unit, size_t i, const dsi_sparse_scratch *x) {
     const ds_sparse *s = c->s;
     const dsi_sparse_unit *u = &s->units[unit];
     const size_t natural = i * s->rows * s->width;
+    size_t d_row;
+    const float *d_out = dsi_sparse_at(c, c->io->d_out, &c->out, unit, i, u->d_out + natural, &d_row);
     s->simd->product(x->d_scores, 1, s->columns, u->q + natural, s->width, s->block, x->one, s->width, s->rows,
                      s->width, true);
-    s->simd->product(x->scores, 1, s->columns, u->d_out + natural, s->width, s->block, x->two, s->width, s->rows,
-                     s->width, true);
+    s->simd->product(x->scores, 1, s->columns, d_out, d_row, s->block, x->two, s->width, s->rows, s->width, true);
 }
 static void dsi_sparse_add_d_relative(const dsi_sparse_call *c, size_t unit, size_t i, size_t j,
                                       const dsi_sparse_scratch *x) {
@@ -2048,6 +2074,7 @@ static ds_status dsi_sparse_check_io(dsi_sparse_call *c, const char *function, b
     c->blocks = (c->tokens - 1) / s->block + 1;
     c->element = DS_DTYPE_SIZE(io->dtype);
     c->mask_row = io->mask_row ? io->mask_row : c->tokens;
+    c->direct = io->dtype == DS_F32 && s->desc.head_dim == s->width && s->block == s->rows;
     c->masked = io->relative || io->key_mask || io->mask;
     dsi_sparse_strides_of(&c->in, &io->strides, c);
     dsi_sparse_strides_of(&c->out, &io->o_strides, c);
