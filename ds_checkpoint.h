@@ -4161,20 +4161,20 @@ static size_t dsi_checkpoint_zip_find(const ds_checkpoint *c, size_t shard, cons
    keys and values by turns. A global is a name from a list, else the file is refused; what torch would call with it is
    done here by its name. */
 enum {
-    DSI_PICKLE_NONE,
-    DSI_PICKLE_BOOL,
-    DSI_PICKLE_INT,
-    DSI_PICKLE_REAL,
-    DSI_PICKLE_TEXT,
-    DSI_PICKLE_SEQUENCE,
-    DSI_PICKLE_DICT,
-    DSI_PICKLE_GLOBAL,
-    DSI_PICKLE_OBJECT,
-    DSI_PICKLE_STORAGE,
-    DSI_PICKLE_TENSOR,
-    DSI_PICKLE_MARK
+    DSI_CHECKPOINT_PICKLE_NONE,
+    DSI_CHECKPOINT_PICKLE_BOOL,
+    DSI_CHECKPOINT_PICKLE_INT,
+    DSI_CHECKPOINT_PICKLE_REAL,
+    DSI_CHECKPOINT_PICKLE_TEXT,
+    DSI_CHECKPOINT_PICKLE_SEQUENCE,
+    DSI_CHECKPOINT_PICKLE_DICT,
+    DSI_CHECKPOINT_PICKLE_GLOBAL,
+    DSI_CHECKPOINT_PICKLE_OBJECT,
+    DSI_CHECKPOINT_PICKLE_STORAGE,
+    DSI_CHECKPOINT_PICKLE_TENSOR,
+    DSI_CHECKPOINT_PICKLE_MARK
 };
-typedef struct dsi_pickle_value {
+typedef struct dsi_checkpoint_pickle_value {
     int type;
     uint32_t first, last, count; /* cells of a container; object: first is its state's value + 1; tensor: its number */
     union {
@@ -4182,17 +4182,17 @@ typedef struct dsi_pickle_value {
         double real;
         const char *text; /* in the pickle or kept, with a NUL */
     } as;
-} dsi_pickle_value;
-typedef struct dsi_pickle_cell {
+} dsi_checkpoint_pickle_value;
+typedef struct dsi_checkpoint_pickle_cell {
     uint32_t value, next; /* next: cell + 1 */
-} dsi_pickle_cell;
-typedef struct dsi_pickle_tensor {
+} dsi_checkpoint_pickle_cell;
+typedef struct dsi_checkpoint_pickle_tensor {
     ds_dtype dtype;
     size_t entry, numel, offset, shape[8], count; /* storage's entry and elements; then the view's */
     int dims;
     bool contiguous;
-} dsi_pickle_tensor;
-typedef struct dsi_pickle {
+} dsi_checkpoint_pickle_tensor;
+typedef struct dsi_checkpoint_pickle {
     ds_checkpoint *c;
     size_t shard;
     const char *path;
@@ -4200,16 +4200,16 @@ typedef struct dsi_pickle {
     size_t bytes, at;
     dsi_checkpoint_list values, cells, tensors, stack, memo;
     ds_error *error;
-} dsi_pickle;
+} dsi_checkpoint_pickle;
 
-static dsi_pickle_value *dsi_pickle_at(const dsi_pickle *p, uint32_t i) {
-    return (dsi_pickle_value *)(void *)p->values.items + i;
+static dsi_checkpoint_pickle_value *dsi_checkpoint_pickle_at(const dsi_checkpoint_pickle *p, uint32_t i) {
+    return (dsi_checkpoint_pickle_value *)(void *)p->values.items + i;
 }
-static ds_status dsi_pickle_bad(dsi_pickle *p, const char *what) {
+static ds_status dsi_checkpoint_pickle_bad(dsi_checkpoint_pickle *p, const char *what) {
     return dsi_fail(p->error, DS_ERR_INPUT, "'%.250s': its pickle cannot be read at byte %zu: %.150s", p->path, p->at,
                     what);
 }
-static void dsi_pickle_free(dsi_pickle *p) {
+static void dsi_checkpoint_pickle_free(dsi_checkpoint_pickle *p) {
     const ds_allocator *a = &p->c->desc.allocator;
     dsi_checkpoint_list_free(a, &p->values);
     dsi_checkpoint_list_free(a, &p->cells);
@@ -4221,10 +4221,10 @@ static void dsi_pickle_free(dsi_pickle *p) {
 }
 
 /* A new value, on the stack; NULL when memory is short. */
-static dsi_pickle_value *dsi_pickle_push(dsi_pickle *p, int type) {
+static dsi_checkpoint_pickle_value *dsi_checkpoint_pickle_push(dsi_checkpoint_pickle *p, int type) {
     const ds_allocator *a = &p->c->desc.allocator;
     uint32_t *slot = p->values.count < UINT32_MAX / 2 ? (uint32_t *)dsi_checkpoint_push(a, &p->stack, 1) : NULL;
-    dsi_pickle_value *v = slot ? (dsi_pickle_value *)dsi_checkpoint_push(a, &p->values, 1) : NULL;
+    dsi_checkpoint_pickle_value *v = slot ? (dsi_checkpoint_pickle_value *)dsi_checkpoint_push(a, &p->values, 1) : NULL;
     if (!v) {
         dsi_checkpoint_no_memory(p->error, p->path);
         return NULL;
@@ -4233,16 +4233,17 @@ static dsi_pickle_value *dsi_pickle_push(dsi_pickle *p, int type) {
     v->type = type;
     return v;
 }
-static uint32_t dsi_pickle_top(const dsi_pickle *p, size_t depth) { /* depth < stack.count */
+static uint32_t dsi_checkpoint_pickle_top(const dsi_checkpoint_pickle *p, size_t depth) { /* depth < stack.count */
     return ((const uint32_t *)(void *)p->stack.items)[p->stack.count - 1 - depth];
 }
-static ds_status dsi_pickle_append(dsi_pickle *p, uint32_t container, uint32_t value) {
-    dsi_pickle_cell *cell = (dsi_pickle_cell *)dsi_checkpoint_push(&p->c->desc.allocator, &p->cells, 1);
-    dsi_pickle_value *v = dsi_pickle_at(p, container);
+static ds_status dsi_checkpoint_pickle_append(dsi_checkpoint_pickle *p, uint32_t container, uint32_t value) {
+    dsi_checkpoint_pickle_cell *cell =
+        (dsi_checkpoint_pickle_cell *)dsi_checkpoint_push(&p->c->desc.allocator, &p->cells, 1);
+    dsi_checkpoint_pickle_value *v = dsi_checkpoint_pickle_at(p, container);
     if (!cell) return dsi_checkpoint_no_memory(p->error, p->path);
     cell->value = value;
     if (v->last)
-        ((dsi_pickle_cell *)(void *)p->cells.items)[v->last - 1].next = (uint32_t)p->cells.count;
+        ((dsi_checkpoint_pickle_cell *)(void *)p->cells.items)[v->last - 1].next = (uint32_t)p->cells.count;
     else
         v->first = (uint32_t)p->cells.count;
     v->last = (uint32_t)p->cells.count;
@@ -4250,75 +4251,82 @@ static ds_status dsi_pickle_append(dsi_pickle *p, uint32_t container, uint32_t v
     return DS_OK;
 }
 /* Values above the topmost mark; -1 when there is none. */
-static int64_t dsi_pickle_marked(const dsi_pickle *p) {
+static int64_t dsi_checkpoint_pickle_marked(const dsi_checkpoint_pickle *p) {
     for (size_t n = 0; n < p->stack.count; n++)
-        if (dsi_pickle_at(p, dsi_pickle_top(p, n))->type == DSI_PICKLE_MARK) return (int64_t)n;
+        if (dsi_checkpoint_pickle_at(p, dsi_checkpoint_pickle_top(p, n))->type == DSI_CHECKPOINT_PICKLE_MARK)
+            return (int64_t)n;
     return -1;
 }
 /* Takes the topmost n values, and `below` more, off; the n become elements of `container`. */
-static ds_status dsi_pickle_gather(dsi_pickle *p, uint32_t container, size_t n, size_t below) {
+static ds_status dsi_checkpoint_pickle_gather(dsi_checkpoint_pickle *p, uint32_t container, size_t n, size_t below) {
     const size_t from = p->stack.count - n;
     for (size_t i = 0; i < n; i++) {
-        const ds_status status = dsi_pickle_append(p, container, ((const uint32_t *)(void *)p->stack.items)[from + i]);
+        const ds_status status =
+            dsi_checkpoint_pickle_append(p, container, ((const uint32_t *)(void *)p->stack.items)[from + i]);
         if (status) return status;
     }
     p->stack.count = from - below;
     return DS_OK;
 }
 /* A sequence of the topmost n values in their place; `below`: a mark goes with them. */
-static ds_status dsi_pickle_tuple(dsi_pickle *p, size_t n, size_t below) {
+static ds_status dsi_checkpoint_pickle_tuple(dsi_checkpoint_pickle *p, size_t n, size_t below) {
     uint32_t made;
     ds_status status;
-    if (!dsi_pickle_push(p, DSI_PICKLE_SEQUENCE)) return DS_ERR_MEMORY;
-    made = dsi_pickle_top(p, 0);
+    if (!dsi_checkpoint_pickle_push(p, DSI_CHECKPOINT_PICKLE_SEQUENCE)) return DS_ERR_MEMORY;
+    made = dsi_checkpoint_pickle_top(p, 0);
     p->stack.count--;
-    status = dsi_pickle_gather(p, made, n, below);
+    status = dsi_checkpoint_pickle_gather(p, made, n, below);
     if (!status)
         ((uint32_t *)(void *)p->stack.items)[p->stack.count++] = made; /* its place is free: n + below + 1 were there */
     return status;
 }
 
 /* Element i of a sequence, or the value under a text key of a dict; UINT32_MAX when there is none. */
-static uint32_t dsi_pickle_element(const dsi_pickle *p, uint32_t sequence, size_t i) {
-    const dsi_pickle_cell *cells = (const dsi_pickle_cell *)(void *)p->cells.items;
+static uint32_t dsi_checkpoint_pickle_element(const dsi_checkpoint_pickle *p, uint32_t sequence, size_t i) {
+    const dsi_checkpoint_pickle_cell *cells = (const dsi_checkpoint_pickle_cell *)(void *)p->cells.items;
     uint32_t cell;
-    if (sequence == UINT32_MAX || dsi_pickle_at(p, sequence)->type != DSI_PICKLE_SEQUENCE) return UINT32_MAX;
-    cell = dsi_pickle_at(p, sequence)->first;
+    if (sequence == UINT32_MAX || dsi_checkpoint_pickle_at(p, sequence)->type != DSI_CHECKPOINT_PICKLE_SEQUENCE)
+        return UINT32_MAX;
+    cell = dsi_checkpoint_pickle_at(p, sequence)->first;
     for (; cell && i; i--) cell = cells[cell - 1].next;
     return cell ? cells[cell - 1].value : UINT32_MAX;
 }
-static uint32_t dsi_pickle_get(const dsi_pickle *p, uint32_t dict, const char *key, int64_t number) {
-    const dsi_pickle_cell *cells = (const dsi_pickle_cell *)(void *)p->cells.items;
+static uint32_t dsi_checkpoint_pickle_get(const dsi_checkpoint_pickle *p, uint32_t dict, const char *key,
+                                          int64_t number) {
+    const dsi_checkpoint_pickle_cell *cells = (const dsi_checkpoint_pickle_cell *)(void *)p->cells.items;
     uint32_t found = UINT32_MAX;
-    if (dict == UINT32_MAX || dsi_pickle_at(p, dict)->type != DSI_PICKLE_DICT) return UINT32_MAX;
-    for (uint32_t k = dsi_pickle_at(p, dict)->first; k; k = cells[cells[k - 1].next - 1].next) {
-        const dsi_pickle_value *v = dsi_pickle_at(p, cells[k - 1].value);
-        if (key ? v->type == DSI_PICKLE_TEXT && !strcmp(v->as.text, key)
-                : v->type == DSI_PICKLE_INT && v->as.integer == number)
+    if (dict == UINT32_MAX || dsi_checkpoint_pickle_at(p, dict)->type != DSI_CHECKPOINT_PICKLE_DICT) return UINT32_MAX;
+    for (uint32_t k = dsi_checkpoint_pickle_at(p, dict)->first; k; k = cells[cells[k - 1].next - 1].next) {
+        const dsi_checkpoint_pickle_value *v = dsi_checkpoint_pickle_at(p, cells[k - 1].value);
+        if (key ? v->type == DSI_CHECKPOINT_PICKLE_TEXT && !strcmp(v->as.text, key)
+                : v->type == DSI_CHECKPOINT_PICKLE_INT && v->as.integer == number)
             found = cells[cells[k - 1].next - 1].value; /* the last of equal keys counts */
     }
     return found;
 }
-static bool dsi_pickle_integer(const dsi_pickle *p, uint32_t value, int64_t *out) {
-    const dsi_pickle_value *v = value == UINT32_MAX ? NULL : dsi_pickle_at(p, value);
+static bool dsi_checkpoint_pickle_integer(const dsi_checkpoint_pickle *p, uint32_t value, int64_t *out) {
+    const dsi_checkpoint_pickle_value *v = value == UINT32_MAX ? NULL : dsi_checkpoint_pickle_at(p, value);
     *out = 0;
-    if (!v || (v->type != DSI_PICKLE_INT && v->type != DSI_PICKLE_BOOL)) return false;
+    if (!v || (v->type != DSI_CHECKPOINT_PICKLE_INT && v->type != DSI_CHECKPOINT_PICKLE_BOOL)) return false;
     *out = v->as.integer;
     return true;
 }
-static const dsi_pickle_tensor *dsi_pickle_tensor_of(const dsi_pickle *p, uint32_t value) {
-    if (value == UINT32_MAX || dsi_pickle_at(p, value)->type != DSI_PICKLE_TENSOR) return NULL;
-    return (const dsi_pickle_tensor *)(void *)p->tensors.items + dsi_pickle_at(p, value)->first;
+static const dsi_checkpoint_pickle_tensor *dsi_checkpoint_pickle_tensor_of(const dsi_checkpoint_pickle *p,
+                                                                           uint32_t value) {
+    if (value == UINT32_MAX || dsi_checkpoint_pickle_at(p, value)->type != DSI_CHECKPOINT_PICKLE_TENSOR) return NULL;
+    return (const dsi_checkpoint_pickle_tensor *)(void *)p->tensors.items + dsi_checkpoint_pickle_at(p, value)->first;
 }
 /* A sequence of sizes; -1 when it is none or has more than 8. */
-static int dsi_pickle_sizes(const dsi_pickle *p, uint32_t sequence, size_t out[8]) {
+static int dsi_checkpoint_pickle_sizes(const dsi_checkpoint_pickle *p, uint32_t sequence, size_t out[8]) {
     int n = 0;
-    if (sequence == UINT32_MAX || dsi_pickle_at(p, sequence)->type != DSI_PICKLE_SEQUENCE ||
-        dsi_pickle_at(p, sequence)->count > 8)
+    if (sequence == UINT32_MAX || dsi_checkpoint_pickle_at(p, sequence)->type != DSI_CHECKPOINT_PICKLE_SEQUENCE ||
+        dsi_checkpoint_pickle_at(p, sequence)->count > 8)
         return -1;
-    for (; n < (int)dsi_pickle_at(p, sequence)->count; n++) {
+    for (; n < (int)dsi_checkpoint_pickle_at(p, sequence)->count; n++) {
         int64_t value;
-        if (!dsi_pickle_integer(p, dsi_pickle_element(p, sequence, (size_t)n), &value) || value < 0) return -1;
+        if (!dsi_checkpoint_pickle_integer(p, dsi_checkpoint_pickle_element(p, sequence, (size_t)n), &value) ||
+            value < 0)
+            return -1;
         out[n] = (size_t)value;
     }
     return n;
@@ -4327,13 +4335,13 @@ static int dsi_pickle_sizes(const dsi_pickle *p, uint32_t sequence, size_t out[8
 static const struct {
     const char *name;
     int dtype;
-} dsi_pickle_storages[] = {
+} dsi_checkpoint_pickle_storages[] = {
     {"torch FloatStorage", DS_F32},  {"torch HalfStorage", DS_F16}, {"torch BFloat16Storage", DS_BF16},
     {"torch DoubleStorage", DS_F64}, {"torch CharStorage", DS_I8},  {"torch ByteStorage", DS_U8},
     {"torch ShortStorage", DS_I16},  {"torch IntStorage", DS_I32},  {"torch LongStorage", DS_I64},
     {"torch BoolStorage", DS_BOOL},
 };
-static const char *const dsi_pickle_known[] = {
+static const char *const dsi_checkpoint_pickle_known[] = {
     "torch._utils _rebuild_tensor_v2",
     "torch._utils _rebuild_parameter",
     "torch._tensor _rebuild_from_type_v2",
@@ -4360,141 +4368,145 @@ static const char *const dsi_pickle_known[] = {
     "deepspeed.runtime.fp16.loss_scaler DynamicLossScaler",
     "deepspeed.utils.tensor_fragment fragment_address",
 };
-static ds_status dsi_pickle_global(dsi_pickle *p, const char *module, const char *name) {
-    dsi_pickle_value *v;
+static ds_status dsi_checkpoint_pickle_global(dsi_checkpoint_pickle *p, const char *module, const char *name) {
+    dsi_checkpoint_pickle_value *v;
     char both[256];
     bool known = false;
     snprintf(both, sizeof both, "%.120s %.120s", module, name);
-    for (size_t i = 0; i < sizeof dsi_pickle_storages / sizeof *dsi_pickle_storages; i++)
-        known |= !strcmp(both, dsi_pickle_storages[i].name);
-    for (size_t i = 0; i < sizeof dsi_pickle_known / sizeof *dsi_pickle_known; i++)
-        known |= !strcmp(both, dsi_pickle_known[i]);
+    for (size_t i = 0; i < sizeof dsi_checkpoint_pickle_storages / sizeof *dsi_checkpoint_pickle_storages; i++)
+        known |= !strcmp(both, dsi_checkpoint_pickle_storages[i].name);
+    for (size_t i = 0; i < sizeof dsi_checkpoint_pickle_known / sizeof *dsi_checkpoint_pickle_known; i++)
+        known |= !strcmp(both, dsi_checkpoint_pickle_known[i]);
     if (!known)
         return dsi_fail(p->error, DS_ERR_UNSUPPORTED,
                         "'%.200s': its pickle asks for '%.200s', which is not known and is never called", p->path,
                         both);
-    v = dsi_pickle_push(p, DSI_PICKLE_GLOBAL);
+    v = dsi_checkpoint_pickle_push(p, DSI_CHECKPOINT_PICKLE_GLOBAL);
     if (!v) return DS_ERR_MEMORY;
     v->as.text = dsi_checkpoint_keep(p->c, "", both);
     return v->as.text ? DS_OK : dsi_checkpoint_no_memory(p->error, p->path);
 }
-static bool dsi_pickle_named(const dsi_pickle *p, uint32_t value, const char *name) {
-    return value != UINT32_MAX && dsi_pickle_at(p, value)->type == DSI_PICKLE_GLOBAL &&
-           !strcmp(dsi_pickle_at(p, value)->as.text, name);
+static bool dsi_checkpoint_pickle_named(const dsi_checkpoint_pickle *p, uint32_t value, const char *name) {
+    return value != UINT32_MAX && dsi_checkpoint_pickle_at(p, value)->type == DSI_CHECKPOINT_PICKLE_GLOBAL &&
+           !strcmp(dsi_checkpoint_pickle_at(p, value)->as.text, name);
 }
 
 /* ('storage', StorageType, key, location, elements) becomes a storage: a tensor without a view. */
-static ds_status dsi_pickle_storage(dsi_pickle *p) {
-    const uint32_t id = dsi_pickle_top(p, 0), type = dsi_pickle_element(p, id, 1), key = dsi_pickle_element(p, id, 2);
+static ds_status dsi_checkpoint_pickle_storage(dsi_checkpoint_pickle *p) {
+    const uint32_t id = dsi_checkpoint_pickle_top(p, 0), type = dsi_checkpoint_pickle_element(p, id, 1),
+                   key = dsi_checkpoint_pickle_element(p, id, 2);
     const dsi_checkpoint_entry *entry;
-    dsi_pickle_tensor *t;
-    dsi_pickle_value *v;
+    dsi_checkpoint_pickle_tensor *t;
+    dsi_checkpoint_pickle_value *v;
     int64_t numel;
     int dtype = -1;
-    for (size_t i = 0; i < sizeof dsi_pickle_storages / sizeof *dsi_pickle_storages; i++)
-        if (dsi_pickle_named(p, type, dsi_pickle_storages[i].name)) dtype = dsi_pickle_storages[i].dtype;
-    if (dtype < 0 || key == UINT32_MAX || dsi_pickle_at(p, key)->type != DSI_PICKLE_TEXT ||
-        !dsi_pickle_integer(p, dsi_pickle_element(p, id, 4), &numel) || numel < 0)
-        return dsi_pickle_bad(p, "a storage is not described as torch does");
-    t = (dsi_pickle_tensor *)dsi_checkpoint_push(&p->c->desc.allocator, &p->tensors, 1);
+    for (size_t i = 0; i < sizeof dsi_checkpoint_pickle_storages / sizeof *dsi_checkpoint_pickle_storages; i++)
+        if (dsi_checkpoint_pickle_named(p, type, dsi_checkpoint_pickle_storages[i].name))
+            dtype = dsi_checkpoint_pickle_storages[i].dtype;
+    if (dtype < 0 || key == UINT32_MAX || dsi_checkpoint_pickle_at(p, key)->type != DSI_CHECKPOINT_PICKLE_TEXT ||
+        !dsi_checkpoint_pickle_integer(p, dsi_checkpoint_pickle_element(p, id, 4), &numel) || numel < 0)
+        return dsi_checkpoint_pickle_bad(p, "a storage is not described as torch does");
+    t = (dsi_checkpoint_pickle_tensor *)dsi_checkpoint_push(&p->c->desc.allocator, &p->tensors, 1);
     if (!t) return dsi_checkpoint_no_memory(p->error, p->path);
     t->dtype = (ds_dtype)dtype;
     t->numel = (size_t)numel;
-    t->entry = dsi_checkpoint_zip_find(p->c, p->shard, "data/", dsi_pickle_at(p, key)->as.text);
-    if (t->entry == DSI_CHECKPOINT_NONE) return dsi_pickle_bad(p, "a storage is not in the file");
+    t->entry = dsi_checkpoint_zip_find(p->c, p->shard, "data/", dsi_checkpoint_pickle_at(p, key)->as.text);
+    if (t->entry == DSI_CHECKPOINT_NONE) return dsi_checkpoint_pickle_bad(p, "a storage is not in the file");
     entry = (const dsi_checkpoint_entry *)(void *)p->c->entries.items + t->entry;
     if (t->numel > entry->bytes / DS_DTYPE_SIZE(t->dtype))
-        return dsi_pickle_bad(p, "a storage is shorter than it is said to be");
+        return dsi_checkpoint_pickle_bad(p, "a storage is shorter than it is said to be");
     p->stack.count--;
-    v = dsi_pickle_push(p, DSI_PICKLE_STORAGE);
+    v = dsi_checkpoint_pickle_push(p, DSI_CHECKPOINT_PICKLE_STORAGE);
     if (v) v->first = (uint32_t)p->tensors.count - 1;
     return v ? DS_OK : DS_ERR_MEMORY;
 }
 /* (storage, offset, sizes, strides, ...) becomes a tensor, pushed. */
-static ds_status dsi_pickle_rebuild(dsi_pickle *p, uint32_t args) {
-    const uint32_t storage = dsi_pickle_element(p, args, 0);
+static ds_status dsi_checkpoint_pickle_rebuild(dsi_checkpoint_pickle *p, uint32_t args) {
+    const uint32_t storage = dsi_checkpoint_pickle_element(p, args, 0);
     size_t shape[8], strides[8], expected = 1;
-    const int dims = dsi_pickle_sizes(p, dsi_pickle_element(p, args, 2), shape);
-    dsi_pickle_tensor *t;
-    dsi_pickle_value *v;
+    const int dims = dsi_checkpoint_pickle_sizes(p, dsi_checkpoint_pickle_element(p, args, 2), shape);
+    dsi_checkpoint_pickle_tensor *t;
+    dsi_checkpoint_pickle_value *v;
     int64_t offset;
-    if (storage == UINT32_MAX || dsi_pickle_at(p, storage)->type != DSI_PICKLE_STORAGE || dims < 0 ||
-        dsi_pickle_sizes(p, dsi_pickle_element(p, args, 3), strides) != dims ||
-        !dsi_pickle_integer(p, dsi_pickle_element(p, args, 1), &offset) || offset < 0)
-        return dsi_pickle_bad(p, "a tensor is not described as torch does");
-    t = (dsi_pickle_tensor *)dsi_checkpoint_push(&p->c->desc.allocator, &p->tensors, 1);
+    if (storage == UINT32_MAX || dsi_checkpoint_pickle_at(p, storage)->type != DSI_CHECKPOINT_PICKLE_STORAGE ||
+        dims < 0 || dsi_checkpoint_pickle_sizes(p, dsi_checkpoint_pickle_element(p, args, 3), strides) != dims ||
+        !dsi_checkpoint_pickle_integer(p, dsi_checkpoint_pickle_element(p, args, 1), &offset) || offset < 0)
+        return dsi_checkpoint_pickle_bad(p, "a tensor is not described as torch does");
+    t = (dsi_checkpoint_pickle_tensor *)dsi_checkpoint_push(&p->c->desc.allocator, &p->tensors, 1);
     if (!t) return dsi_checkpoint_no_memory(p->error, p->path);
-    *t = ((const dsi_pickle_tensor *)(void *)p->tensors.items)[dsi_pickle_at(p, storage)->first];
+    *t = ((const dsi_checkpoint_pickle_tensor *)(void *)p->tensors.items)[dsi_checkpoint_pickle_at(p, storage)->first];
     t->dims = dims;
     t->offset = (size_t)offset;
     t->contiguous = true;
-    if (!dsi_checkpoint_numel(shape, dims, &t->count)) return dsi_pickle_bad(p, "a tensor is too large");
+    if (!dsi_checkpoint_numel(shape, dims, &t->count)) return dsi_checkpoint_pickle_bad(p, "a tensor is too large");
     for (int i = dims - 1; i >= 0; i--) {
         t->shape[i] = shape[i];
         if (shape[i] > 1 && strides[i] != expected) t->contiguous = false;
         expected *= shape[i];
     }
     if (t->count && t->contiguous && (t->offset > t->numel || t->count > t->numel - t->offset))
-        return dsi_pickle_bad(p, "a tensor reaches beyond its storage");
-    v = dsi_pickle_push(p, DSI_PICKLE_TENSOR);
+        return dsi_checkpoint_pickle_bad(p, "a tensor reaches beyond its storage");
+    v = dsi_checkpoint_pickle_push(p, DSI_CHECKPOINT_PICKLE_TENSOR);
     if (v) v->first = (uint32_t)p->tensors.count - 1;
     return v ? DS_OK : DS_ERR_MEMORY;
 }
 /* What `callable` called with `args` would give, pushed. */
-static ds_status dsi_pickle_reduce(dsi_pickle *p, uint32_t callable, uint32_t args) {
-    const uint32_t first = dsi_pickle_element(p, args, 0);
+static ds_status dsi_checkpoint_pickle_reduce(dsi_checkpoint_pickle *p, uint32_t callable, uint32_t args) {
+    const uint32_t first = dsi_checkpoint_pickle_element(p, args, 0);
     uint32_t *slot;
     uint32_t same = UINT32_MAX;
-    for (int i = 0; dsi_pickle_named(p, callable, "torch._tensor _rebuild_from_type_v2") && i < 2; i++) {
-        callable = dsi_pickle_element(p, args, 0);
-        args = dsi_pickle_element(p, args, 2);
+    for (int i = 0; dsi_checkpoint_pickle_named(p, callable, "torch._tensor _rebuild_from_type_v2") && i < 2; i++) {
+        callable = dsi_checkpoint_pickle_element(p, args, 0);
+        args = dsi_checkpoint_pickle_element(p, args, 2);
     }
-    if (dsi_pickle_named(p, callable, "torch._utils _rebuild_tensor_v2")) return dsi_pickle_rebuild(p, args);
-    if (dsi_pickle_named(p, callable, "torch._utils _rebuild_parameter") ||
-        dsi_pickle_named(p, callable, "torch Size") ||
-        dsi_pickle_named(p, callable, "deepspeed.runtime.zero.config ZeroStageEnum") ||
-        dsi_pickle_named(p, callable, "builtins int"))
+    if (dsi_checkpoint_pickle_named(p, callable, "torch._utils _rebuild_tensor_v2"))
+        return dsi_checkpoint_pickle_rebuild(p, args);
+    if (dsi_checkpoint_pickle_named(p, callable, "torch._utils _rebuild_parameter") ||
+        dsi_checkpoint_pickle_named(p, callable, "torch Size") ||
+        dsi_checkpoint_pickle_named(p, callable, "deepspeed.runtime.zero.config ZeroStageEnum") ||
+        dsi_checkpoint_pickle_named(p, callable, "builtins int"))
         same = first;
     if (same != UINT32_MAX) {
         slot = (uint32_t *)dsi_checkpoint_push(&p->c->desc.allocator, &p->stack, 1);
         if (slot) *slot = same;
         return slot ? DS_OK : dsi_checkpoint_no_memory(p->error, p->path);
     }
-    if (dsi_pickle_named(p, callable, "collections OrderedDict") || dsi_pickle_named(p, callable, "builtins dict") ||
-        dsi_pickle_named(p, callable, "collections defaultdict"))
-        return dsi_pickle_push(p, DSI_PICKLE_DICT) ? DS_OK : DS_ERR_MEMORY;
-    if (callable == UINT32_MAX || dsi_pickle_at(p, callable)->type != DSI_PICKLE_GLOBAL)
-        return dsi_pickle_bad(p, "what is called is no name");
-    return dsi_pickle_push(p, DSI_PICKLE_OBJECT) ? DS_OK : DS_ERR_MEMORY;
+    if (dsi_checkpoint_pickle_named(p, callable, "collections OrderedDict") ||
+        dsi_checkpoint_pickle_named(p, callable, "builtins dict") ||
+        dsi_checkpoint_pickle_named(p, callable, "collections defaultdict"))
+        return dsi_checkpoint_pickle_push(p, DSI_CHECKPOINT_PICKLE_DICT) ? DS_OK : DS_ERR_MEMORY;
+    if (callable == UINT32_MAX || dsi_checkpoint_pickle_at(p, callable)->type != DSI_CHECKPOINT_PICKLE_GLOBAL)
+        return dsi_checkpoint_pickle_bad(p, "what is called is no name");
+    return dsi_checkpoint_pickle_push(p, DSI_CHECKPOINT_PICKLE_OBJECT) ? DS_OK : DS_ERR_MEMORY;
 }
 
-static ds_status dsi_pickle_need(dsi_pickle *p, size_t values) {
-    return p->stack.count >= values ? DS_OK : dsi_pickle_bad(p, "its stack is empty");
+static ds_status dsi_checkpoint_pickle_need(dsi_checkpoint_pickle *p, size_t values) {
+    return p->stack.count >= values ? DS_OK : dsi_checkpoint_pickle_bad(p, "its stack is empty");
 }
-static ds_status dsi_pickle_bytes(dsi_pickle *p, size_t n, const char **out) {
-    if (n > p->bytes - p->at) return dsi_pickle_bad(p, "it ends in the middle");
+static ds_status dsi_checkpoint_pickle_bytes(dsi_checkpoint_pickle *p, size_t n, const char **out) {
+    if (n > p->bytes - p->at) return dsi_checkpoint_pickle_bad(p, "it ends in the middle");
     *out = p->text + p->at;
     p->at += n;
     return DS_OK;
 }
-static ds_status dsi_pickle_number(dsi_pickle *p, int bytes, uint64_t *value) {
+static ds_status dsi_checkpoint_pickle_number(dsi_checkpoint_pickle *p, int bytes, uint64_t *value) {
     const char *from = NULL;
-    const ds_status status = dsi_pickle_bytes(p, (size_t)bytes, &from);
+    const ds_status status = dsi_checkpoint_pickle_bytes(p, (size_t)bytes, &from);
     *value = status ? 0 : dsi_checkpoint_little(from, bytes);
     return status;
 }
-static ds_status dsi_pickle_push_integer(dsi_pickle *p, int type, int64_t value) {
-    dsi_pickle_value *v = dsi_pickle_push(p, type);
+static ds_status dsi_checkpoint_pickle_push_integer(dsi_checkpoint_pickle *p, int type, int64_t value) {
+    dsi_checkpoint_pickle_value *v = dsi_checkpoint_pickle_push(p, type);
     if (v) v->as.integer = value;
     return v ? DS_OK : DS_ERR_MEMORY;
 }
 /* A string of n bytes; kept apart, since what follows it in the pickle is code. */
-static ds_status dsi_pickle_push_text(dsi_pickle *p, uint64_t n) {
+static ds_status dsi_checkpoint_pickle_push_text(dsi_checkpoint_pickle *p, uint64_t n) {
     const char *from = NULL;
-    dsi_pickle_value *v;
+    dsi_checkpoint_pickle_value *v;
     char **slot;
-    ds_status status =
-        n > SIZE_MAX / 2 ? dsi_pickle_bad(p, "a string is too long") : dsi_pickle_bytes(p, (size_t)n, &from);
+    ds_status status = n > SIZE_MAX / 2 ? dsi_checkpoint_pickle_bad(p, "a string is too long")
+                                        : dsi_checkpoint_pickle_bytes(p, (size_t)n, &from);
     if (status) return status;
     slot = (char **)dsi_checkpoint_push(&p->c->desc.allocator, &p->c->texts, 1);
     if (slot && memchr(from, 0, (size_t)n)) n = strlen(from); /* the reader frees by strlen */
@@ -4504,188 +4516,203 @@ static ds_status dsi_pickle_push_text(dsi_pickle *p, uint64_t n) {
     (*slot)[n] = 0;
     {
         const char *text = *slot;
-        v = dsi_pickle_push(p, DSI_PICKLE_TEXT);
+        v = dsi_checkpoint_pickle_push(p, DSI_CHECKPOINT_PICKLE_TEXT);
         if (v) v->as.text = text;
     }
     return v ? DS_OK : DS_ERR_MEMORY;
 }
-static ds_status dsi_pickle_line(dsi_pickle *p, char out[128]) {
+static ds_status dsi_checkpoint_pickle_line(dsi_checkpoint_pickle *p, char out[128]) {
     const char *end = (const char *)memchr(p->text + p->at, '\n', p->bytes - p->at);
     const size_t n = end ? (size_t)(end - (p->text + p->at)) : 128;
-    if (n >= 128) return dsi_pickle_bad(p, "a name does not end");
+    if (n >= 128) return dsi_checkpoint_pickle_bad(p, "a name does not end");
     memcpy(out, p->text + p->at, n);
     out[n] = 0;
     p->at += n + 1;
     return DS_OK;
 }
-static ds_status dsi_pickle_remember(dsi_pickle *p, uint64_t index) {
+static ds_status dsi_checkpoint_pickle_remember(dsi_checkpoint_pickle *p, uint64_t index) {
     uint32_t *memo;
-    if (dsi_pickle_need(p, 1)) return DS_ERR_INPUT;
-    if (index > p->bytes) return dsi_pickle_bad(p, "its memo is too large");
+    if (dsi_checkpoint_pickle_need(p, 1)) return DS_ERR_INPUT;
+    if (index > p->bytes) return dsi_checkpoint_pickle_bad(p, "its memo is too large");
     if (index >= p->memo.count) {
         const size_t from = p->memo.count;
         if (!dsi_checkpoint_push(&p->c->desc.allocator, &p->memo, (size_t)index + 1 - from))
             return dsi_checkpoint_no_memory(p->error, p->path);
     }
     memo = (uint32_t *)(void *)p->memo.items;
-    memo[index] = dsi_pickle_top(p, 0) + 1;
+    memo[index] = dsi_checkpoint_pickle_top(p, 0) + 1;
     return DS_OK;
 }
-static ds_status dsi_pickle_recall(dsi_pickle *p, uint64_t index) {
+static ds_status dsi_checkpoint_pickle_recall(dsi_checkpoint_pickle *p, uint64_t index) {
     uint32_t *slot, value;
     if (index >= p->memo.count || !(value = ((const uint32_t *)(void *)p->memo.items)[index]))
-        return dsi_pickle_bad(p, "its memo lacks a value");
+        return dsi_checkpoint_pickle_bad(p, "its memo lacks a value");
     slot = (uint32_t *)dsi_checkpoint_push(&p->c->desc.allocator, &p->stack, 1);
     if (!slot) return dsi_checkpoint_no_memory(p->error, p->path);
     *slot = value - 1;
     return DS_OK;
 }
 /* The marked values go into the dict or list below the mark. */
-static ds_status dsi_pickle_extend(dsi_pickle *p, int type, bool marked, size_t n) {
+static ds_status dsi_checkpoint_pickle_extend(dsi_checkpoint_pickle *p, int type, bool marked, size_t n) {
     uint32_t container;
-    const int64_t found = marked ? dsi_pickle_marked(p) : (int64_t)n;
+    const int64_t found = marked ? dsi_checkpoint_pickle_marked(p) : (int64_t)n;
     const size_t below = marked ? 1 : 0;
-    if (found < 0 || p->stack.count < (size_t)found + below + 1) return dsi_pickle_bad(p, "nothing to add to");
-    container = dsi_pickle_top(p, (size_t)found + below);
-    if (dsi_pickle_at(p, container)->type == DSI_PICKLE_OBJECT) { /* its contents do not matter here */
+    if (found < 0 || p->stack.count < (size_t)found + below + 1)
+        return dsi_checkpoint_pickle_bad(p, "nothing to add to");
+    container = dsi_checkpoint_pickle_top(p, (size_t)found + below);
+    if (dsi_checkpoint_pickle_at(p, container)->type ==
+        DSI_CHECKPOINT_PICKLE_OBJECT) { /* its contents do not matter here */
         p->stack.count -= (size_t)found + below;
         return DS_OK;
     }
-    if (dsi_pickle_at(p, container)->type != type || (type == DSI_PICKLE_DICT && found % 2))
-        return dsi_pickle_bad(p, "values are added to what is no container for them");
-    return dsi_pickle_gather(p, container, (size_t)found, below);
+    if (dsi_checkpoint_pickle_at(p, container)->type != type || (type == DSI_CHECKPOINT_PICKLE_DICT && found % 2))
+        return dsi_checkpoint_pickle_bad(p, "values are added to what is no container for them");
+    return dsi_checkpoint_pickle_gather(p, container, (size_t)found, below);
 }
 
 /* Opcodes of numbers and texts; *known false for others. */
-static ds_status dsi_pickle_scalar(dsi_pickle *p, int op, bool *known) {
+static ds_status dsi_checkpoint_pickle_scalar(dsi_checkpoint_pickle *p, int op, bool *known) {
     uint64_t n = 0, bits = 0;
     const char *from = NULL;
-    dsi_pickle_value *v;
+    dsi_checkpoint_pickle_value *v;
     ds_status status = DS_OK;
     *known = true;
     switch (op) {
-    case 'N': return dsi_pickle_push_integer(p, DSI_PICKLE_NONE, 0);
-    case 0x88: return dsi_pickle_push_integer(p, DSI_PICKLE_BOOL, 1);
-    case 0x89: return dsi_pickle_push_integer(p, DSI_PICKLE_BOOL, 0);
+    case 'N': return dsi_checkpoint_pickle_push_integer(p, DSI_CHECKPOINT_PICKLE_NONE, 0);
+    case 0x88: return dsi_checkpoint_pickle_push_integer(p, DSI_CHECKPOINT_PICKLE_BOOL, 1);
+    case 0x89: return dsi_checkpoint_pickle_push_integer(p, DSI_CHECKPOINT_PICKLE_BOOL, 0);
     case 'J':
-        status = dsi_pickle_number(p, 4, &n);
-        return status ? status : dsi_pickle_push_integer(p, DSI_PICKLE_INT, (int32_t)(uint32_t)n);
+        status = dsi_checkpoint_pickle_number(p, 4, &n);
+        return status ? status : dsi_checkpoint_pickle_push_integer(p, DSI_CHECKPOINT_PICKLE_INT, (int32_t)(uint32_t)n);
     case 'K':
-        status = dsi_pickle_number(p, 1, &n);
-        return status ? status : dsi_pickle_push_integer(p, DSI_PICKLE_INT, (int64_t)n);
+        status = dsi_checkpoint_pickle_number(p, 1, &n);
+        return status ? status : dsi_checkpoint_pickle_push_integer(p, DSI_CHECKPOINT_PICKLE_INT, (int64_t)n);
     case 'M':
-        status = dsi_pickle_number(p, 2, &n);
-        return status ? status : dsi_pickle_push_integer(p, DSI_PICKLE_INT, (int64_t)n);
+        status = dsi_checkpoint_pickle_number(p, 2, &n);
+        return status ? status : dsi_checkpoint_pickle_push_integer(p, DSI_CHECKPOINT_PICKLE_INT, (int64_t)n);
     case 0x8A: /* two's complement of n bytes */
-        if ((status = dsi_pickle_number(p, 1, &n)) ||
-            (n > 8 && (status = dsi_pickle_bad(p, "an integer has more than 64 bits"))) ||
-            (status = dsi_pickle_bytes(p, (size_t)n, &from)))
+        if ((status = dsi_checkpoint_pickle_number(p, 1, &n)) ||
+            (n > 8 && (status = dsi_checkpoint_pickle_bad(p, "an integer has more than 64 bits"))) ||
+            (status = dsi_checkpoint_pickle_bytes(p, (size_t)n, &from)))
             return status;
         bits = dsi_checkpoint_little(from, (int)n);
         if (n && n < 8 && from[n - 1] & 0x80) bits |= ~(uint64_t)0 << 8 * n;
-        return dsi_pickle_push_integer(p, DSI_PICKLE_INT, (int64_t)bits);
+        return dsi_checkpoint_pickle_push_integer(p, DSI_CHECKPOINT_PICKLE_INT, (int64_t)bits);
     case 'G':
-        if ((status = dsi_pickle_bytes(p, 8, &from))) return status;
+        if ((status = dsi_checkpoint_pickle_bytes(p, 8, &from))) return status;
         for (int i = 0; i < 8; i++) bits = bits << 8 | (unsigned char)from[i];
-        v = dsi_pickle_push(p, DSI_PICKLE_REAL);
+        v = dsi_checkpoint_pickle_push(p, DSI_CHECKPOINT_PICKLE_REAL);
         if (v) memcpy(&v->as.real, &bits, 8);
         return v ? DS_OK : DS_ERR_MEMORY;
     case 'X':
     case 'T':
-    case 'B': status = dsi_pickle_number(p, 4, &n); break;
+    case 'B': status = dsi_checkpoint_pickle_number(p, 4, &n); break;
     case 0x8C:
     case 'U':
-    case 'C': status = dsi_pickle_number(p, 1, &n); break;
-    case 0x8D: status = dsi_pickle_number(p, 8, &n); break;
+    case 'C': status = dsi_checkpoint_pickle_number(p, 1, &n); break;
+    case 0x8D: status = dsi_checkpoint_pickle_number(p, 8, &n); break;
     default: *known = false; return DS_OK;
     }
-    return status ? status : dsi_pickle_push_text(p, n);
+    return status ? status : dsi_checkpoint_pickle_push_text(p, n);
 }
 /* Opcodes of containers, the memo and the stack. */
-static ds_status dsi_pickle_structure(dsi_pickle *p, int op, bool *known) {
+static ds_status dsi_checkpoint_pickle_structure(dsi_checkpoint_pickle *p, int op, bool *known) {
     ds_status status;
     uint64_t n = 0;
     int64_t marked;
     *known = true;
     switch (op) {
-    case '(': return dsi_pickle_push_integer(p, DSI_PICKLE_MARK, 0);
+    case '(': return dsi_checkpoint_pickle_push_integer(p, DSI_CHECKPOINT_PICKLE_MARK, 0);
     case ')':
     case ']':
-    case 0x8F: return dsi_pickle_push_integer(p, DSI_PICKLE_SEQUENCE, 0);
-    case '}': return dsi_pickle_push_integer(p, DSI_PICKLE_DICT, 0);
+    case 0x8F: return dsi_checkpoint_pickle_push_integer(p, DSI_CHECKPOINT_PICKLE_SEQUENCE, 0);
+    case '}': return dsi_checkpoint_pickle_push_integer(p, DSI_CHECKPOINT_PICKLE_DICT, 0);
     case 't':
-        if ((marked = dsi_pickle_marked(p)) < 0) return dsi_pickle_bad(p, "a tuple without a mark");
-        return dsi_pickle_tuple(p, (size_t)marked, 1);
+        if ((marked = dsi_checkpoint_pickle_marked(p)) < 0)
+            return dsi_checkpoint_pickle_bad(p, "a tuple without a mark");
+        return dsi_checkpoint_pickle_tuple(p, (size_t)marked, 1);
     case 0x85:
     case 0x86:
     case 0x87:
-        status = dsi_pickle_need(p, (size_t)(op - 0x84));
-        return status ? status : dsi_pickle_tuple(p, (size_t)(op - 0x84), 0);
-    case 'a': return dsi_pickle_extend(p, DSI_PICKLE_SEQUENCE, false, 1);
+        status = dsi_checkpoint_pickle_need(p, (size_t)(op - 0x84));
+        return status ? status : dsi_checkpoint_pickle_tuple(p, (size_t)(op - 0x84), 0);
+    case 'a': return dsi_checkpoint_pickle_extend(p, DSI_CHECKPOINT_PICKLE_SEQUENCE, false, 1);
     case 'e':
-    case 0x90: return dsi_pickle_extend(p, DSI_PICKLE_SEQUENCE, true, 0);
-    case 's': return dsi_pickle_extend(p, DSI_PICKLE_DICT, false, 2);
-    case 'u': return dsi_pickle_extend(p, DSI_PICKLE_DICT, true, 0);
-    case 'q': status = dsi_pickle_number(p, 1, &n); return status ? status : dsi_pickle_remember(p, n);
-    case 'r': status = dsi_pickle_number(p, 4, &n); return status ? status : dsi_pickle_remember(p, n);
-    case 0x94: return dsi_pickle_remember(p, p->memo.count);
-    case 'h': status = dsi_pickle_number(p, 1, &n); return status ? status : dsi_pickle_recall(p, n);
-    case 'j': status = dsi_pickle_number(p, 4, &n); return status ? status : dsi_pickle_recall(p, n);
+    case 0x90: return dsi_checkpoint_pickle_extend(p, DSI_CHECKPOINT_PICKLE_SEQUENCE, true, 0);
+    case 's': return dsi_checkpoint_pickle_extend(p, DSI_CHECKPOINT_PICKLE_DICT, false, 2);
+    case 'u': return dsi_checkpoint_pickle_extend(p, DSI_CHECKPOINT_PICKLE_DICT, true, 0);
+    case 'q':
+        status = dsi_checkpoint_pickle_number(p, 1, &n);
+        return status ? status : dsi_checkpoint_pickle_remember(p, n);
+    case 'r':
+        status = dsi_checkpoint_pickle_number(p, 4, &n);
+        return status ? status : dsi_checkpoint_pickle_remember(p, n);
+    case 0x94: return dsi_checkpoint_pickle_remember(p, p->memo.count);
+    case 'h':
+        status = dsi_checkpoint_pickle_number(p, 1, &n);
+        return status ? status : dsi_checkpoint_pickle_recall(p, n);
+    case 'j':
+        status = dsi_checkpoint_pickle_number(p, 4, &n);
+        return status ? status : dsi_checkpoint_pickle_recall(p, n);
     case '0':
-        status = dsi_pickle_need(p, 1);
+        status = dsi_checkpoint_pickle_need(p, 1);
         if (!status) p->stack.count--;
         return status;
     default: *known = false; return DS_OK;
     }
 }
 /* Opcodes that name or would call something. */
-static ds_status dsi_pickle_name(dsi_pickle *p, int op, bool *known) {
+static ds_status dsi_checkpoint_pickle_name(dsi_checkpoint_pickle *p, int op, bool *known) {
     char module[128], name[128];
     uint32_t one, two;
     ds_status status;
     *known = true;
     switch (op) {
     case 'c':
-        if ((status = dsi_pickle_line(p, module)) || (status = dsi_pickle_line(p, name))) return status;
-        return dsi_pickle_global(p, module, name);
+        if ((status = dsi_checkpoint_pickle_line(p, module)) || (status = dsi_checkpoint_pickle_line(p, name)))
+            return status;
+        return dsi_checkpoint_pickle_global(p, module, name);
     case 0x93:
-        if ((status = dsi_pickle_need(p, 2))) return status;
-        one = dsi_pickle_top(p, 1);
-        two = dsi_pickle_top(p, 0);
-        if (dsi_pickle_at(p, one)->type != DSI_PICKLE_TEXT || dsi_pickle_at(p, two)->type != DSI_PICKLE_TEXT)
-            return dsi_pickle_bad(p, "a name is no text");
+        if ((status = dsi_checkpoint_pickle_need(p, 2))) return status;
+        one = dsi_checkpoint_pickle_top(p, 1);
+        two = dsi_checkpoint_pickle_top(p, 0);
+        if (dsi_checkpoint_pickle_at(p, one)->type != DSI_CHECKPOINT_PICKLE_TEXT ||
+            dsi_checkpoint_pickle_at(p, two)->type != DSI_CHECKPOINT_PICKLE_TEXT)
+            return dsi_checkpoint_pickle_bad(p, "a name is no text");
         p->stack.count -= 2;
-        return dsi_pickle_global(p, dsi_pickle_at(p, one)->as.text, dsi_pickle_at(p, two)->as.text);
+        return dsi_checkpoint_pickle_global(p, dsi_checkpoint_pickle_at(p, one)->as.text,
+                                            dsi_checkpoint_pickle_at(p, two)->as.text);
     case 'R':
     case 0x81:
-        if ((status = dsi_pickle_need(p, 2))) return status;
-        one = dsi_pickle_top(p, 1);
-        two = dsi_pickle_top(p, 0);
+        if ((status = dsi_checkpoint_pickle_need(p, 2))) return status;
+        one = dsi_checkpoint_pickle_top(p, 1);
+        two = dsi_checkpoint_pickle_top(p, 0);
         p->stack.count -= 2;
-        return dsi_pickle_reduce(p, one, two);
+        return dsi_checkpoint_pickle_reduce(p, one, two);
     case 'b':
-        if ((status = dsi_pickle_need(p, 2))) return status;
-        one = dsi_pickle_top(p, 1);
-        if (dsi_pickle_at(p, one)->type == DSI_PICKLE_OBJECT) dsi_pickle_at(p, one)->first = dsi_pickle_top(p, 0) + 1;
+        if ((status = dsi_checkpoint_pickle_need(p, 2))) return status;
+        one = dsi_checkpoint_pickle_top(p, 1);
+        if (dsi_checkpoint_pickle_at(p, one)->type == DSI_CHECKPOINT_PICKLE_OBJECT)
+            dsi_checkpoint_pickle_at(p, one)->first = dsi_checkpoint_pickle_top(p, 0) + 1;
         p->stack.count--;
         return DS_OK;
-    case 'Q': status = dsi_pickle_need(p, 1); return status ? status : dsi_pickle_storage(p);
+    case 'Q': status = dsi_checkpoint_pickle_need(p, 1); return status ? status : dsi_checkpoint_pickle_storage(p);
     default: *known = false; return DS_OK;
     }
 }
 
 /* Reads data.pkl of a .pt file; *root is the value that it holds. */
-static ds_status dsi_pickle_load(dsi_pickle *p, ds_checkpoint *c, size_t shard, const char *path, uint32_t *root,
-                                 ds_error *error) {
+static ds_status dsi_checkpoint_pickle_load(dsi_checkpoint_pickle *p, ds_checkpoint *c, size_t shard, const char *path,
+                                            uint32_t *root, ds_error *error) {
     const size_t index = dsi_checkpoint_zip_find(c, shard, "", "data.pkl");
     const dsi_checkpoint_entry *entry;
     ds_status status;
     p->shard = shard;
     p->path = path;
     p->error = error;
-    p->values.each = sizeof(dsi_pickle_value);
-    p->cells.each = sizeof(dsi_pickle_cell);
-    p->tensors.each = sizeof(dsi_pickle_tensor);
+    p->values.each = sizeof(dsi_checkpoint_pickle_value);
+    p->cells.each = sizeof(dsi_checkpoint_pickle_cell);
+    p->tensors.each = sizeof(dsi_checkpoint_pickle_tensor);
     p->stack.each = p->memo.each = sizeof(uint32_t);
     if (index == DSI_CHECKPOINT_NONE) return dsi_checkpoint_bad_zip(path, "it holds no data.pkl", error);
     entry = (const dsi_checkpoint_entry *)(void *)c->entries.items + index;
@@ -4702,40 +4729,40 @@ static ds_status dsi_pickle_load(dsi_pickle *p, ds_checkpoint *c, size_t shard, 
         bool known = false;
         const char *skipped;
         int op;
-        if (p->at >= p->bytes) return dsi_pickle_bad(p, "it does not end with a stop");
+        if (p->at >= p->bytes) return dsi_checkpoint_pickle_bad(p, "it does not end with a stop");
         op = (unsigned char)p->text[p->at++];
         if (op == '.') break;
         if (op == 0x80 || op == 0x95) {
-            status = dsi_pickle_bytes(p, op == 0x80 ? 1 : 8, &skipped);
+            status = dsi_checkpoint_pickle_bytes(p, op == 0x80 ? 1 : 8, &skipped);
             continue;
         }
-        status = dsi_pickle_scalar(p, op, &known);
-        if (!known && !status) status = dsi_pickle_structure(p, op, &known);
-        if (!known && !status) status = dsi_pickle_name(p, op, &known);
-        if (!known && !status) status = dsi_pickle_bad(p, "an opcode that torch does not write");
+        status = dsi_checkpoint_pickle_scalar(p, op, &known);
+        if (!known && !status) status = dsi_checkpoint_pickle_structure(p, op, &known);
+        if (!known && !status) status = dsi_checkpoint_pickle_name(p, op, &known);
+        if (!known && !status) status = dsi_checkpoint_pickle_bad(p, "an opcode that torch does not write");
     }
-    if (!status) status = dsi_pickle_need(p, 1);
-    if (!status) *root = dsi_pickle_top(p, 0);
+    if (!status) status = dsi_checkpoint_pickle_need(p, 1);
+    if (!status) *root = dsi_checkpoint_pickle_top(p, 0);
     return status;
 }
 
 // >>DeepSpeed: reading
 
 /* Opens folder/name as a shard and reads its pickle. */
-static ds_status dsi_deepspeed_load(ds_checkpoint *c, const char *name, dsi_pickle *p, char path[DSI_CHECKPOINT_PATH],
-                                    uint32_t *root, ds_error *error) {
+static ds_status dsi_checkpoint_deepspeed_load(ds_checkpoint *c, const char *name, dsi_checkpoint_pickle *p,
+                                               char path[DSI_CHECKPOINT_PATH], uint32_t *root, ds_error *error) {
     const size_t shard = c->shards.count;
     ds_status status = dsi_checkpoint_add_shard(c, name, error);
     memset(p, 0, sizeof *p); /* the caller frees it whatever comes */
     p->c = c;
     if (!status) status = dsi_checkpoint_measure_shard(c, dsi_checkpoint_shard_of(c, shard), path, error);
     if (!status) status = dsi_checkpoint_read_zip(c, shard, path, error);
-    return status ? status : dsi_pickle_load(p, c, shard, path, root, error);
+    return status ? status : dsi_checkpoint_pickle_load(p, c, shard, path, root, error);
 }
 /* Elements [from, from + count) of a tensor in a file are elements [begin, ..) of the logical tensor prefix + name. */
-static ds_status dsi_deepspeed_part(dsi_pickle *p, const dsi_pickle_tensor *t, size_t from, size_t begin, size_t count,
-                                    const char *prefix, const char *name, const size_t *shape, int dims,
-                                    ds_error *error) {
+static ds_status dsi_checkpoint_deepspeed_part(dsi_checkpoint_pickle *p, const dsi_checkpoint_pickle_tensor *t,
+                                               size_t from, size_t begin, size_t count, const char *prefix,
+                                               const char *name, const size_t *shape, int dims, ds_error *error) {
     const dsi_checkpoint_entry *entry = (const dsi_checkpoint_entry *)(void *)p->c->entries.items + t->entry;
     const char *kept;
     dsi_checkpoint_part part;
@@ -4762,30 +4789,30 @@ static ds_status dsi_deepspeed_part(dsi_pickle *p, const dsi_pickle_tensor *t, s
     return dsi_checkpoint_add_part(p->c, kept, t->dtype, shape, dims, &part, error);
 }
 
-typedef struct dsi_deepspeed {
+typedef struct dsi_checkpoint_deepspeed {
     ds_checkpoint *c;
-    dsi_pickle model; /* the first rank's model states */
+    dsi_checkpoint_pickle model; /* the first rank's model states */
     uint32_t root;
     char model_path[DSI_CHECKPOINT_PATH];
     int64_t stage, ranks;
     size_t passed[64]; /* elements of each group in the ranks before (stages 1, 2) */
     ds_error *error;
-} dsi_deepspeed;
+} dsi_checkpoint_deepspeed;
 
 /* A rank's flat partition of a group: what of each parameter lies in it. Stages 1 and 2 cut the concatenated group, stage
    3 each parameter, into ceil(numel / ranks). */
-static ds_status dsi_deepspeed_partition(dsi_deepspeed *d, dsi_pickle *p, const dsi_pickle_tensor *t,
-                                         const char *prefix, uint32_t shapes, int64_t rank, size_t start,
-                                         size_t length) {
-    const dsi_pickle *m = &d->model;
-    const dsi_pickle_cell *cells = (const dsi_pickle_cell *)(void *)m->cells.items;
+static ds_status dsi_checkpoint_deepspeed_partition(dsi_checkpoint_deepspeed *d, dsi_checkpoint_pickle *p,
+                                                    const dsi_checkpoint_pickle_tensor *t, const char *prefix,
+                                                    uint32_t shapes, int64_t rank, size_t start, size_t length) {
+    const dsi_checkpoint_pickle *m = &d->model;
+    const dsi_checkpoint_pickle_cell *cells = (const dsi_checkpoint_pickle_cell *)(void *)m->cells.items;
     size_t at = 0;
     ds_status status = DS_OK;
-    for (uint32_t k = dsi_pickle_at(m, shapes)->first; k && !status; k = cells[cells[k - 1].next - 1].next) {
-        const dsi_pickle_value *name = dsi_pickle_at(m, cells[k - 1].value);
+    for (uint32_t k = dsi_checkpoint_pickle_at(m, shapes)->first; k && !status; k = cells[cells[k - 1].next - 1].next) {
+        const dsi_checkpoint_pickle_value *name = dsi_checkpoint_pickle_at(m, cells[k - 1].value);
         size_t shape[8], numel, begin, end, from;
-        const int dims = dsi_pickle_sizes(m, cells[cells[k - 1].next - 1].value, shape);
-        if (name->type != DSI_PICKLE_TEXT || dims < 0 || !dsi_checkpoint_numel(shape, dims, &numel) ||
+        const int dims = dsi_checkpoint_pickle_sizes(m, cells[cells[k - 1].next - 1].value, shape);
+        if (name->type != DSI_CHECKPOINT_PICKLE_TEXT || dims < 0 || !dsi_checkpoint_numel(shape, dims, &numel) ||
             numel > SIZE_MAX >> 8)
             return dsi_fail(d->error, DS_ERR_INPUT, "'%.300s': its param_shapes are not as DeepSpeed writes them",
                             d->model_path);
@@ -4807,24 +4834,26 @@ static ds_status dsi_deepspeed_partition(dsi_deepspeed *d, dsi_pickle *p, const 
                 begin = end = from = 0;
             }
         }
-        status = dsi_deepspeed_part(p, t, from, begin, end - begin, prefix, name->as.text, shape, dims, d->error);
+        status =
+            dsi_checkpoint_deepspeed_part(p, t, from, begin, end - begin, prefix, name->as.text, shape, dims, d->error);
     }
     return status;
 }
 /* One rank's optimizer file: the fp32 weights and every state that is as long. */
-static ds_status dsi_deepspeed_rank(dsi_deepspeed *d, const char *file, int64_t rank) {
-    dsi_pickle p;
+static ds_status dsi_checkpoint_deepspeed_rank(dsi_checkpoint_deepspeed *d, const char *file, int64_t rank) {
+    dsi_checkpoint_pickle p;
     char path[DSI_CHECKPOINT_PATH];
     uint32_t root = UINT32_MAX, states, flats, optimizer,
-             shapes = dsi_pickle_get(&d->model, d->root, "param_shapes", 0);
-    ds_status status = dsi_deepspeed_load(d->c, file, &p, path, &root, d->error);
+             shapes = dsi_checkpoint_pickle_get(&d->model, d->root, "param_shapes", 0);
+    ds_status status = dsi_checkpoint_deepspeed_load(d->c, file, &p, path, &root, d->error);
     int64_t stage = 0, parts = 0;
     if (status) goto done;
-    states = dsi_pickle_get(&p, root, "optimizer_state_dict", 0);
-    dsi_pickle_integer(&p, dsi_pickle_get(&p, states, "zero_stage", 0), &stage);
+    states = dsi_checkpoint_pickle_get(&p, root, "optimizer_state_dict", 0);
+    dsi_checkpoint_pickle_integer(&p, dsi_checkpoint_pickle_get(&p, states, "zero_stage", 0), &stage);
     {
-        const uint32_t count = dsi_pickle_get(&p, states, "partition_count", 0);
-        if (!dsi_pickle_integer(&p, count, &parts)) dsi_pickle_integer(&p, dsi_pickle_element(&p, count, 0), &parts);
+        const uint32_t count = dsi_checkpoint_pickle_get(&p, states, "partition_count", 0);
+        if (!dsi_checkpoint_pickle_integer(&p, count, &parts))
+            dsi_checkpoint_pickle_integer(&p, dsi_checkpoint_pickle_element(&p, count, 0), &parts);
     }
     if (stage < 1 || stage > 3 || parts < 1 || parts > 100000 || (rank && (stage != d->stage || parts != d->ranks))) {
         status = dsi_fail(d->error, DS_ERR_INPUT, "'%.250s': ZeRO stage %lld in %lld partitions, expected %lld in %lld",
@@ -4833,63 +4862,72 @@ static ds_status dsi_deepspeed_rank(dsi_deepspeed *d, const char *file, int64_t 
     }
     d->stage = stage;
     d->ranks = parts;
-    flats = dsi_pickle_get(&p, states, stage == 3 ? "fp32_flat_groups" : "single_partition_of_fp32_groups", 0);
-    optimizer = dsi_pickle_get(&p, states, stage == 3 ? "optimizer_state_dict" : "base_optimizer_state", 0);
+    flats =
+        dsi_checkpoint_pickle_get(&p, states, stage == 3 ? "fp32_flat_groups" : "single_partition_of_fp32_groups", 0);
+    optimizer = dsi_checkpoint_pickle_get(&p, states, stage == 3 ? "optimizer_state_dict" : "base_optimizer_state", 0);
     for (uint32_t g = 0; !status; g++) {
-        const uint32_t group = dsi_pickle_element(&d->model, shapes, g);
-        const dsi_pickle_tensor *flat = dsi_pickle_tensor_of(&p, dsi_pickle_element(&p, flats, g));
-        const dsi_pickle_cell *cells = (const dsi_pickle_cell *)(void *)p.cells.items;
-        const uint32_t state = dsi_pickle_get(&p, dsi_pickle_get(&p, optimizer, "state", 0), NULL, (int64_t)g);
+        const uint32_t group = dsi_checkpoint_pickle_element(&d->model, shapes, g);
+        const dsi_checkpoint_pickle_tensor *flat =
+            dsi_checkpoint_pickle_tensor_of(&p, dsi_checkpoint_pickle_element(&p, flats, g));
+        const dsi_checkpoint_pickle_cell *cells = (const dsi_checkpoint_pickle_cell *)(void *)p.cells.items;
+        const uint32_t state =
+            dsi_checkpoint_pickle_get(&p, dsi_checkpoint_pickle_get(&p, optimizer, "state", 0), NULL, (int64_t)g);
         if (group == UINT32_MAX) break;
-        if (!flat || g >= 64 || dsi_pickle_at(&d->model, group)->type != DSI_PICKLE_DICT) {
+        if (!flat || g >= 64 || dsi_checkpoint_pickle_at(&d->model, group)->type != DSI_CHECKPOINT_PICKLE_DICT) {
             status = dsi_fail(d->error, DS_ERR_INPUT, "'%.300s' has no fp32 partition of parameter group %u", path, g);
             break;
         }
-        status = dsi_deepspeed_partition(d, &p, flat, "", group, rank, d->passed[g], flat->count);
-        for (uint32_t k = state == UINT32_MAX ? 0 : dsi_pickle_at(&p, state)->first; k && !status;
+        status = dsi_checkpoint_deepspeed_partition(d, &p, flat, "", group, rank, d->passed[g], flat->count);
+        for (uint32_t k = state == UINT32_MAX ? 0 : dsi_checkpoint_pickle_at(&p, state)->first; k && !status;
              k = cells[cells[k - 1].next - 1].next) {
-            const dsi_pickle_value *key = dsi_pickle_at(&p, cells[k - 1].value);
-            const dsi_pickle_tensor *t = dsi_pickle_tensor_of(&p, cells[cells[k - 1].next - 1].value);
+            const dsi_checkpoint_pickle_value *key = dsi_checkpoint_pickle_at(&p, cells[k - 1].value);
+            const dsi_checkpoint_pickle_tensor *t =
+                dsi_checkpoint_pickle_tensor_of(&p, cells[cells[k - 1].next - 1].value);
             char prefix[128];
-            if (key->type != DSI_PICKLE_TEXT || !t || t->count < flat->count || strlen(key->as.text) > 80) continue;
+            if (key->type != DSI_CHECKPOINT_PICKLE_TEXT || !t || t->count < flat->count || strlen(key->as.text) > 80)
+                continue;
             snprintf(prefix, sizeof prefix, "optimizer.%.80s.", key->as.text);
-            status = dsi_deepspeed_partition(d, &p, t, prefix, group, rank, d->passed[g], flat->count);
+            status = dsi_checkpoint_deepspeed_partition(d, &p, t, prefix, group, rank, d->passed[g], flat->count);
         }
         d->passed[g] += flat->count;
     }
 done:
-    dsi_pickle_free(&p);
+    dsi_checkpoint_pickle_free(&p);
     return status;
 }
 
 /* Whole tensors of a dict: the model's buffers (only those that `names` lists), or all. */
-static ds_status dsi_deepspeed_module(dsi_deepspeed *d, uint32_t module, uint32_t names) {
-    dsi_pickle *m = &d->model;
-    const dsi_pickle_cell *cells = (const dsi_pickle_cell *)(void *)m->cells.items;
+static ds_status dsi_checkpoint_deepspeed_module(dsi_checkpoint_deepspeed *d, uint32_t module, uint32_t names) {
+    dsi_checkpoint_pickle *m = &d->model;
+    const dsi_checkpoint_pickle_cell *cells = (const dsi_checkpoint_pickle_cell *)(void *)m->cells.items;
     ds_status status = DS_OK;
-    if (module == UINT32_MAX || dsi_pickle_at(m, module)->type != DSI_PICKLE_DICT) return DS_OK;
-    for (uint32_t k = dsi_pickle_at(m, module)->first; k && !status; k = cells[cells[k - 1].next - 1].next) {
-        const dsi_pickle_value *name = dsi_pickle_at(m, cells[k - 1].value);
-        const dsi_pickle_tensor *t = dsi_pickle_tensor_of(m, cells[cells[k - 1].next - 1].value);
+    if (module == UINT32_MAX || dsi_checkpoint_pickle_at(m, module)->type != DSI_CHECKPOINT_PICKLE_DICT) return DS_OK;
+    for (uint32_t k = dsi_checkpoint_pickle_at(m, module)->first; k && !status; k = cells[cells[k - 1].next - 1].next) {
+        const dsi_checkpoint_pickle_value *name = dsi_checkpoint_pickle_at(m, cells[k - 1].value);
+        const dsi_checkpoint_pickle_tensor *t = dsi_checkpoint_pickle_tensor_of(m, cells[cells[k - 1].next - 1].value);
         bool wanted = names == UINT32_MAX;
-        if (name->type != DSI_PICKLE_TEXT || !t) continue;
-        for (uint32_t i = 0; !wanted && dsi_pickle_element(m, names, i) != UINT32_MAX; i++) {
-            const dsi_pickle_value *v = dsi_pickle_at(m, dsi_pickle_element(m, names, i));
-            wanted = v->type == DSI_PICKLE_TEXT && !strcmp(v->as.text, name->as.text);
+        if (name->type != DSI_CHECKPOINT_PICKLE_TEXT || !t) continue;
+        for (uint32_t i = 0; !wanted && dsi_checkpoint_pickle_element(m, names, i) != UINT32_MAX; i++) {
+            const dsi_checkpoint_pickle_value *v =
+                dsi_checkpoint_pickle_at(m, dsi_checkpoint_pickle_element(m, names, i));
+            wanted = v->type == DSI_CHECKPOINT_PICKLE_TEXT && !strcmp(v->as.text, name->as.text);
         }
         if (wanted && dsi_checkpoint_lookup(&d->c->index, &d->c->tensors, name->as.text) == DSI_CHECKPOINT_NONE)
-            status = dsi_deepspeed_part(m, t, 0, 0, t->count, "", name->as.text, t->shape, t->dims, d->error);
+            status =
+                dsi_checkpoint_deepspeed_part(m, t, 0, 0, t->count, "", name->as.text, t->shape, t->dims, d->error);
     }
     return status;
 }
 
-static ds_status dsi_deepspeed_values(dsi_deepspeed *d) {
+static ds_status dsi_checkpoint_deepspeed_values(dsi_checkpoint_deepspeed *d) {
     static const char *const from[] = {"global_steps", "skipped_steps", "global_samples", "dp_world_size"};
     static const char *const to[] = {"engine.step", "engine.skipped", "engine.samples", "engine.world"};
     for (int i = 0; i < 4; i++) {
         int64_t value;
         ds_checkpoint_value *v;
-        if (!dsi_pickle_integer(&d->model, dsi_pickle_get(&d->model, d->root, from[i], 0), &value)) continue;
+        if (!dsi_checkpoint_pickle_integer(&d->model, dsi_checkpoint_pickle_get(&d->model, d->root, from[i], 0),
+                                           &value))
+            continue;
         v = (ds_checkpoint_value *)dsi_checkpoint_push(&d->c->desc.allocator, &d->c->values, 1);
         if (!v) return dsi_checkpoint_no_memory(d->error, "values");
         v->key = to[i];
@@ -4900,53 +4938,55 @@ static ds_status dsi_deepspeed_values(dsi_deepspeed *d) {
 }
 
 /* zero/NAME/{fp32,exp_avg,...}.pt of a universal checkpoint. */
-static ds_status dsi_deepspeed_universal(dsi_deepspeed *d) {
-    const uint32_t groups = dsi_pickle_get(&d->model, d->root, "param_shapes", 0);
-    const dsi_pickle_cell *cells = (const dsi_pickle_cell *)(void *)d->model.cells.items;
+static ds_status dsi_checkpoint_deepspeed_universal(dsi_checkpoint_deepspeed *d) {
+    const uint32_t groups = dsi_checkpoint_pickle_get(&d->model, d->root, "param_shapes", 0);
+    const dsi_checkpoint_pickle_cell *cells = (const dsi_checkpoint_pickle_cell *)(void *)d->model.cells.items;
     ds_status status = DS_OK;
-    for (uint32_t g = 0; dsi_pickle_element(&d->model, groups, g) != UINT32_MAX && !status; g++) {
-        const uint32_t group = dsi_pickle_element(&d->model, groups, g);
-        if (dsi_pickle_at(&d->model, group)->type != DSI_PICKLE_DICT)
+    for (uint32_t g = 0; dsi_checkpoint_pickle_element(&d->model, groups, g) != UINT32_MAX && !status; g++) {
+        const uint32_t group = dsi_checkpoint_pickle_element(&d->model, groups, g);
+        if (dsi_checkpoint_pickle_at(&d->model, group)->type != DSI_CHECKPOINT_PICKLE_DICT)
             return dsi_fail(d->error, DS_ERR_INPUT, "'%.300s': its param_shapes are not as DeepSpeed writes them",
                             d->model_path);
-        for (uint32_t k = dsi_pickle_at(&d->model, group)->first; k && !status; k = cells[cells[k - 1].next - 1].next) {
-            const dsi_pickle_value *name = dsi_pickle_at(&d->model, cells[k - 1].value);
+        for (uint32_t k = dsi_checkpoint_pickle_at(&d->model, group)->first; k && !status;
+             k = cells[cells[k - 1].next - 1].next) {
+            const dsi_checkpoint_pickle_value *name = dsi_checkpoint_pickle_at(&d->model, cells[k - 1].value);
             size_t shape[8];
-            const int dims = dsi_pickle_sizes(&d->model, cells[cells[k - 1].next - 1].value, shape);
+            const int dims = dsi_checkpoint_pickle_sizes(&d->model, cells[cells[k - 1].next - 1].value, shape);
             static const char *const files[] = {"fp32", "exp_avg", "exp_avg_sq"};
-            if (name->type != DSI_PICKLE_TEXT || dims < 0 || !dsi_checkpoint_plain_name(name->as.text, 255))
+            if (name->type != DSI_CHECKPOINT_PICKLE_TEXT || dims < 0 || !dsi_checkpoint_plain_name(name->as.text, 255))
                 return dsi_fail(d->error, DS_ERR_INPUT, "'%.300s': a parameter's name is no file's name",
                                 d->model_path);
             for (int f = 0; f < 3 && !status; f++) {
                 char file[400], path[DSI_CHECKPOINT_PATH], prefix[64] = "";
-                const dsi_pickle_tensor *t;
+                const dsi_checkpoint_pickle_tensor *t;
                 uint32_t root = UINT32_MAX;
-                dsi_pickle p;
+                dsi_checkpoint_pickle p;
                 snprintf(file, sizeof file, "zero/%.255s/%s.pt", name->as.text, files[f]);
                 if (f) snprintf(prefix, sizeof prefix, "optimizer.%s.", files[f]);
                 if (f && !(dsi_checkpoint_join(path, d->c->folder, file) &&
                            d->c->desc.files.exists(d->c->desc.files.ctx, path) == 1))
                     continue;
-                status = dsi_deepspeed_load(d->c, file, &p, path, &root, d->error);
+                status = dsi_checkpoint_deepspeed_load(d->c, file, &p, path, &root, d->error);
                 if (!status) {
-                    t = dsi_pickle_tensor_of(&p, root); /* stage 3's are bare, the others in a dict */
-                    if (!t) t = dsi_pickle_tensor_of(&p, dsi_pickle_get(&p, root, "param", 0));
-                    status = t ? dsi_deepspeed_part(&p, t, 0, 0, t->count, prefix, name->as.text, shape, dims, d->error)
+                    t = dsi_checkpoint_pickle_tensor_of(&p, root); /* stage 3's are bare, the others in a dict */
+                    if (!t) t = dsi_checkpoint_pickle_tensor_of(&p, dsi_checkpoint_pickle_get(&p, root, "param", 0));
+                    status = t ? dsi_checkpoint_deepspeed_part(&p, t, 0, 0, t->count, prefix, name->as.text, shape,
+                                                               dims, d->error)
                                : dsi_fail(d->error, DS_ERR_INPUT, "'%.300s' holds no tensor", path);
                 }
-                dsi_pickle_free(&p);
+                dsi_checkpoint_pickle_free(&p);
             }
         }
     }
     return status;
 }
 
-static ds_status dsi_deepspeed_open(ds_checkpoint *c, ds_error *error) {
+static ds_status dsi_checkpoint_deepspeed_open(ds_checkpoint *c, ds_error *error) {
     static const char *const models[] = {"mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"};
     char path[DSI_CHECKPOINT_PATH], name[96];
     const ds_files *f = &c->desc.files;
     const char *prefix = "", *slash;
-    dsi_deepspeed *d;
+    dsi_checkpoint_deepspeed *d;
     ds_status status;
     int which = 0;
     bool universal;
@@ -4956,17 +4996,17 @@ static ds_status dsi_deepspeed_open(ds_checkpoint *c, ds_error *error) {
     c->format = DS_CHECKPOINT_DEEPSPEED;
     slash = strrchr(c->folder, '/');
     snprintf(c->tag, sizeof c->tag, "%s", slash ? slash + 1 : c->folder);
-    d = (dsi_deepspeed *)dsi_alloc_zero(&c->desc.allocator, sizeof *d);
+    d = (dsi_checkpoint_deepspeed *)dsi_alloc_zero(&c->desc.allocator, sizeof *d);
     if (!d) return dsi_checkpoint_no_memory(error, "a checkpoint's reader");
     d->c = c;
     d->error = error;
     d->model.c = c;
     if (!dsi_checkpoint_join(path, c->folder, models[0]) || f->exists(f->ctx, path) != 1) which = 1;
-    status = dsi_deepspeed_load(c, models[which], &d->model, d->model_path, &d->root, error);
+    status = dsi_checkpoint_deepspeed_load(c, models[which], &d->model, d->model_path, &d->root, error);
     universal = dsi_checkpoint_join(path, c->folder, "zero") && f->exists(f->ctx, path) == 2;
     if (!status && universal) {
         c->format = DS_CHECKPOINT_DEEPSPEED_UNIVERSAL;
-        status = dsi_deepspeed_universal(d);
+        status = dsi_checkpoint_deepspeed_universal(d);
     } else if (!status) {
         if (dsi_checkpoint_join(path, c->folder, "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt") &&
             f->exists(f->ctx, path) == 1)
@@ -4975,18 +5015,19 @@ static ds_status dsi_deepspeed_open(ds_checkpoint *c, ds_error *error) {
             snprintf(name, sizeof name, "%szero_pp_rank_%lld_mp_rank_00_optim_states.pt", prefix, (long long)r);
             if (r == 0 && (!dsi_checkpoint_join(path, c->folder, name) || f->exists(f->ctx, path) != 1))
                 break; /* stage 0 */
-            status = dsi_deepspeed_rank(d, name, r);
+            status = dsi_checkpoint_deepspeed_rank(d, name, r);
             if (r + 1 >= d->ranks) break;
         }
     }
     if (!status)
-        status = dsi_deepspeed_module(d, dsi_pickle_get(&d->model, d->root, "module", 0),
-                                      d->stage || universal ? dsi_pickle_get(&d->model, d->root, "buffer_names", 0)
-                                                            : UINT32_MAX);
+        status = dsi_checkpoint_deepspeed_module(
+            d, dsi_checkpoint_pickle_get(&d->model, d->root, "module", 0),
+            d->stage || universal ? dsi_checkpoint_pickle_get(&d->model, d->root, "buffer_names", 0) : UINT32_MAX);
     if (!status && d->stage && d->stage < 3)
-        status = dsi_deepspeed_module(d, dsi_pickle_get(&d->model, d->root, "frozen_param_fragments", 0), UINT32_MAX);
-    if (!status) status = dsi_deepspeed_values(d);
-    dsi_pickle_free(&d->model);
+        status = dsi_checkpoint_deepspeed_module(
+            d, dsi_checkpoint_pickle_get(&d->model, d->root, "frozen_param_fragments", 0), UINT32_MAX);
+    if (!status) status = dsi_checkpoint_deepspeed_values(d);
+    dsi_checkpoint_pickle_free(&d->model);
     dsi_release(&c->desc.allocator, d, sizeof *d);
     return status ? status : dsi_checkpoint_settle(c, false, error);
 }
@@ -5097,7 +5138,7 @@ static ds_status dsi_checkpoint_open_any(ds_checkpoint *c, const char *path, ds_
     if (dsi_checkpoint_has(c, path, "mp_rank_00_model_states.pt", inner) ||
         dsi_checkpoint_has(c, path, "zero_pp_rank_0_mp_rank_00_model_states.pt", inner)) {
         memcpy(c->folder, path, strlen(path) + 1);
-        return dsi_deepspeed_open(c, error);
+        return dsi_checkpoint_deepspeed_open(c, error);
     }
     universal = c->desc.load_universal || !dsi_checkpoint_has(c, path, "latest", inner);
     if (dsi_checkpoint_has(c, path, universal ? "latest_universal" : "latest", inner)) {
@@ -5105,7 +5146,7 @@ static ds_status dsi_checkpoint_open_any(ds_checkpoint *c, const char *path, ds_
         if (!dsi_checkpoint_read_latest(&c->desc, path, universal ? "latest_universal" : "latest", tag, &why) &&
             dsi_checkpoint_join(c->folder, path, tag) &&
             dsi_checkpoint_has(c, c->folder, "manifest.json", inner) == false && f->exists(f->ctx, c->folder) == 2)
-            return dsi_deepspeed_open(c, error);
+            return dsi_checkpoint_deepspeed_open(c, error);
         return dsi_checkpoint_open_latest(c, path, error);
     }
     if (dsi_checkpoint_has(c, path, "model.safetensors.index.json", inner))
@@ -5140,15 +5181,15 @@ DS_API ds_status ds_checkpoint_open_path_(const ds_checkpoint_desc *desc, size_t
 
 #undef DSI_CHECKPOINT_BLOCK
 #undef DSI_CHECKPOINT_CHUNK
-#undef DSI_CHECKPOINT_DEPTH
-#undef DSI_CHECKPOINT_DTYPES
+#undef DSI_CHECKPOINT_PATH
+#undef DSI_CHECKPOINT_TAG
 #undef DSI_CHECKPOINT_HEADER
 #undef DSI_CHECKPOINT_MANIFEST
-#undef DSI_CHECKPOINT_NONE
 #undef DSI_CHECKPOINT_OPEN
-#undef DSI_CHECKPOINT_PATH
+#undef DSI_CHECKPOINT_NONE
 #undef DSI_CHECKPOINT_SHARD_NAME
-#undef DSI_CHECKPOINT_TAG
+#undef DSI_CHECKPOINT_DEPTH
+#undef DSI_CHECKPOINT_DTYPES
 #undef DSI_CHECKPOINT_TAIL
 
 #endif /* DS_CHECKPOINT_IMPL_DONE */
