@@ -6,7 +6,8 @@ has() { command -v "$1" >/dev/null 2>&1; }
 required='' optional=''
 has "${CC:-cc}" || has gcc || has clang || required='gcc libc6-dev'
 has "${CXX:-c++}" || optional="$optional g++"
-ls /lib/*/libaio.so.1 /usr/lib/*/libaio.so.1 /usr/lib*/libaio.so.1 >/dev/null 2>&1 || optional="$optional libaio1"
+aio() { for file in /lib/*/libaio.so.1 /usr/lib/*/libaio.so.1 /usr/lib*/libaio.so.1; do [ -e "$file" ] && return; done; return 1; }
+aio || optional="$optional libaio1"
 blas() { echo "int main(void) { return 0; }" | ${CC:-cc} -x c - -o /dev/null -lopenblas 2>/dev/null; }
 if [ -n "$required" ] || ! blas; then optional="$optional libopenblas-dev"; fi
 has mpicc || optional="$optional openmpi-bin libopenmpi-dev"
