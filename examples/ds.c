@@ -679,6 +679,32 @@ static bool open_case(sparse_case *c, const ds_sparse_params *params, size_t tok
     desc.threads = (unsigned)threads;
     return ds_sparse_create(&desc, &c->attention, error) == DS_OK;
 }
+/* Ten times the tokens over a window of three blocks, forward and backward once: seconds, 0 when it fails. */
+static double ten_times_longer(const sparse_case *like, size_t dim, size_t threads, size_t *held) {
+    ds_sparse_params params;
+    ds_sparse_info info;
+    ds_error error = {DS_OK, ""};
+    sparse_case c;
+    float *memory;
+    size_t tokens, n;
+    memset(&c, 0, sizeof c);
+    ds_sparse_layout_info(like->layout, &info);
+    tokens = 10 * info.seq_len;
+    n = info.heads * tokens * dim;
+    ds_sparse_params_default("local_sliding_window", &params, NULL);
+    params.heads = info.heads;
+    params.block = info.block;
+    memory = (float *)calloc(8 * n + info.heads * tokens, sizeof *memory);
+    c.io.q = memory, c.io.k = memory + n, c.io.v = memory + 2 * n, c.io.out = memory + 3 * n;
+    c.io.d_out = memory + 4 * n, c.io.d_q = memory + 5 * n, c.io.d_k = memory + 6 * n, c.io.d_v = memory + 7 * n;
+    c.io.lse = memory + 8 * n;
+    if (memory && open_case(&c, &params, tokens, dim, threads, &error)) sparse_round(&c, 1);
+    if (c.attention) *held = ds_sparse_memory(c.attention);
+    ds_sparse_destroy(c.attention);
+    ds_sparse_layout_destroy(c.layout);
+    free(memory);
+    return c.forward + c.backward;
+}
 static int bench_sparse(arguments *a) {
     enum { CASES = 7 };
     static const struct {
@@ -726,8 +752,14 @@ static int bench_sparse(arguments *a) {
     if (!memory || error.status) {
         fprintf(stderr, "ds bench sparse: %s\n", memory ? error.message : "out of memory");
         status = memory && !DS_IS_ENVIRONMENT(error.status) ? INPUT : ENVIRONMENT;
-    } else
+    } else {
+        size_t held = 0;
+        double took = json ? 0 : ten_times_longer(&cases[0], dim, threads, &held);
         print_sparse(cases, CASES, tokens, threads, json);
+        if (took > 0)
+            printf("%zu tokens over a window of 3 blocks: %.1f ms forward and backward, %.1f MB held\n", 10 * tokens,
+                   1e3 * took, 1e-6 * (double)held);
+    }
     for (size_t i = 0; i < CASES; i++) {
         ds_sparse_destroy(cases[i].attention);
         ds_sparse_layout_destroy(cases[i].layout);
