@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -979,18 +980,22 @@ static void set_number(const char *name, long value) {
 }
 
 /* In the child: joins the ranks' process group, and becomes the program. */
-static void become_rank(char **program, long rank, long ranks, pid_t group) {
+/* What is passed on to the ranks. */
+static const int forwarded[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2};
+enum { FORWARDED = sizeof forwarded / sizeof forwarded[0] };
+
+static void become_rank(char **program, long rank, long ranks, pid_t group, pid_t parent) {
     struct sigaction standard;
     sigset_t none;
     memset(&standard, 0, sizeof standard);
     standard.sa_handler = SIG_DFL;
-    sigaction(SIGINT, &standard, NULL);
-    sigaction(SIGTERM, &standard, NULL);
-    sigaction(SIGHUP, &standard, NULL);
+    for (int i = 0; i < FORWARDED; i++) sigaction(forwarded[i], &standard, NULL);
     sigaction(SIGCHLD, &standard, NULL);
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     setpgid(0, group);
+    prctl(PR_SET_PDEATHSIG, SIGKILL); /* no rank outlives ds run, however that ends */
+    if (getppid() != parent) _exit(ENVIRONMENT);
     set_number("RANK", rank);
     set_number("LOCAL_RANK", rank);
     set_number("WORLD_SIZE", ranks);
@@ -1010,9 +1015,7 @@ static int watch_ranks(pid_t *pids, long ranks, pid_t group) {
     sigset_t watched;
     sigemptyset(&watched);
     sigaddset(&watched, SIGCHLD);
-    sigaddset(&watched, SIGINT);
-    sigaddset(&watched, SIGTERM);
-    sigaddset(&watched, SIGHUP);
+    for (int i = 0; i < FORWARDED; i++) sigaddset(&watched, forwarded[i]);
     while (left) {
         struct timespec tick = {0, 200000000};
         int status = 0, got;
@@ -1052,6 +1055,7 @@ static int run_run(arguments *a) {
     const char *ranks_text = "1";
     size_t ranks;
     pid_t *pids, group = 0;
+    pid_t self = getpid();
     sigset_t watched;
     struct sigaction action;
     unsigned char id[8] = {0};
@@ -1083,7 +1087,6 @@ static int run_run(arguments *a) {
     random = fopen("/dev/urandom", "rb");
     if (!random || fread(id, 1, sizeof id, random) != sizeof id) {
         struct timespec now;
-        pid_t self = getpid();
         clock_gettime(CLOCK_REALTIME, &now);
         memcpy(id, &now.tv_nsec, 4);
         memcpy(id + 4, &self, 4);
@@ -1098,14 +1101,12 @@ static int run_run(arguments *a) {
     sigaction(SIGCHLD, &action, NULL);
     sigemptyset(&watched);
     sigaddset(&watched, SIGCHLD);
-    sigaddset(&watched, SIGINT);
-    sigaddset(&watched, SIGTERM);
-    sigaddset(&watched, SIGHUP);
+    for (int i = 0; i < FORWARDED; i++) sigaddset(&watched, forwarded[i]);
     sigprocmask(SIG_BLOCK, &watched, NULL);
     fflush(NULL);
     for (size_t i = 0; i < ranks; i++) {
         pids[i] = fork();
-        if (pids[i] == 0) become_rank(a->at, (long)i, (long)ranks, group);
+        if (pids[i] == 0) become_rank(a->at, (long)i, (long)ranks, group, self);
         if (pids[i] < 0) {
             fprintf(stderr, "ds run: rank %zu: %s\n", i, strerror(errno));
             if (group) kill(-group, SIGKILL);

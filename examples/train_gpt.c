@@ -17,7 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { EXIT_INPUT = 1, EXIT_USAGE = 2, EXIT_ENVIRONMENT = 3, MAX_FILES = 1024 };
+enum { EXIT_INPUT = 1, EXIT_USAGE = 2, EXIT_ENVIRONMENT = 3, MAX_FILES = 1024, MOST_NUMBER = 100000000 };
 
 typedef struct options {
     const char *config, *save, *resume, *svg, *summary;
@@ -158,8 +158,10 @@ static long number(int argc, char **argv, int *i, long least) {
     char *end = NULL;
     long value;
     if (*i + 1 >= argc) usage_error("an argument lacks its value", argv[*i]);
+    errno = 0;
     value = strtol(argv[++*i], &end, 10);
-    if (*end || end == argv[*i] || value < least) usage_error("not a number in range", argv[*i]);
+    if (*end || end == argv[*i] || errno || value < least || value > MOST_NUMBER)
+        usage_error("not a number in range", argv[*i]);
     return value;
 }
 
@@ -490,9 +492,11 @@ static void generate(void) {
 
 static void print_problem(void *ctx, const ds_config_problem *p) {
     (void)ctx;
+    char place[32] = "";
+    if (p->line) snprintf(place, sizeof place, ":%d:%d", p->line, p->column);
     if (t.rank == 0)
-        fprintf(stderr, "%s:%d:%d: %s: %s%s%s\n", t.o.config, p->line, p->column,
-                p->level == DS_LOG_ERROR ? "error" : "warning", p->path, p->path[0] ? ": " : "", p->message);
+        fprintf(stderr, "%s%s: %s: %s%s%s\n", t.o.config, place, p->level == DS_LOG_ERROR ? "error" : "warning",
+                p->path, p->path[0] ? ": " : "", p->message);
 }
 
 static void load_config(void) {
@@ -726,6 +730,12 @@ static void dump_state(void) {
     free(text_);
 }
 
+static void cannot_write(const char *option, const char *path) {
+    char message[512];
+    snprintf(message, sizeof message, "%s: cannot write '%.300s': %s", option, path, strerror(errno));
+    fail(EXIT_ENVIRONMENT, message);
+}
+
 static void write_summary(double step_seconds, double loss, double held, double unigram, size_t grown) {
     ds_zero_stats s;
     FILE *f;
@@ -741,7 +751,7 @@ static void write_summary(double step_seconds, double loss, double held, double 
         disk += s.peak.bytes[c][DS_ZERO_DISK];
     }
     f = fopen(t.o.summary, "w");
-    if (!f) fail(EXIT_ENVIRONMENT, "--summary: cannot write");
+    if (!f) cannot_write("--summary", t.o.summary);
     fprintf(f, "world %d\nparameters %zu\nsteps %lld\n", t.world, gpt_parameters(&t.o.shape),
             (long long)ds_zero_steps(t.zero));
     fprintf(f, "state_bytes %zu\nwork_bytes %zu\ndisk_bytes %zu\nallocator_peak %zu\nprocess_grew %zu\n", states, work,
@@ -752,7 +762,7 @@ static void write_summary(double step_seconds, double loss, double held, double 
             t.config->zero_optimization.stage3_max_live_parameters);
     fprintf(f, "requests %llu\ndirect %d\nengine %s\n", (unsigned long long)s.swap.requests, s.swap.direct,
             s.swap.requests ? ds_offload_engine_name(s.swap.engine) : "none");
-    if (fclose(f)) fail(EXIT_ENVIRONMENT, "--summary: cannot write");
+    if (fclose(f)) cannot_write("--summary", t.o.summary);
 }
 
 static void write_curve(void) {
@@ -802,7 +812,10 @@ static void resume(void) {
     gpt_shape saved;
     size_t bytes;
     if (!t.o.resume) return;
-    check(ds_zero_load(t.zero, t.o.resume, NULL, &client, &bytes));
+    if (ds_zero_load(t.zero, t.o.resume, NULL, &client, &bytes)) { /* damage in a file is wrong input */
+        ds_status status = ds_zero_error(t.zero)->status;
+        fail(status == DS_ERR_CORRUPT ? EXIT_INPUT : exit_code(status), ds_zero_error(t.zero)->message);
+    }
     memset(&saved, 0, sizeof saved);
     if (client && bytes == sizeof saved) memcpy(&saved, client, sizeof saved);
     if (memcmp(&saved, &t.o.shape, sizeof saved) != 0) { /* tensors tell all but the number of heads */
@@ -884,8 +897,12 @@ int main(int argc, char **argv) {
             fprintf(stderr, "stopped by a signal after step %lld%s%s\n", (long long)r.step,
                     t.o.save ? "; saved in " : "; nothing saved (no --save)", t.o.save ? t.o.save : "");
     } else {
-        if (!t.o.eval_every || t.o.steps % t.o.eval_every) held_out(&held);
-        if (t.rank == 0 && !t.o.quiet)
+        if (!t.o.eval_every || t.o.steps % t.o.eval_every || !done) held_out(&held);
+        if (!done) r.loss = (double)NAN; /* no step was left to take */
+        if (t.rank == 0 && !t.o.quiet && !done)
+            printf("no step to take: at step %lld of %ld; validation loss %.4f, unigram entropy %.4f nats\n",
+                   (long long)ds_zero_steps(t.zero), t.o.steps, held, unigram);
+        else if (t.rank == 0 && !t.o.quiet)
             printf("final loss %.17g (%a), validation loss %.4f, unigram entropy %.4f nats\n", r.loss, r.loss, held,
                    unigram);
         generate();
