@@ -75,7 +75,7 @@ layer=$((12 * 64 * 64 + 13 * 64)) gathered=$(field window.summary gathered_peak)
 check $? "$gathered elements gathered at most; the window and a layer are $((20000 + layer)), a layer's matrices $((12 * 64 * 64))"
 grep -q '^step ' err && ! grep -q "$(printf '\r')" err
 check $? "in a pipe: lines" err
-if command -v script >/dev/null; then
+if script -qc true /dev/null >/dev/null 2>&1; then
     TERM=xterm script -qec "$B/train_gpt --config $configs/stage0.json $data $model --steps 3 --generate 0" typescript >tty </dev/null
     grep -q "$(printf '\r').*step.*loss" tty
     check $? "on a terminal: one live line" tty
