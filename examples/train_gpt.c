@@ -13,6 +13,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -41,6 +42,11 @@ typedef struct tensor_source {
     uint64_t seed;
 } tensor_source;
 
+typedef struct held_block {
+    void *memory;
+    size_t bytes;
+} held_block;
+
 typedef struct trainer {
     options o;
     ds_comm *comm;
@@ -62,7 +68,9 @@ typedef struct trainer {
     uint8_t *tokens; /* (B, T+1) */
     double *curve_step, *curve_loss, *held_step, *held_loss;
     size_t curve_count, held_count, curve_room;
-    size_t held_bytes_now, held_bytes_peak; /* of the engine's allocator */
+    held_block *held_blocks; /* (held_count_now) of the engine's allocator */
+    size_t held_count_now, held_room, held_bytes_now, held_bytes_peak;
+    size_t held_mapped, held_resident; /* whole pages after the second step: as asked for, and as /proc has them */
 } trainer;
 
 static trainer t;
@@ -100,20 +108,57 @@ static void log_line(void *ctx, const char *header, int level, int id, const cha
     if (level <= DS_LOG_WARNING) fprintf(stderr, "%s: rank %d: %s\n", header, t.rank, message);
 }
 
-/* The engine's memory is counted here, apart from its own account. */
+/* The engine's memory is counted here, apart from its own account. Each block is a mapping of its own, so that the kernel
+   can be asked which of its pages are in memory. */
+static size_t whole_pages(size_t bytes) {
+    return dsi_round_up(bytes, (size_t)sysconf(_SC_PAGESIZE));
+}
 static void *count_alloc(void *ctx, size_t bytes, size_t align) {
-    void *memory = NULL;
+    void *memory;
     (void)ctx;
-    if (posix_memalign(&memory, align < sizeof(void *) ? sizeof(void *) : align, bytes)) return NULL;
+    if (align > (size_t)sysconf(_SC_PAGESIZE)) return NULL;
+    if (t.held_count_now == t.held_room) {
+        size_t room = 2 * t.held_room + 64;
+        held_block *grown = (held_block *)realloc(t.held_blocks, room * sizeof *grown);
+        if (!grown) return NULL;
+        t.held_blocks = grown;
+        t.held_room = room;
+    }
+    memory = mmap(NULL, whole_pages(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) return NULL;
+    t.held_blocks[t.held_count_now].memory = memory;
+    t.held_blocks[t.held_count_now++].bytes = bytes;
     t.held_bytes_now += bytes;
     if (t.held_bytes_now > t.held_bytes_peak) t.held_bytes_peak = t.held_bytes_now;
     return memory;
 }
 static void count_release(void *ctx, void *memory, size_t bytes, size_t align) {
+    size_t i = 0;
     (void)ctx;
     (void)align;
+    while (t.held_blocks[i].memory != memory) i++;
+    t.held_blocks[i] = t.held_blocks[--t.held_count_now];
     t.held_bytes_now -= bytes;
-    free(memory);
+    munmap(memory, whole_pages(bytes));
+}
+
+/* Bytes of the engine's blocks, in whole pages, and of them those that /proc/self/pagemap says are in memory (bit 63) or
+   swapped out (bit 62). */
+static void mapped_bytes(size_t *mapped, size_t *resident) {
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    *mapped = *resident = 0;
+    for (size_t i = 0; i < t.held_count_now; i++) {
+        size_t first = (size_t)(uintptr_t)t.held_blocks[i].memory / page;
+        size_t pages = whole_pages(t.held_blocks[i].bytes) / page;
+        *mapped += pages * page;
+        for (size_t k = 0; fd >= 0 && k < pages; k++) {
+            uint64_t entry = 0;
+            if (pread(fd, &entry, sizeof entry, (off_t)((first + k) * sizeof entry)) != sizeof entry) break;
+            if (entry >> 62) *resident += page;
+        }
+    }
+    if (fd >= 0) close(fd);
 }
 
 /* Bytes of this process in memory, from /proc; 0 where there is none. */
@@ -648,6 +693,37 @@ static void make_engine(void) {
     if (!t.narrow) fail(EXIT_ENVIRONMENT, "no memory for gradients");
 }
 
+static void cannot_write(const char *option, const char *path) {
+    char message[512];
+    snprintf(message, sizeof message, "%s: cannot write '%.300s': %s", option, path, strerror(errno));
+    fail(EXIT_ENVIRONMENT, message);
+}
+
+/* What a run writes at its end is tried before it begins. Nothing that was there changes, nothing new is left. */
+static void try_outputs(void) {
+    const char *files[2][2] = {{"--svg", t.o.svg}, {"--summary", t.o.summary}};
+    for (int i = 0; i < 2 && t.rank == 0; i++) {
+        bool there = files[i][1] && access(files[i][1], F_OK) == 0;
+        FILE *f = files[i][1] ? fopen(files[i][1], "a") : NULL;
+        if (files[i][1] && !f) cannot_write(files[i][0], files[i][1]);
+        if (f) fclose(f);
+        if (f && !there) unlink(files[i][1]);
+    }
+    if (t.rank == 0 && t.o.save) { /* the folder, or the nearest above it that is there */
+        char folder[4096];
+        struct stat found;
+        snprintf(folder, sizeof folder, "%s", t.o.save);
+        while (stat(folder, &found) && errno == ENOENT && strcmp(folder, ".") && strcmp(folder, "/")) {
+            char *slash = strrchr(folder, '/');
+            if (slash) *(slash + (slash == folder)) = 0;
+            if (!slash) snprintf(folder, sizeof folder, ".");
+        }
+        errno = 0;
+        if (!stat(folder, &found) && !S_ISDIR(found.st_mode)) errno = ENOTDIR;
+        if (errno || access(folder, W_OK | X_OK)) cannot_write("--save", t.o.save);
+    }
+}
+
 static void set_up(const char *program) {
     ds_comm_desc comm;
     ds_monitor_desc monitor;
@@ -660,6 +736,7 @@ static void set_up(const char *program) {
     if (status) fail(exit_code(status), error.message);
     t.rank = ds_comm_rank(t.comm);
     t.world = ds_comm_world(t.comm);
+    try_outputs();
     load_config();
     load_corpus(program);
     t.n_tensors = gpt_tensor_count(&t.o.shape);
@@ -730,13 +807,7 @@ static void dump_state(void) {
     free(text_);
 }
 
-static void cannot_write(const char *option, const char *path) {
-    char message[512];
-    snprintf(message, sizeof message, "%s: cannot write '%.300s': %s", option, path, strerror(errno));
-    fail(EXIT_ENVIRONMENT, message);
-}
-
-static void write_summary(double step_seconds, double loss, double held, double unigram, size_t grown) {
+static void write_summary(double step_seconds, double loss, double held, double unigram) {
     ds_zero_stats s;
     FILE *f;
     size_t states = 0, work = 0, disk = 0;
@@ -754,8 +825,9 @@ static void write_summary(double step_seconds, double loss, double held, double 
     if (!f) cannot_write("--summary", t.o.summary);
     fprintf(f, "world %d\nparameters %zu\nsteps %lld\n", t.world, gpt_parameters(&t.o.shape),
             (long long)ds_zero_steps(t.zero));
-    fprintf(f, "state_bytes %zu\nwork_bytes %zu\ndisk_bytes %zu\nallocator_peak %zu\nprocess_grew %zu\n", states, work,
-            disk, t.held_bytes_peak, grown);
+    fprintf(f, "state_bytes %zu\nwork_bytes %zu\ndisk_bytes %zu\nallocator_peak %zu\n", states, work, disk,
+            t.held_bytes_peak);
+    fprintf(f, "blocks %zu\nmapped_bytes %zu\nresident_bytes %zu\n", t.held_count_now, t.held_mapped, t.held_resident);
     fprintf(f, "step_ms %.3f\nloss %.17g\nloss_hex %a\nvalidation_loss %.6f\nunigram_entropy %.6f\n",
             step_seconds * 1e3, loss, loss, held, unigram);
     fprintf(f, "gathered_peak %zu\nlive_window %zu\n", s.gathered_elements_peak,
@@ -842,11 +914,16 @@ static void held_out(double *held) {
 static void choose_blas(char **argv) {
 #if EXAMPLE_USE_CBLAS && defined(__x86_64__)
     const char *core = openblas_get_corename();
+    char self[4096];
+    ssize_t length;
     if (!getenv("OPENBLAS_CORETYPE") && __builtin_cpu_supports("avx2") &&
         (!strcmp(core, "Prescott") || !strcmp(core, "Core2"))) {
         setenv("OPENBLAS_CORETYPE", __builtin_cpu_supports("avx512f") ? "SkylakeX" : "Haswell", 1);
         setenv("OPENBLAS_NUM_THREADS", "1", 1);
-        execv("/proc/self/exe", argv); /* when that fails, training is only slower */
+        if ((length = readlink("/proc/self/exe", self, sizeof self - 1)) > 0) {
+            self[length] = 0;
+            execv(self, argv); /* when that fails, training is only slower */
+        }
     }
     openblas_set_num_threads(1);
 #else
@@ -857,12 +934,10 @@ static void choose_blas(char **argv) {
 int main(int argc, char **argv) {
     ds_zero_report r;
     double start, measured = 0.0, held = 0.0, unigram;
-    size_t before, grown = 0;
     long done = 0;
     struct sigaction action;
     choose_blas(argv);
     parse_arguments(&t.o, argc, argv);
-    before = resident_bytes();
     memset(&action, 0, sizeof action);
     action.sa_handler = on_signal;
     sigaction(SIGINT, &action, NULL);
@@ -883,7 +958,7 @@ int main(int argc, char **argv) {
         for (int i = 0; i < (int)t.config->gradient_accumulation_steps; i++) micro_batch(i);
         check(ds_zero_step(t.zero, &r));
         if (done++ > 0) measured += seconds() - step_start; /* the first step touches memory for the first time */
-        if (done == 2) grown = resident_bytes() > before ? resident_bytes() - before : 0;
+        if (done == 2 && t.o.summary) mapped_bytes(&t.held_mapped, &t.held_resident);
         t.curve_step[t.curve_count] = (double)r.step;
         t.curve_loss[t.curve_count++] = r.loss;
         show_progress(&r, seconds() - start, done, r.stop || r.step == t.o.steps);
@@ -906,7 +981,7 @@ int main(int argc, char **argv) {
             printf("final loss %.17g (%a), validation loss %.4f, unigram entropy %.4f nats\n", r.loss, r.loss, held,
                    unigram);
         generate();
-        write_summary(done > 1 ? measured / (double)(done - 1) : 0.0, r.loss, held, unigram, grown);
+        write_summary(done > 1 ? measured / (double)(done - 1) : 0.0, r.loss, held, unigram);
         write_curve();
     }
     ds_monitor_destroy(t.monitor);
@@ -926,5 +1001,6 @@ int main(int argc, char **argv) {
     free(t.curve_step);
     free(t.data.text);
     free(t.data.held);
+    free(t.held_blocks);
     return fflush(stdout) ? EXIT_ENVIRONMENT : 0;
 }

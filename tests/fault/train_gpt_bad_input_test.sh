@@ -49,6 +49,16 @@ bad no_optimizer 1 'optimizer' no_optimizer.json
 config two.json <<<'{"train_micro_batch_size_per_gpu": 4, "bf16": {"enabled": true}, "fp16": {"enabled": true}, OPTIMIZER}'
 bad both_16_bit_types 1 'fp16' two.json
 
+# what is written at the end is tried before training begins, and nothing of the try is left
+bad curve_in_no_folder 3 "--svg: cannot write 'nowhere/loss.svg': No such file" "$good" --svg nowhere/loss.svg
+bad summary_over_a_folder 3 "--summary: cannot write '$work': Is a directory" "$good" --summary "$work"
+: >file
+bad save_below_a_file 3 "--save: cannot write 'file/saved': Not a directory" "$good" --save file/saved
+bad save_into_a_file 3 "--save: cannot write 'file': Not a directory" "$good" --save file
+bad corpus_missing_saves_nothing 1 'nowhere.txt' "$good" --svg new.svg --save new/saved --data nowhere.txt
+[[ ! -e new.svg && ! -e new ]]
+check $? 'a run that did not begin left what it would have written'
+
 # usage
 usage() { # NAME TEXT OPTIONS...
     local name=$1 text=$2

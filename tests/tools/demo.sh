@@ -24,17 +24,18 @@ done
 field() { awk -v k="$2" '$1 == k {print $2}' "$out/$1.summary"; }
 mib() { awk -v b="$1" 'BEGIN {printf "%.2f", b / 1048576}'; }
 echo
-printf '%-14s %14s %12s %12s %12s %10s  %s\n' 'per rank' 'states (MiB)' 'work (MiB)' 'process +' 'disk (MiB)' 'step (ms)' 'final loss'
+printf '%-10s %12s %10s %8s %9s %10s %9s  %s\n' 'per rank' 'states (MiB)' 'work (MiB)' 'mapped' 'resident' 'disk (MiB)' 'step (ms)' 'final loss'
 for name in stage0 stage1 stage2 stage3 zero3_nvme; do
     case $name in
         zero3_nvme) label='3 + NVMe' ;;
         *) label="stage ${name#stage}" ;;
     esac
-    printf '%-14s %14s %12s %12s %12s %10s  %s\n' "$label" "$(mib "$(field $name state_bytes)")" "$(mib "$(field $name work_bytes)")" \
-        "$(mib "$(field $name process_grew)")" "$(mib "$(field $name disk_bytes)")" "$(field $name step_ms)" "$(field $name loss_hex)"
+    printf '%-10s %12s %10s %8s %9s %10s %9s  %s\n' "$label" "$(mib "$(field $name state_bytes)")" "$(mib "$(field $name work_bytes)")" \
+        "$(mib "$(field $name mapped_bytes)")" "$(mib "$(field $name resident_bytes)")" "$(mib "$(field $name disk_bytes)")" "$(field $name step_ms)" "$(field $name loss_hex)"
 done
-echo 'states: parameters, gradients, optimizer; work: buckets and gathered parameters (both as the allocator saw them);'
-echo 'process +: growth of the resident set from start to the second step, activations and program included (/proc).'
+echo 'states: parameters, gradients, optimizer; work: buckets, gathered parameters and tables: the peaks that the engine tells;'
+echo "mapped: the allocator's blocks after the second step, in whole pages; resident: their pages that are in memory"
+echo '(/proc/self/pagemap).'
 echo
 n=zero3_nvme
 echo "parameters $(field $n parameters); validation loss $(field $n validation_loss) nats, unigram entropy $(field $n unigram_entropy) nats"
