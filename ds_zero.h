@@ -42,6 +42,8 @@ CONCEPTS
     Parts. A tensor is cut in grains of 1,024 elements; rank r of W owns the grains from floor((g*r + k)/W) to
     floor((g*(r+1) + k)/W), where k spreads the remainders. At stages 1 to 3 a rank keeps the optimizer's states of its own
     part alone, at 2 and 3 the gradients too, at 3 the parameters too. At stage 0 every rank owns everything.
+    So each rank copies a like share of each tensor, which is what zero_optimization.round_robin_gradients asks for: it is
+    met whether given or not.
     Small parameters stay whole at stage 3. [cfg: zero_optimization.stage3_param_persistence_threshold]
     Buckets. Gradients are copied as they come into buckets of zero_optimization.reduce_bucket_size elements (one tensor each
     when contiguous_gradients is false), which are
@@ -51,6 +53,9 @@ CONCEPTS
     Numbers. In each micro-batch the ranks' gradients are summed in fp32 over one binary tree of rank numbers, rounded to
     the communication type, and added to an accumulator. Parameters come out the same to the last bit at every stage, for
     every bucket size, offload device, thread count and with overlap on or off.
+    ds.reduce_at_boundary adds a step's micro-batches on each rank and reduces once; stages 0 and 1 only, which then share
+    bits with each other. ds.world_invariant keeps all sums in one fp32 tree over (micro-batch, rank), so that world sizes
+    that are powers of two come out the same too, given the same samples: leaf micro * world + rank of a step's batch.
     The gradient is divided once, inside the optimizer's update, by accumulation * world * the scale of the loss.
     Traces. The order of fetches is recorded per kind of pass; at stage 3 what comes next is fetched ahead within
     stage3_prefetch_bucket_size. Another order than last time is no error: it loses the prefetch until the next pass.
@@ -71,7 +76,8 @@ ERRORS
     Each call returns a ds_status; ds_zero_error(zero) has the text, naming the parameter. Misuse (a gradient too many, a step
     too early, a release without fetch) changes nothing. After an error of a collective or of the disk the engine is dead:
     every later call returns the same error, and the last checkpoint is what remains. A step skipped for overflow is not an
-    error: report.skipped. Log ids: 2 step skipped, 3 a parameter that does not fit the arena, 4 memory not pinned.
+    error: report.skipped. Log ids: 2 step skipped, 3 a parameter that does not fit the arena, 4 memory not pinned,
+    5 reduction at the step's boundary.
 
 THREADS
     One thread at a time per engine. Several engines may live in one process.
@@ -272,6 +278,8 @@ typedef struct ds_zero_param {
     size_t group;      /* index into ds_zero_desc.groups; 0 when there are none */
     bool frozen;       /* no gradient, no states */
     int contributions; /* gradients per micro-batch, more than one for tied weights; 0 counts as 1 */
+    bool sparse;       /* a table of which a micro-batch uses few rows (the first dimension), as an embedding: with
+                          sparse_gradients only rows that are not zero travel [cfg: sparse_gradients] */
     void **slot;       /* receives the address of the whole tensor; NULL when the parameter is not fetched */
     void *data; /* initial values in `dtype`; at stages 0 to 2 the model's own memory, updated in place. At stage 3
                            read at create only. NULL: the engine's memory, filled by init */
@@ -445,8 +453,9 @@ DS_API ds_status ds_zero_read(ds_zero *zero, size_t index, int state, size_t beg
    one stands. Tag NULL: global_step<N>. [cfg: checkpoint] */
 DS_API ds_status ds_zero_save(ds_zero *zero, const char *folder, const char *tag, const void *client,
                               size_t client_bytes);
-/* Loads what ds_zero_save wrote at any stage, world size and offload. Tag NULL: the latest complete one. `*client` is
-   allocated with the engine's allocator and stays its own until the next load or destroy. Collective; between steps.
+/* Loads what ds_zero_save wrote at any stage and offload, and any world size unless elastic_checkpoint is given as false.
+   Tag NULL: the latest complete one. `*client` is allocated with the engine's allocator and stays its own until the next
+   load or destroy. Collective; between steps. [cfg: zero_optimization.elastic_checkpoint]
    On failure nothing is changed, unless the message says that the engine is dead.
    Errors: DS_ERR_INPUT (no checkpoint, or of another model: names the first difference), DS_ERR_CORRUPT (names the file). */
 DS_API ds_status ds_zero_load(ds_zero *zero, const char *folder, const char *tag, const void **client,
@@ -733,6 +742,7 @@ typedef struct dsi_zero_param {
     size_t home;   /* where the own part stands in z->home, in bytes; stage 3, not whole */
     bool whole;    /* kept whole on every rank */
     bool external; /* in the model's own memory */
+    bool sparse;   /* reduced by rows, in a bucket of its own */
     char *full;    /* the whole tensor, or NULL */
     /* stage 3 */
     dsi_zero_where where;
@@ -798,7 +808,10 @@ struct ds_zero {
     int64_t samples_per_step;
     ds_dtype model_dtype, wire, acc_dtype;
     size_t reduce_bucket, gather_bucket, prefetch, max_live, max_reuse, persistence, sub_group;
-    bool overlap, contiguous, ignore_unused, gather_by_broadcast, reduce_whole, hooks, gather_on_save, load_fp32, fp16;
+    bool boundary, invariant; /* ds.reduce_at_boundary, ds.world_invariant */
+    size_t levels;            /* accumulators: one, with world_invariant one for each bit of the micro-batch's number */
+    bool overlap, contiguous, sparse, elastic, ignore_unused, gather_by_broadcast, reduce_whole, hooks, gather_on_save,
+        load_fp32, fp16;
     double clipping, before_reduce; /* before_reduce: factor of the gradients on the way into their bucket */
     ds_zero_tier state_tier, param_tier;
     bool pin_states, pin_params, pipeline_read, pipeline_write;
@@ -864,7 +877,7 @@ struct ds_zero {
     int pass; /* -1: none open */
     int micro;
     int64_t step, skipped, samples;
-    double loss_sum;
+    double *losses; /* (accumulation): of the micro-batches */
     int64_t loss_count;
     int stop;
     int64_t t_begin, t_gradient, ns_forward, ns_backward, ns_reduce;
@@ -1007,6 +1020,12 @@ static size_t dsi_zero_layout_subs(ds_zero *z, dsi_zero_sub *subs) {
     return n;
 }
 
+/* Whether the next parameter in z->bucket_order goes into the bucket, too. */
+static bool dsi_zero_shares_bucket(const ds_zero *z, const dsi_zero_bucket *b, size_t i) {
+    const dsi_zero_param *last = &z->params[z->bucket_order[i - 1]], *next = &z->params[z->bucket_order[i]];
+    return z->contiguous && !last->sparse && !next->sparse && b->elements + next->numel <= z->reduce_bucket;
+}
+
 /* Cuts z->bucket_order in buckets of whole tensors and places each rank's pieces in them: rank by rank, and within a rank
    tensor by tensor, which is what a reduce-scatter wants. */
 static void dsi_zero_layout_buckets(ds_zero *z) {
@@ -1019,8 +1038,7 @@ static void dsi_zero_layout_buckets(ds_zero *z) {
         b->first = i;
         b->offset = total;
         do b->elements += z->params[z->bucket_order[i++]].numel;
-        while (i < z->n_train && z->contiguous &&
-               b->elements + z->params[z->bucket_order[i]].numel <= z->reduce_bucket);
+        while (i < z->n_train && dsi_zero_shares_bucket(z, b, i));
         b->count = i - b->first;
         for (size_t r = 0; r < z->parts; r++)
             for (size_t j = 0; j < b->count; j++) {
@@ -1429,6 +1447,23 @@ static size_t dsi_zero_acc_bytes(const ds_zero *z) {
     return DS_DTYPE_SIZE(z->acc_dtype);
 }
 
+/* With reduce_at_boundary whole gradients, in the buckets' layout; else the own parts, in shard space. */
+static size_t dsi_zero_acc_elements(const ds_zero *z) {
+    return z->boundary ? z->train_elements : z->shard_total * z->levels;
+}
+
+/* world_invariant: a micro-batch's sum over ranks is a complete subtree of the tree over all leaves, micro-batch by
+   micro-batch. Level k holds a finished subtree of 2^k of them, as a binary counter's bit k; a carry adds two. The last
+   micro-batch adds what is left from the smallest up, into level 0. `piece` is used up. */
+static void dsi_zero_carry(ds_zero *z, const dsi_zero_param *p, float *piece) {
+    float *level = (float *)(void *)z->acc + p->shard;
+    bool last = z->micro + 1 == z->accumulation;
+    unsigned m = (unsigned)z->micro, k = 0;
+    for (; m >> k & 1u || (last && m >> k); k++)
+        if (m >> k & 1u) (void)ds_optim_accumulate(piece, DS_F32, level + k * z->shard_total, DS_F32, p->own_count);
+    memcpy(level + (last ? 0 : k * z->shard_total), piece, p->own_count * sizeof *piece);
+}
+
 /* Takes a reduced bucket's own pieces into the accumulators. */
 static ds_status dsi_zero_bucket_finish(ds_zero *z, size_t b) {
     dsi_zero_bucket *bucket = &z->buckets[b];
@@ -1438,11 +1473,13 @@ static ds_status dsi_zero_bucket_finish(ds_zero *z, size_t b) {
         return dsi_zero_comm_failed(z, "gradient reduction", NULL);
     bucket->handle = 0;
     z->ns_reduce += dsi_now(&z->clock) - start;
-    for (size_t j = 0; z->acc && j < bucket->count; j++) {
+    for (size_t j = 0; z->acc && !z->boundary && j < bucket->count; j++) {
         const dsi_zero_param *p = &z->params[z->bucket_order[bucket->first + j]];
-        const char *piece = dsi_zero_bucket_at(z, b) + z->piece_offset[p->piece + z->part] * each;
+        char *piece = dsi_zero_bucket_at(z, b) + z->piece_offset[p->piece + z->part] * each;
         char *acc = z->acc + p->shard * dsi_zero_acc_bytes(z);
-        if (z->micro == 0)
+        if (z->invariant)
+            dsi_zero_carry(z, p, (float *)(void *)piece);
+        else if (z->micro == 0)
             (void)ds_optim_cast(acc, z->acc_dtype, piece, z->wire, p->own_count);
         else
             (void)ds_optim_accumulate(acc, z->acc_dtype, piece, z->wire, p->own_count);
@@ -1450,27 +1487,47 @@ static ds_status dsi_zero_bucket_finish(ds_zero *z, size_t b) {
     return DS_OK;
 }
 
+/* reduce_at_boundary: this rank's own sum over micro-batches; true when it is complete and in the bucket. */
+static bool dsi_zero_bucket_add(ds_zero *z, const dsi_zero_bucket *bucket, char *memory) {
+    char *sum = z->acc + bucket->offset * dsi_zero_acc_bytes(z);
+    if (z->micro == 0)
+        (void)ds_optim_cast(sum, z->acc_dtype, memory, z->wire, bucket->elements);
+    else
+        (void)ds_optim_accumulate(sum, z->acc_dtype, memory, z->wire, bucket->elements);
+    if (z->micro + 1 < z->accumulation) return false;
+    (void)ds_optim_cast(memory, z->wire, sum, z->acc_dtype, bucket->elements);
+    return true;
+}
+
 static ds_status dsi_zero_bucket_launch(ds_zero *z, size_t b) {
     dsi_zero_bucket *bucket = &z->buckets[b];
     char *memory = dsi_zero_bucket_at(z, b);
     size_t *counts = z->counts + (b % z->n_slots) * (size_t)z->world;
-    size_t own = z->params[z->bucket_order[bucket->first]].piece + z->part;
+    const dsi_zero_param *first = &z->params[z->bucket_order[bucket->first]];
     ds_comm_call call;
     int64_t start = dsi_now(&z->clock);
     bucket->handle = 0;
+    if (z->boundary && z->acc && !dsi_zero_bucket_add(z, bucket, memory)) return DS_OK;
     if (z->world == 1) return DS_OK;
     memset(&call, 0, sizeof call);
     call.in = memory;
     call.out = memory;
     call.dtype = call.out_dtype = z->wire;
     call.op = DS_COMM_SUM;
+    if (first->sparse) { /* alone in its bucket, which is the whole table */
+        size_t rows = first->shape[0];
+        if (ds_comm_sparse_all_reduce(z->comm, memory, rows, first->numel / rows, z->wire, DS_COMM_SUM, NULL))
+            return dsi_zero_comm_failed(z, "gradient reduction", first->name);
+        z->ns_reduce += dsi_now(&z->clock) - start;
+        return DS_OK;
+    }
     if (z->stage == 0 || z->reduce_whole) {
         call.kind = DS_COMM_ALL_REDUCE;
         call.count = bucket->elements;
     } else {
         call.kind = DS_COMM_REDUCE_SCATTER;
         call.counts = counts;
-        call.out = memory + z->piece_offset[own] * DS_DTYPE_SIZE(z->wire);
+        call.out = memory + z->piece_offset[first->piece + z->part] * DS_DTYPE_SIZE(z->wire);
         memset(counts, 0, (size_t)z->world * sizeof *counts);
         for (size_t j = 0; j < bucket->count; j++)
             for (size_t r = 0; r < z->parts; r++) counts[r] += z->params[z->bucket_order[bucket->first + j]].counts[r];
@@ -1535,7 +1592,8 @@ static ds_status dsi_zero_contribute(ds_zero *z, dsi_zero_param *p, const char *
         dsi_zero_copy_in(z, p->stash, gradient, dtype, p->numel, p->given > 0);
     }
     p->given++;
-    if (p->given == p->contributions && !z->reordered) z->arrival[z->n_arrived++] = (uint64_t)(p - z->params);
+    if (p->given == p->contributions && !z->reordered && z->micro == 0)
+        z->arrival[z->n_arrived++] = (uint64_t)(p - z->params);
     if (p->bucket < z->opened) dsi_zero_complete(z, p);
     return dsi_zero_launch_buckets(z, false);
 }
@@ -1584,7 +1642,8 @@ DS_API ds_status ds_zero_begin(ds_zero *z, ds_zero_pass pass) {
                              "step is due",
                              z->accumulation);
     if (pass == DS_ZERO_TRAIN) {
-        if (!z->reordered && z->n_arrived && (status = dsi_zero_reorder(z))) return status;
+        bool may = z->micro == 0 || !z->boundary; /* the sums of this step stand in the buckets' layout */
+        if (!z->reordered && z->n_arrived && may && (status = dsi_zero_reorder(z))) return status;
         z->opened = z->launched = z->finished = 0;
         for (size_t i = 0; i < z->n_params; i++) z->params[i].given = 0;
         z->t_begin = dsi_now(&z->clock);
@@ -1761,7 +1820,7 @@ DS_API double ds_zero_loss_scale(const ds_zero *z) {
 
 DS_API ds_status ds_zero_loss(ds_zero *z, double loss) {
     if (z->dead) return z->error.status;
-    z->loss_sum += loss;
+    z->losses[z->micro < z->accumulation ? z->micro : z->accumulation - 1] += loss;
     z->loss_count++;
     return DS_OK;
 }
@@ -1772,67 +1831,49 @@ DS_API void ds_zero_stop(ds_zero *z) {
 
 // >>step
 
-typedef struct dsi_zero_ballot { /* what each rank tells the others before an update */
-    double loss_sum;
+typedef struct dsi_zero_ballot { /* what each rank tells the others before an update; its losses follow */
     int64_t loss_count;
     int64_t stop;
 } dsi_zero_ballot;
 
+static size_t dsi_zero_head(const ds_zero *z) { /* in doubles */
+    return sizeof(dsi_zero_ballot) / sizeof(double) + (size_t)z->accumulation;
+}
+
 /* Where the reduced gradient of a parameter's own part lies. */
 static const char *dsi_zero_reduced(const ds_zero *z, const dsi_zero_param *p, ds_dtype *dtype) {
-    *dtype = z->acc ? z->acc_dtype : z->wire;
-    if (z->acc) return z->acc + p->shard * dsi_zero_acc_bytes(z);
+    bool sums = z->acc && !z->boundary;
+    *dtype = sums ? z->acc_dtype : z->wire;
+    if (sums) return z->acc + p->shard * dsi_zero_acc_bytes(z);
     return dsi_zero_bucket_at(z, p->bucket) + z->piece_offset[p->piece + z->part] * DS_DTYPE_SIZE(z->wire);
 }
 
-/* The global norm: each rank has the fp64 squares of its grains; all get all, put each tensor's grains in order, and add
-   them in a binary tree, tensors in the order of registration. So it has the same bits however the grains were spread. */
-static ds_status dsi_zero_norm(ds_zero *z, dsi_zero_ballot *total, double *norm, size_t *bad) {
-    size_t head = sizeof(dsi_zero_ballot) / sizeof(double), n = head, at = 0;
-    double sum = 0.0;
-    dsi_zero_ballot mine;
-    const double *all = z->norm_own;
-    mine.loss_sum = z->loss_sum;
-    mine.loss_count = z->loss_count;
-    mine.stop = __atomic_load_n(&z->stop, __ATOMIC_RELAXED);
-    memcpy(z->norm_own, &mine, sizeof mine);
-    for (size_t i = 0; i < z->n_params; i++) {
-        const dsi_zero_param *p = &z->params[i];
-        ds_dtype dtype;
-        const char *gradient;
-        if (p->tensor == DSI_ZERO_NONE) continue;
-        gradient = dsi_zero_reduced(z, p, &dtype);
-        ds_optim_norm_grains(gradient, dtype, p->own_count, 1.0f, z->norm_own + n);
-        n += dsi_zero_grains(p->own_count);
-    }
-    if (z->world > 1) {
-        for (int r = 0; r < z->world; r++) {
-            size_t grains = 0;
-            if (z->stage == 0)
-                grains = 0;
-            else
-                for (size_t i = 0; i < z->n_params; i++)
-                    if (z->params[i].tensor != DSI_ZERO_NONE) grains += dsi_zero_grains(z->params[i].counts[r]);
-            z->counts[r] = head + grains;
-        }
-        if (ds_comm_all_gather(z->comm, z->norm_own, z->norm_all, 0, z->counts, DS_F64))
-            return dsi_zero_comm_failed(z, "exchange of norms", NULL);
-        all = z->norm_all;
-    }
+/* Scratch of a tree: one tensor's grains, or all losses. */
+static size_t dsi_zero_norm_room(const ds_zero *z) {
+    size_t grains = dsi_zero_grains(z->largest) + z->parts, losses = dsi_mul((size_t)z->accumulation, (size_t)z->world);
+    return grains > losses ? grains : losses;
+}
+
+/* Counts the votes: `all` holds each rank's ballot, losses and (stages 1 to 3) grains, in rank order. The losses are leaves
+   of the tree over all micro-batches, m * world + rank, so that their sum depends on the samples alone. */
+static void dsi_zero_tally(ds_zero *z, const double *all, dsi_zero_ballot *total, double *loss) {
+    size_t head = dsi_zero_head(z), votes = sizeof *total / sizeof(double), at = 0;
     memset(total, 0, sizeof *total);
     for (int r = 0; r < z->world; r++) {
         dsi_zero_ballot one;
         memcpy(&one, all + at, sizeof one);
-        total->loss_sum += one.loss_sum;
         total->loss_count += one.loss_count;
         total->stop |= one.stop;
+        for (int m = 0; m < z->accumulation; m++) z->norm_tensor[m * z->world + r] = all[at + votes + (size_t)m];
         z->cursors[r] = at + head;
-        at += z->world > 1 ? z->counts[r] : n;
+        at += z->world > 1 ? z->counts[r] : 0;
     }
-    if (z->stage == 0) {
-        all = z->norm_own;
-        z->cursors[0] = head;
-    }
+    *loss = ds_optim_norm_tree(z->norm_tensor, (size_t)z->accumulation * (size_t)z->world);
+}
+
+/* The sum of all squares from z->cursors on, and the first parameter whose gradient is not finite. */
+static double dsi_zero_squares(ds_zero *z, const double *all, size_t *bad) {
+    double sum = 0.0;
     *bad = DSI_ZERO_NONE;
     for (size_t i = 0; i < z->n_params; i++) {
         const dsi_zero_param *p = &z->params[i];
@@ -1849,7 +1890,44 @@ static ds_status dsi_zero_norm(ds_zero *z, dsi_zero_ballot *total, double *norm,
         if (!isfinite(squares) && *bad == DSI_ZERO_NONE) *bad = i;
         sum += squares;
     }
-    *norm = sqrt(sum);
+    return sum;
+}
+
+/* The global norm: each rank has the fp64 squares of its grains; all get all, put each tensor's grains in order, and add
+   them in a binary tree, tensors in the order of registration. So it has the same bits however the grains were spread. */
+static ds_status dsi_zero_norm(ds_zero *z, dsi_zero_ballot *total, double *loss, double *norm, size_t *bad) {
+    size_t head = dsi_zero_head(z), n = head;
+    dsi_zero_ballot mine;
+    const double *all = z->norm_own;
+    mine.loss_count = z->loss_count;
+    mine.stop = __atomic_load_n(&z->stop, __ATOMIC_RELAXED);
+    memcpy(z->norm_own, &mine, sizeof mine);
+    memcpy(z->norm_own + sizeof mine / sizeof(double), z->losses, (size_t)z->accumulation * sizeof(double));
+    for (size_t i = 0; i < z->n_params; i++) {
+        const dsi_zero_param *p = &z->params[i];
+        ds_dtype dtype;
+        const char *gradient;
+        if (p->tensor == DSI_ZERO_NONE) continue;
+        gradient = dsi_zero_reduced(z, p, &dtype);
+        ds_optim_norm_grains(gradient, dtype, p->own_count, 1.0f, z->norm_own + n);
+        n += dsi_zero_grains(p->own_count);
+    }
+    if (z->world > 1) {
+        for (int r = 0; r < z->world; r++) {
+            z->counts[r] = head;
+            for (size_t i = 0; i < z->n_params && z->stage > 0; i++)
+                if (z->params[i].tensor != DSI_ZERO_NONE) z->counts[r] += dsi_zero_grains(z->params[i].counts[r]);
+        }
+        if (ds_comm_all_gather(z->comm, z->norm_own, z->norm_all, 0, z->counts, DS_F64))
+            return dsi_zero_comm_failed(z, "exchange of norms", NULL);
+        all = z->norm_all;
+    }
+    dsi_zero_tally(z, all, total, loss);
+    if (z->stage == 0) {
+        all = z->norm_own;
+        z->cursors[0] = head;
+    }
+    *norm = sqrt(dsi_zero_squares(z, all, bad));
     return DS_OK;
 }
 
@@ -2062,7 +2140,7 @@ DS_API ds_status ds_zero_step(ds_zero *z, ds_zero_report *report) {
     ds_status status = dsi_zero_alive(z), scaled;
     dsi_zero_ballot total;
     ds_zero_report r;
-    double norm = 0.0, inverse;
+    double norm = 0.0, loss = 0.0, inverse;
     size_t bad = DSI_ZERO_NONE;
     int64_t start = dsi_now(&z->clock), before = z->samples;
     memset(&r, 0, sizeof r);
@@ -2073,12 +2151,12 @@ DS_API ds_status ds_zero_step(ds_zero *z, ds_zero_report *report) {
     if (z->micro < z->accumulation)
         return dsi_zero_fail(z, DS_ERR_STATE, "ds_zero_step: %d of %d micro-batches were given", z->micro,
                              z->accumulation);
-    if ((status = dsi_zero_norm(z, &total, &norm, &bad))) return status;
+    if ((status = dsi_zero_norm(z, &total, &loss, &norm, &bad))) return status;
     inverse = 1.0 / (z->scaler.scale * z->accumulation * z->world * z->before_reduce);
     r.lr = ds_optim_lr(z->optim, 0);
     r.momentum = strcmp(ds_optim_type_name(z->optim), "SGD") == 0 ? ds_optim_group_params(z->optim, 0)->momentum
                                                                   : ds_optim_group_params(z->optim, 0)->beta1;
-    r.loss = total.loss_count ? total.loss_sum / (double)total.loss_count : (double)NAN;
+    r.loss = total.loss_count ? loss / (double)total.loss_count : (double)NAN;
     r.stop = total.stop != 0;
     r.loss_scale = z->scaler.scale;
     r.grad_norm = norm * inverse;
@@ -2106,7 +2184,7 @@ DS_API ds_status ds_zero_step(ds_zero *z, ds_zero_report *report) {
     r.ns_reduce = z->ns_reduce;
     r.ns_step = dsi_now(&z->clock) - start;
     z->ns_forward = z->ns_backward = z->ns_reduce = 0;
-    z->loss_sum = 0.0;
+    memset(z->losses, 0, (size_t)z->accumulation * sizeof *z->losses);
     z->loss_count = 0;
     if (report) *report = r;
     if (scaled)
@@ -2312,6 +2390,12 @@ static ds_status dsi_zero_load_check(ds_zero *z, ds_checkpoint *c) {
     const char *type = NULL;
     char *name = (char *)z->scratch;
     size_t expected = 0;
+    int64_t world = z->world;
+    if (!z->elastic && ds_checkpoint_get_integer(c, "engine.world", &world) == DS_OK && world != z->world)
+        return dsi_zero_fail(z, DS_ERR_INPUT,
+                             "load: checkpoint '%s' was saved by %lld ranks, and here are %d; "
+                             "zero_optimization.elastic_checkpoint is false",
+                             ds_checkpoint_tag(c), (long long)world, z->world);
     for (size_t i = 0; i < z->n_params; i++) {
         const dsi_zero_param *p = &z->params[i];
         int arrays = p->tensor == DSI_ZERO_NONE ? 0 : (int)ds_optim_state_count(z->optim, p->tensor);
@@ -2543,6 +2627,12 @@ static ds_dtype dsi_zero_dtype(const char *name) {
     return (name[0] | 32) == 'b' ? DS_BF16 : name[2] == '1' ? DS_F16 : DS_F32;
 }
 
+/* Whether the file gives a value other than null for a key. */
+static bool dsi_zero_given(const ds_config *c, const char *path) {
+    ds_config_origin origin = DS_CONFIG_DEFAULT;
+    return ds_config_where(c, path, &origin, NULL, NULL) && origin != DS_CONFIG_DEFAULT;
+}
+
 /* What the engine itself takes from the configuration. */
 static ds_status dsi_zero_configure(ds_zero *z, const ds_config *c, ds_error *error) {
     z->stage = (int)c->zero_optimization.stage;
@@ -2558,6 +2648,8 @@ static ds_status dsi_zero_configure(ds_zero *z, const ds_config *c, ds_error *er
     z->overlap = c->zero_optimization.overlap_comm;
     z->hooks = z->stage != 1 || c->zero_optimization.grad_hooks;
     z->contiguous = c->zero_optimization.contiguous_gradients;
+    z->sparse = c->sparse_gradients;
+    z->elastic = c->zero_optimization.elastic_checkpoint || !dsi_zero_given(c, "zero_optimization.elastic_checkpoint");
     z->load_fp32 = c->zero_optimization.load_from_fp32_weights;
     z->ignore_unused = c->zero_optimization.ignore_unused_parameters;
     z->prefetch = c->zero_optimization.stage3_prefetch_bucket_size;
@@ -2573,6 +2665,29 @@ static ds_status dsi_zero_configure(ds_zero *z, const ds_config *c, ds_error *er
     if (c->communication_data_type) z->wire = dsi_zero_dtype(c->communication_data_type);
     z->acc_dtype = z->model_dtype;
     if (c->data_types.grad_accum_dtype) z->acc_dtype = dsi_zero_dtype(c->data_types.grad_accum_dtype);
+    z->boundary = c->ds.reduce_at_boundary;
+    z->invariant = c->ds.world_invariant;
+    z->levels = 1;
+    if (z->invariant) {
+        if ((c->communication_data_type && z->wire != DS_F32) ||
+            (c->data_types.grad_accum_dtype && z->acc_dtype != DS_F32))
+            return dsi_fail(
+                error, DS_ERR_INPUT,
+                "ds.world_invariant: sums are fp32 from rank to rank and micro-batch to micro-batch; take out "
+                "%s",
+                c->communication_data_type && z->wire != DS_F32 ? "communication_data_type"
+                                                                : "data_types.grad_accum_dtype");
+        if (z->boundary)
+            return dsi_fail(error, DS_ERR_INPUT, "ds.reduce_at_boundary: cannot be combined with ds.world_invariant");
+        z->wire = z->acc_dtype = DS_F32;
+        for (int m = z->accumulation - 1; m > 1; m >>= 1) z->levels++;
+    }
+    if (z->boundary && z->stage > 1)
+        return dsi_fail(error, DS_ERR_INPUT, "ds.reduce_at_boundary: needs stage 0 or 1, and the stage is %d",
+                        z->stage);
+    if (z->boundary)
+        dsi_log(&z->logger, "ds_zero", DS_LOG_INFO, 5,
+                "ds.reduce_at_boundary: one reduction per step; stages 0 and 1 share bits with each other only");
     z->state_tier = z->param_tier = DS_ZERO_DEVICE;
     if (c->zero_optimization.offload_optimizer.device == DS_CONFIG_CPU) z->state_tier = DS_ZERO_HOST;
     if (c->zero_optimization.offload_optimizer.device == DS_CONFIG_NVME) z->state_tier = DS_ZERO_DISK;
@@ -2651,6 +2766,7 @@ static ds_status dsi_zero_register(ds_zero *z, const ds_zero_desc *d, ds_error *
         p->bytes_each = DS_DTYPE_SIZE(from->dtype);
         p->group = from->group;
         p->contributions = from->contributions > 0 ? from->contributions : 1;
+        p->sparse = from->sparse && z->sparse && from->dims > 0 && p->numel && !from->frozen;
         p->slot = from->slot;
         p->grains = dsi_zero_grains(p->numel);
         p->turn = turn;
@@ -2879,7 +2995,8 @@ static ds_status dsi_zero_memory(ds_zero *z, const ds_zero_desc *d, bool take, d
         DSI_ZERO_ROW(z->array[1 + n], DS_ZERO_STATES, states, z->shard_total * 4, "optimizer states")
     }
     if (z->stage >= 2 || z->accumulation > 1) {
-        DSI_ZERO_ROW(z->acc, DS_ZERO_GRADS, gradients, z->shard_total * dsi_zero_acc_bytes(z), "gradient accumulators")
+        DSI_ZERO_ROW(z->acc, DS_ZERO_GRADS, gradients, dsi_zero_acc_elements(z) * dsi_zero_acc_bytes(z),
+                     "gradient accumulators")
     }
     if (z->stage <= 1) {
         DSI_ZERO_ROW(z->bucket_memory, DS_ZERO_GRADS, DS_ZERO_DEVICE, z->train_elements * each, "gradients")
@@ -2904,12 +3021,12 @@ static ds_status dsi_zero_memory(ds_zero *z, const ds_zero_desc *d, bool take, d
     DSI_ZERO_ROW(z->arena, DS_ZERO_GATHERED, DS_ZERO_DEVICE, z->arena_bytes, "gathered parameters")
     DSI_ZERO_ROW(z->gather_pack, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->gather_pack_elements * 4, "updated parameters")
     DSI_ZERO_ROW(z->scratch, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, DSI_ZERO_CHUNK * sizeof(float), "scratch")
-    n = sizeof(dsi_zero_ballot) / sizeof(double);
+    n = dsi_zero_head(z);
     DSI_ZERO_ROW(z->norm_own, DS_ZERO_BOOKKEEPING, DS_ZERO_DEVICE, (n + z->own_grains) * sizeof(double), "norms")
     DSI_ZERO_ROW(z->norm_all, DS_ZERO_BOOKKEEPING, DS_ZERO_DEVICE,
                  (n * (size_t)z->world + z->total_grains + z->n_train * z->parts) * sizeof(double), "norms")
-    DSI_ZERO_ROW(z->norm_tensor, DS_ZERO_BOOKKEEPING, DS_ZERO_DEVICE,
-                 (dsi_zero_grains(z->largest) + z->parts) * sizeof(double), "norms")
+    DSI_ZERO_ROW(z->norm_tensor, DS_ZERO_BOOKKEEPING, DS_ZERO_DEVICE, dsi_zero_norm_room(z) * sizeof(double), "norms")
+    DSI_ZERO_ROW(z->losses, DS_ZERO_BOOKKEEPING, DS_ZERO_DEVICE, (size_t)z->accumulation * sizeof(double), "losses")
 #undef DSI_ZERO_ROW
     return status;
 }
@@ -3107,7 +3224,7 @@ DS_API void ds_zero_destroy(ds_zero *z) {
     dsi_zero_put(z, DS_ZERO_STATES, states, z->array[0], z->shard_half * 4);
     for (size_t n = 1; n <= DS_OPTIM_MAX_STATES; n++)
         dsi_zero_put(z, DS_ZERO_STATES, states, z->array[n], z->shard_total * 4);
-    dsi_zero_put(z, DS_ZERO_GRADS, gradients, z->acc, z->shard_total * dsi_zero_acc_bytes(z));
+    dsi_zero_put(z, DS_ZERO_GRADS, gradients, z->acc, dsi_zero_acc_elements(z) * dsi_zero_acc_bytes(z));
     dsi_zero_put(z, z->stage <= 1 ? DS_ZERO_GRADS : DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->bucket_memory,
                  (z->stage <= 1 ? z->train_elements : z->n_slots * z->bucket_capacity) * DS_DTYPE_SIZE(z->wire));
     for (size_t s = 0; s < 3; s++) {
@@ -3119,11 +3236,12 @@ DS_API void ds_zero_destroy(ds_zero *z) {
     dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->gather_pack, z->gather_pack_elements * 4);
     dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->scratch, DSI_ZERO_CHUNK * sizeof(float));
     {
-        size_t n = sizeof(dsi_zero_ballot) / sizeof(double);
+        size_t n = dsi_zero_head(z);
         dsi_zero_untable(z, z->norm_own, n + z->own_grains, sizeof(double));
         dsi_zero_untable(z, z->norm_all, n * (size_t)z->world + z->total_grains + z->n_train * z->parts,
                          sizeof(double));
-        dsi_zero_untable(z, z->norm_tensor, dsi_zero_grains(z->largest) + z->parts, sizeof(double));
+        dsi_zero_untable(z, z->norm_tensor, dsi_zero_norm_room(z), sizeof(double));
+        dsi_zero_untable(z, z->losses, (size_t)z->accumulation, sizeof(double));
     }
     for (int k = 0; k < 3; k++) dsi_zero_untable(z, z->traces[k].fetched, z->traces[k].room, sizeof(uint32_t));
     dsi_zero_untable(z, z->agree, (size_t)z->world, sizeof(ds_error));
@@ -3206,6 +3324,9 @@ static const char *const dsi_zero_claimed[] = {
     "communication_data_type",
     "fp32_allreduce",
     "data_types.grad_accum_dtype",
+    "sparse_gradients",
+    "ds.reduce_at_boundary",
+    "ds.world_invariant",
     "optimizer.type",
     "optimizer.params",
     "scheduler.type",
@@ -3227,6 +3348,8 @@ static const char *const dsi_zero_claimed[] = {
     "zero_optimization.contiguous_gradients",
     "zero_optimization.load_from_fp32_weights",
     "zero_optimization.ignore_unused_parameters",
+    "zero_optimization.elastic_checkpoint",
+    "zero_optimization.round_robin_gradients",
     "zero_optimization.sub_group_size",
     "zero_optimization.grad_hooks",
     "zero_optimization.stage3_max_live_parameters",
@@ -3262,12 +3385,6 @@ static const char *const dsi_zero_claimed[] = {
 DS_API const char *const *ds_zero_claims(size_t *n) {
     *n = sizeof dsi_zero_claimed / sizeof dsi_zero_claimed[0];
     return dsi_zero_claimed;
-}
-
-/* Whether the file gives a value other than null for a key. */
-static bool dsi_zero_given(const ds_config *c, const char *path) {
-    ds_config_origin origin = DS_CONFIG_DEFAULT;
-    return ds_config_where(c, path, &origin, NULL, NULL) && origin != DS_CONFIG_DEFAULT;
 }
 
 typedef struct dsi_zero_unclaimed {

@@ -1,212 +1,6 @@
 /* The engine: one result over stages, ranks, buckets, overlap and accumulation, against a plain reference; misuse; the
    plan; memory. Ranks are threads. */
-#define DS_IMPLEMENTATION
-#include "ds_zero.h"
-#include "../test.h"
-
-enum { N_PARAMS = 7, MAX_WORLD = 8 };
-
-/* Sizes around the grain: none, one, less than a grain, a grain, several, not a multiple. */
-static const size_t shapes[N_PARAMS][2] = {{3, 1}, {1024, 1}, {50, 61}, {1, 1}, {0, 1}, {129, 64}, {16, 40}};
-static const char *const names[N_PARAMS] = {"bias", "grain", "matrix", "one", "empty", "large", "last"};
-
-static size_t numel(size_t i) {
-    return shapes[i][0] * shapes[i][1];
-}
-
-static float initial(size_t i, size_t e) {
-    return (float)((double)((e * 2654435761u + i * 40503u) % 2001) / 1000.0 - 1.0);
-}
-
-static void init(void *ctx, size_t begin, size_t count, float *out) {
-    for (size_t k = 0; k < count; k++) out[k] = initial((size_t)(uintptr_t)ctx, begin + k);
-}
-
-/* The gradient that a rank gives: different for each rank, micro-batch and step, with a spread of magnitudes, so that the
-   order of sums shows in the bits. */
-static float gradient(size_t i, size_t e, int rank, int micro, int step, int contribution) {
-    uint64_t state = e * 1000003u + i * 7919u + (uint64_t)rank * 104729u + (uint64_t)micro * 1299709u +
-                     (uint64_t)step * 15485863u + (uint64_t)contribution * 32452843u;
-    double u = test_uniform(&state) - 0.5;
-    return (float)(u * ldexp(1.0, (int)(test_random(&state) % 12) - 8));
-}
-
-typedef struct setting {
-    int world, stage, accumulation, steps;
-    const char *precision; /* "fp32", "bf16", "fp16" */
-    const char *zero;      /* more of zero_optimization, beginning with a comma */
-    const char *top;       /* more keys, beginning with a comma */
-    int tied;              /* parameter 2 has two contributions */
-    int shuffled;          /* gradients come in another order than that of registration reversed */
-} setting;
-
-typedef struct outcome {
-    float value[N_PARAMS][9000], exp_avg[N_PARAMS][9000];
-    double norm, loss, scale;
-    int64_t skipped;
-    ds_zero_stats stats;
-    ds_zero_bytes plan;
-    char message[600];
-} outcome;
-
-typedef struct thread_of {
-    const setting *s;
-    ds_comm *comm;
-    int rank;
-    outcome *out;
-} thread_of;
-
-static ds_config *config_of(const setting *s, ds_error *error) {
-    char text[2048];
-    ds_config_options o;
-    ds_config *c = NULL;
-    memset(&o, 0, sizeof o);
-    o.world_size = (size_t)s->world;
-    snprintf(text, sizeof text,
-             "{\"train_micro_batch_size_per_gpu\": 2, \"gradient_accumulation_steps\": %d,"
-             "\"optimizer\": {\"type\": \"AdamW\", \"params\": {\"lr\": 0.01, \"weight_decay\": 0.1}},"
-             "\"fp16\": {\"enabled\": %s, \"initial_scale_power\": 4}, \"bf16\": {\"enabled\": %s},"
-             "\"zero_optimization\": {\"stage\": %d%s}%s}",
-             s->accumulation, strcmp(s->precision, "fp16") == 0 ? "true" : "false",
-             strcmp(s->precision, "bf16") == 0 ? "true" : "false", s->stage, s->zero ? s->zero : "",
-             s->top ? s->top : "");
-    if (ds_config_parse(text, strlen(text), &o, &c, error)) return NULL;
-    return c;
-}
-
-static void describe(ds_zero_param *params, void **slots, ds_dtype dtype, int tied) {
-    memset(params, 0, N_PARAMS * sizeof *params);
-    for (size_t i = 0; i < N_PARAMS; i++) {
-        params[i].name = names[i];
-        params[i].dims = 2;
-        params[i].shape[0] = shapes[i][0];
-        params[i].shape[1] = shapes[i][1];
-        params[i].dtype = dtype;
-        params[i].slot = &slots[i];
-        params[i].init = init;
-        params[i].ctx = (void *)(uintptr_t)i;
-    }
-    if (tied) params[2].contributions = 2;
-}
-
-#define TRY(call)                                                                                                      \
-    do {                                                                                                               \
-        if ((call) != DS_OK) {                                                                                         \
-            snprintf(a->out->message, sizeof a->out->message, "%s: %s", #call, ds_zero_error(z)->message);             \
-            if (a->comm) ds_comm_abort(a->comm, "test gave up");                                                       \
-            goto done;                                                                                                 \
-        }                                                                                                              \
-    } while (0)
-
-static void *run_rank(void *arg) {
-    thread_of *a = (thread_of *)arg;
-    const setting *s = a->s;
-    static const size_t orders[2][N_PARAMS] = {{6, 5, 4, 3, 2, 1, 0}, {2, 6, 0, 5, 3, 1, 4}};
-    void *slots[N_PARAMS] = {0}, *bytes = malloc(9000 * 4);
-    float *values = (float *)malloc(9000 * sizeof(float));
-    ds_error error = {DS_OK, ""};
-    ds_config *config = config_of(s, &error);
-    ds_zero_param params[N_PARAMS];
-    ds_zero_desc d;
-    ds_zero *z = NULL;
-    ds_zero_report report;
-    memset(&d, 0, sizeof d);
-    if (!config) {
-        snprintf(a->out->message, sizeof a->out->message, "config: %s", error.message);
-        goto done;
-    }
-    describe(params, slots, ds_zero_model_dtype(config), s->tied);
-    d.config = config;
-    d.comm = a->comm;
-    d.params = params;
-    d.n_params = N_PARAMS;
-    d.gradient_buffers = 1;
-    if (ds_zero_plan(&d, a->rank, s->world, &a->out->plan, &error) || ds_zero_create(&d, &z, &error)) {
-        snprintf(a->out->message, sizeof a->out->message, "create: %s", error.message);
-        if (a->comm) ds_comm_abort(a->comm, "test gave up");
-        goto done;
-    }
-    for (int step = 0; step < s->steps; step++) {
-        for (int micro = 0; micro < s->accumulation; micro++) {
-            const size_t *order = orders[s->shuffled];
-            TRY(ds_zero_begin(z, DS_ZERO_TRAIN));
-            for (size_t i = 0; i < N_PARAMS; i++) {
-                TRY(ds_zero_fetch(z, i, NULL));
-                if (numel(i) && !slots[i])
-                    snprintf(a->out->message, sizeof a->out->message, "slot of %s is empty", names[i]);
-                if (step == 0 && micro == 0 && numel(i)) { /* what init gave, rounded, on every rank */
-                    for (size_t e = 0; e < numel(i); e++) values[e] = initial(i, e);
-                    ds_optim_cast(bytes, params[i].dtype, values, DS_F32, numel(i));
-                    if (memcmp(bytes, slots[i], numel(i) * DS_DTYPE_SIZE(params[i].dtype)))
-                        snprintf(a->out->message, sizeof a->out->message, "initial values of %s differ", names[i]);
-                }
-                TRY(ds_zero_release(z, i));
-            }
-            if (s->tied) { /* the first contribution comes before all others, as that of a tied head does */
-                for (size_t e = 0; e < numel(2); e++) values[e] = gradient(2, e, a->rank, micro, step, 1);
-                ds_optim_cast(bytes, params[2].dtype, values, DS_F32, numel(2));
-                TRY(ds_zero_grad(z, 2, bytes, NULL));
-            }
-            for (size_t k = 0; k < N_PARAMS; k++) {
-                size_t i = order[k];
-                TRY(ds_zero_fetch(z, i, NULL));
-                for (size_t e = 0; e < numel(i); e++) values[e] = gradient(i, e, a->rank, micro, step, 0);
-                if (i == 5) {
-                    void *buffer = NULL;
-                    TRY(ds_zero_grad_buffer(z, i, &buffer));
-                    ds_optim_cast(buffer, params[i].dtype, values, DS_F32, numel(i));
-                    TRY(ds_zero_grad_ready(z, i, NULL));
-                } else {
-                    ds_optim_cast(bytes, params[i].dtype, values, DS_F32, numel(i));
-                    TRY(ds_zero_grad(z, i, bytes, NULL));
-                }
-                TRY(ds_zero_release(z, i));
-            }
-            TRY(ds_zero_loss(z, a->rank + micro));
-            TRY(ds_zero_end(z));
-        }
-        if (step == 0 && a->rank == 0) ds_zero_stop(z); /* one rank's wish is everyone's */
-        TRY(ds_zero_step(z, &report));
-        if (!report.stop) snprintf(a->out->message, sizeof a->out->message, "the stop flag was lost");
-        a->out->norm = report.grad_norm;
-        a->out->loss = report.loss;
-        a->out->scale = report.next_loss_scale;
-        a->out->skipped = report.skipped_steps;
-    }
-    for (size_t i = 0; i < N_PARAMS; i++) {
-        TRY(ds_zero_read(z, i, -1, 0, numel(i), a->out->value[i]));
-        TRY(ds_zero_read(z, i, 0, 0, numel(i), a->out->exp_avg[i]));
-    }
-    ds_zero_get_stats(z, &a->out->stats);
-done:
-    ds_zero_destroy(z);
-    ds_comm_destroy(a->comm);
-    ds_config_free(config);
-    free(values);
-    free(bytes);
-    return NULL;
-}
-
-/* Runs a setting on its ranks; out has one outcome for each. */
-static void run(const setting *s, outcome *out) {
-    ds_comm *comms[MAX_WORLD] = {0};
-    thread_of of[MAX_WORLD];
-    pthread_t threads[MAX_WORLD];
-    ds_error error = {DS_OK, ""};
-    ds_comm_desc d;
-    memset(&d, 0, sizeof d);
-    memset(out, 0, (size_t)s->world * sizeof *out);
-    d.timeout = 60000000000;
-    if (s->world > 1 && !CHECK(ds_comm_threads_create(&d, s->world, comms, &error) == DS_OK)) return;
-    for (int r = 0; r < s->world; r++) {
-        of[r].s = s;
-        of[r].comm = comms[r];
-        of[r].rank = r;
-        of[r].out = &out[r];
-        pthread_create(&threads[r], NULL, run_rank, &of[r]);
-    }
-    for (int r = 0; r < s->world; r++) pthread_join(threads[r], NULL);
-}
+#include "ds_zero_run.h"
 
 /* What must come out, by the plainest means: the tree over ranks, rounded; the sum over micro-batches; one AdamW. */
 static void reference(const setting *s, outcome *out) {
@@ -301,20 +95,13 @@ static void reference(const setting *s, outcome *out) {
     ds_optim_destroy(o);
 }
 
-static bool same(const outcome *a, const outcome *b) {
-    for (size_t i = 0; i < N_PARAMS; i++)
-        if (memcmp(a->value[i], b->value[i], numel(i) * 4) || memcmp(a->exp_avg[i], b->exp_avg[i], numel(i) * 4))
-            return false;
-    return a->norm == b->norm;
-}
-
 static void one_result(const char *precision, const char *const *zeros, size_t n_zeros) {
     static outcome out[MAX_WORLD], expected;
     static const int worlds[] = {1, 2, 3, 4};
     for (size_t w = 0; w < 4; w++)
         for (int accumulation = 1; accumulation <= 3; accumulation += 2)
             for (int tied = 0; tied < 2; tied++) {
-                setting s = {worlds[w], 0, accumulation, 3, precision, NULL, NULL, tied, 0};
+                setting s = {worlds[w], 0, accumulation, 3, precision, NULL, NULL, tied, 0, NULL, 0, 0, NULL, NULL};
                 reference(&s, &expected);
                 for (s.stage = 0; s.stage < 4; s.stage++)
                     for (size_t k = 0; k < n_zeros; k++) {
@@ -339,7 +126,7 @@ static void one_result(const char *precision, const char *const *zeros, size_t n
 /* What single keys change: reductions in a micro-batch, calls and bytes sent; and that the result is the same. */
 static void keys(void) {
     static outcome plain[MAX_WORLD], out[MAX_WORLD];
-    setting s = {2, 2, 1, 2, "fp32", "", NULL, 0, 0};
+    setting s = {2, 2, 1, 2, "fp32", "", NULL, 0, 0, NULL, 0, 0, NULL, NULL};
     TEST(keys change what they say) {
         run(&s, plain);
         CHECK_EQ(plain[0].stats.buckets, 1);
@@ -407,7 +194,8 @@ static void offload(const char *precision) {
     };
     for (int world = 1; world < 4; world++)
         for (int accumulation = 1; accumulation < 3; accumulation++) {
-            setting s = {world, 3, accumulation, 3, precision, NULL, NULL, accumulation == 2, 0};
+            setting s = {world, 3, accumulation, 3,   precision, NULL, NULL, accumulation == 2, 0, NULL,
+                         0,     0, NULL,         NULL};
             reference(&s, &expected);
             for (size_t k = 0; k < sizeof settings / sizeof settings[0]; k++) {
                 char name[400], zero[700];

@@ -1,0 +1,164 @@
+/* What the keys of reduction and partition change: order of sums, calls, bytes; and what they leave alone. */
+#include "ds_zero_run.h"
+
+static outcome plain[MAX_WORLD], out[MAX_WORLD];
+
+static bool ran(const setting *s, outcome *o) {
+    bool good = true;
+    run(s, o);
+    for (int r = 0; r < s->world; r++)
+        if (!CHECK(o[r].message[0] == 0)) {
+            printf("  rank %d: %s\n", r, o[r].message);
+            good = false;
+        }
+    return good;
+}
+
+/* The same leaves of eight samples on 1, 2, 4 and 8 ranks: with the key one result, without it others. */
+static void world_invariant(void) {
+    static const char *const precisions[] = {"fp32", "bf16"};
+    for (size_t k = 0; k < 2; k++)
+        for (int stage = 0; stage < 4; stage++) {
+            char name[96];
+            snprintf(name, sizeof name, "world_invariant: %s stage %d", precisions[k], stage);
+            TEST_NAMED(name) {
+                setting s = {1, 0,    8, 2, precisions[k], NULL, ", \"ds\": {\"world_invariant\": true}", 1,
+                             0, NULL, 1, 0, NULL,          NULL};
+                ran(&s, plain);
+                s.stage = stage;
+                s.zero = ", \"stage3_param_persistence_threshold\": 100, \"reduce_bucket_size\": 4000";
+                for (s.world = 1; s.world <= 8; s.world *= 2) {
+                    s.accumulation = 8 / s.world;
+                    ran(&s, out);
+                    for (int r = 0; r < s.world; r++) CHECK(same(&out[r], plain) && out[r].loss == plain->loss);
+                    CHECK_EQ(memcmp(&out[0].plan, &out[0].stats.peak, sizeof(ds_zero_bytes)), 0);
+                }
+                s.world = 2;
+                s.accumulation = 4;
+                s.top = NULL;
+                ran(&s, out);
+                CHECK(!same(&out[0], plain));
+            }
+        }
+    TEST(world_invariant : six micro - batches are the tree of six leaves) {
+        setting s = {1, 1, 6, 2, "fp32", NULL, ", \"ds\": {\"world_invariant\": true}", 0, 0, NULL, 1, 0, NULL, NULL};
+        ran(&s, plain);
+        s.world = 2;
+        s.accumulation = 3;
+        s.stage = 2;
+        ran(&s, out);
+        CHECK(same(&out[0], plain) && same(&out[1], plain));
+    }
+    TEST(world_invariant refuses what would round between) {
+        setting s = {
+            1, 1, 2,    1, "bf16", NULL, ", \"ds\": {\"world_invariant\": true}, \"communication_data_type\": \"bf16\"",
+            0, 0, NULL, 1, 0,      NULL, NULL};
+        run(&s, out);
+        CHECK_HAS(out->message, "take out communication_data_type");
+        s.top = ", \"ds\": {\"world_invariant\": true}, \"data_types\": {\"grad_accum_dtype\": \"bf16\"}";
+        run(&s, out);
+        CHECK_HAS(out->message, "take out data_types.grad_accum_dtype");
+        s.top = ", \"ds\": {\"world_invariant\": true, \"reduce_at_boundary\": true}";
+        run(&s, out);
+        CHECK_HAS(out->message, "ds.reduce_at_boundary");
+    }
+}
+
+static void boundary(void) {
+    static const char *const precisions[] = {"fp32", "bf16", "fp16"};
+    for (size_t k = 0; k < 3; k++) {
+        char name[64];
+        snprintf(name, sizeof name, "reduce_at_boundary: %s", precisions[k]);
+        TEST_NAMED(name) {
+            setting s = {3, 1, 4, 2, precisions[k], NULL, NULL, 1, 0, NULL, 0, 0, NULL, NULL};
+            ran(&s, plain);
+            CHECK_EQ(plain->stats.comm.calls[DS_COMM_REDUCE_SCATTER], 8);
+            s.top = ", \"ds\": {\"reduce_at_boundary\": true}";
+            ran(&s, out);
+            CHECK_EQ(out->stats.comm.calls[DS_COMM_REDUCE_SCATTER], 2); /* one for each step */
+            CHECK_EQ(out->stats.comm.bytes_sent[DS_COMM_REDUCE_SCATTER] * 4,
+                     plain->stats.comm.bytes_sent[DS_COMM_REDUCE_SCATTER]);
+            CHECK(!same(&out[0], &plain[0]));
+            CHECK_EQ(memcmp(&out[0].plan, &out[0].stats.peak, sizeof(ds_zero_bytes)), 0);
+            memcpy(plain, out, sizeof out);
+            for (s.stage = 0; s.stage < 2; s.stage++)
+                for (s.shuffled = 0; s.shuffled < 2; s.shuffled++) {
+                    s.zero = s.shuffled ? ", \"reduce_bucket_size\": 4000, \"overlap_comm\": true" : "";
+                    ran(&s, out);
+                    for (int r = 0; r < s.world; r++) CHECK(same(&out[r], &plain[0]));
+                }
+        }
+    }
+}
+
+static void sparse(void) {
+    TEST(sparse_gradients : rows travel instead of tables and the bits stay) {
+        for (int stage = 0; stage < 4; stage++) {
+            setting s = {3,    stage, 2, 2,    "fp32", ", \"stage3_param_persistence_threshold\": 0", NULL, 1, 1,
+                         NULL, 0,     1, NULL, NULL};
+            uint64_t sent[2];
+            for (int on = 0; on < 2; on++) {
+                outcome *o = on ? out : plain;
+                s.top = on ? ", \"sparse_gradients\": true" : NULL;
+                ran(&s, o);
+                sent[on] = 0;
+                for (int kind = 0; kind < DS_COMM_KIND_COUNT; kind++) sent[on] += o->stats.comm.bytes_sent[kind];
+            }
+            CHECK(same(&out[0], &plain[0]) && same(&out[1], &plain[0]));
+            CHECK(sent[1] + 4 * 2 * 2000 * 4 / 3 < sent[0]); /* four micro-batches, a table of 3,050 elements */
+        }
+    }
+}
+
+/* No tensor is a part of one rank's alone: what round_robin_gradients asks for. */
+static void round_robin(void) {
+    TEST(round_robin_gradients : each rank copies a like share of each tensor) {
+        setting s = {4,    2, 2, 2,    "fp32", ", \"offload_optimizer\": {\"device\": \"cpu\"}", NULL, 0, 0,
+                     NULL, 0, 0, NULL, NULL};
+        size_t least = SIZE_MAX, most = 0;
+        ran(&s, plain);
+        s.zero = ", \"offload_optimizer\": {\"device\": \"cpu\"}, \"round_robin_gradients\": true";
+        ran(&s, out);
+        CHECK(same(&out[0], &plain[0]));
+        for (int r = 0; r < 4; r++) {
+            size_t bytes = out[r].plan.bytes[DS_ZERO_GRADS][DS_ZERO_HOST];
+            least = bytes < least ? bytes : least;
+            most = bytes > most ? bytes : most;
+        }
+        CHECK(least > 0 && most - least <= 2 * DS_GRAIN * sizeof(float));
+    }
+}
+
+static void elastic(void) {
+    TEST(elastic_checkpoint : false refuses a checkpoint of another world size) {
+        char folder[] = "/tmp/ds_zero_XXXXXX", command[64];
+        setting s = {2, 2, 1, 2, "fp32", NULL, NULL, 0, 0, NULL, 0, 0, NULL, NULL};
+        CHECK(mkdtemp(folder) != NULL);
+        s.save = folder;
+        s.zero = ", \"elastic_checkpoint\": false";
+        ran(&s, plain);
+        s.save = NULL;
+        s.load = folder;
+        ran(&s, out); /* the same number of ranks */
+        s.world = 3;
+        run(&s, out);
+        CHECK_HAS(out->message, "was saved by 2 ranks, and here are 3");
+        CHECK_HAS(out->message, "elastic_checkpoint is false");
+        s.zero = ", \"elastic_checkpoint\": true";
+        ran(&s, out);
+        s.zero = NULL; /* not given: loads */
+        ran(&s, out);
+        snprintf(command, sizeof command, "rm -r %s", folder);
+        CHECK(system(command) == 0);
+    }
+}
+
+int main(int argc, char **argv) {
+    test_begin(argc, argv);
+    world_invariant();
+    boundary();
+    sparse();
+    round_robin();
+    elastic();
+    return test_end();
+}

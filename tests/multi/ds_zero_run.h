@@ -1,0 +1,234 @@
+/* A small model trained on ranks that are threads, with every choice of the configuration as data: what the tests of the
+   engine share. */
+#define DS_IMPLEMENTATION
+#include "ds_zero.h"
+#include "../test.h"
+
+enum { N_PARAMS = 7, MAX_WORLD = 8 };
+
+/* Sizes around the grain: none, one, less than a grain, a grain, several, not a multiple. */
+static const size_t shapes[N_PARAMS][2] = {{3, 1}, {1024, 1}, {50, 61}, {1, 1}, {0, 1}, {129, 64}, {16, 40}};
+static const char *const names[N_PARAMS] = {"bias", "grain", "matrix", "one", "empty", "large", "last"};
+
+static size_t numel(size_t i) {
+    return shapes[i][0] * shapes[i][1];
+}
+
+static float initial(size_t i, size_t e) {
+    return (float)((double)((e * 2654435761u + i * 40503u) % 2001) / 1000.0 - 1.0);
+}
+
+static void init(void *ctx, size_t begin, size_t count, float *out) {
+    for (size_t k = 0; k < count; k++) out[k] = initial((size_t)(uintptr_t)ctx, begin + k);
+}
+
+/* The gradient that a rank gives: different for each rank, micro-batch and step, with a spread of magnitudes, so that the
+   order of sums shows in the bits. */
+static float gradient(size_t i, size_t e, int rank, int micro, int step, int contribution) {
+    uint64_t state = e * 1000003u + i * 7919u + (uint64_t)rank * 104729u + (uint64_t)micro * 1299709u +
+                     (uint64_t)step * 15485863u + (uint64_t)contribution * 32452843u;
+    double u = test_uniform(&state) - 0.5;
+    return (float)(u * ldexp(1.0, (int)(test_random(&state) % 12) - 8));
+}
+
+typedef struct setting {
+    int world, stage, accumulation, steps;
+    const char *precision;   /* "fp32", "bf16", "fp16" */
+    const char *zero;        /* more of zero_optimization, beginning with a comma */
+    const char *top;         /* more keys, beginning with a comma */
+    int tied;                /* parameter 2 has two contributions */
+    int shuffled;            /* gradients come in another order than that of registration reversed */
+    const char *optimizer;   /* NULL: AdamW; else the type and "params" */
+    int leaf;                /* gradients and losses depend on micro * world + rank and the step alone */
+    int sparse;              /* parameter 2 is a table of rows, most of them without a gradient */
+    const char *load, *save; /* folders: before the first step, after the last */
+} setting;
+
+static float given(const setting *s, size_t i, size_t e, int rank, int micro, int step, int contribution) {
+    if (s->sparse && i == 2 && (e / shapes[2][1] + (size_t)(rank + step)) % 10) return 0.0f;
+    if (s->leaf) return gradient(i, e, 0, micro * s->world + rank, step, contribution);
+    return gradient(i, e, rank, micro, step, contribution);
+}
+
+static double loss_of(const setting *s, int rank, int micro, int step) {
+    return s->leaf ? 1.0 / (3.0 + micro * s->world + rank + step) : rank + micro;
+}
+
+typedef struct outcome {
+    float value[N_PARAMS][9000], exp_avg[N_PARAMS][9000];
+    double norm, loss, scale;
+    int64_t skipped;
+    ds_zero_stats stats;
+    ds_zero_bytes plan;
+    char message[600];
+} outcome;
+
+typedef struct thread_of {
+    const setting *s;
+    ds_comm *comm;
+    int rank;
+    outcome *out;
+} thread_of;
+
+static ds_config *config_of(const setting *s, ds_error *error) {
+    char text[2048];
+    ds_config_options o;
+    ds_config *c = NULL;
+    memset(&o, 0, sizeof o);
+    o.world_size = (size_t)s->world;
+    snprintf(text, sizeof text,
+             "{\"train_micro_batch_size_per_gpu\": 2, \"gradient_accumulation_steps\": %d,"
+             "\"optimizer\": {%s},"
+             "\"fp16\": {\"enabled\": %s, \"initial_scale_power\": 4}, \"bf16\": {\"enabled\": %s},"
+             "\"zero_optimization\": {\"stage\": %d%s}%s}",
+             s->accumulation,
+             s->optimizer ? s->optimizer : "\"type\": \"AdamW\", \"params\": {\"lr\": 0.01, \"weight_decay\": 0.1}",
+             strcmp(s->precision, "fp16") == 0 ? "true" : "false", strcmp(s->precision, "bf16") == 0 ? "true" : "false",
+             s->stage, s->zero ? s->zero : "", s->top ? s->top : "");
+    if (ds_config_parse(text, strlen(text), &o, &c, error)) return NULL;
+    return c;
+}
+
+static void describe(ds_zero_param *params, void **slots, ds_dtype dtype, const setting *s) {
+    memset(params, 0, N_PARAMS * sizeof *params);
+    for (size_t i = 0; i < N_PARAMS; i++) {
+        params[i].name = names[i];
+        params[i].dims = 2;
+        params[i].shape[0] = shapes[i][0];
+        params[i].shape[1] = shapes[i][1];
+        params[i].dtype = dtype;
+        params[i].slot = &slots[i];
+        params[i].init = init;
+        params[i].ctx = (void *)(uintptr_t)i;
+    }
+    params[2].sparse = s->sparse != 0;
+    if (s->tied) params[2].contributions = 2;
+}
+
+#define TRY(call)                                                                                                      \
+    do {                                                                                                               \
+        if ((call) != DS_OK) {                                                                                         \
+            snprintf(a->out->message, sizeof a->out->message, "%s: %s", #call, ds_zero_error(z)->message);             \
+            if (a->comm) ds_comm_abort(a->comm, "test gave up");                                                       \
+            goto done;                                                                                                 \
+        }                                                                                                              \
+    } while (0)
+
+static void *run_rank(void *arg) {
+    thread_of *a = (thread_of *)arg;
+    const setting *s = a->s;
+    static const size_t orders[2][N_PARAMS] = {{6, 5, 4, 3, 2, 1, 0}, {2, 6, 0, 5, 3, 1, 4}};
+    void *slots[N_PARAMS] = {0}, *bytes = malloc(9000 * 4);
+    float *values = (float *)malloc(9000 * sizeof(float));
+    ds_error error = {DS_OK, ""};
+    ds_config *config = config_of(s, &error);
+    ds_zero_param params[N_PARAMS];
+    ds_zero_desc d;
+    ds_zero *z = NULL;
+    ds_zero_report report;
+    memset(&d, 0, sizeof d);
+    if (!config) {
+        snprintf(a->out->message, sizeof a->out->message, "config: %s", error.message);
+        goto done;
+    }
+    describe(params, slots, ds_zero_model_dtype(config), s);
+    d.config = config;
+    d.comm = a->comm;
+    d.params = params;
+    d.n_params = N_PARAMS;
+    d.gradient_buffers = 1;
+    if (ds_zero_plan(&d, a->rank, s->world, &a->out->plan, &error) || ds_zero_create(&d, &z, &error)) {
+        snprintf(a->out->message, sizeof a->out->message, "create: %s", error.message);
+        if (a->comm) ds_comm_abort(a->comm, "test gave up");
+        goto done;
+    }
+    if (s->load) TRY(ds_zero_load(z, s->load, NULL, NULL, NULL));
+    for (int step = 0; step < s->steps; step++) {
+        for (int micro = 0; micro < s->accumulation; micro++) {
+            const size_t *order = orders[s->shuffled];
+            TRY(ds_zero_begin(z, DS_ZERO_TRAIN));
+            for (size_t i = 0; i < N_PARAMS; i++) {
+                TRY(ds_zero_fetch(z, i, NULL));
+                if (numel(i) && !slots[i])
+                    snprintf(a->out->message, sizeof a->out->message, "slot of %s is empty", names[i]);
+                if (step == 0 && micro == 0 && numel(i) && !s->load) { /* what init gave, rounded, on every rank */
+                    for (size_t e = 0; e < numel(i); e++) values[e] = initial(i, e);
+                    ds_optim_cast(bytes, params[i].dtype, values, DS_F32, numel(i));
+                    if (memcmp(bytes, slots[i], numel(i) * DS_DTYPE_SIZE(params[i].dtype)))
+                        snprintf(a->out->message, sizeof a->out->message, "initial values of %s differ", names[i]);
+                }
+                TRY(ds_zero_release(z, i));
+            }
+            if (s->tied) { /* the first contribution comes before all others, as that of a tied head does */
+                for (size_t e = 0; e < numel(2); e++) values[e] = given(s, 2, e, a->rank, micro, step, 1);
+                ds_optim_cast(bytes, params[2].dtype, values, DS_F32, numel(2));
+                TRY(ds_zero_grad(z, 2, bytes, NULL));
+            }
+            for (size_t k = 0; k < N_PARAMS; k++) {
+                size_t i = order[k];
+                TRY(ds_zero_fetch(z, i, NULL));
+                for (size_t e = 0; e < numel(i); e++) values[e] = given(s, i, e, a->rank, micro, step, 0);
+                if (i == 5) {
+                    void *buffer = NULL;
+                    TRY(ds_zero_grad_buffer(z, i, &buffer));
+                    ds_optim_cast(buffer, params[i].dtype, values, DS_F32, numel(i));
+                    TRY(ds_zero_grad_ready(z, i, NULL));
+                } else {
+                    ds_optim_cast(bytes, params[i].dtype, values, DS_F32, numel(i));
+                    TRY(ds_zero_grad(z, i, bytes, NULL));
+                }
+                TRY(ds_zero_release(z, i));
+            }
+            TRY(ds_zero_loss(z, loss_of(s, a->rank, micro, step)));
+            TRY(ds_zero_end(z));
+        }
+        if (step == 0 && a->rank == 0) ds_zero_stop(z); /* one rank's wish is everyone's */
+        TRY(ds_zero_step(z, &report));
+        if (!report.stop) snprintf(a->out->message, sizeof a->out->message, "the stop flag was lost");
+        a->out->norm = report.grad_norm;
+        a->out->loss = report.loss;
+        a->out->scale = report.next_loss_scale;
+        a->out->skipped = report.skipped_steps;
+    }
+    for (size_t i = 0; i < N_PARAMS; i++) {
+        TRY(ds_zero_read(z, i, -1, 0, numel(i), a->out->value[i]));
+        TRY(ds_zero_read(z, i, 0, 0, numel(i), a->out->exp_avg[i]));
+    }
+    if (s->save) TRY(ds_zero_save(z, s->save, NULL, NULL, 0));
+    ds_zero_get_stats(z, &a->out->stats);
+done:
+    ds_zero_destroy(z);
+    ds_comm_destroy(a->comm);
+    ds_config_free(config);
+    free(values);
+    free(bytes);
+    return NULL;
+}
+
+/* Runs a setting on its ranks; out has one outcome for each. */
+static void run(const setting *s, outcome *out) {
+    ds_comm *comms[MAX_WORLD] = {0};
+    thread_of of[MAX_WORLD];
+    pthread_t threads[MAX_WORLD];
+    ds_error error = {DS_OK, ""};
+    ds_comm_desc d;
+    memset(&d, 0, sizeof d);
+    memset(out, 0, (size_t)s->world * sizeof *out);
+    d.timeout = 60000000000;
+    if (s->world > 1 && !CHECK(ds_comm_threads_create(&d, s->world, comms, &error) == DS_OK)) return;
+    for (int r = 0; r < s->world; r++) {
+        of[r].s = s;
+        of[r].comm = comms[r];
+        of[r].rank = r;
+        of[r].out = &out[r];
+        pthread_create(&threads[r], NULL, run_rank, &of[r]);
+    }
+    for (int r = 0; r < s->world; r++) pthread_join(threads[r], NULL);
+}
+
+static bool same(const outcome *a, const outcome *b) {
+    for (size_t i = 0; i < N_PARAMS; i++)
+        if (memcmp(a->value[i], b->value[i], numel(i) * 4) || memcmp(a->exp_avg[i], b->exp_avg[i], numel(i) * 4))
+            return false;
+    return a->norm == b->norm;
+}
