@@ -509,8 +509,8 @@ DS_API size_t ds_optim_save_bytes(const ds_optim *o);
 DS_API void ds_optim_save(const ds_optim *o, void *bytes);
 DS_API ds_status ds_optim_load(ds_optim *o, const void *bytes, size_t count);
 
-/* The 1-bit family's error feedback, of this rank alone: buffers i < count, `which` 0 worker, 1 server. Contents may be
-   saved and written back through the pointer at the same world size. After a resume at another size call
+/* The 1-bit family's error feedback, of this rank alone: buffers i < count, `which` 0 worker, 1 server, 2 what OneBitLamb's
+   padding holds. Contents may be saved and written back through the pointer at the same world size. After a resume at another size call
    ds_optim_reset_errors (or skip loading: they start as zero), which logs id 1. */
 DS_API size_t ds_optim_error_buffers(const ds_optim *o);
 DS_API float *ds_optim_error_buffer(ds_optim *o, size_t i, int which, size_t *count);
@@ -2125,6 +2125,12 @@ DS_API float *ds_optim_error_buffer(ds_optim *o, size_t i, int which, size_t *co
     const size_t ranks = (size_t)dsi_optim_ranks(o);
     const bool fused = dsi_optim_fused(o);
     const size_t begin = fused ? 0 : o->items[i].error_begin, n = fused ? o->error_count : o->items[i].padded;
+    if (which == 2) { // the padding of OneBitLamb's shared buffer
+        const dsi_optim_item *last = &o->items[o->desc.tensor_count - 1];
+        const size_t used = fused ? last->error_begin + last->count : n;
+        *count = n - used;
+        return o->average + (fused ? used : 0);
+    }
     *count = which ? n / ranks : n;
     return which ? o->server_error + begin / ranks : o->worker_error + begin;
 }

@@ -34,7 +34,8 @@ OPTIONS
 
 WHAT IT DOES NOT DO
     It knows no model, owns no loop, builds no graph, starts no process. It does not touch the model's activations.
-    No pipeline or tensor parallelism; give each data-parallel group its own engine.
+    No pipeline or tensor parallelism of its own: give each data-parallel group its own engine, and model_group to let the
+    norm and overflow span the model's parts.
 
 CONCEPTS
     A parameter is a logical tensor that every rank registers in the same order. `*slot` is where the model finds it:
@@ -44,6 +45,10 @@ CONCEPTS
     part alone, at 2 and 3 the gradients too, at 3 the parameters too. At stage 0 every rank owns everything.
     So each rank copies a like share of each tensor, which is what zero_optimization.round_robin_gradients asks for: it is
     met whether given or not.
+    A matrix that Muon orthogonalises is not cut: it belongs to the rank that has the fewest elements so far, and nothing
+    more is sent; ranks then differ by up to the largest matrix. LAMB's parts exchange two numbers per grain in each step.
+    The 1-bit optimizers work at stage 0: in their compressed phase gradients are not reduced at all, the optimizer
+    averages its momenta with one bit per element, report.grad_norm is the root of the ranks' mean square, and nothing is clipped.
     Small parameters stay whole at stage 3. [cfg: zero_optimization.stage3_param_persistence_threshold]
     Buckets. Gradients are copied as they come into buckets of zero_optimization.reduce_bucket_size elements (one tensor each
     when contiguous_gradients is false), which are
@@ -277,6 +282,7 @@ typedef struct ds_zero_param {
     ds_dtype dtype;    /* what the model computes with: ds_zero_model_dtype(config), or DS_F32 to stay in fp32 */
     size_t group;      /* index into ds_zero_desc.groups; 0 when there are none */
     bool frozen;       /* no gradient, no states */
+    bool replicated;   /* every rank of model_group holds the same: its squares count once in the norm */
     int contributions; /* gradients per micro-batch, more than one for tied weights; 0 counts as 1 */
     bool sparse;       /* a table of which a micro-batch uses few rows (the first dimension), as an embedding: with
                           sparse_gradients only rows that are not zero travel [cfg: sparse_gradients] */
@@ -328,6 +334,8 @@ typedef struct ds_zero_desc {
     double (*schedule)(void *ctx, int64_t step, double base); /* the client's own learning rate of optimizer step
                                                                  0, 1, ...; NULL: scheduler.type */
     void *schedule_ctx;
+    ds_group model_group; /* ranks that hold the other parts of the model (tensor or pipeline parallelism): the
+                             gradients' norm and overflow span it. Used once in each step. Zeroed: none */
     void (*event)(void *ctx, const char *tag, double value, int64_t samples); /* the documents' scalars, on rank 0 */
     void *event_ctx;
     ds_allocator allocator;
@@ -350,7 +358,8 @@ typedef struct ds_zero_report {
     double loss_scale;     /* that multiplied this step's losses */
     double next_loss_scale;
     bool skipped;          /* for overflow: parameters and states are as before */
-    size_t overflow_param; /* index of the first parameter whose gradient was not finite, when skipped */
+    size_t overflow_param; /* index of the first parameter whose gradient was not finite, when skipped; SIZE_MAX: it is
+                              in another part of the model */
     bool stop;             /* some rank called ds_zero_stop before this step */
     int64_t ns_forward, ns_backward, ns_reduce, ns_step; /* wall clock of this rank since the last step */
 } ds_zero_report;
@@ -737,6 +746,9 @@ typedef struct dsi_zero_param {
     int contributions;
     void **slot;
     size_t numel, grains, turn; /* turn: k of the parts' formula */
+    size_t owner;               /* the one part that has the whole tensor; DSI_ZERO_NONE: all have their share */
+    bool uncut;                 /* the optimizer takes the tensor as a whole */
+    bool replicated;            /* the same on all ranks of the model group */
     size_t own_begin, own_count;
     size_t shard;  /* where the own part stands in the arrays of states and accumulators, in elements */
     size_t home;   /* where the own part stands in z->home, in bytes; stage 3, not whole */
@@ -809,6 +821,8 @@ struct ds_zero {
     ds_dtype model_dtype, wire, acc_dtype;
     size_t reduce_bucket, gather_bucket, prefetch, max_live, max_reuse, persistence, sub_group;
     bool boundary, invariant; /* ds.reduce_at_boundary, ds.world_invariant */
+    bool by_norm, one_bit;    /* of the optimizer */
+    bool local;               /* this step's gradients are not reduced: the optimizer averages its momenta by itself */
     size_t levels;            /* accumulators: one, with world_invariant one for each bit of the micro-batch's number */
     bool overlap, contiguous, sparse, elastic, ignore_unused, gather_by_broadcast, reduce_whole, hooks, gather_on_save,
         load_fp32, fp16;
@@ -838,6 +852,7 @@ struct ds_zero {
     size_t n_subs, sub_elements, sub_home_bytes;
     dsi_zero_set sets[3];
     size_t n_sets;
+    bool measuring; /* the pass over sub-groups before the update: states change, parameters do not */
     ds_optim_slice *slices;
 
     /* gradients */
@@ -865,9 +880,13 @@ struct ds_zero {
     char *gather_pack; /* small tensors on their way to all ranks after a step */
     size_t gather_pack_elements;
     double *norm_own, *norm_all, *norm_tensor;
+    struct dsi_zero_ballot *spanned; /* (model.size) */
     size_t *cursors;
 
     ds_optim *optim;
+    char *one_bit_scratch;
+    size_t one_bit_bytes;
+    ds_group model; /* the other parts of the model; size 0 or 1: none */
     ds_loss_scaler scaler;
     ds_offload *store[2];                        /* of states and of parameters; may be the same */
     ds_offload_id disk[2 + DS_OPTIM_MAX_STATES]; /* master, states, home */
@@ -947,12 +966,13 @@ static void dsi_zero_untable(ds_zero *z, void *memory, size_t count, size_t each
 static size_t dsi_zero_cut(const dsi_zero_param *p, size_t parts, size_t r) {
     size_t grain = p->grains / parts * r + (p->grains % parts * r + p->turn) / parts;
     size_t element = grain * DS_GRAIN;
-    return r == 0 ? 0 : element < p->numel ? element : p->numel;
+    if (p->owner != DSI_ZERO_NONE) return r <= p->owner ? 0 : p->numel;
+    return r == 0 ? 0 : r < parts && element < p->numel ? element : p->numel;
 }
 
 static void dsi_zero_part(const ds_zero *z, const dsi_zero_param *p, size_t r, size_t *begin, size_t *count) {
     *begin = dsi_zero_cut(p, z->parts, r);
-    *count = (r + 1 == z->parts ? p->numel : dsi_zero_cut(p, z->parts, r + 1)) - *begin;
+    *count = dsi_zero_cut(p, z->parts, r + 1) - *begin;
 }
 
 static size_t dsi_zero_grains(size_t elements) {
@@ -987,12 +1007,12 @@ static void dsi_zero_layout_shard(ds_zero *z) {
     z->home_bytes = home;
 }
 
-/* Cuts shard space in sub-groups. [cfg: zero_optimization.sub_group_size] */
+/* Cuts shard space in sub-groups, but never a tensor that the optimizer takes as a whole. [cfg: zero_optimization.sub_group_size] */
 static size_t dsi_zero_layout_subs(ds_zero *z, dsi_zero_sub *subs) {
     size_t step = z->sub_group / DS_GRAIN * DS_GRAIN, n = 0, cursor = 0;
     if (step == 0) step = DS_GRAIN;
     z->sub_elements = z->sub_home_bytes = 0;
-    for (size_t begin = 0; begin < z->shard_total; begin += step, n++) {
+    for (size_t begin = 0; begin < z->shard_total; n++) {
         dsi_zero_sub sub;
         sub.begin = begin;
         sub.end = z->shard_total - begin < step ? z->shard_total : begin + step;
@@ -1001,6 +1021,7 @@ static size_t dsi_zero_layout_subs(ds_zero *z, dsi_zero_sub *subs) {
         while (cursor < z->n_train) {
             const dsi_zero_param *p = &z->params[z->order[cursor]];
             size_t end = p->shard + dsi_zero_grains(p->own_count) * DS_GRAIN;
+            if (p->uncut && p->shard < sub.end && end > sub.end) sub.end = end;
             if (!p->whole && p->own_count && end > sub.begin && p->shard < sub.end) {
                 size_t from = p->shard > sub.begin ? 0 : sub.begin - p->shard;
                 size_t to = sub.end - p->shard < p->own_count ? sub.end - p->shard : p->own_count;
@@ -1016,6 +1037,7 @@ static size_t dsi_zero_layout_subs(ds_zero *z, dsi_zero_sub *subs) {
         if (sub.home_end > sub.home_begin && sub.home_end - sub.home_begin > z->sub_home_bytes)
             z->sub_home_bytes = sub.home_end - sub.home_begin;
         if (subs) subs[n] = sub;
+        begin = sub.end;
     }
     return n;
 }
@@ -1168,6 +1190,7 @@ static ds_status dsi_zero_set_start(ds_zero *z, dsi_zero_set *set, const dsi_zer
         void *buffer = home ? (void *)set->home : (void *)set->array[a];
         ds_status status;
         if (a == 0 && end > z->shard_half * sizeof(float)) end = z->shard_half * sizeof(float);
+        if (write && z->measuring && (a == 0 || home)) continue;
         if (!buffer || end <= begin || (home && !write && sub->end <= z->shard_half)) continue;
         status = write ? ds_offload_start_write(z->store[store], z->disk[a], begin, end - begin, buffer,
                                                 &set->ticket[set->tickets])
@@ -1508,7 +1531,7 @@ static ds_status dsi_zero_bucket_launch(ds_zero *z, size_t b) {
     int64_t start = dsi_now(&z->clock);
     bucket->handle = 0;
     if (z->boundary && z->acc && !dsi_zero_bucket_add(z, bucket, memory)) return DS_OK;
-    if (z->world == 1) return DS_OK;
+    if (z->world == 1 || z->local) return DS_OK;
     memset(&call, 0, sizeof call);
     call.in = memory;
     call.out = memory;
@@ -1648,6 +1671,7 @@ DS_API ds_status ds_zero_begin(ds_zero *z, ds_zero_pass pass) {
         for (size_t i = 0; i < z->n_params; i++) z->params[i].given = 0;
         z->t_begin = dsi_now(&z->clock);
         z->t_gradient = 0;
+        z->local = z->one_bit && ds_optim_wants_local_gradients(z->optim);
     }
     z->pass = (int)pass;
     z->position = 0;
@@ -1834,7 +1858,13 @@ DS_API void ds_zero_stop(ds_zero *z) {
 typedef struct dsi_zero_ballot { /* what each rank tells the others before an update; its losses follow */
     int64_t loss_count;
     int64_t stop;
+    double squares; /* stage 0: of this rank's gradient, which is not that of the others when it is not reduced */
+    int64_t bad;    /* stage 0: the first parameter whose gradient is not finite; INT64_MAX: none */
 } dsi_zero_ballot;
+
+static size_t dsi_zero_models(const ds_zero *z) {
+    return z->model.size > 1 ? (size_t)z->model.size : 1;
+}
 
 static size_t dsi_zero_head(const ds_zero *z) { /* in doubles */
     return sizeof(dsi_zero_ballot) / sizeof(double) + (size_t)z->accumulation;
@@ -1859,11 +1889,14 @@ static size_t dsi_zero_norm_room(const ds_zero *z) {
 static void dsi_zero_tally(ds_zero *z, const double *all, dsi_zero_ballot *total, double *loss) {
     size_t head = dsi_zero_head(z), votes = sizeof *total / sizeof(double), at = 0;
     memset(total, 0, sizeof *total);
+    total->bad = INT64_MAX;
     for (int r = 0; r < z->world; r++) {
         dsi_zero_ballot one;
         memcpy(&one, all + at, sizeof one);
         total->loss_count += one.loss_count;
         total->stop |= one.stop;
+        total->squares += one.squares;
+        if (one.bad < total->bad) total->bad = one.bad;
         for (int m = 0; m < z->accumulation; m++) z->norm_tensor[m * z->world + r] = all[at + votes + (size_t)m];
         z->cursors[r] = at + head;
         at += z->world > 1 ? z->counts[r] : 0;
@@ -1872,9 +1905,9 @@ static void dsi_zero_tally(ds_zero *z, const double *all, dsi_zero_ballot *total
 }
 
 /* The sum of all squares from z->cursors on, and the first parameter whose gradient is not finite. */
-static double dsi_zero_squares(ds_zero *z, const double *all, size_t *bad) {
+static double dsi_zero_squares(ds_zero *z, const double *all, int64_t *bad) {
     double sum = 0.0;
-    *bad = DSI_ZERO_NONE;
+    *bad = INT64_MAX;
     for (size_t i = 0; i < z->n_params; i++) {
         const dsi_zero_param *p = &z->params[i];
         double squares;
@@ -1887,22 +1920,30 @@ static double dsi_zero_squares(ds_zero *z, const double *all, size_t *bad) {
             k += grains;
         }
         squares = ds_optim_norm_tree(z->norm_tensor, k);
-        if (!isfinite(squares) && *bad == DSI_ZERO_NONE) *bad = i;
-        sum += squares;
+        if (!isfinite(squares) && *bad == INT64_MAX) *bad = (int64_t)i;
+        if (!p->replicated || z->model.rank == 0) sum += squares;
     }
     return sum;
 }
 
-/* The global norm: each rank has the fp64 squares of its grains; all get all, put each tensor's grains in order, and add
-   them in a binary tree, tensors in the order of registration. So it has the same bits however the grains were spread. */
-static ds_status dsi_zero_norm(ds_zero *z, dsi_zero_ballot *total, double *loss, double *norm, size_t *bad) {
-    size_t head = dsi_zero_head(z), n = head;
-    dsi_zero_ballot mine;
-    const double *all = z->norm_own;
-    mine.loss_count = z->loss_count;
-    mine.stop = __atomic_load_n(&z->stop, __ATOMIC_RELAXED);
-    memcpy(z->norm_own, &mine, sizeof mine);
-    memcpy(z->norm_own + sizeof mine / sizeof(double), z->losses, (size_t)z->accumulation * sizeof(double));
+/* The other parts of the model add their squares; what one of them finds not finite, or asks to stop for, all do. */
+static ds_status dsi_zero_span(ds_zero *z, dsi_zero_ballot *total) {
+    ds_status status;
+    if (z->model.size < 2) return DS_OK;
+    status = z->model.exchange(z->model.ctx, total, z->spanned, sizeof *total);
+    if (status) return dsi_zero_die(z, status, "norm over the model's parts", "model_group.exchange failed");
+    total->squares = 0.0;
+    for (int r = 0; r < z->model.size; r++) {
+        total->squares += z->spanned[r].squares;
+        total->stop |= z->spanned[r].stop;
+        if (z->spanned[r].bad != INT64_MAX && total->bad == INT64_MAX) total->bad = INT64_MAX - 1; /* not one of ours */
+    }
+    return DS_OK;
+}
+
+/* The squares of this rank's grains, behind room for its ballot. */
+static size_t dsi_zero_measure(ds_zero *z) {
+    size_t n = dsi_zero_head(z);
     for (size_t i = 0; i < z->n_params; i++) {
         const dsi_zero_param *p = &z->params[i];
         ds_dtype dtype;
@@ -1912,6 +1953,24 @@ static ds_status dsi_zero_norm(ds_zero *z, dsi_zero_ballot *total, double *loss,
         ds_optim_norm_grains(gradient, dtype, p->own_count, 1.0f, z->norm_own + n);
         n += dsi_zero_grains(p->own_count);
     }
+    return n;
+}
+
+/* The global norm: each rank has the fp64 squares of its grains; all get all, put each tensor's grains in order, and add
+   them in a binary tree, tensors in the order of registration. So it has the same bits however the grains were spread. At
+   stage 0 each rank has all grains; where gradients are not reduced (the 1-bit optimizers), the ranks' mean is taken. */
+static ds_status dsi_zero_norm(ds_zero *z, dsi_zero_ballot *total, double *loss) {
+    size_t head = dsi_zero_head(z);
+    dsi_zero_ballot mine;
+    const double *all = z->norm_own;
+    (void)dsi_zero_measure(z);
+    memset(&mine, 0, sizeof mine);
+    mine.loss_count = z->loss_count;
+    mine.stop = __atomic_load_n(&z->stop, __ATOMIC_RELAXED);
+    z->cursors[0] = head;
+    if (z->stage == 0) mine.squares = dsi_zero_squares(z, z->norm_own, &mine.bad);
+    memcpy(z->norm_own, &mine, sizeof mine);
+    memcpy(z->norm_own + sizeof mine / sizeof(double), z->losses, (size_t)z->accumulation * sizeof(double));
     if (z->world > 1) {
         for (int r = 0; r < z->world; r++) {
             z->counts[r] = head;
@@ -1923,12 +1982,11 @@ static ds_status dsi_zero_norm(ds_zero *z, dsi_zero_ballot *total, double *loss,
         all = z->norm_all;
     }
     dsi_zero_tally(z, all, total, loss);
-    if (z->stage == 0) {
-        all = z->norm_own;
-        z->cursors[0] = head;
-    }
-    *norm = sqrt(dsi_zero_squares(z, all, bad));
-    return DS_OK;
+    if (z->stage > 0)
+        total->squares = dsi_zero_squares(z, all, &total->bad);
+    else
+        total->squares = z->local ? total->squares / z->world : mine.squares;
+    return dsi_zero_span(z, total);
 }
 
 /* Slices of the own parts that lie in a sub-group, over arrays that begin at its first element; `cursor` walks z->order. */
@@ -1980,7 +2038,7 @@ static dsi_zero_set dsi_zero_view(const ds_zero *z, const dsi_zero_sub *sub, con
    this one and writing the last go on at once. [cfg: zero_optimization.offload_optimizer.pipeline_read, .pipeline_write] */
 static ds_status dsi_zero_update(ds_zero *z) {
     bool disk = z->n_sets > 0;
-    size_t cursor = 0;
+    size_t cursor = 0, n;
     ds_status status = DS_OK;
     if (disk && z->n_subs) status = dsi_zero_set_start(z, &z->sets[0], &z->subs[0], false);
     for (size_t g = 0; g < z->n_subs && !status; g++) {
@@ -1993,7 +2051,8 @@ static ds_status dsi_zero_update(ds_zero *z) {
             if ((status = dsi_zero_set_start(z, next, &z->subs[g + 1], false))) break;
         }
         view = dsi_zero_view(z, &z->subs[g], set);
-        status = ds_optim_apply(z->optim, z->slices, dsi_zero_slices(z, &z->subs[g], &view, &cursor));
+        n = dsi_zero_slices(z, &z->subs[g], &view, &cursor);
+        status = z->measuring ? ds_optim_measure(z->optim, z->slices, n) : ds_optim_apply(z->optim, z->slices, n);
         if (status) return dsi_zero_die(z, status, "optimizer step", ds_optim_error(z->optim)->message);
         if (!disk) continue;
         if ((status = dsi_zero_set_start(z, set, &z->subs[g], true))) break;
@@ -2107,10 +2166,12 @@ static ds_status dsi_zero_gather_updated(ds_zero *z) {
             status = dsi_zero_gather_all(z, p->full, p->counts, p->dtype);
         else {
             dsi_zero_pack pack;
-            size_t step = z->gather_pack_elements / z->parts;
+            size_t step = z->gather_pack_elements / z->parts, longest = 0;
+            for (size_t r = 0; r < z->parts; r++)
+                if (p->counts[r] > longest) longest = p->counts[r];
             pack.first = pack.last = i;
             pack.limit = step;
-            for (pack.begin = 0; pack.begin * z->parts < p->numel + z->parts * DS_GRAIN && !status; pack.begin += step)
+            for (pack.begin = 0; pack.begin < longest && !status; pack.begin += step)
                 status = dsi_zero_gather_pack(z, &pack, p->dtype, false);
         }
     }
@@ -2125,7 +2186,15 @@ static ds_status dsi_zero_apply(ds_zero *z, double norm, double inverse) {
     double coefficient = ds_optim_clip_coefficient(norm, z->clipping);
     ds_status status = ds_optim_begin(z->optim, inverse, coefficient, norm);
     if (status) return dsi_zero_fail(z, status, "optimizer step: %s", ds_optim_error(z->optim)->message);
-    if ((status = dsi_zero_update(z))) {
+    if (z->by_norm) { /* LAMB: the norms of whole tensors, from the parts of all ranks */
+        z->measuring = true;
+        status = dsi_zero_update(z);
+        z->measuring = false;
+        if (!status && (status = ds_optim_combine(z->optim)))
+            dsi_zero_die(z, status, "optimizer step", ds_optim_error(z->optim)->message);
+    }
+    if (!status) status = dsi_zero_update(z);
+    if (status) {
         ds_optim_cancel(z->optim);
         return status;
     }
@@ -2140,8 +2209,9 @@ DS_API ds_status ds_zero_step(ds_zero *z, ds_zero_report *report) {
     ds_status status = dsi_zero_alive(z), scaled;
     dsi_zero_ballot total;
     ds_zero_report r;
-    double norm = 0.0, loss = 0.0, inverse;
-    size_t bad = DSI_ZERO_NONE;
+    double loss = 0.0, inverse;
+    const char *culprit;
+    size_t bad;
     int64_t start = dsi_now(&z->clock), before = z->samples;
     memset(&r, 0, sizeof r);
     memset(&total, 0, sizeof total);
@@ -2151,23 +2221,25 @@ DS_API ds_status ds_zero_step(ds_zero *z, ds_zero_report *report) {
     if (z->micro < z->accumulation)
         return dsi_zero_fail(z, DS_ERR_STATE, "ds_zero_step: %d of %d micro-batches were given", z->micro,
                              z->accumulation);
-    if ((status = dsi_zero_norm(z, &total, &loss, &norm, &bad))) return status;
-    inverse = 1.0 / (z->scaler.scale * z->accumulation * z->world * z->before_reduce);
+    if ((status = dsi_zero_norm(z, &total, &loss))) return status;
+    inverse = 1.0 / (z->scaler.scale * z->accumulation * (z->local ? 1 : z->world) * z->before_reduce);
     r.lr = ds_optim_lr(z->optim, 0);
     r.momentum = strcmp(ds_optim_type_name(z->optim), "SGD") == 0 ? ds_optim_group_params(z->optim, 0)->momentum
                                                                   : ds_optim_group_params(z->optim, 0)->beta1;
     r.loss = total.loss_count ? loss / (double)total.loss_count : (double)NAN;
     r.stop = total.stop != 0;
     r.loss_scale = z->scaler.scale;
-    r.grad_norm = norm * inverse;
-    r.skipped = bad != DSI_ZERO_NONE;
+    r.grad_norm = sqrt(total.squares) * inverse;
+    r.skipped = total.bad != INT64_MAX || !isfinite(total.squares);
+    bad = total.bad < (int64_t)z->n_params ? (size_t)total.bad : SIZE_MAX;
+    culprit = bad == SIZE_MAX ? "(in another part of the model)" : z->params[bad].name;
     r.overflow_param = r.skipped ? bad : 0;
     if (!r.skipped && (status = dsi_zero_apply(z, r.grad_norm, inverse))) return status;
     scaled = ds_loss_scaler_update(&z->scaler, r.skipped);
     if (r.skipped)
         dsi_log(&z->logger, "ds_zero", DS_LOG_WARNING, 2,
                 "step %lld skipped: the gradient of '%s' is not finite at loss scale %g; next scale %g",
-                (long long)z->step + 1, z->params[bad].name, r.loss_scale, z->scaler.scale);
+                (long long)z->step + 1, culprit, r.loss_scale, z->scaler.scale);
     z->step++;
     z->skipped += r.skipped;
     z->samples += z->samples_per_step;
@@ -2191,7 +2263,7 @@ DS_API ds_status ds_zero_step(ds_zero *z, ds_zero_report *report) {
         return dsi_zero_fail(z, scaled,
                              "step %lld: the gradient of '%s' is not finite at the smallest loss scale, %g; training "
                              "cannot go on",
-                             (long long)z->step, z->params[bad].name, r.loss_scale);
+                             (long long)z->step, culprit, r.loss_scale);
     return DS_OK;
 }
 
@@ -2258,6 +2330,69 @@ static const char *dsi_zero_saved_name(const ds_zero *z, const dsi_zero_param *p
     return room;
 }
 
+/* The 1-bit optimizers' error feedback belongs to a rank: row `rank` of a tensor that has one for each. */
+static size_t dsi_zero_errors(ds_zero *z) {
+    return z->world > 1 ? 3 * ds_optim_error_buffers(z->optim) : 0;
+}
+
+static float *dsi_zero_error_row(ds_zero *z, size_t k, ds_checkpoint_tensor *t, char *name, size_t room) {
+    static const char *const kinds[3] = {"worker_error", "server_error", "padding"};
+    size_t count = 0;
+    float *memory = ds_optim_error_buffer(z->optim, k / 3, (int)(k % 3), &count);
+    snprintf(name, room, "optimizer.1bit.%s.%zu", kinds[k % 3], k / 3);
+    memset(t, 0, sizeof *t);
+    t->name = name;
+    t->begin = count * (size_t)z->rank;
+    t->count = count;
+    return memory;
+}
+
+static ds_status dsi_zero_error_read(void *ctx, size_t begin, size_t count, void *out) {
+    dsi_zero_source *s = (dsi_zero_source *)ctx;
+    size_t row = 0;
+    const float *memory = ds_optim_error_buffer(s->z->optim, (size_t)s->array / 3, s->array % 3, &row);
+    memcpy(out, memory + (begin - row * (size_t)s->z->rank), count * sizeof(float));
+    return DS_OK;
+}
+
+static ds_status dsi_zero_save_errors(ds_zero *z, ds_checkpoint_writer *w, dsi_zero_source *sources) {
+    for (size_t k = 0; k < dsi_zero_errors(z); k++) {
+        ds_checkpoint_tensor t;
+        size_t shape[2];
+        (void)dsi_zero_error_row(z, k, &t, (char *)z->scratch, DSI_ZERO_CHUNK);
+        sources[k].z = z;
+        sources[k].array = (int)k;
+        shape[0] = (size_t)z->world;
+        shape[1] = t.count;
+        t.dtype = DS_F32;
+        t.shape = shape;
+        t.dims = 2;
+        t.read = dsi_zero_error_read;
+        t.ctx = &sources[k];
+        if (ds_checkpoint_add(w, &t))
+            return dsi_zero_fail(z, ds_checkpoint_writer_error(w)->status, "%s",
+                                 ds_checkpoint_writer_error(w)->message);
+    }
+    return DS_OK;
+}
+
+/* At another world size the feedback starts from zero. */
+static ds_status dsi_zero_load_errors(ds_zero *z, ds_checkpoint *c) {
+    for (size_t k = 0; k < dsi_zero_errors(z); k++) {
+        ds_checkpoint_tensor t;
+        ds_checkpoint_info info;
+        float *memory = dsi_zero_error_row(z, k, &t, (char *)z->scratch, DSI_ZERO_CHUNK);
+        if (ds_checkpoint_find(c, t.name, &info) || info.dims != 2 || info.shape[0] != (size_t)z->world ||
+            info.shape[1] != t.count) {
+            ds_optim_reset_errors(z->optim);
+            return DS_OK;
+        }
+        if (ds_checkpoint_read(c, t.name, t.begin, t.count, DS_F32, memory))
+            return dsi_zero_fail(z, ds_checkpoint_error(c)->status, "load: %.480s", ds_checkpoint_error(c)->message);
+    }
+    return DS_OK;
+}
+
 static ds_status dsi_zero_save_tensors(ds_zero *z, ds_checkpoint_writer *w, dsi_zero_source *sources) {
     char *name = (char *)z->scratch;
     for (size_t i = 0; i < z->n_params; i++) {
@@ -2274,8 +2409,7 @@ static ds_status dsi_zero_save_tensors(ds_zero *z, ds_checkpoint_writer *w, dsi_
             t.shape = p->shape;
             t.dims = p->dims;
             t.begin = dsi_zero_cut(p, (size_t)z->world, (size_t)z->rank);
-            t.count =
-                (z->rank + 1 == z->world ? p->numel : dsi_zero_cut(p, (size_t)z->world, (size_t)z->rank + 1)) - t.begin;
+            t.count = dsi_zero_cut(p, (size_t)z->world, (size_t)z->rank + 1) - t.begin;
             t.read = dsi_zero_source_read;
             t.ctx = sources++;
             if (ds_checkpoint_add(w, &t))
@@ -2283,7 +2417,7 @@ static ds_status dsi_zero_save_tensors(ds_zero *z, ds_checkpoint_writer *w, dsi_
                                      ds_checkpoint_writer_error(w)->message);
         }
     }
-    return DS_OK;
+    return dsi_zero_save_errors(z, w, sources);
 }
 
 static const struct {
@@ -2339,7 +2473,7 @@ DS_API ds_status ds_zero_save(ds_zero *z, const char *folder, const char *tag, c
     ds_checkpoint_desc d;
     ds_checkpoint_writer *w = NULL;
     dsi_zero_source *sources;
-    size_t n_sources = z->n_params * (1 + DS_OPTIM_MAX_STATES);
+    size_t n_sources;
     char made[64];
     ds_error error;
     memset(&error, 0, sizeof error);
@@ -2347,6 +2481,7 @@ DS_API ds_status ds_zero_save(ds_zero *z, const char *folder, const char *tag, c
     if (z->pass >= 0 || z->micro)
         return dsi_zero_fail(z, DS_ERR_STATE, "ds_zero_save: in the middle of a step (%d micro-batches given)",
                              z->micro);
+    n_sources = z->n_params * (1 + DS_OPTIM_MAX_STATES) + dsi_zero_errors(z);
     snprintf(made, sizeof made, "global_step%lld", (long long)z->step);
     d = dsi_zero_checkpoint_desc(z, folder);
     status = ds_checkpoint_begin(&d, tag ? tag : made, &w, &error);
@@ -2421,6 +2556,10 @@ static ds_status dsi_zero_load_check(ds_zero *z, ds_checkpoint *c) {
     if (ds_checkpoint_get_text(c, "optimizer.type", &type) || strcmp(type, ds_optim_type_name(z->optim)) != 0)
         return dsi_zero_fail(z, DS_ERR_INPUT, "load: checkpoint '%s' was trained with optimizer %s, expected %s",
                              ds_checkpoint_tag(c), type ? type : "(unknown)", ds_optim_type_name(z->optim));
+    for (size_t i = 0; i < ds_checkpoint_count(c); i++) { /* error feedback may be there or not */
+        ds_checkpoint_info info;
+        if (ds_checkpoint_at(c, i, &info) == DS_OK && strncmp(info.name, "optimizer.1bit.", 15) == 0) expected++;
+    }
     return dsi_zero_load_extra(z, c, expected);
 }
 
@@ -2519,6 +2658,7 @@ DS_API ds_status ds_zero_load(ds_zero *z, const char *folder, const char *tag, c
         int arrays = p->tensor == DSI_ZERO_NONE ? 0 : (int)ds_optim_state_count(z->optim, p->tensor);
         for (int a = -1; a < arrays && !status; a++) status = dsi_zero_load_tensor(z, c, p, a);
     }
+    if (!status) status = dsi_zero_load_errors(z, c);
     if (!status) status = dsi_zero_load_values(z, c);
     ds_checkpoint_close(c);
     if ((status = dsi_zero_agree(z, status, "load"))) {
@@ -2722,7 +2862,6 @@ static ds_status dsi_zero_no_memory(ds_zero *z, ds_error *error, const char *wha
 /* Copies and checks the parameters. */
 static ds_status dsi_zero_register(ds_zero *z, const ds_zero_desc *d, ds_error *error) {
     char *names;
-    size_t turn = 0;
     for (size_t i = 0; i < d->n_params; i++) {
         if (!d->params[i].name || !d->params[i].name[0])
             return dsi_fail(error, DS_ERR_ARGUMENT, "parameter %zu has no name", i);
@@ -2769,26 +2908,32 @@ static ds_status dsi_zero_register(ds_zero *z, const ds_zero_desc *d, ds_error *
         p->sparse = from->sparse && z->sparse && from->dims > 0 && p->numel && !from->frozen;
         p->slot = from->slot;
         p->grains = dsi_zero_grains(p->numel);
-        p->turn = turn;
-        turn = (turn + p->grains) % z->parts;
         p->whole = z->stage < 3 || p->numel <= z->persistence;
         p->external = from->data && z->stage < 3;
         if (p->external) p->full = (char *)from->data;
-        p->counts = z->part_counts + i * z->parts;
-        for (size_t r = 0; r < z->parts; r++) {
-            size_t begin;
-            dsi_zero_part(z, p, r, &begin, &p->counts[r]);
-            if (r == z->part) p->own_begin = begin, p->own_count = p->counts[r];
-        }
+        p->replicated = from->replicated;
         p->tensor = from->frozen ? DSI_ZERO_NONE : z->n_train++;
         if (from->frozen) continue;
         p->piece = p->tensor * z->parts;
         if (p->contributions > 1 && z->stage >= 2) z->n_stashes++; /* the first may come before its bucket opens */
         z->train_elements += p->numel;
         z->total_grains += p->grains;
-        z->own_grains += dsi_zero_grains(p->own_count);
         if (p->numel > z->largest) z->largest = p->numel;
     }
+    return DS_OK;
+}
+
+/* What the optimizer asks of the other ranks: LAMB's norms, and the 1-bit average. */
+static ds_status dsi_zero_exchange(void *ctx, const void *mine, void *all, size_t bytes) {
+    ds_zero *z = (ds_zero *)ctx;
+    if (ds_comm_all_gather(z->comm, mine, all, bytes, NULL, DS_U8))
+        return dsi_zero_comm_failed(z, "exchange of the optimizer's norms", NULL);
+    return DS_OK;
+}
+static ds_status dsi_zero_average(void *ctx, float *buffer, float *worker_error, float *server_error, size_t count) {
+    ds_zero *z = (ds_zero *)ctx;
+    if (ds_comm_one_bit_all_reduce(z->comm, buffer, buffer, count, worker_error, server_error, z->one_bit_scratch))
+        return dsi_zero_comm_failed(z, "compressed average of momenta", NULL);
     return DS_OK;
 }
 
@@ -2806,6 +2951,14 @@ static ds_status dsi_zero_make_optimizer(ds_zero *z, const ds_zero_desc *d, ds_e
     o.allocator = z->allocator;
     o.logger = z->logger;
     o.kernels = d->kernels;
+    if (z->world > 1) {
+        o.group.exchange = dsi_zero_exchange;
+        o.group.ctx = z;
+        o.group.rank = z->rank;
+        o.group.size = z->world;
+        o.average.average = dsi_zero_average;
+        o.average.ctx = z;
+    }
     if ((!tensors && z->n_train) || !groups) status = dsi_zero_no_memory(z, error, "the optimizer's tensors");
     if (!status) status = ds_wire_optim(d->config, d->optimizer, &o, &base, error);
     if (!status) status = ds_wire_schedule(d->config, &schedule, error);
@@ -2837,16 +2990,51 @@ static ds_status dsi_zero_make_optimizer(ds_zero *z, const ds_zero_desc *d, ds_e
     for (size_t i = 0; i < n_groups && !status && schedule.kind != DS_SCHEDULE_NONE; i++)
         if ((status = ds_optim_set_schedule(z->optim, i, &schedule)))
             dsi_fail(error, status, "scheduler: %.480s", ds_optim_error(z->optim)->message);
-    for (size_t i = 0; i < z->n_train && !status && z->parts > 1; i++)
-        if (ds_optim_tensor_work(z->optim, i) != DS_OPTIM_BY_GRAIN)
-            status = dsi_fail(error, DS_ERR_UNSUPPORTED,
-                              "optimizer.type: %s needs whole tensors, and zero_optimization.stage %d "
-                              "spreads them over %d ranks; it works at stage 0",
-                              ds_optim_type_name(z->optim), z->stage, z->world);
+    z->one_bit = !status && ds_optim_error_buffers(z->optim) > 0;
+    if (z->one_bit && z->parts > 1)
+        status =
+            dsi_fail(error, DS_ERR_UNSUPPORTED,
+                     "optimizer.type: %s averages gradients itself, over ranks that each hold all states; it works "
+                     "at stage 0, and zero_optimization.stage is %d",
+                     ds_optim_type_name(z->optim), z->stage);
+    if (z->one_bit && z->clipping > 0 && !status)
+        status = dsi_fail(error, DS_ERR_UNSUPPORTED,
+                          "gradient_clipping: %s cannot clip once its compressed phase has begun; take it out",
+                          ds_optim_type_name(z->optim));
     if (!status) z->n_states = ds_optim_state_count_max(z->optim);
     dsi_zero_untable(z, groups, n_groups, sizeof *groups);
     dsi_zero_untable(z, tensors, z->n_train, sizeof *tensors);
     return status;
+}
+
+/* Who has which part. A tensor that the optimizer takes as a whole goes to the rank with the fewest elements so far. */
+static ds_status dsi_zero_share(ds_zero *z, ds_error *error) {
+    size_t turn = 0, *load = (size_t *)dsi_zero_table(z, z->parts, sizeof *load);
+    if (!load) return dsi_zero_no_memory(z, error, "the table of parts");
+    for (size_t i = 0; i < z->n_params; i++) {
+        dsi_zero_param *p = &z->params[i];
+        ds_optim_work work = p->tensor == DSI_ZERO_NONE ? DS_OPTIM_BY_GRAIN : ds_optim_tensor_work(z->optim, p->tensor);
+        p->uncut = work == DS_OPTIM_WHOLE || work == DS_OPTIM_WHOLE_BY_NORM;
+        z->by_norm |= work == DS_OPTIM_BY_NORM || work == DS_OPTIM_WHOLE_BY_NORM;
+        p->owner = DSI_ZERO_NONE;
+        if (p->uncut && z->parts > 1) {
+            p->owner = 0;
+            for (size_t r = 1; r < z->parts; r++)
+                if (load[r] < load[p->owner]) p->owner = r;
+            load[p->owner] += p->numel;
+        }
+        p->turn = turn;
+        if (p->owner == DSI_ZERO_NONE) turn = (turn + p->grains) % z->parts;
+        p->counts = z->part_counts + i * z->parts;
+        for (size_t r = 0; r < z->parts; r++) {
+            size_t begin;
+            dsi_zero_part(z, p, r, &begin, &p->counts[r]);
+            if (r == z->part) p->own_begin = begin, p->own_count = p->counts[r];
+        }
+        if (p->tensor != DSI_ZERO_NONE) z->own_grains += dsi_zero_grains(p->own_count);
+    }
+    dsi_zero_untable(z, load, z->parts, sizeof *load);
+    return DS_OK;
 }
 
 /* The layouts, and the tables that hold them. */
@@ -2877,7 +3065,8 @@ static ds_status dsi_zero_make_tables(ds_zero *z, ds_error *error) {
     z->counts = (size_t *)dsi_zero_table(z, dsi_mul((size_t)z->world, z->n_slots + 1), sizeof(size_t));
     z->cursors = (size_t *)dsi_zero_table(z, (size_t)z->world, sizeof(size_t));
     z->agree = (char *)dsi_zero_table(z, (size_t)z->world, sizeof(ds_error));
-    if ((z->n_subs && !z->subs) || !z->slices || !z->counts || !z->cursors || !z->agree)
+    z->spanned = (struct dsi_zero_ballot *)dsi_zero_table(z, dsi_zero_models(z), sizeof *z->spanned);
+    if ((z->n_subs && !z->subs) || !z->slices || !z->counts || !z->cursors || !z->agree || !z->spanned)
         return dsi_zero_no_memory(z, error, "the engine's tables");
     dsi_zero_layout_subs(z, z->subs);
     return DS_OK;
@@ -2907,6 +3096,10 @@ static ds_status dsi_zero_prepare(const ds_zero_desc *d, int rank, int world, ds
     z->clock = d->clock;
     z->files = d->files;
     z->aio = d->aio;
+    z->model = d->model_group;
+    if (z->model.size > 1 && (!z->model.exchange || z->model.rank < 0 || z->model.rank >= z->model.size))
+        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_zero: model_group has rank %d of %d%s", z->model.rank,
+                        z->model.size, z->model.exchange ? "" : " and no exchange");
     z->event = d->event;
     z->event_ctx = d->event_ctx;
     z->rank = rank;
@@ -2922,6 +3115,7 @@ static ds_status dsi_zero_prepare(const ds_zero_desc *d, int rank, int world, ds
     z->part = z->stage == 0 ? 0 : (size_t)rank;
     if ((status = dsi_zero_register(z, d, error))) return status;
     if ((status = dsi_zero_make_optimizer(z, d, error))) return status;
+    if ((status = dsi_zero_share(z, error))) return status;
     {
         ds_loss_scaler_params scaling;
         if ((status = ds_wire_loss_scaler(d->config, &scaling, error))) return status;
@@ -3026,6 +3220,13 @@ static ds_status dsi_zero_memory(ds_zero *z, const ds_zero_desc *d, bool take, d
     DSI_ZERO_ROW(z->norm_all, DS_ZERO_BOOKKEEPING, DS_ZERO_DEVICE,
                  (n * (size_t)z->world + z->total_grains + z->n_train * z->parts) * sizeof(double), "norms")
     DSI_ZERO_ROW(z->norm_tensor, DS_ZERO_BOOKKEEPING, DS_ZERO_DEVICE, dsi_zero_norm_room(z) * sizeof(double), "norms")
+    for (n = 0; n < (z->one_bit && z->world > 1 ? ds_optim_error_buffers(z->optim) : 0); n++) {
+        size_t count = 0, bytes;
+        (void)ds_optim_error_buffer(z->optim, n, 0, &count);
+        bytes = ds_comm_one_bit_sizes(z->world, count).scratch_bytes;
+        if (bytes > z->one_bit_bytes) z->one_bit_bytes = bytes;
+    }
+    DSI_ZERO_ROW(z->one_bit_scratch, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->one_bit_bytes, "the compressed average")
     DSI_ZERO_ROW(z->losses, DS_ZERO_BOOKKEEPING, DS_ZERO_DEVICE, (size_t)z->accumulation * sizeof(double), "losses")
 #undef DSI_ZERO_ROW
     return status;
@@ -3234,6 +3435,7 @@ DS_API void ds_zero_destroy(ds_zero *z) {
     }
     dsi_zero_put(z, DS_ZERO_GATHERED, DS_ZERO_DEVICE, z->arena, z->arena_bytes);
     dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->gather_pack, z->gather_pack_elements * 4);
+    dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->one_bit_scratch, z->one_bit_bytes);
     dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->scratch, DSI_ZERO_CHUNK * sizeof(float));
     {
         size_t n = dsi_zero_head(z);
@@ -3244,6 +3446,7 @@ DS_API void ds_zero_destroy(ds_zero *z) {
         dsi_zero_untable(z, z->losses, (size_t)z->accumulation, sizeof(double));
     }
     for (int k = 0; k < 3; k++) dsi_zero_untable(z, z->traces[k].fetched, z->traces[k].room, sizeof(uint32_t));
+    dsi_zero_untable(z, z->spanned, dsi_zero_models(z), sizeof *z->spanned);
     dsi_zero_untable(z, z->agree, (size_t)z->world, sizeof(ds_error));
     dsi_zero_untable(z, z->cursors, (size_t)z->world, sizeof(size_t));
     dsi_zero_untable(z, z->counts, dsi_mul((size_t)z->world, z->n_slots + 1), sizeof(size_t));

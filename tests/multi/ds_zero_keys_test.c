@@ -22,8 +22,10 @@ static void world_invariant(void) {
             char name[96];
             snprintf(name, sizeof name, "world_invariant: %s stage %d", precisions[k], stage);
             TEST_NAMED(name) {
-                setting s = {1, 0,    8, 2, precisions[k], NULL, ", \"ds\": {\"world_invariant\": true}", 1,
-                             0, NULL, 1, 0, NULL,          NULL};
+                setting s = setting_of(1, 0, 8, 2, precisions[k]);
+                s.top = ", \"ds\": {\"world_invariant\": true}";
+                s.tied = 1;
+                s.leaf = 1;
                 ran(&s, plain);
                 s.stage = stage;
                 s.zero = ", \"stage3_param_persistence_threshold\": 100, \"reduce_bucket_size\": 4000";
@@ -41,7 +43,9 @@ static void world_invariant(void) {
             }
         }
     TEST(world_invariant : six micro - batches are the tree of six leaves) {
-        setting s = {1, 1, 6, 2, "fp32", NULL, ", \"ds\": {\"world_invariant\": true}", 0, 0, NULL, 1, 0, NULL, NULL};
+        setting s = setting_of(1, 1, 6, 2, "fp32");
+        s.top = ", \"ds\": {\"world_invariant\": true}";
+        s.leaf = 1;
         ran(&s, plain);
         s.world = 2;
         s.accumulation = 3;
@@ -50,9 +54,9 @@ static void world_invariant(void) {
         CHECK(same(&out[0], plain) && same(&out[1], plain));
     }
     TEST(world_invariant refuses what would round between) {
-        setting s = {
-            1, 1, 2,    1, "bf16", NULL, ", \"ds\": {\"world_invariant\": true}, \"communication_data_type\": \"bf16\"",
-            0, 0, NULL, 1, 0,      NULL, NULL};
+        setting s = setting_of(1, 1, 2, 1, "bf16");
+        s.top = ", \"ds\": {\"world_invariant\": true}, \"communication_data_type\": \"bf16\"";
+        s.leaf = 1;
         run(&s, out);
         CHECK_HAS(out->message, "take out communication_data_type");
         s.top = ", \"ds\": {\"world_invariant\": true}, \"data_types\": {\"grad_accum_dtype\": \"bf16\"}";
@@ -70,7 +74,8 @@ static void boundary(void) {
         char name[64];
         snprintf(name, sizeof name, "reduce_at_boundary: %s", precisions[k]);
         TEST_NAMED(name) {
-            setting s = {3, 1, 4, 2, precisions[k], NULL, NULL, 1, 0, NULL, 0, 0, NULL, NULL};
+            setting s = setting_of(3, 1, 4, 2, precisions[k]);
+            s.tied = 1;
             ran(&s, plain);
             CHECK_EQ(plain->stats.comm.calls[DS_COMM_REDUCE_SCATTER], 8);
             s.top = ", \"ds\": {\"reduce_at_boundary\": true}";
@@ -94,8 +99,11 @@ static void boundary(void) {
 static void sparse(void) {
     TEST(sparse_gradients : rows travel instead of tables and the bits stay) {
         for (int stage = 0; stage < 4; stage++) {
-            setting s = {3,    stage, 2, 2,    "fp32", ", \"stage3_param_persistence_threshold\": 0", NULL, 1, 1,
-                         NULL, 0,     1, NULL, NULL};
+            setting s = setting_of(3, stage, 2, 2, "fp32");
+            s.zero = ", \"stage3_param_persistence_threshold\": 0";
+            s.tied = 1;
+            s.shuffled = 1;
+            s.sparse = 1;
             uint64_t sent[2];
             for (int on = 0; on < 2; on++) {
                 outcome *o = on ? out : plain;
@@ -113,8 +121,8 @@ static void sparse(void) {
 /* No tensor is a part of one rank's alone: what round_robin_gradients asks for. */
 static void round_robin(void) {
     TEST(round_robin_gradients : each rank copies a like share of each tensor) {
-        setting s = {4,    2, 2, 2,    "fp32", ", \"offload_optimizer\": {\"device\": \"cpu\"}", NULL, 0, 0,
-                     NULL, 0, 0, NULL, NULL};
+        setting s = setting_of(4, 2, 2, 2, "fp32");
+        s.zero = ", \"offload_optimizer\": {\"device\": \"cpu\"}";
         size_t least = SIZE_MAX, most = 0;
         ran(&s, plain);
         s.zero = ", \"offload_optimizer\": {\"device\": \"cpu\"}, \"round_robin_gradients\": true";
@@ -132,7 +140,7 @@ static void round_robin(void) {
 static void elastic(void) {
     TEST(elastic_checkpoint : false refuses a checkpoint of another world size) {
         char folder[] = "/tmp/ds_zero_XXXXXX", command[64];
-        setting s = {2, 2, 1, 2, "fp32", NULL, NULL, 0, 0, NULL, 0, 0, NULL, NULL};
+        setting s = setting_of(2, 2, 1, 2, "fp32");
         CHECK(mkdtemp(folder) != NULL);
         s.save = folder;
         s.zero = ", \"elastic_checkpoint\": false";

@@ -33,18 +33,34 @@ static float gradient(size_t i, size_t e, int rank, int micro, int step, int con
 
 typedef struct setting {
     int world, stage, accumulation, steps;
-    const char *precision;   /* "fp32", "bf16", "fp16" */
-    const char *zero;        /* more of zero_optimization, beginning with a comma */
-    const char *top;         /* more keys, beginning with a comma */
-    int tied;                /* parameter 2 has two contributions */
-    int shuffled;            /* gradients come in another order than that of registration reversed */
-    const char *optimizer;   /* NULL: AdamW; else the type and "params" */
-    int leaf;                /* gradients and losses depend on micro * world + rank and the step alone */
-    int sparse;              /* parameter 2 is a table of rows, most of them without a gradient */
-    const char *load, *save; /* folders: before the first step, after the last */
+    const char *precision;            /* "fp32", "bf16", "fp16" */
+    const char *zero;                 /* more of zero_optimization, beginning with a comma */
+    const char *top;                  /* more keys, beginning with a comma */
+    int tied;                         /* parameter 2 has two contributions */
+    int shuffled;                     /* gradients come in another order than that of registration reversed */
+    const char *optimizer;            /* NULL: AdamW; else the type and "params" */
+    int leaf;                         /* gradients and losses depend on micro * world + rank and the step alone */
+    int sparse;                       /* parameter 2 is a table of rows, most of them without a gradient */
+    const char *hyper;                /* more of optimizer.params, beginning with a comma */
+    const char *load, *save;          /* folders: before the first step, after the last */
+    int first;                        /* number of the first step: gradients go on from there */
+    int overflow_rank, overflow_step; /* with a step above 0: this rank's gradient of "large" is infinite in it */
 } setting;
 
+static inline setting setting_of(int world, int stage, int accumulation, int steps, const char *precision) {
+    setting s;
+    memset(&s, 0, sizeof s);
+    s.world = world;
+    s.stage = stage;
+    s.accumulation = accumulation;
+    s.steps = steps;
+    s.precision = precision;
+    return s;
+}
+
 static float given(const setting *s, size_t i, size_t e, int rank, int micro, int step, int contribution) {
+    if (s->overflow_step && i == 5 && e == 77 && rank == s->overflow_rank && step == s->overflow_step)
+        return (float)INFINITY;
     if (s->sparse && i == 2 && (e / shapes[2][1] + (size_t)(rank + step)) % 10) return 0.0f;
     if (s->leaf) return gradient(i, e, 0, micro * s->world + rank, step, contribution);
     return gradient(i, e, rank, micro, step, contribution);
@@ -78,11 +94,10 @@ static ds_config *config_of(const setting *s, ds_error *error) {
     o.world_size = (size_t)s->world;
     snprintf(text, sizeof text,
              "{\"train_micro_batch_size_per_gpu\": 2, \"gradient_accumulation_steps\": %d,"
-             "\"optimizer\": {%s},"
+             "\"optimizer\": {\"type\": \"%s\", \"params\": {\"lr\": 0.01, \"weight_decay\": 0.1%s}},"
              "\"fp16\": {\"enabled\": %s, \"initial_scale_power\": 4}, \"bf16\": {\"enabled\": %s},"
              "\"zero_optimization\": {\"stage\": %d%s}%s}",
-             s->accumulation,
-             s->optimizer ? s->optimizer : "\"type\": \"AdamW\", \"params\": {\"lr\": 0.01, \"weight_decay\": 0.1}",
+             s->accumulation, s->optimizer ? s->optimizer : "AdamW", s->hyper ? s->hyper : "",
              strcmp(s->precision, "fp16") == 0 ? "true" : "false", strcmp(s->precision, "bf16") == 0 ? "true" : "false",
              s->stage, s->zero ? s->zero : "", s->top ? s->top : "");
     if (ds_config_parse(text, strlen(text), &o, &c, error)) return NULL;
@@ -143,7 +158,7 @@ static void *run_rank(void *arg) {
         goto done;
     }
     if (s->load) TRY(ds_zero_load(z, s->load, NULL, NULL, NULL));
-    for (int step = 0; step < s->steps; step++) {
+    for (int step = s->first; step < s->first + s->steps; step++) {
         for (int micro = 0; micro < s->accumulation; micro++) {
             const size_t *order = orders[s->shuffled];
             TRY(ds_zero_begin(z, DS_ZERO_TRAIN));
@@ -182,7 +197,7 @@ static void *run_rank(void *arg) {
             TRY(ds_zero_loss(z, loss_of(s, a->rank, micro, step)));
             TRY(ds_zero_end(z));
         }
-        if (step == 0 && a->rank == 0) ds_zero_stop(z); /* one rank's wish is everyone's */
+        if (step == s->first && a->rank == 0) ds_zero_stop(z); /* one rank's wish is everyone's */
         TRY(ds_zero_step(z, &report));
         if (!report.stop) snprintf(a->out->message, sizeof a->out->message, "the stop flag was lost");
         a->out->norm = report.grad_norm;
@@ -231,4 +246,103 @@ static bool same(const outcome *a, const outcome *b) {
         if (memcmp(a->value[i], b->value[i], numel(i) * 4) || memcmp(a->exp_avg[i], b->exp_avg[i], numel(i) * 4))
             return false;
     return a->norm == b->norm;
+}
+
+/* What must come out, by the plainest means: the tree over ranks, rounded; the sum over micro-batches; one optimizer over whole tensors. */
+static inline void reference(const setting *s, outcome *out) {
+    const char *type = s->optimizer ? s->optimizer : "AdamW";
+    ds_dtype dtype = strcmp(s->precision, "bf16") == 0 ? DS_BF16 : strcmp(s->precision, "fp16") == 0 ? DS_F16 : DS_F32;
+    ds_optim_params p;
+    ds_optim_tensor tensors[N_PARAMS];
+    ds_optim_desc d;
+    ds_optim *o = NULL;
+    float *sums[N_PARAMS], *v[N_PARAMS], *one = (float *)malloc(9000 * 4), *grads[MAX_WORLD];
+    double scale = dtype == DS_F16 ? 16.0 : 1.0;
+    memset(out, 0, sizeof *out);
+    memset(&d, 0, sizeof d);
+    memset(tensors, 0, sizeof tensors);
+    ds_optim_params_default(type, &p);
+    p.lr = 0.01;
+    p.weight_decay = 0.1;
+    for (size_t i = 0; i < N_PARAMS; i++) {
+        tensors[i].name = names[i];
+        tensors[i].rows = shapes[i][0];
+        tensors[i].cols = shapes[i][1];
+        sums[i] = (float *)calloc(9000, 4);
+        v[i] = (float *)calloc(9000, 4);
+        for (size_t e = 0; e < numel(i); e++) out->value[i][e] = initial(i, e);
+    }
+    for (int r = 0; r < s->world; r++) grads[r] = (float *)malloc(9000 * 4);
+    d.type = type;
+    d.groups = &p;
+    d.group_count = 1;
+    d.tensors = tensors;
+    d.tensor_count = N_PARAMS;
+    CHECK(ds_optim_create(&d, &o, NULL) == DS_OK);
+    for (int step = 0; step < s->steps; step++) {
+        double total = 0.0, inverse = 1.0 / (scale * s->accumulation * s->world);
+        for (int micro = 0; micro < s->accumulation; micro++)
+            for (size_t i = 0; i < N_PARAMS; i++) {
+                const void *inputs[MAX_WORLD];
+                uint16_t round[9000];
+                for (int r = 0; r < s->world; r++) {
+                    inputs[r] = grads[r];
+                    for (size_t e = 0; e < numel(i); e++) {
+                        grads[r][e] = given(s, i, e, r, micro, step, i == 2 && s->tied);
+                        if (dtype == DS_F32) {
+                            if (i == 2 && s->tied) grads[r][e] += given(s, i, e, r, micro, step, 0);
+                        }
+                    }
+                    if (dtype == DS_F32) continue;
+                    ds_optim_cast(round, dtype, grads[r], DS_F32, numel(i));
+                    ds_optim_cast(grads[r], DS_F32, round, dtype, numel(i));
+                    if (i == 2 && s->tied) {
+                        for (size_t e = 0; e < numel(i); e++) one[e] = given(s, i, e, r, micro, step, 0);
+                        ds_optim_cast(round, dtype, one, DS_F32, numel(i));
+                        ds_optim_cast(one, DS_F32, round, dtype, numel(i));
+                        for (size_t e = 0; e < numel(i); e++) grads[r][e] += one[e];
+                        ds_optim_cast(round, dtype, grads[r], DS_F32, numel(i));
+                        ds_optim_cast(grads[r], DS_F32, round, dtype, numel(i));
+                    }
+                }
+                ds_comm_tree_sum_f32(one, inputs, s->world, DS_F32, numel(i));
+                if (dtype != DS_F32) {
+                    ds_optim_cast(round, dtype, one, DS_F32, numel(i));
+                    ds_optim_cast(one, DS_F32, round, dtype, numel(i));
+                }
+                for (size_t e = 0; e < numel(i); e++) sums[i][e] = micro ? sums[i][e] + one[e] : one[e];
+                if (dtype != DS_F32) { /* accumulated in the model's type [cfg: data_types.grad_accum_dtype] */
+                    ds_optim_cast(round, dtype, sums[i], DS_F32, numel(i));
+                    ds_optim_cast(sums[i], DS_F32, round, dtype, numel(i));
+                }
+            }
+        for (size_t i = 0; i < N_PARAMS; i++) {
+            double grains[16];
+            ds_optim_norm_grains(sums[i], DS_F32, numel(i), 1.0f, grains);
+            total += ds_optim_norm_tree(grains, (numel(i) + 1023) / 1024);
+        }
+        out->norm = sqrt(total) * inverse;
+        ds_optim_begin(o, inverse, 1.0, out->norm);
+        for (int pass = 0; pass < 2; pass++) {
+            for (size_t i = 0; i < N_PARAMS; i++) {
+                ds_optim_slice slice;
+                memset(&slice, 0, sizeof slice);
+                slice.tensor = i;
+                slice.count = numel(i);
+                slice.master = out->value[i];
+                slice.state[0] = out->exp_avg[i];
+                slice.state[1] = v[i];
+                slice.grad = sums[i];
+                if (pass == 0 && ds_optim_tensor_work(o, i) == DS_OPTIM_BY_NORM)
+                    CHECK(ds_optim_measure(o, &slice, 1) == DS_OK);
+                if (pass == 1) CHECK(ds_optim_apply(o, &slice, 1) == DS_OK);
+            }
+            if (pass == 0) CHECK(ds_optim_combine(o) == DS_OK);
+        }
+        ds_optim_end(o);
+    }
+    for (size_t i = 0; i < N_PARAMS; i++) free(sums[i]), free(v[i]);
+    for (int r = 0; r < s->world; r++) free(grads[r]);
+    free(one);
+    ds_optim_destroy(o);
 }

@@ -2,106 +2,14 @@
    plan; memory. Ranks are threads. */
 #include "ds_zero_run.h"
 
-/* What must come out, by the plainest means: the tree over ranks, rounded; the sum over micro-batches; one AdamW. */
-static void reference(const setting *s, outcome *out) {
-    ds_dtype dtype = strcmp(s->precision, "bf16") == 0 ? DS_BF16 : strcmp(s->precision, "fp16") == 0 ? DS_F16 : DS_F32;
-    ds_optim_params p;
-    ds_optim_tensor tensors[N_PARAMS];
-    ds_optim_desc d;
-    ds_optim *o = NULL;
-    float *sums[N_PARAMS], *v[N_PARAMS], *one = (float *)malloc(9000 * 4), *grads[MAX_WORLD];
-    double scale = dtype == DS_F16 ? 16.0 : 1.0;
-    memset(out, 0, sizeof *out);
-    memset(&d, 0, sizeof d);
-    memset(tensors, 0, sizeof tensors);
-    ds_optim_params_default("AdamW", &p);
-    p.lr = 0.01;
-    p.weight_decay = 0.1;
-    for (size_t i = 0; i < N_PARAMS; i++) {
-        tensors[i].name = names[i];
-        tensors[i].rows = shapes[i][0];
-        tensors[i].cols = shapes[i][1];
-        sums[i] = (float *)calloc(9000, 4);
-        v[i] = (float *)calloc(9000, 4);
-        for (size_t e = 0; e < numel(i); e++) out->value[i][e] = initial(i, e);
-    }
-    for (int r = 0; r < s->world; r++) grads[r] = (float *)malloc(9000 * 4);
-    d.type = "AdamW";
-    d.groups = &p;
-    d.group_count = 1;
-    d.tensors = tensors;
-    d.tensor_count = N_PARAMS;
-    CHECK(ds_optim_create(&d, &o, NULL) == DS_OK);
-    for (int step = 0; step < s->steps; step++) {
-        double total = 0.0, inverse = 1.0 / (scale * s->accumulation * s->world);
-        for (int micro = 0; micro < s->accumulation; micro++)
-            for (size_t i = 0; i < N_PARAMS; i++) {
-                const void *inputs[MAX_WORLD];
-                uint16_t round[9000];
-                for (int r = 0; r < s->world; r++) {
-                    inputs[r] = grads[r];
-                    for (size_t e = 0; e < numel(i); e++) {
-                        grads[r][e] = gradient(i, e, r, micro, step, i == 2 && s->tied);
-                        if (dtype == DS_F32) {
-                            if (i == 2 && s->tied) grads[r][e] += gradient(i, e, r, micro, step, 0);
-                        }
-                    }
-                    if (dtype == DS_F32) continue;
-                    ds_optim_cast(round, dtype, grads[r], DS_F32, numel(i));
-                    ds_optim_cast(grads[r], DS_F32, round, dtype, numel(i));
-                    if (i == 2 && s->tied) {
-                        for (size_t e = 0; e < numel(i); e++) one[e] = gradient(i, e, r, micro, step, 0);
-                        ds_optim_cast(round, dtype, one, DS_F32, numel(i));
-                        ds_optim_cast(one, DS_F32, round, dtype, numel(i));
-                        for (size_t e = 0; e < numel(i); e++) grads[r][e] += one[e];
-                        ds_optim_cast(round, dtype, grads[r], DS_F32, numel(i));
-                        ds_optim_cast(grads[r], DS_F32, round, dtype, numel(i));
-                    }
-                }
-                ds_comm_tree_sum_f32(one, inputs, s->world, DS_F32, numel(i));
-                if (dtype != DS_F32) {
-                    ds_optim_cast(round, dtype, one, DS_F32, numel(i));
-                    ds_optim_cast(one, DS_F32, round, dtype, numel(i));
-                }
-                for (size_t e = 0; e < numel(i); e++) sums[i][e] = micro ? sums[i][e] + one[e] : one[e];
-                if (dtype != DS_F32) { /* accumulated in the model's type [cfg: data_types.grad_accum_dtype] */
-                    ds_optim_cast(round, dtype, sums[i], DS_F32, numel(i));
-                    ds_optim_cast(sums[i], DS_F32, round, dtype, numel(i));
-                }
-            }
-        for (size_t i = 0; i < N_PARAMS; i++) {
-            double grains[16];
-            ds_optim_norm_grains(sums[i], DS_F32, numel(i), 1.0f, grains);
-            total += ds_optim_norm_tree(grains, (numel(i) + 1023) / 1024);
-        }
-        out->norm = sqrt(total) * inverse;
-        ds_optim_begin(o, inverse, 1.0, out->norm);
-        for (size_t i = 0; i < N_PARAMS; i++) {
-            ds_optim_slice slice;
-            memset(&slice, 0, sizeof slice);
-            slice.tensor = i;
-            slice.count = numel(i);
-            slice.master = out->value[i];
-            slice.state[0] = out->exp_avg[i];
-            slice.state[1] = v[i];
-            slice.grad = sums[i];
-            CHECK(ds_optim_apply(o, &slice, 1) == DS_OK);
-        }
-        ds_optim_end(o);
-    }
-    for (size_t i = 0; i < N_PARAMS; i++) free(sums[i]), free(v[i]);
-    for (int r = 0; r < s->world; r++) free(grads[r]);
-    free(one);
-    ds_optim_destroy(o);
-}
-
 static void one_result(const char *precision, const char *const *zeros, size_t n_zeros) {
     static outcome out[MAX_WORLD], expected;
     static const int worlds[] = {1, 2, 3, 4};
     for (size_t w = 0; w < 4; w++)
         for (int accumulation = 1; accumulation <= 3; accumulation += 2)
             for (int tied = 0; tied < 2; tied++) {
-                setting s = {worlds[w], 0, accumulation, 3, precision, NULL, NULL, tied, 0, NULL, 0, 0, NULL, NULL};
+                setting s = setting_of(worlds[w], 0, accumulation, 3, precision);
+                s.tied = tied;
                 reference(&s, &expected);
                 for (s.stage = 0; s.stage < 4; s.stage++)
                     for (size_t k = 0; k < n_zeros; k++) {
@@ -126,7 +34,8 @@ static void one_result(const char *precision, const char *const *zeros, size_t n
 /* What single keys change: reductions in a micro-batch, calls and bytes sent; and that the result is the same. */
 static void keys(void) {
     static outcome plain[MAX_WORLD], out[MAX_WORLD];
-    setting s = {2, 2, 1, 2, "fp32", "", NULL, 0, 0, NULL, 0, 0, NULL, NULL};
+    setting s = setting_of(2, 2, 1, 2, "fp32");
+    s.zero = "";
     TEST(keys change what they say) {
         run(&s, plain);
         CHECK_EQ(plain[0].stats.buckets, 1);
@@ -194,8 +103,8 @@ static void offload(const char *precision) {
     };
     for (int world = 1; world < 4; world++)
         for (int accumulation = 1; accumulation < 3; accumulation++) {
-            setting s = {world, 3, accumulation, 3,   precision, NULL, NULL, accumulation == 2, 0, NULL,
-                         0,     0, NULL,         NULL};
+            setting s = setting_of(world, 3, accumulation, 3, precision);
+            s.tied = accumulation == 2;
             reference(&s, &expected);
             for (size_t k = 0; k < sizeof settings / sizeof settings[0]; k++) {
                 char name[400], zero[700];
