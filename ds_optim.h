@@ -35,7 +35,8 @@
      ZeroOneAdam       exp_avg exp_avg_sq momentum_accumulator  20 + 16 and the compressed average
      OneBitLamb        exp_avg exp_avg_sq exp_avg_sq_fresh      36 + 20 and the compressed average
    A 16-bit gradient reads 2 bytes less, a 16-bit copy of the weights writes 2 more, a global norm (clipping, overflow
-   check) reads the gradient once more. "Adam" decays decoupled, as AdamW, unless adam_w_mode is false.
+   check) reads the gradient once more. "Adam" decays decoupled, as AdamW, unless adam_w_mode is false. Lion takes the sign
+   bit of its direction, as DeepSpeed on a CPU does: an exact zero moves a parameter by lr like any other.
 
    OPTIONS  DS_OPTIM_SIMD  1   in the implementation's file: 0 leaves out AVX2 and AVX-512 (else chosen at run time)
 
@@ -727,7 +728,7 @@ DSI_HALF_FN uint16_t dsi_f16_of_f32(float value) {
         dsi_optim_##L##_div(g, dsi_optim_##L##_add(dsi_optim_##L##_sqrt(v), DSI_OPTIM_K(L, eps_out))),                 \
         DSI_OPTIM_K(L, minus_lr), p);
 
-// sign(0) is 0: a parameter that never saw a gradient stays where it is
+// the sign is the sign bit's, as in DeepSpeed's kernel for CPUs: an exact zero moves the parameter too; NaN stays NaN
 #define DSI_OPTIM_LION(L, g, p, m)                                                                                     \
     dsi_optim_##L##_t u =                                                                                              \
         dsi_optim_##L##_fma(g, DSI_OPTIM_K(L, one_minus_beta1), dsi_optim_##L##_mul(m, DSI_OPTIM_K(L, beta1)));        \
@@ -1012,7 +1013,7 @@ DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers
 #define dsi_optim_x1_div(a, b)    ((a) / (b))
 #define dsi_optim_x1_sqrt(a)      sqrtf(a)
 #define dsi_optim_x1_fma(a, b, c) fmaf(a, b, c)
-#define dsi_optim_x1_sign(a)      ((a) > 0 ? 1.0f : (a) < 0 ? -1.0f : (a))
+#define dsi_optim_x1_sign(a)      ((a) != (a) ? (a) : copysignf(1.0f, a))
 
 #define dsi_optim_x8_t            __m256
 #define dsi_optim_x8_width        ((size_t)8)
@@ -1026,7 +1027,7 @@ DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers
 #define dsi_optim_x8_fma(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define dsi_optim_x8_sign(a)                                                                                           \
     _mm256_blendv_ps(a, _mm256_or_ps(_mm256_and_ps(a, _mm256_set1_ps(-0.0f)), _mm256_set1_ps(1.0f)),                   \
-                     _mm256_cmp_ps(a, _mm256_setzero_ps(), _CMP_NEQ_OQ))
+                     _mm256_cmp_ps(a, a, _CMP_ORD_Q))
 
 #define dsi_optim_x16_t            __m512
 #define dsi_optim_x16_width        ((size_t)16)
@@ -1040,7 +1041,7 @@ DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers
 #define dsi_optim_x16_fma(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define dsi_optim_x16_sign(a)                                                                                          \
     _mm512_mask_blend_ps(                                                                                              \
-        _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_NEQ_OQ), a,                                                    \
+        _mm512_cmp_ps_mask(a, a, _CMP_ORD_Q), a,                                                                       \
         _mm512_castsi512_ps(_mm512_or_si512(_mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(INT32_MIN)),    \
                                             _mm512_castps_si512(_mm512_set1_ps(1.0f)))))
 
