@@ -56,11 +56,30 @@ static void print(const ds_json *d, ds_json_node v, const char *key, ds_json_wri
     }
 }
 
-/* 16-bit runs in which a sample lies on the edge of a hidden unit's ReLU: the last bit of the forward pass decides on which
-   side, and this test's forward pass is not PyTorch's to the last bit. A weight of that unit ends at one of two places, 0.2525
-   or 0.244 in unit 7, here the one and there the other. */
-static const char *const on_the_edge[] = {"fp16_z2_w1_static_scale", "bf16_z3_w1",         "bf16_z1_w2",
-                                          "bf16_z3_w2_clip_warmup",  "bf16_z1_w2_offload", "bf16_z3_w2_offload_param"};
+/* 16-bit runs in which a sample lies on the edge of a hidden unit's ReLU: rounding the weights to the type decides on which
+   side, and DeepSpeed's trajectory, equal to ours within the tolerance, was on the other. Here it is put on the recorded side,
+   after a check that the type's precision really leaves it open; everything else must then agree. */
+typedef struct edge {
+    const char *run;
+    int step;
+    size_t row; /* of X */
+    int unit;
+    bool on;
+} edge;
+static const edge edges[] = {
+    {"fp16_z2_w1_static_scale", 11, 23, 7, true},
+    {"bf16_z3_w1", 11, 23, 7, false},
+    {"bf16_z3_w2_clip_warmup", 7, 31, 5, false},
+    {"bf16_z1_w2", 5, 23, 0, true},
+    {"bf16_z1_w2", 6, 24, 6, true},
+    {"bf16_z1_w2", 10, 40, 2, false},
+    {"bf16_z1_w2_offload", 5, 23, 0, true},
+    {"bf16_z1_w2_offload", 6, 24, 6, true},
+    {"bf16_z1_w2_offload", 10, 40, 2, false},
+    {"bf16_z3_w2_offload_param", 5, 23, 0, true},
+    {"bf16_z3_w2_offload_param", 6, 24, 6, true},
+    {"bf16_z3_w2_offload_param", 10, 40, 2, false},
+};
 
 typedef struct trace {
     double losses[MAX_STEPS][8], norm[MAX_STEPS], lr[MAX_STEPS], scale[MAX_STEPS];
@@ -70,7 +89,7 @@ typedef struct trace {
 } trace;
 
 typedef struct job {
-    const char *config;
+    const char *name, *config;
     int world, rank, steps;
     const double *multiplier; /* (steps) of the loss */
     ds_comm *comm;
@@ -87,18 +106,38 @@ static float rounded(float x, ds_dtype dtype) {
                               : x;
 }
 
+/* Whether a unit with this input sum passes its ReLU in run `name`; `size` is the sum of the terms' magnitudes. */
+static bool passes(const char *name, int step, size_t row, int unit, float sum, double size, ds_dtype type) {
+    const double half_ulp = type == DS_BF16 ? 0x1p-8 : type == DS_F16 ? 0x1p-11 : 0;
+    for (size_t i = 0; i < sizeof edges / sizeof edges[0]; i++) {
+        const edge *e = &edges[i];
+        if (strcmp(e->run, name) || e->step != step || e->row != row || e->unit != unit) continue;
+        if (fabs(sum) > half_ulp * size) /* said on failure alone: ranks are threads */
+            test_check(0, __FILE__, __LINE__, "%s step %d row %zu unit %d: %g is decided, of %g", name, step, row, unit,
+                       (double)sum, size);
+        return e->on;
+    }
+    return sum > 0;
+}
+
 /* Forward and backward with every result rounded to the model's type; gradients of the mean loss times `scale`. */
-static double network(float *const w[N], const size_t *rows, size_t batch, ds_dtype type, double scale, float *g[N]) {
+static double network(const char *name, int step, float *const w[N], const size_t *rows, size_t batch, ds_dtype type,
+                      double scale, float *g[N]) {
     double loss = 0;
     for (int i = 0; i < N; i++) memset(g[i], 0, IN * HID * sizeof(float));
     for (size_t b = 0; b < batch; b++) {
-        float x[IN], h[HID], pre[HID], o, d[OUT], dh[HID];
+        float x[IN], h[HID], o, d[OUT], dh[HID];
+        bool on[HID];
         for (int k = 0; k < IN; k++) x[k] = rounded(X[rows[b]][k], type);
         for (int j = 0; j < HID; j++) {
-            double s = w[1][j];
-            for (int k = 0; k < IN; k++) s += (double)w[0][j * IN + k] * x[k];
-            pre[j] = rounded((float)s, type);
-            h[j] = pre[j] > 0 ? pre[j] : 0;
+            double s = w[1][j], size = fabs(s);
+            for (int k = 0; k < IN; k++) {
+                s += (double)w[0][j * IN + k] * x[k];
+                size += fabs((double)w[0][j * IN + k] * x[k]);
+            }
+            h[j] = rounded((float)s, type);
+            on[j] = passes(name, step, rows[b], j, h[j], size, type);
+            if (!on[j]) h[j] = 0;
         }
         for (int j = 0; j < OUT; j++) {
             double s = w[3][j];
@@ -110,7 +149,7 @@ static double network(float *const w[N], const size_t *rows, size_t batch, ds_dt
         for (int k = 0; k < HID; k++) {
             double s = 0;
             for (int j = 0; j < OUT; j++) s += (double)d[j] * w[2][j * HID + k];
-            dh[k] = pre[k] > 0 ? rounded((float)s, type) : 0;
+            dh[k] = on[k] ? rounded((float)s, type) : 0;
         }
         for (int j = 0; j < OUT; j++) {
             g[3][j] += d[j];
@@ -167,7 +206,7 @@ static void *run_rank(void *arg) {
                 if (ds_zero_fetch(z, i, NULL)) goto engine;
                 ds_optim_cast(w[i], DS_F32, slots[i], p[i].dtype, shapes[i][0] * (shapes[i][1] ? shapes[i][1] : 1));
             }
-            loss = network(w, rows, batch, p[0].dtype, ds_zero_loss_scale(z) * a->multiplier[step], g);
+            loss = network(a->name, step, w, rows, batch, p[0].dtype, ds_zero_loss_scale(z) * a->multiplier[step], g);
             a->out->losses[step][micro] = loss * a->multiplier[step];
             for (size_t i = N; i-- > 0;) {
                 uint16_t half[IN * HID];
@@ -201,7 +240,7 @@ done:
     return NULL;
 }
 
-static void run(const char *config, int world, int steps, const double *multiplier, trace *out) {
+static void run(const char *name, const char *config, int world, int steps, const double *multiplier, trace *out) {
     ds_comm *comms[MAX_WORLD] = {0};
     job jobs[MAX_WORLD];
     pthread_t threads[MAX_WORLD];
@@ -211,7 +250,7 @@ static void run(const char *config, int world, int steps, const double *multipli
     memset(out, 0, (size_t)world * sizeof *out);
     if (world > 1) CHECK(ds_comm_threads_create(&d, world, comms, NULL) == DS_OK);
     for (int r = 0; r < world; r++) {
-        job j = {config, world, r, steps, multiplier, comms[r], &out[r]};
+        job j = {name, config, world, r, steps, multiplier, comms[r], &out[r]};
         jobs[r] = j;
         pthread_create(&threads[r], NULL, run_rank, &jobs[r]);
     }
@@ -320,26 +359,14 @@ int main(int argc, char **argv) {
             multiplier[s] = m == DS_JSON_NO_NODE ? 1.0 : real(d, m);
         }
         TEST_NAMED(name) {
-            bool edge = false;
-            for (size_t k = 0; k < sizeof on_the_edge / sizeof on_the_edge[0]; k++)
-                edge |= strcmp(name, on_the_edge[k]) == 0;
-            if (edge) {
-                SKIP("a sample lies on the edge of a hidden unit's ReLU; see on_the_edge");
-                break;
-            }
-            if (strstr(name, "lion")) {
-                SKIP("DeepSpeed's Lion moves weights that never saw a gradient (it takes the sign bit of zero); ds "
-                     "does not");
-                break;
-            }
-            run(config, (int)world, (int)steps, multiplier, out);
+            run(name, config, (int)world, (int)steps, multiplier, out);
             if (out[0].message[0]) break;
             if (half && stage == 0) { /* the reference is stage 1 */
                 char *at = strstr(config, "\"stage\":");
                 CHECK(at != NULL);
                 at[8] = at[8] == ' ' ? ' ' : '1';
                 if (at[8] == ' ') at[9] = '1';
-                run(config, (int)world, (int)steps, multiplier, other);
+                run(name, config, (int)world, (int)steps, multiplier, other);
                 CHECK(memcmp(out[0].weights, other[0].weights, sizeof out[0].weights) == 0);
                 CHECK(memcmp(out[0].losses, other[0].losses, sizeof out[0].losses) == 0);
             } else
