@@ -29,7 +29,7 @@ CFLAGS ?=
 COMMON = $(FLAGS_$(config)) $(WARN) -I. -MMD -MP $(FEATURE_FLAGS) $(CFLAGS)
 LIBS = -Wl,--as-needed $(FEATURE_LIBS) -lpthread -ldl -lm
 
-quiet_goals := help clean blocks format
+quiet_goals := help clean blocks format coverage
 ifneq ($(filter-out $(quiet_goals),$(or $(MAKECMDGOALS),all)),)
 include build/features.mk
 endif
@@ -42,7 +42,7 @@ UNIT := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/unit/*.c tests/multi/
 SCRIPTS := $(wildcard tests/compile/*.sh tests/unit/*.sh tests/multi/*.sh tests/fault/*.sh tests/fuzz/*.sh)
 HEADERS := $(wildcard ds_*.h)
 
-.PHONY: all demo test soak bench peers corpus kernels blocks format help clean
+.PHONY: all demo test soak coverage bench peers corpus kernels blocks format help clean
 all: $(EXAMPLES)
 
 build/features.mk: tests/tools/need.sh tests/tools/probe.sh
@@ -79,6 +79,11 @@ soak: export LIMIT ?= 40000
 soak: $(EXAMPLES) $(UNIT)
 	@B="$(B)" CC="$(CC)" CXX="$(CXX)" CONFIG="$(config)" MPIRUN="$(MPIRUN)" MPICC="$(MPICC)" NVCC="$(NVCC)" \
 	    tests/run.sh $(wildcard tests/fuzz/*.sh) $(filter $(B)/tests/fault/%,$(UNIT))
+
+# `make coverage`: all tests with config=coverage, then the share of branches taken in each header
+coverage:
+	$(MAKE) test config=coverage
+	@tests/tools/coverage.sh
 
 bench: $(B)/ds
 	$(B)/ds bench config
