@@ -62,6 +62,11 @@ CONCEPTS
     bits with each other. ds.world_invariant keeps all sums in one fp32 tree over (micro-batch, rank), so that world sizes
     that are powers of two come out the same too, given the same samples: leaf micro * world + rank of a step's batch.
     The gradient is divided once, inside the optimizer's update, by accumulation * world * the scale of the loss.
+    ZeRO++ (arXiv:2306.10209). zero_quantized_weights: stage 3 gathers parameters as bytes with a scale for 256 of them, and
+    the model computes with these. zero_hpz_partition_size P: P ranks in a row are a node, which keeps a copy of what it
+    gathered, 1/P on each rank, and gathers from that until the next update. zero_quantized_gradients: gradients are
+    reduced in four bits, inside the node, then across; stages 2 and 3. Quantized results are repeatable, but depend on
+    buckets and ranks.
     Traces. The order of fetches is recorded per kind of pass; at stage 3 what comes next is fetched ahead within
     stage3_prefetch_bucket_size. Another order than last time is no error: it loses the prefetch until the next pass.
     Tiers. Without a GPU "device" is an account in host memory: offload_optimizer and offload_param move what they name
@@ -372,6 +377,8 @@ typedef struct ds_zero_stats {
     size_t allocations;             /* calls of the allocator since create began */
     ds_offload_stats swap;          /* zero without an nvme device */
     ds_comm_stats comm;
+    ds_comm_stats node,
+        across; /* beside it, with zero_hpz_partition_size: between ranks of a node, and of like place */
 } ds_zero_stats;
 
 /* The type that parameters and activations have under this configuration: DS_F16, DS_BF16 or DS_F32.
@@ -727,6 +734,7 @@ DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers
 #define DSI_ZERO_CHUNK  65536 /* elements that pass through the scratch buffer at a time */
 #define DSI_ZERO_DIRECT 65536 /* a tensor of so many elements is gathered in place, smaller ones are packed together */
 #define DSI_ZERO_NONE   SIZE_MAX
+#define DSI_ZERO_GROUP  256                       /* values that share one scale in quantized messages */
 #define DSI_ZERO_HOME   (1 + DS_OPTIM_MAX_STATES) /* index of parameters' parts among the arrays on disk */
 
 typedef enum dsi_zero_where {
@@ -759,7 +767,11 @@ typedef struct dsi_zero_param {
     /* stage 3 */
     dsi_zero_where where;
     int fetches;
-    bool loose; /* `full` did not fit the arena */
+    bool loose;              /* `full` did not fit the arena */
+    size_t near, near_begin; /* the part of the node's copy: where in z->near in bytes, first element */
+    size_t *near_counts;     /* (near_parts): elements of each rank of the node */
+    bool near_valid;         /* since the last update */
+    bool from_near;          /* the gather under way */
     ds_comm_handle gather;
     ds_offload_ticket read;
     size_t *counts; /* (parts): elements of each rank's part */
@@ -773,6 +785,7 @@ typedef struct dsi_zero_param {
 typedef struct dsi_zero_bucket {
     size_t first, count; /* in z->bucket_order */
     size_t elements;
+    size_t stride;  /* quantized gradients: elements of each rank's part; else 0 */
     size_t missing; /* parameters whose gradient is not complete */
     size_t offset;  /* stages 0 and 1: where it stands in the gradient memory, in elements */
     ds_comm_handle handle;
@@ -811,7 +824,8 @@ struct ds_zero {
     void (*event)(void *ctx, const char *tag, double value, int64_t samples);
     void *event_ctx;
 
-    ds_comm *comm; /* NULL: one rank */
+    ds_comm *comm;          /* NULL: one rank */
+    ds_comm *node, *across; /* ZeRO++: the ranks of this node, those of the same place in each; NULL: one node */
     int rank, world;
     size_t parts, part; /* of the states: world and rank, at stage 0 one and zero */
 
@@ -821,9 +835,11 @@ struct ds_zero {
     ds_dtype model_dtype, wire, acc_dtype;
     size_t reduce_bucket, gather_bucket, prefetch, max_live, max_reuse, persistence, sub_group;
     bool boundary, invariant; /* ds.reduce_at_boundary, ds.world_invariant */
-    bool by_norm, one_bit;    /* of the optimizer */
-    bool local;               /* this step's gradients are not reduced: the optimizer averages its momenta by itself */
-    size_t levels;            /* accumulators: one, with world_invariant one for each bit of the micro-batch's number */
+    size_t near_parts;        /* ranks of a node that share a copy of the parameters; 1: none is kept */
+    bool quantize_weights, quantize_gradients;
+    bool by_norm, one_bit; /* of the optimizer */
+    bool local;            /* this step's gradients are not reduced: the optimizer averages its momenta by itself */
+    size_t levels;         /* accumulators: one, with world_invariant one for each bit of the micro-batch's number */
     bool overlap, contiguous, sparse, elastic, ignore_unused, gather_by_broadcast, reduce_whole, hooks, gather_on_save,
         load_fp32, fp16;
     double clipping, before_reduce; /* before_reduce: factor of the gradients on the way into their bucket */
@@ -867,6 +883,9 @@ struct ds_zero {
     size_t n_stashes; /* made at create */
 
     /* stage 3 */
+    char *near, *quantized;                               /* the node's copy; buffers of quantized messages */
+    size_t near_bytes, quantized_bytes, quantized_values; /* values: of one rank's part, at most */
+    size_t *near_counts;                                  /* (n_params, near_parts) */
     char *arena;
     size_t arena_bytes;
     uint32_t *blocks; /* parameters in the arena by address */
@@ -927,6 +946,16 @@ static ds_status dsi_zero_die(ds_zero *z, ds_status status, const char *what, co
     return status;
 }
 
+static ds_status dsi_zero_failed_on(ds_zero *z, ds_comm *comm, const char *doing, const char *name) {
+    char what[256];
+    snprintf(what, sizeof what, "rank %d: %s%s%.160s", z->rank, doing, name ? " of " : "", name ? name : "");
+    return dsi_zero_die(z, ds_comm_error(comm)->status, what, ds_comm_error(comm)->message);
+}
+
+static ds_status dsi_zero_comm_failed(ds_zero *z, const char *doing, const char *name) {
+    return dsi_zero_failed_on(z, z->comm, doing, name);
+}
+
 static void dsi_zero_count(ds_zero *z, ds_zero_class c, ds_zero_tier t, size_t bytes) {
     z->now.bytes[c][t] += bytes;
     if (z->now.bytes[c][t] > z->peak.bytes[c][t]) z->peak.bytes[c][t] = z->now.bytes[c][t];
@@ -963,11 +992,15 @@ static void dsi_zero_untable(ds_zero *z, void *memory, size_t count, size_t each
 /* Part r of W of a tensor of g grains is [(g*r + k) / W, (g*(r+1) + k) / W) in grains, 0 <= k < W. The parts stand in
    rank order, cover the tensor, and differ by at most one grain; k moves the larger ones from tensor to tensor, so that
    the sums over all tensors are even too. Products are taken apart so that they cannot overflow. */
-static size_t dsi_zero_cut(const dsi_zero_param *p, size_t parts, size_t r) {
-    size_t grain = p->grains / parts * r + (p->grains % parts * r + p->turn) / parts;
+static size_t dsi_zero_even_cut(const dsi_zero_param *p, size_t parts, size_t r) {
+    size_t grain = p->grains / parts * r + (p->grains % parts * r + p->turn % parts) / parts;
     size_t element = grain * DS_GRAIN;
-    if (p->owner != DSI_ZERO_NONE) return r <= p->owner ? 0 : p->numel;
     return r == 0 ? 0 : r < parts && element < p->numel ? element : p->numel;
+}
+
+static size_t dsi_zero_cut(const dsi_zero_param *p, size_t parts, size_t r) {
+    if (p->owner != DSI_ZERO_NONE) return r <= p->owner ? 0 : p->numel;
+    return dsi_zero_even_cut(p, parts, r);
 }
 
 static void dsi_zero_part(const ds_zero *z, const dsi_zero_param *p, size_t r, size_t *begin, size_t *count) {
@@ -1048,6 +1081,18 @@ static bool dsi_zero_shares_bucket(const ds_zero *z, const dsi_zero_bucket *b, s
     return z->contiguous && !last->sparse && !next->sparse && b->elements + next->numel <= z->reduce_bucket;
 }
 
+/* Quantized gradients travel in parts of one length: that of the rank with the most, in whole groups; else 0. */
+static size_t dsi_zero_stride(const ds_zero *z, const dsi_zero_bucket *b) {
+    size_t longest = 0;
+    if (!z->quantize_gradients || z->parts == 1 || z->params[z->bucket_order[b->first]].sparse) return 0;
+    for (size_t r = 0; r < z->parts; r++) {
+        size_t sum = 0;
+        for (size_t j = 0; j < b->count; j++) sum += z->params[z->bucket_order[b->first + j]].counts[r];
+        if (sum > longest) longest = sum;
+    }
+    return dsi_round_up(longest, DSI_ZERO_GROUP);
+}
+
 /* Cuts z->bucket_order in buckets of whole tensors and places each rank's pieces in them: rank by rank, and within a rank
    tensor by tensor, which is what a reduce-scatter wants. */
 static void dsi_zero_layout_buckets(ds_zero *z) {
@@ -1062,13 +1107,17 @@ static void dsi_zero_layout_buckets(ds_zero *z) {
         do b->elements += z->params[z->bucket_order[i++]].numel;
         while (i < z->n_train && dsi_zero_shares_bucket(z, b, i));
         b->count = i - b->first;
-        for (size_t r = 0; r < z->parts; r++)
+        b->stride = dsi_zero_stride(z, b);
+        if (b->stride) b->elements = b->stride * z->parts;
+        for (size_t r = 0; r < z->parts; r++) {
+            if (b->stride) at = r * b->stride;
             for (size_t j = 0; j < b->count; j++) {
                 dsi_zero_param *p = &z->params[z->bucket_order[b->first + j]];
                 p->bucket = z->n_buckets;
                 z->piece_offset[p->piece + r] = at;
                 at += p->counts[r];
             }
+        }
         total += b->elements;
         z->n_buckets++;
     }
@@ -1278,6 +1327,29 @@ static ds_status dsi_zero_place(ds_zero *z, dsi_zero_param *p) {
     return DS_OK;
 }
 
+static size_t dsi_zero_near_count(const ds_zero *z, const dsi_zero_param *p) {
+    return p->near_counts[(size_t)z->rank % z->near_parts];
+}
+
+/* All parts as signed bytes with a scale for each group: parts of one length, with zeros behind the shorter ones.
+   [cfg: zero_optimization.zero_quantized_weights] */
+static ds_status dsi_zero_gather_quantized(ds_zero *z, dsi_zero_param *p) {
+    size_t n = 0, own = p->own_count * p->bytes_each;
+    char *all = z->quantized, *mine;
+    for (size_t r = 0; r < z->parts; r++)
+        if (p->counts[r] > n) n = p->counts[r];
+    n = dsi_round_up(n, DSI_ZERO_GROUP);
+    mine = all + z->parts * n * p->bytes_each;
+    memcpy(mine, p->full + p->own_begin * p->bytes_each, own);
+    memset(mine + own, 0, n * p->bytes_each - own);
+    if (ds_comm_quantized_all_gather(z->comm, mine, all, n, p->dtype, n / DSI_ZERO_GROUP, mine + n * p->bytes_each))
+        return dsi_zero_comm_failed(z, "gather", p->name);
+    for (size_t r = 0; r < z->parts; r++)
+        memcpy(p->full + dsi_zero_cut(p, z->parts, r) * p->bytes_each, all + r * n * p->bytes_each,
+               p->counts[r] * p->bytes_each);
+    return DS_OK;
+}
+
 /* First half of a gather: the own part comes to its place in the whole tensor. */
 static ds_status dsi_zero_gather_read(ds_zero *z, dsi_zero_param *p) {
     ds_status status = dsi_zero_place(z, p);
@@ -1285,6 +1357,11 @@ static ds_status dsi_zero_gather_read(ds_zero *z, dsi_zero_param *p) {
     if (status) return status;
     p->where = DSI_ZERO_READING;
     p->read = 0;
+    p->from_near = z->near && p->near_valid;
+    if (p->from_near) {
+        memcpy(p->full + p->near_begin * p->bytes_each, z->near + p->near, dsi_zero_near_count(z, p) * p->bytes_each);
+        return DS_OK;
+    }
     if (bytes == 0) return DS_OK;
     if (z->home)
         memcpy(p->full + p->own_begin * p->bytes_each, z->home + p->home, bytes);
@@ -1294,14 +1371,9 @@ static ds_status dsi_zero_gather_read(ds_zero *z, dsi_zero_param *p) {
     return DS_OK;
 }
 
-static ds_status dsi_zero_comm_failed(ds_zero *z, const char *doing, const char *name) {
-    char what[256];
-    snprintf(what, sizeof what, "rank %d: %s%s%.160s", z->rank, doing, name ? " of " : "", name ? name : "");
-    return dsi_zero_die(z, ds_comm_error(z->comm)->status, what, ds_comm_error(z->comm)->message);
-}
-
 /* Second half: all parts in place, each from its rank. Started, not waited for. */
 static ds_status dsi_zero_gather_start(ds_zero *z, dsi_zero_param *p) {
+    ds_comm *comm = p->from_near ? z->node : z->comm;
     ds_comm_call call;
     ds_status status;
     if (p->read && (status = ds_offload_wait(z->store[1], p->read)))
@@ -1310,20 +1382,27 @@ static ds_status dsi_zero_gather_start(ds_zero *z, dsi_zero_param *p) {
     p->where = DSI_ZERO_GATHERING;
     p->gather = 0;
     if (z->parts == 1) return DS_OK;
+    if (z->quantize_weights && !p->from_near) return dsi_zero_gather_quantized(z, p);
     memset(&call, 0, sizeof call);
     call.kind = DS_COMM_ALL_GATHER;
-    call.in = p->full + p->own_begin * p->bytes_each;
+    call.in = p->full + (p->from_near ? p->near_begin : p->own_begin) * p->bytes_each;
     call.out = p->full;
-    call.counts = p->counts;
+    call.counts = p->from_near ? p->near_counts : p->counts;
     call.dtype = p->dtype;
-    if (!z->overlap) return ds_comm_run(z->comm, &call) ? dsi_zero_comm_failed(z, "gather", p->name) : DS_OK;
-    return ds_comm_start(z->comm, &call, &p->gather) ? dsi_zero_comm_failed(z, "gather", p->name) : DS_OK;
+    if (z->overlap ? ds_comm_start(comm, &call, &p->gather) : ds_comm_run(comm, &call))
+        return dsi_zero_failed_on(z, comm, "gather", p->name);
+    return DS_OK;
 }
 
 static ds_status dsi_zero_gather_wait(ds_zero *z, dsi_zero_param *p) {
-    if (p->gather && ds_comm_wait(z->comm, p->gather)) return dsi_zero_comm_failed(z, "gather", p->name);
+    ds_comm *comm = p->from_near ? z->node : z->comm;
+    if (p->gather && ds_comm_wait(comm, p->gather)) return dsi_zero_failed_on(z, comm, "gather", p->name);
     p->gather = 0;
     p->where = DSI_ZERO_LIVE;
+    if (z->near && !p->near_valid) { /* until the next update the node has it [cfg: ...zero_hpz_partition_size] */
+        memcpy(z->near + p->near, p->full + p->near_begin * p->bytes_each, dsi_zero_near_count(z, p) * p->bytes_each);
+        p->near_valid = true;
+    }
     return DS_OK;
 }
 
@@ -1522,12 +1601,29 @@ static bool dsi_zero_bucket_add(ds_zero *z, const dsi_zero_bucket *bucket, char 
     return true;
 }
 
+/* Two hops of four bits: inside the node, then across. [cfg: zero_optimization.zero_quantized_gradients] */
+static ds_status dsi_zero_reduce_quantized(ds_zero *z, const dsi_zero_bucket *bucket, char *memory) {
+    size_t each = DS_DTYPE_SIZE(z->wire), n = bucket->stride;
+    ds_comm *node = z->node ? z->node : z->comm;
+    for (size_t r = 0; r < z->parts; r++) { /* nothing of the last bucket's may share a scale with this one's */
+        size_t used = 0;
+        for (size_t j = 0; j < bucket->count; j++) used += z->params[z->bucket_order[bucket->first + j]].counts[r];
+        memset(memory + (r * n + used) * each, 0, (n - used) * each);
+    }
+    if (ds_comm_quantized_reduce_scatter(node, z->across, memory, z->quantized, n, z->wire, n / DSI_ZERO_GROUP, 1.0f,
+                                         z->quantized + n * each))
+        return dsi_zero_failed_on(z, node, "gradient reduction", NULL);
+    memcpy(memory + z->part * n * each, z->quantized, n * each);
+    return DS_OK;
+}
+
 static ds_status dsi_zero_bucket_launch(ds_zero *z, size_t b) {
     dsi_zero_bucket *bucket = &z->buckets[b];
     char *memory = dsi_zero_bucket_at(z, b);
     size_t *counts = z->counts + (b % z->n_slots) * (size_t)z->world;
     const dsi_zero_param *first = &z->params[z->bucket_order[bucket->first]];
     ds_comm_call call;
+    ds_status status;
     int64_t start = dsi_now(&z->clock);
     bucket->handle = 0;
     if (z->boundary && z->acc && !dsi_zero_bucket_add(z, bucket, memory)) return DS_OK;
@@ -1541,6 +1637,11 @@ static ds_status dsi_zero_bucket_launch(ds_zero *z, size_t b) {
         size_t rows = first->shape[0];
         if (ds_comm_sparse_all_reduce(z->comm, memory, rows, first->numel / rows, z->wire, DS_COMM_SUM, NULL))
             return dsi_zero_comm_failed(z, "gradient reduction", first->name);
+        z->ns_reduce += dsi_now(&z->clock) - start;
+        return DS_OK;
+    }
+    if (bucket->stride) {
+        if ((status = dsi_zero_reduce_quantized(z, bucket, memory))) return status;
         z->ns_reduce += dsi_now(&z->clock) - start;
         return DS_OK;
     }
@@ -2182,6 +2283,12 @@ static void dsi_zero_tell(ds_zero *z, const char *tag, double value, int64_t sam
     if (z->event && z->rank == 0) z->event(z->event_ctx, tag, value, samples);
 }
 
+/* The node's copies of what has changed are old. */
+static void dsi_zero_forget_near(ds_zero *z) {
+    for (size_t i = 0; i < z->n_params; i++)
+        if (z->params[i].tensor != DSI_ZERO_NONE) z->params[i].near_valid = false;
+}
+
 static ds_status dsi_zero_apply(ds_zero *z, double norm, double inverse) {
     double coefficient = ds_optim_clip_coefficient(norm, z->clipping);
     ds_status status = ds_optim_begin(z->optim, inverse, coefficient, norm);
@@ -2201,6 +2308,7 @@ static ds_status dsi_zero_apply(ds_zero *z, double norm, double inverse) {
     if ((status = ds_optim_end(z->optim)))
         return dsi_zero_die(z, status, "optimizer step", ds_optim_error(z->optim)->message);
     if ((status = dsi_zero_gather_updated(z))) return status;
+    dsi_zero_forget_near(z);
     ds_optim_schedule_step(z->optim);
     return DS_OK;
 }
@@ -2667,6 +2775,7 @@ DS_API ds_status ds_zero_load(ds_zero *z, const char *folder, const char *tag, c
         return dsi_zero_die(z, status, "load", failed.message + (said ? 6 : 0));
     }
     if ((status = dsi_zero_gather_updated(z))) return status;
+    for (size_t i = 0; i < z->n_params; i++) z->params[i].near_valid = false;
     if (client) *client = z->client;
     if (client_bytes) *client_bytes = z->client_bytes;
     return DS_OK;
@@ -2773,8 +2882,36 @@ static bool dsi_zero_given(const ds_config *c, const char *path) {
     return ds_config_where(c, path, &origin, NULL, NULL) && origin != DS_CONFIG_DEFAULT;
 }
 
+/* ZeRO++: the ranks of a node are zero_hpz_partition_size in a row. */
+static ds_status dsi_zero_check_plus(ds_zero *z, ds_error *error) {
+    size_t world = (size_t)z->world;
+    if (z->near_parts < 1) z->near_parts = 1;
+    if (z->near_parts > 1 && z->stage != 3)
+        return dsi_fail(error, DS_ERR_INPUT,
+                        "zero_optimization.zero_hpz_partition_size: needs stage 3, and the stage is %d", z->stage);
+    if (z->quantize_weights && z->stage != 3)
+        return dsi_fail(error, DS_ERR_INPUT,
+                        "zero_optimization.zero_quantized_weights: needs stage 3, and the stage is %d", z->stage);
+    if (z->quantize_gradients && z->stage < 2)
+        return dsi_fail(error, DS_ERR_INPUT,
+                        "zero_optimization.zero_quantized_gradients: needs stage 2 or 3, and the stage is %d",
+                        z->stage);
+    if (z->near_parts > 1 && world % z->near_parts)
+        return dsi_fail(error, DS_ERR_INPUT,
+                        "zero_optimization.zero_hpz_partition_size: %zu ranks do not divide the world of %zu",
+                        z->near_parts, world);
+    if (z->quantize_gradients && z->reduce_whole)
+        return dsi_fail(error, DS_ERR_INPUT,
+                        "zero_optimization.zero_quantized_gradients: needs reduce_scatter, which is false");
+    if (z->invariant && (z->quantize_weights || z->quantize_gradients))
+        return dsi_fail(error, DS_ERR_INPUT, "ds.world_invariant: cannot be combined with zero_optimization.%s",
+                        z->quantize_weights ? "zero_quantized_weights" : "zero_quantized_gradients");
+    return DS_OK;
+}
+
 /* What the engine itself takes from the configuration. */
 static ds_status dsi_zero_configure(ds_zero *z, const ds_config *c, ds_error *error) {
+    ds_status status;
     z->stage = (int)c->zero_optimization.stage;
     z->model_dtype = ds_zero_model_dtype(c);
     z->fp16 = c->fp16.enabled;
@@ -2822,6 +2959,10 @@ static ds_status dsi_zero_configure(ds_zero *z, const ds_config *c, ds_error *er
         z->wire = z->acc_dtype = DS_F32;
         for (int m = z->accumulation - 1; m > 1; m >>= 1) z->levels++;
     }
+    z->near_parts = c->zero_optimization.zero_hpz_partition_size;
+    z->quantize_weights = c->zero_optimization.zero_quantized_weights;
+    z->quantize_gradients = c->zero_optimization.zero_quantized_gradients;
+    if ((status = dsi_zero_check_plus(z, error))) return status;
     if (z->boundary && z->stage > 1)
         return dsi_fail(error, DS_ERR_INPUT, "ds.reduce_at_boundary: needs stage 0 or 1, and the stage is %d",
                         z->stage);
@@ -3007,16 +3148,35 @@ static ds_status dsi_zero_make_optimizer(ds_zero *z, const ds_zero_desc *d, ds_e
     return status;
 }
 
+/* Several nodes, each of several ranks. One node's copy would be the parts themselves. */
+static bool dsi_zero_nodes(const ds_zero *z) {
+    return z->near_parts > 1 && z->near_parts < (size_t)z->world;
+}
+
 /* Who has which part. A tensor that the optimizer takes as a whole goes to the rank with the fewest elements so far. */
 static ds_status dsi_zero_share(ds_zero *z, ds_error *error) {
     size_t turn = 0, *load = (size_t *)dsi_zero_table(z, z->parts, sizeof *load);
     if (!load) return dsi_zero_no_memory(z, error, "the table of parts");
+    if (dsi_zero_nodes(z) && z->n_params) {
+        z->near_counts = (size_t *)dsi_zero_table(z, dsi_mul(z->n_params, z->near_parts), sizeof(size_t));
+        if (!z->near_counts) {
+            dsi_zero_untable(z, load, z->parts, sizeof *load);
+            return dsi_zero_no_memory(z, error, "the table of parts");
+        }
+    }
     for (size_t i = 0; i < z->n_params; i++) {
         dsi_zero_param *p = &z->params[i];
         ds_optim_work work = p->tensor == DSI_ZERO_NONE ? DS_OPTIM_BY_GRAIN : ds_optim_tensor_work(z->optim, p->tensor);
         p->uncut = work == DS_OPTIM_WHOLE || work == DS_OPTIM_WHOLE_BY_NORM;
         z->by_norm |= work == DS_OPTIM_BY_NORM || work == DS_OPTIM_WHOLE_BY_NORM;
         p->owner = DSI_ZERO_NONE;
+        if (p->uncut && z->parts > 1 && (z->quantize_weights || z->quantize_gradients)) {
+            dsi_zero_untable(z, load, z->parts, sizeof *load);
+            return dsi_fail(error, DS_ERR_UNSUPPORTED,
+                            "zero_optimization.%s: parts must be of like length, and %s takes '%s' whole",
+                            z->quantize_weights ? "zero_quantized_weights" : "zero_quantized_gradients",
+                            ds_optim_type_name(z->optim), p->name);
+        }
         if (p->uncut && z->parts > 1) {
             p->owner = 0;
             for (size_t r = 1; r < z->parts; r++)
@@ -3032,6 +3192,16 @@ static ds_status dsi_zero_share(ds_zero *z, ds_error *error) {
             if (r == z->part) p->own_begin = begin, p->own_count = p->counts[r];
         }
         if (p->tensor != DSI_ZERO_NONE) z->own_grains += dsi_zero_grains(p->own_count);
+        if (p->whole) continue;
+        for (size_t r = 0; r < z->parts; r++)
+            if (z->quantize_weights && p->counts[r] > z->quantized_values) z->quantized_values = p->counts[r];
+        if (!z->near_counts) continue;
+        p->near_counts = z->near_counts + i * z->near_parts;
+        p->near_begin = dsi_zero_even_cut(p, z->near_parts, (size_t)z->rank % z->near_parts);
+        p->near = z->near_bytes;
+        for (size_t r = 0; r < z->near_parts; r++)
+            p->near_counts[r] = dsi_zero_even_cut(p, z->near_parts, r + 1) - dsi_zero_even_cut(p, z->near_parts, r);
+        z->near_bytes += dsi_round_up(dsi_zero_near_count(z, p) * p->bytes_each, DSI_ZERO_ALIGN);
     }
     dsi_zero_untable(z, load, z->parts, sizeof *load);
     return DS_OK;
@@ -3058,6 +3228,13 @@ static ds_status dsi_zero_make_tables(ds_zero *z, ds_error *error) {
     dsi_zero_layout_buckets(z);
     z->bucket_capacity = z->train_elements < z->reduce_bucket ? z->train_elements : z->reduce_bucket;
     if (z->bucket_capacity < z->largest) z->bucket_capacity = z->largest;
+    if (z->quantize_gradients && z->parts > 1) { /* the longest part, times ranks: each tensor may add a grain to it */
+        size_t part = z->bucket_capacity / z->parts + z->n_train * DS_GRAIN;
+        if (part > z->bucket_capacity) part = z->bucket_capacity;
+        part = dsi_round_up(part, DSI_ZERO_GROUP);
+        z->bucket_capacity = part * z->parts;
+        if (part > z->quantized_values) z->quantized_values = part;
+    }
     z->n_slots = z->stage <= 1 ? z->n_train : z->overlap && z->n_buckets > 1 ? 2 : 1;
     z->n_subs = dsi_zero_layout_subs(z, NULL);
     z->subs = (dsi_zero_sub *)dsi_zero_table(z, z->n_subs, sizeof *z->subs);
@@ -3226,6 +3403,13 @@ static ds_status dsi_zero_memory(ds_zero *z, const ds_zero_desc *d, bool take, d
         bytes = ds_comm_one_bit_sizes(z->world, count).scratch_bytes;
         if (bytes > z->one_bit_bytes) z->one_bit_bytes = bytes;
     }
+    DSI_ZERO_ROW(z->near, DS_ZERO_PARAMS, DS_ZERO_DEVICE, z->near_bytes, "the node's copy of parameters")
+    if (z->quantized_values && z->parts > 1) {
+        size_t values = dsi_round_up(z->quantized_values, DSI_ZERO_GROUP);
+        z->quantized_bytes = dsi_mul(values, (z->parts + 1) * sizeof(float)) +
+                             ds_comm_quantized_scratch(z->world, values, values / DSI_ZERO_GROUP);
+    }
+    DSI_ZERO_ROW(z->quantized, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->quantized_bytes, "quantized messages")
     DSI_ZERO_ROW(z->one_bit_scratch, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->one_bit_bytes, "the compressed average")
     DSI_ZERO_ROW(z->losses, DS_ZERO_BOOKKEEPING, DS_ZERO_DEVICE, (size_t)z->accumulation * sizeof(double), "losses")
 #undef DSI_ZERO_ROW
@@ -3357,6 +3541,12 @@ static ds_status dsi_zero_build(ds_zero *z, const ds_zero_desc *d, ds_error *err
     size_t at = 0;
     if (d->comm && ds_comm_split(d->comm, 0, 0, &z->comm, error)) return error ? error->status : DS_ERR_PEER;
     if (z->comm && (status = dsi_zero_same_everywhere(z, error))) return status;
+    if (dsi_zero_nodes(z)) {
+        int size = (int)z->near_parts;
+        if (ds_comm_split(z->comm, z->rank / size, z->rank, &z->node, error) ||
+            ds_comm_split(z->comm, z->rank % size, z->rank, &z->across, error))
+            return error->status;
+    }
     status = dsi_zero_memory(z, d, true, error);
     if (!status) status = dsi_zero_open_stores(z, d->config, error);
     if (status && error) z->error = *error;
@@ -3404,6 +3594,8 @@ DS_API void ds_zero_destroy(ds_zero *z) {
     if (!z) return;
     states = z->state_tier;
     gradients = states == DS_ZERO_DEVICE ? DS_ZERO_DEVICE : DS_ZERO_HOST;
+    ds_comm_destroy(z->across);
+    ds_comm_destroy(z->node);
     ds_comm_destroy(z->comm);
     for (size_t i = 0; i < z->n_params && z->params; i++) {
         dsi_zero_param *p = &z->params[i];
@@ -3435,6 +3627,8 @@ DS_API void ds_zero_destroy(ds_zero *z) {
     }
     dsi_zero_put(z, DS_ZERO_GATHERED, DS_ZERO_DEVICE, z->arena, z->arena_bytes);
     dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->gather_pack, z->gather_pack_elements * 4);
+    dsi_zero_put(z, DS_ZERO_PARAMS, DS_ZERO_DEVICE, z->near, z->near_bytes);
+    dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->quantized, z->quantized_bytes);
     dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->one_bit_scratch, z->one_bit_bytes);
     dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->scratch, DSI_ZERO_CHUNK * sizeof(float));
     {
@@ -3459,6 +3653,7 @@ DS_API void ds_zero_destroy(ds_zero *z) {
     dsi_zero_untable(z, z->bucket_order, z->n_train, sizeof(size_t));
     dsi_zero_untable(z, z->order, z->n_train, sizeof(size_t));
     dsi_zero_untable(z, z->part_counts, dsi_mul(z->n_params, (size_t)z->world), sizeof(size_t));
+    dsi_zero_untable(z, z->near_counts, dsi_mul(z->n_params, z->near_parts), sizeof(size_t));
     dsi_zero_untable(z, z->names, z->names_bytes, 1);
     dsi_zero_untable(z, z->params, z->n_params, sizeof *z->params);
     dsi_release(&z->allocator, z->client, z->client_bytes);
@@ -3511,6 +3706,8 @@ DS_API ds_status ds_zero_get_stats(const ds_zero *z, ds_zero_stats *out) {
         }
     }
     if (z->comm) ds_comm_get_stats(z->comm, &out->comm);
+    if (z->node) ds_comm_get_stats(z->node, &out->node);
+    if (z->across) ds_comm_get_stats(z->across, &out->across);
     return DS_OK;
 }
 
@@ -3561,6 +3758,9 @@ static const char *const dsi_zero_claimed[] = {
     "zero_optimization.stage3_param_persistence_threshold",
     "zero_optimization.stage3_gather_16bit_weights_on_model_save",
     "zero_optimization.stage3_gather_fp16_weights_on_model_save",
+    "zero_optimization.zero_hpz_partition_size",
+    "zero_optimization.zero_quantized_weights",
+    "zero_optimization.zero_quantized_gradients",
     "zero_optimization.offload_optimizer.device",
     "zero_optimization.offload_optimizer.nvme_path",
     "zero_optimization.offload_optimizer.pin_memory",
@@ -3778,6 +3978,7 @@ DS_API ds_status ds_wire_monitor(const ds_config *c, ds_monitor_desc *d, ds_erro
 #undef DSI_ZERO_CHUNK
 #undef DSI_ZERO_DIRECT
 #undef DSI_ZERO_NONE
+#undef DSI_ZERO_GROUP
 #undef DSI_ZERO_HOME
 #undef DSI_ZERO_SAVED
 #endif /* DS_ZERO_IMPL_DONE */

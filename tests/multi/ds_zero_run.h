@@ -73,6 +73,7 @@ static double loss_of(const setting *s, int rank, int micro, int step) {
 typedef struct outcome {
     float value[N_PARAMS][9000], exp_avg[N_PARAMS][9000];
     double norm, loss, scale;
+    double fetch_error; /* of the first fetches, with zero_quantized_weights */
     int64_t skipped;
     ds_zero_stats stats;
     ds_zero_bytes plan;
@@ -166,7 +167,13 @@ static void *run_rank(void *arg) {
                 TRY(ds_zero_fetch(z, i, NULL));
                 if (numel(i) && !slots[i])
                     snprintf(a->out->message, sizeof a->out->message, "slot of %s is empty", names[i]);
-                if (step == 0 && micro == 0 && numel(i) && !s->load) { /* what init gave, rounded, on every rank */
+                if (step == s->first && micro == 0 && numel(i) && strstr(s->zero ? s->zero : "", "quantized_weights")) {
+                    for (size_t e = 0; e < numel(i) && params[i].dtype == DS_F32; e++) {
+                        double off = fabs((double)(((float *)slots[i])[e] - initial(i, e)));
+                        if (off > a->out->fetch_error) a->out->fetch_error = off;
+                    }
+                } else if (step == 0 && micro == 0 && numel(i) &&
+                           !s->load) { /* what init gave, rounded, on every rank */
                     for (size_t e = 0; e < numel(i); e++) values[e] = initial(i, e);
                     ds_optim_cast(bytes, params[i].dtype, values, DS_F32, numel(i));
                     if (memcmp(bytes, slots[i], numel(i) * DS_DTYPE_SIZE(params[i].dtype)))
