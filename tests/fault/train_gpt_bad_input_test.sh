@@ -207,7 +207,7 @@ for _ in $(seq 200); do
     grep -q '^step' err && break
     sleep 0.1
 done
-kill -KILL "$(pgrep -P $started | tail -n 1)"
+kill -KILL "$(children $started | sort -n | tail -n 1)"
 wait $started
 got=$?
 refused 'a rank killed under ds run' 137 'rank 1 ended by signal 9'

@@ -39,8 +39,21 @@ ranks() {
     timeout 120 "$B/ds" run -n "$n" -- "$B/train_gpt" --config "$config" $data $model "$@" >out 2>err </dev/null
 }
 field() { awk -v k="$2" '$1 == k {print $2}' "$1"; } # SUMMARY NAME
+ours_running() { # as pgrep -f does, which a bare Debian lacks
+    local process words
+    for process in /proc/[0-9]*; do
+        words=()
+        mapfile -d '' -t words 2>/dev/null <"$process/cmdline" || continue
+        [[ "${words[*]}" != *"$work"* ]] || echo "${process#/proc/}"
+    done 2>/dev/null
+}
+children() { # PID
+    local status
+    for status in $(grep -ls "^PPid:[[:space:]]*$1\$" /proc/[0-9]*/status); do
+        basename "$(dirname "$status")"
+    done
+}
 # No process of ours, no shared memory, no swap file is left.
-ours_running() { pgrep -f "$work" 2>/dev/null; }
 left_behind() {
     local i
     for i in 1 2 3 4 5 6 7 8 9 10; do
