@@ -87,7 +87,8 @@ ERRORS
     too early, a release without fetch) changes nothing. After an error of a collective or of the disk the engine is dead:
     every later call returns the same error, and the last checkpoint is what remains. A step skipped for overflow is not an
     error: report.skipped. Log ids: 2 step skipped, 3 a parameter that does not fit the arena, 4 memory not pinned,
-    5 reduction at the step's boundary.
+    5 reduction at the step's boundary, 6 times of a
+    step (wall_clock_breakdown), 7 the step (every steps_per_print), 8 the state at create (dump_state).
 
 THREADS
     One thread at a time per engine. Several engines may live in one process.
@@ -919,6 +920,8 @@ struct ds_zero {
     int64_t loss_count;
     int stop;
     int64_t t_begin, t_gradient, ns_forward, ns_backward, ns_reduce;
+    bool clocks; /* wall_clock_breakdown */
+    int64_t print_every;
 
     ds_zero_bytes now, peak;
     size_t allocations;
@@ -2289,6 +2292,27 @@ static void dsi_zero_forget_near(ds_zero *z) {
         if (z->params[i].tensor != DSI_ZERO_NONE) z->params[i].near_valid = false;
 }
 
+/* The documents' tags: of the step, the times of its micro-batches together. [cfg: wall_clock_breakdown] */
+static void dsi_zero_tell_clocks(ds_zero *z, const ds_zero_report *r) {
+    int64_t inner = r->ns_backward > r->ns_reduce ? r->ns_backward - r->ns_reduce : 0;
+    dsi_zero_tell(z, "Train/Samples/elapsed_time_ms_forward", (double)r->ns_forward * 1e-6, r->samples);
+    dsi_zero_tell(z, "Train/Samples/elapsed_time_ms_backward", (double)r->ns_backward * 1e-6, r->samples);
+    dsi_zero_tell(z, "Train/Samples/elapsed_time_ms_backward_inner", (double)inner * 1e-6, r->samples);
+    dsi_zero_tell(z, "Train/Samples/elapsed_time_ms_backward_allreduce", (double)r->ns_reduce * 1e-6, r->samples);
+    dsi_zero_tell(z, "Train/Samples/elapsed_time_ms_step", (double)r->ns_step * 1e-6, r->samples);
+    dsi_log(&z->logger, "ds_zero", DS_LOG_INFO, 6,
+            "step %lld: forward %.2f ms, backward %.2f ms, of it reduction %.2f ms, step %.2f ms", (long long)r->step,
+            (double)r->ns_forward * 1e-6, (double)r->ns_backward * 1e-6, (double)r->ns_reduce * 1e-6,
+            (double)r->ns_step * 1e-6);
+}
+
+/* [cfg: steps_per_print] */
+static void dsi_zero_tell_step(ds_zero *z, const ds_zero_report *r) {
+    if (z->rank == 0 && z->print_every > 0 && r->step % z->print_every == 0)
+        dsi_log(&z->logger, "ds_zero", DS_LOG_INFO, 7, "step=%lld, skipped=%lld, loss=%g, lr=%g, mom=%g, loss scale=%g",
+                (long long)r->step, (long long)r->skipped_steps, r->loss, r->lr, r->momentum, r->loss_scale);
+}
+
 static ds_status dsi_zero_apply(ds_zero *z, double norm, double inverse) {
     double coefficient = ds_optim_clip_coefficient(norm, z->clipping);
     ds_status status = ds_optim_begin(z->optim, inverse, coefficient, norm);
@@ -2363,6 +2387,8 @@ DS_API ds_status ds_zero_step(ds_zero *z, ds_zero_report *report) {
     r.ns_backward = z->ns_backward;
     r.ns_reduce = z->ns_reduce;
     r.ns_step = dsi_now(&z->clock) - start;
+    if (z->clocks) dsi_zero_tell_clocks(z, &r);
+    dsi_zero_tell_step(z, &r);
     z->ns_forward = z->ns_backward = z->ns_reduce = 0;
     memset(z->losses, 0, (size_t)z->accumulation * sizeof *z->losses);
     z->loss_count = 0;
@@ -2918,6 +2944,8 @@ static ds_status dsi_zero_configure(ds_zero *z, const ds_config *c, ds_error *er
     z->accumulation = (int)c->gradient_accumulation_steps;
     z->samples_per_step = (int64_t)c->train_batch_size;
     z->clipping = c->gradient_clipping;
+    z->clocks = c->wall_clock_breakdown;
+    z->print_every = (int64_t)c->steps_per_print;
     z->reduce_bucket = c->zero_optimization.reduce_bucket_size;
     z->gather_bucket = c->zero_optimization.allgather_bucket_size;
     z->gather_by_broadcast = !c->zero_optimization.allgather_partitions;
@@ -3565,6 +3593,30 @@ static ds_status dsi_zero_build(ds_zero *z, const ds_zero_desc *d, ds_error *err
     return DS_OK;
 }
 
+/* The resolved configuration, line by line, and what the engine holds. [cfg: dump_state] */
+static ds_status dsi_zero_dump(ds_zero *z, const ds_config *c, ds_error *error) {
+    static const char *const classes[DS_ZERO_CLASSES] = {"parameters", "gradients", "states",
+                                                         "gathered",   "buckets",   "bookkeeping"};
+    size_t bytes = ds_config_print(c, NULL, 0) + 1;
+    char *text = (char *)dsi_alloc(&z->allocator, bytes), *line = text, *end;
+    if (!text) return dsi_fail(error, DS_ERR_MEMORY, "rank %d: no memory for the text of dump_state", z->rank);
+    ds_config_print(c, text, bytes);
+    for (; (end = strchr(line, '\n')) != NULL; line = end + 1) {
+        *end = 0;
+        dsi_log(&z->logger, "ds_zero", DS_LOG_INFO, 8, "%s", line);
+    }
+    if (*line) dsi_log(&z->logger, "ds_zero", DS_LOG_INFO, 8, "%s", line);
+    dsi_release(&z->allocator, text, bytes);
+    dsi_log(&z->logger, "ds_zero", DS_LOG_INFO, 8,
+            "stage %d, rank %d of %d, optimizer %s, %zu parameters (%zu trained, %zu elements), %zu buckets", z->stage,
+            z->rank, z->world, ds_optim_type_name(z->optim), z->n_params, z->n_train, z->train_elements, z->n_buckets);
+    for (int k = 0; k < DS_ZERO_CLASSES; k++)
+        dsi_log(&z->logger, "ds_zero", DS_LOG_INFO, 8, "%s: %zu bytes on the device, %zu in host memory, %zu on disk",
+                classes[k], z->now.bytes[k][DS_ZERO_DEVICE], z->now.bytes[k][DS_ZERO_HOST],
+                z->now.bytes[k][DS_ZERO_DISK]);
+    return DS_OK;
+}
+
 DS_API ds_status ds_zero_create_(const ds_zero_desc *desc, size_t desc_bytes, int version, ds_zero **out,
                                  ds_error *error) {
     ds_error local;
@@ -3581,6 +3633,8 @@ DS_API ds_status ds_zero_create_(const ds_zero_desc *desc, size_t desc_bytes, in
                               desc && desc->comm ? ds_comm_world(desc->comm) : 1, &z, error);
     status = dsi_zero_all_ready(desc, status, error);
     if (!status) status = dsi_zero_build(z, desc, error);
+    if (!status && desc->config->dump_state && z->rank == 0 && z->logger.log)
+        status = dsi_zero_dump(z, desc->config, error);
     if (status) {
         ds_zero_destroy(z);
         return status;
@@ -3731,6 +3785,9 @@ static const char *const dsi_zero_claimed[] = {
     "optimizer.params",
     "scheduler.type",
     "scheduler.params",
+    "steps_per_print",
+    "wall_clock_breakdown",
+    "dump_state",
     "fp16.enabled",
     "fp16.loss_scale",
     "fp16.initial_scale_power",

@@ -179,14 +179,73 @@ static void create_errors(void) {
     }
     TEST(a key that nothing acts on is named) {
         ds_error e = {DS_OK, ""};
-        static const char *const own[] = {"steps_per_print"};
-        ds_config *c = config_for("{\"train_batch_size\": 4, \"steps_per_print\": 5, \"wall_clock_breakdown\": true,\n"
+        static const char *const own[] = {"memory_breakdown"};
+        ds_config *c = config_for("{\"train_batch_size\": 4, \"memory_breakdown\": true, \"graph_harvesting\": true,\n"
                                   "\"optimizer\": {\"type\": \"AdamW\"}, \"zero_optimization\": {\"stage\": 3}}",
                                   1);
         CHECK(ds_zero_unclaimed(c, own, 1, &e) == DS_ERR_UNSUPPORTED);
-        CHECK_HAS(e.message, "wall_clock_breakdown (1:71)");
-        CHECK(strstr(e.message, "steps_per_print") == NULL && strstr(e.message, "optimizer") == NULL);
+        CHECK_HAS(e.message, "graph_harvesting (1:");
+        CHECK(strstr(e.message, "memory_breakdown") == NULL && strstr(e.message, "optimizer") == NULL);
         ds_config_free(c);
+    }
+}
+
+typedef struct told {
+    char lines[20000], tags[2000];
+} told;
+
+static void take_line(void *ctx, const char *header, int level, int id, const char *message) {
+    told *w = (told *)ctx;
+    size_t at = strlen(w->lines);
+    (void)header;
+    snprintf(w->lines + at, sizeof w->lines - at, "%d.%d %s\n", level, id, message);
+}
+
+static void take_event(void *ctx, const char *tag, double value, int64_t samples) {
+    told *w = (told *)ctx;
+    size_t at = strlen(w->tags);
+    CHECK(isfinite(value) && value >= 0);
+    snprintf(w->tags + at, sizeof w->tags - at, "%s@%lld\n", tag, (long long)samples);
+}
+
+static void telling(void) {
+    TEST(wall_clock_breakdown and steps_per_print and dump_state tell what they say) {
+        static const char *const tags[] = {"forward", "backward", "backward_inner", "backward_allreduce", "step"};
+        for (int on = 0; on < 2; on++) {
+            ds_zero_param params[N];
+            ds_config *c = config_with("\"stage\": 2", on ? "\"wall_clock_breakdown\": true, \"dump_state\": true, "
+                                                            "\"steps_per_print\": 2,"
+                                                          : "\"steps_per_print\": null,");
+            ds_zero_desc d;
+            ds_zero *z;
+            told w;
+            memset(&w, 0, sizeof w);
+            memset(&d, 0, sizeof d);
+            d.event = take_event;
+            d.event_ctx = &w;
+            d.logger.log = take_line;
+            d.logger.ctx = &w;
+            describe(params, DS_F32);
+            z = engine(c, params, &d);
+            CHECK((strstr(w.lines, "\"train_batch_size\"") != NULL) == (on == 1));
+            CHECK((strstr(w.lines, "2.8 stage 2, rank 0 of 1, optimizer AdamW, 3 parameters") != NULL) == (on == 1));
+            CHECK((strstr(w.lines, "2.8 states: ") != NULL) == (on == 1));
+            for (int step = 0; step < 3; step++) {
+                micro_batch(z, gradient);
+                micro_batch(z, gradient);
+                OK(ds_zero_step(z, NULL));
+            }
+            for (size_t k = 0; k < 5; k++) {
+                char tag[96];
+                snprintf(tag, sizeof tag, "Train/Samples/elapsed_time_ms_%s@%lld\n", tags[k],
+                         (long long)ds_zero_samples(z));
+                CHECK((strstr(w.tags, tag) != NULL) == (on == 1));
+            }
+            CHECK((strstr(w.lines, "2.7 step=2, skipped=0, loss=") != NULL) == (on == 1));
+            CHECK(strstr(w.lines, "2.7 step=1") == NULL && strstr(w.lines, "2.7 step=3") == NULL);
+            ds_zero_destroy(z);
+            ds_config_free(c);
+        }
     }
 }
 
@@ -489,6 +548,7 @@ int main(int argc, char **argv) {
     for (int stage = 0; stage < 4; stage++) misuse(stage);
     create_errors();
     numbers();
+    telling();
     checkpoints();
     memory();
     return test_end();
