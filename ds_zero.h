@@ -80,7 +80,8 @@ STEP BY STEP
 
 MEMORY
     Everything comes from desc.allocator; ds_zero_stats tells bytes in use and their high water by class and tier. From the
-    second step of an unchanged trace on nothing is allocated.
+    second step of an unchanged trace on nothing is allocated. desc.limit refuses a plan that is too large for a tier, with its
+    largest item and the cheapest change of zero_optimization that would fit.
 
 ERRORS
     Each call returns a ds_status; ds_zero_error(zero) has the text, naming the parameter. Misuse (a gradient too many, a step
@@ -332,9 +333,11 @@ typedef struct ds_zero_desc {
     size_t n_params;
     const ds_zero_group *groups; /* (n_groups); NULL: one group from the configuration */
     size_t n_groups;
-    size_t largest_fetch;    /* elements that the model holds fetched at once at stage 3, beyond
+    size_t largest_fetch; /* elements that the model holds fetched at once at stage 3, beyond
                              stage3_max_live_parameters; 0: the largest parameter */
-    size_t gradient_buffers; /* of ds_zero_grad_buffer that the model holds at once; more are allocated as needed */
+    size_t
+        limit[DS_ZERO_TIERS]; /* bytes that this rank may hold in each tier; 0: no limit. A plan beyond it is refused */
+    size_t gradient_buffers;  /* of ds_zero_grad_buffer that the model holds at once; more are allocated as needed */
     const ds_optim_table *optimizer;                          /* the client's own; NULL: optimizer.type */
     const ds_optim_kernels *kernels;                          /* NULL: CPU */
     double (*schedule)(void *ctx, int64_t step, double base); /* the client's own learning rate of optimizer step
@@ -407,7 +410,10 @@ DS_API ds_status ds_wire_checkpoint(const ds_config *config, ds_checkpoint_desc 
 DS_API ds_status ds_wire_monitor(const ds_config *config, ds_monitor_desc *desc, ds_error *error);
 
 /* Bytes by class and tier that an engine of this descriptor will hold on this rank, before anything is allocated. `rank`
-   and `world` need no communicator; desc->comm is not used. Errors: as ds_zero_create's for the descriptor. */
+   and `world` need no communicator; desc->comm is not used. What the allocator then gives for training is this to the
+   byte, but for an NVMe store's own buffers; saving and loading take more for their time. Errors: as ds_zero_create's for
+   the descriptor; DS_ERR_MEMORY when desc->limit is exceeded: the text has the largest item and the cheapest change that
+   would fit, and *out is written. */
 DS_API ds_status ds_zero_plan(const ds_zero_desc *desc, int rank, int world, ds_zero_bytes *out, ds_error *error);
 
 DS_API ds_status ds_zero_create_(const ds_zero_desc *desc, size_t desc_bytes, int version, ds_zero **out,
@@ -924,6 +930,8 @@ struct ds_zero {
     int64_t print_every;
 
     ds_zero_bytes now, peak;
+    const char *item[DS_ZERO_TIERS]; /* the largest one */
+    size_t item_bytes[DS_ZERO_TIERS];
     size_t allocations;
     void *client;
     size_t client_bytes;
@@ -3320,6 +3328,7 @@ static ds_status dsi_zero_prepare(const ds_zero_desc *d, int rank, int world, ds
     z->part = z->stage == 0 ? 0 : (size_t)rank;
     if ((status = dsi_zero_register(z, d, error))) return status;
     if ((status = dsi_zero_make_optimizer(z, d, error))) return status;
+    dsi_zero_count(z, DS_ZERO_BOOKKEEPING, DS_ZERO_DEVICE, ds_optim_memory(z->optim));
     if ((status = dsi_zero_share(z, error))) return status;
     {
         ds_loss_scaler_params scaling;
@@ -3333,6 +3342,7 @@ static ds_status dsi_zero_prepare(const ds_zero_desc *d, int rank, int world, ds
 static ds_status dsi_zero_memory_row(ds_zero *z, bool take, void **memory, ds_zero_class c, ds_zero_tier t,
                                      size_t bytes, const char *what, ds_error *error) {
     if (bytes == 0) return DS_OK;
+    if (bytes > z->item_bytes[t]) z->item[t] = what, z->item_bytes[t] = bytes;
     if (!take || t == DS_ZERO_DISK) {
         dsi_zero_count(z, c, t, bytes);
         return DS_OK;
@@ -3444,15 +3454,120 @@ static ds_status dsi_zero_memory(ds_zero *z, const ds_zero_desc *d, bool take, d
     return status;
 }
 
-DS_API ds_status ds_zero_plan(const ds_zero_desc *desc, int rank, int world, ds_zero_bytes *out, ds_error *error) {
+/* The plan, its largest items, and the first tier that is too full (DS_ZERO_TIERS: none). */
+typedef struct dsi_zero_plan {
+    ds_zero_bytes bytes;
+    const char *item[DS_ZERO_TIERS];
+    size_t item_bytes[DS_ZERO_TIERS], total[DS_ZERO_TIERS];
+    int full;
+} dsi_zero_plan;
+
+static ds_status dsi_zero_plan_one(const ds_zero_desc *desc, int rank, int world, dsi_zero_plan *plan,
+                                   ds_error *error) {
     ds_zero *z = NULL;
     ds_status status = dsi_zero_prepare(desc, rank, world, &z, error);
-    memset(out, 0, sizeof *out);
+    memset(plan, 0, sizeof *plan);
     if (!status) status = dsi_zero_memory(z, desc, false, error);
-    if (!status) *out = z->peak;
+    if (!status) {
+        plan->bytes = z->peak;
+        memcpy(plan->item, z->item, sizeof plan->item);
+        memcpy(plan->item_bytes, z->item_bytes, sizeof plan->item_bytes);
+        plan->full = DS_ZERO_TIERS;
+        for (int t = DS_ZERO_TIERS - 1; t >= 0; t--) {
+            for (int c = 0; c < DS_ZERO_CLASSES; c++) plan->total[t] += z->peak.bytes[c][t];
+            if (desc->limit[t] && plan->total[t] > desc->limit[t]) plan->full = t;
+        }
+    }
     if (z) z->arena_bytes = z->n_sets = 0;
     ds_zero_destroy(z);
     return status;
+}
+
+/* Changes to try, the one that costs least time first: smaller messages, more partitioning (all but free), slower tiers. */
+typedef struct dsi_zero_change {
+    int stage; /* at least */
+    bool small;
+    ds_config_device states, params;
+} dsi_zero_change;
+static const dsi_zero_change dsi_zero_changes[] = {
+    {0, true, DS_CONFIG_NONE, DS_CONFIG_NONE},  {1, false, DS_CONFIG_NONE, DS_CONFIG_NONE},
+    {2, false, DS_CONFIG_NONE, DS_CONFIG_NONE}, {2, true, DS_CONFIG_NONE, DS_CONFIG_NONE},
+    {3, true, DS_CONFIG_NONE, DS_CONFIG_NONE},  {1, false, DS_CONFIG_CPU, DS_CONFIG_NONE},
+    {2, true, DS_CONFIG_CPU, DS_CONFIG_NONE},   {3, true, DS_CONFIG_CPU, DS_CONFIG_NONE},
+    {3, true, DS_CONFIG_CPU, DS_CONFIG_CPU},    {3, true, DS_CONFIG_NVME, DS_CONFIG_NONE},
+    {3, true, DS_CONFIG_NVME, DS_CONFIG_CPU},   {3, true, DS_CONFIG_NVME, DS_CONFIG_NVME},
+};
+#define DSI_ZERO_SMALL 1000000
+
+static size_t dsi_zero_say(char *out, size_t room, size_t at, const char *key, const char *value) {
+    int n = at < room ? snprintf(out + at, room - at, "%s%s %s", at ? ", " : "", key, value) : 0;
+    return n > 0 ? at + (size_t)n : at;
+}
+
+/* Makes a change to a copy of the configuration and says what it is. */
+static void dsi_zero_try(ds_config *c, const dsi_zero_change *change, char *text, size_t room) {
+    static const char *const devices[] = {"none", "cpu", "nvme"};
+    static const char stages[] = "0\0001\0002\0003";
+    ds_config_origin origin = DS_CONFIG_DEFAULT;
+    size_t at = 0;
+    text[0] = 0;
+    (void)ds_config_where(c, "zero_optimization.overlap_comm", &origin, NULL, NULL);
+    if (c->zero_optimization.stage < change->stage) {
+        c->zero_optimization.stage = change->stage;
+        if (origin != DS_CONFIG_GIVEN) c->zero_optimization.overlap_comm = change->stage == 3;
+        at = dsi_zero_say(text, room, at, "stage", &stages[2 * change->stage]);
+    }
+    if (change->small && c->zero_optimization.reduce_bucket_size > DSI_ZERO_SMALL) {
+        c->zero_optimization.reduce_bucket_size = DSI_ZERO_SMALL;
+        at = dsi_zero_say(text, room, at, "reduce_bucket_size", "1000000");
+    }
+    if (change->small && c->zero_optimization.stage < 3 &&
+        c->zero_optimization.allgather_bucket_size > DSI_ZERO_SMALL) {
+        c->zero_optimization.allgather_bucket_size = DSI_ZERO_SMALL;
+        at = dsi_zero_say(text, room, at, "allgather_bucket_size", "1000000");
+    }
+    if (change->states != DS_CONFIG_NONE && c->zero_optimization.offload_optimizer.device != change->states) {
+        c->zero_optimization.offload_optimizer.device = change->states;
+        at = dsi_zero_say(text, room, at, "offload_optimizer.device", devices[change->states]);
+        if (change->states == DS_CONFIG_NVME && c->zero_optimization.sub_group_size > DSI_ZERO_SMALL) {
+            c->zero_optimization.sub_group_size = DSI_ZERO_SMALL;
+            at = dsi_zero_say(text, room, at, "sub_group_size", "1000000");
+        }
+    }
+    if (change->params != DS_CONFIG_NONE && c->zero_optimization.offload_param.device != change->params) {
+        c->zero_optimization.offload_param.device = change->params;
+        at = dsi_zero_say(text, room, at, "offload_param.device", devices[change->params]);
+    }
+}
+
+static bool dsi_zero_advice(const ds_zero_desc *desc, int rank, int world, char *text, size_t room) {
+    for (size_t k = 0; k < sizeof dsi_zero_changes / sizeof dsi_zero_changes[0]; k++) {
+        ds_config c = *desc->config;
+        ds_zero_desc d = *desc;
+        dsi_zero_plan plan;
+        memset(&d.logger, 0, sizeof d.logger);
+        d.config = &c;
+        dsi_zero_try(&c, &dsi_zero_changes[k], text, room);
+        if (dsi_zero_plan_one(&d, rank, world, &plan, NULL) == DS_OK && plan.full == DS_ZERO_TIERS) return true;
+    }
+    return false;
+}
+
+DS_API ds_status ds_zero_plan(const ds_zero_desc *desc, int rank, int world, ds_zero_bytes *out, ds_error *error) {
+    static const char *const tiers[DS_ZERO_TIERS] = {"on the device", "in host memory", "on disk"};
+    dsi_zero_plan plan;
+    char advice[160];
+    bool found;
+    ds_status status = dsi_zero_plan_one(desc, rank, world, &plan, error);
+    *out = plan.bytes;
+    if (status || plan.full == DS_ZERO_TIERS) return status;
+    found = dsi_zero_advice(desc, rank, world, advice, sizeof advice);
+    return dsi_fail(error, DS_ERR_MEMORY,
+                    "rank %d: the plan needs %zu bytes of memory %s and the limit is %zu; its largest item is %s, %zu "
+                    "bytes; %s%s%s",
+                    rank, plan.total[plan.full], tiers[plan.full], desc->limit[plan.full], plan.item[plan.full],
+                    plan.item_bytes[plan.full], found ? "zero_optimization with " : "", found ? advice : "",
+                    found ? " would fit" : "no stage or offload would make it fit");
 }
 
 /* Swap files, one for states and one for parameters; the same file when both sections name the same folder. */
@@ -3622,6 +3737,7 @@ DS_API ds_status ds_zero_create_(const ds_zero_desc *desc, size_t desc_bytes, in
     ds_error local;
     ds_status status;
     ds_zero *z = NULL;
+    int rank = 0, world = 1;
     memset(&local, 0, sizeof local);
     if (!error) error = &local;
     *out = NULL;
@@ -3629,8 +3745,12 @@ DS_API ds_status ds_zero_create_(const ds_zero_desc *desc, size_t desc_bytes, in
         return dsi_fail(error, DS_ERR_VERSION,
                         "ds_zero.h: header version %d with a descriptor of %zu bytes, implementation %d with %zu",
                         version, desc_bytes, DS_ZERO_VERSION, sizeof(ds_zero_desc));
-    status = dsi_zero_prepare(desc, desc && desc->comm ? ds_comm_rank(desc->comm) : 0,
-                              desc && desc->comm ? ds_comm_world(desc->comm) : 1, &z, error);
+    if (desc && desc->comm) rank = ds_comm_rank(desc->comm), world = ds_comm_world(desc->comm);
+    status = dsi_zero_prepare(desc, rank, world, &z, error);
+    if (!status && (desc->limit[0] || desc->limit[1] || desc->limit[2])) {
+        ds_zero_bytes planned;
+        status = ds_zero_plan(desc, rank, world, &planned, error);
+    }
     status = dsi_zero_all_ready(desc, status, error);
     if (!status) status = dsi_zero_build(z, desc, error);
     if (!status && desc->config->dump_state && z->rank == 0 && z->logger.log)
@@ -4036,6 +4156,7 @@ DS_API ds_status ds_wire_monitor(const ds_config *c, ds_monitor_desc *d, ds_erro
 #undef DSI_ZERO_DIRECT
 #undef DSI_ZERO_NONE
 #undef DSI_ZERO_GROUP
+#undef DSI_ZERO_SMALL
 #undef DSI_ZERO_HOME
 #undef DSI_ZERO_SAVED
 #endif /* DS_ZERO_IMPL_DONE */

@@ -77,6 +77,8 @@ typedef struct outcome {
     int64_t skipped;
     ds_zero_stats stats;
     ds_zero_bytes plan;
+    test_memory memory;  /* what the allocator's hook saw, up to the last step */
+    size_t after_second; /* its calls by the end of the second step */
     char message[600];
 } outcome;
 
@@ -142,6 +144,8 @@ static void *run_rank(void *arg) {
     ds_zero_desc d;
     ds_zero *z = NULL;
     ds_zero_report report;
+    test_memory memory;
+    memset(&memory, 0, sizeof memory);
     memset(&d, 0, sizeof d);
     if (!config) {
         snprintf(a->out->message, sizeof a->out->message, "config: %s", error.message);
@@ -153,7 +157,11 @@ static void *run_rank(void *arg) {
     d.params = params;
     d.n_params = N_PARAMS;
     d.gradient_buffers = 1;
-    if (ds_zero_plan(&d, a->rank, s->world, &a->out->plan, &error) || ds_zero_create(&d, &z, &error)) {
+    d.allocator.alloc = test_alloc;
+    d.allocator.release = test_release;
+    d.allocator.ctx = &memory;
+    if (ds_zero_plan(&d, a->rank, s->world, &a->out->plan, &error) ||
+        (memory.peak = 0, ds_zero_create(&d, &z, &error))) {
         snprintf(a->out->message, sizeof a->out->message, "create: %s", error.message);
         if (a->comm) ds_comm_abort(a->comm, "test gave up");
         goto done;
@@ -211,7 +219,9 @@ static void *run_rank(void *arg) {
         a->out->loss = report.loss;
         a->out->scale = report.next_loss_scale;
         a->out->skipped = report.skipped_steps;
+        if (step == s->first + 1) a->out->after_second = memory.calls;
     }
+    a->out->memory = memory;
     for (size_t i = 0; i < N_PARAMS; i++) {
         TRY(ds_zero_read(z, i, -1, 0, numel(i), a->out->value[i]));
         TRY(ds_zero_read(z, i, 0, 0, numel(i), a->out->exp_avg[i]));
@@ -220,6 +230,9 @@ static void *run_rank(void *arg) {
     ds_zero_get_stats(z, &a->out->stats);
 done:
     ds_zero_destroy(z);
+    if (memory.live || memory.mismatches)
+        snprintf(a->out->message, sizeof a->out->message, "%zu bytes were not given back, %zu with another size",
+                 memory.live, memory.mismatches);
     ds_comm_destroy(a->comm);
     ds_config_free(config);
     free(values);
@@ -352,4 +365,15 @@ static inline void reference(const setting *s, outcome *out) {
     for (int r = 0; r < s->world; r++) free(grads[r]);
     free(one);
     ds_optim_destroy(o);
+}
+
+/* The plan, the engine's own account and the allocator's hook say the same to the byte, and after the second step nothing
+   is allocated. */
+static inline bool as_planned(const outcome *o) {
+    size_t planned = 0;
+    for (int c = 0; c < DS_ZERO_CLASSES; c++)
+        planned += o->plan.bytes[c][DS_ZERO_DEVICE] + o->plan.bytes[c][DS_ZERO_HOST];
+    if (planned != o->memory.peak) printf("  planned %zu, the allocator saw %zu\n", planned, o->memory.peak);
+    return planned == o->memory.peak && memcmp(&o->plan, &o->stats.peak, sizeof o->plan) == 0 &&
+           o->after_second == o->memory.calls;
 }

@@ -519,6 +519,65 @@ static void memory(void) {
         CHECK_EQ(total, (size_t)12 << 22);
         ds_config_free(c);
     }
+    TEST(a plan that does not fit is refused with its largest item and the cheapest change) {
+        static const struct {
+            size_t limit[3];
+            const char *text, *advice;
+        } rows[] = {
+            {{20000000, 0, 0},
+             "limit is 20000000; its largest item is fp32 master weights, 8847360 bytes",
+             "stage 1 would fit"},
+            {{11000000, 0, 0},
+             "on the device",
+             "with stage 2, reduce_bucket_size 1000000, allgather_bucket_size 1000000 would"},
+            {{10400000, 0, 0}, "on the device", "with stage 3, reduce_bucket_size 1000000 would"},
+            {{9500000, 0, 0}, "on the device", "with stage 1, offload_optimizer.device cpu would"},
+            {{6500000, 0, 0},
+             "on the device",
+             "with stage 3, reduce_bucket_size 1000000, offload_optimizer.device cpu would"},
+            {{6500000, 3000000, 0}, "on the device", "offload_optimizer.device nvme"},
+            {{1000, 1000, 0}, "on the device", "; no stage or offload would make it fit"},
+        };
+        ds_zero_param params[N];
+        ds_config *c[2];
+        for (int k = 0; k < 2; k++)
+            c[k] = config_for("{\"train_micro_batch_size_per_gpu\": 1, \"optimizer\": {\"type\": \"AdamW\"}, "
+                              "\"bf16\": {\"enabled\": true}, \"zero_optimization\": {\"stage\": 0, "
+                              "\"stage3_param_persistence_threshold\": 0, \"stage3_max_live_parameters\": 30000, "
+                              "\"stage3_prefetch_bucket_size\": 0, \"sub_group_size\": 100000}}",
+                              k ? 8 : 1);
+        for (size_t k = 0; k < sizeof rows / sizeof rows[0]; k++) {
+            ds_zero_desc d;
+            ds_zero *z = NULL;
+            ds_zero_bytes b;
+            ds_error e = {DS_OK, ""};
+            size_t total = 0;
+            describe(params, DS_BF16);
+            memset(&d, 0, sizeof d);
+            for (int i = 0; i < N; i++) params[i].shape[0] = 720 * DS_GRAIN;
+            d.config = c[1];
+            d.params = params;
+            d.n_params = N;
+            memcpy(d.limit, rows[k].limit, sizeof d.limit);
+            CHECK(ds_zero_plan(&d, 0, 8, &b, &e) == DS_ERR_MEMORY);
+            if (!CHECK(strstr(e.message, rows[k].text) && strstr(e.message, rows[k].advice)))
+                printf("  %s\n", e.message);
+            if (k) continue;
+            for (int i = 0; i < N; i++) params[i].shape[0] = NUMEL;
+            d.config = c[0];
+            d.limit[0] = 1000;
+            CHECK(ds_zero_create(&d, &z, &e) == DS_ERR_MEMORY && z == NULL);
+            CHECK(ds_zero_plan(&d, 0, 1, &b, &e) == DS_ERR_MEMORY);
+            for (int class_ = 0; class_ < DS_ZERO_CLASSES; class_++) total += b.bytes[class_][DS_ZERO_DEVICE];
+            d.limit[0] = total; /* just enough */
+            CHECK(ds_zero_create(&d, &z, &e) == DS_OK);
+            ds_zero_destroy(z);
+            d.limit[0]--;
+            CHECK(ds_zero_create(&d, &z, &e) == DS_ERR_MEMORY);
+        }
+        ds_config_free(c[0]);
+        ds_config_free(c[1]);
+    }
     TEST(two engines in one process) {
         ds_zero_param params[N];
         ds_config *c = config_with("\"stage\": 3, \"stage3_param_persistence_threshold\": 0", "");
