@@ -75,6 +75,7 @@ test: $(EXAMPLES) $(UNIT)
 soak: export FUZZ_RUNS ?= 100000000
 soak: export FUZZ_SECONDS ?= 36000
 soak: export DS_TEST_KILLS ?= 200
+soak: export DS_TEST_SCHEDULES ?= 20000
 soak: export LIMIT ?= 40000
 soak: $(EXAMPLES) $(UNIT)
 	@B="$(B)" CC="$(CC)" CXX="$(CXX)" CONFIG="$(config)" MPIRUN="$(MPIRUN)" MPICC="$(MPICC)" NVCC="$(NVCC)" \

@@ -1924,6 +1924,9 @@ DS_API ds_status ds_zero_grad(ds_zero *z, size_t index, const void *gradient, vo
     ds_status status = dsi_zero_grad_of(z, index, "gradient", &p);
     (void)stream;
     if (status) return status;
+    if (p->lent && p->given + 1 == p->contributions)
+        return dsi_zero_fail(z, DS_ERR_STATE, "gradient of '%s' while its gradient buffer is taken; declare that ready",
+                             p->name);
     if (!gradient && p->numel) return dsi_zero_fail(z, DS_ERR_ARGUMENT, "gradient of '%s' is NULL", p->name);
     return dsi_zero_contribute(z, p, (const char *)gradient, p->dtype);
 }
