@@ -2603,42 +2603,45 @@ static const char *dsi_config_got(const dsi_json *doc, uint32_t node, char out[1
     return out;
 }
 
+/* A number of the table, with nothing behind it that belongs to one; *whole for the types INT and SIZE. */
+static double dsi_config_number(const char **text, int64_t *whole) {
+    dsi_json_node node;
+    const char *stop, *from = *text;
+    char copy[48]; /* a number is read with eight bytes of padding */
+    size_t n = 0;
+    memset(copy, 0, sizeof copy);
+    while (n < 31 && (from[n] == '-' || (from[n] >= '0' && from[n] <= '9') || from[n] == 'e' ||
+                      (from[n] == '.' && from[n + 1] != '.')))
+        copy[n] = from[n], n++;
+    *text += n;
+    dsi_json_read_number(copy, &node, &stop);
+    *whole = node.as.integer;
+    return node.type == DSI_JSON_INT ? (double)node.as.integer : node.as.real;
+}
+
 /* The numbers that a row accepts, from ">=1", ">0", "0..1", "0..<1", "0<..<1". */
 typedef struct dsi_config_range {
     double low, high;
     bool has_low, has_high, low_open, high_open;
 } dsi_config_range;
-static double dsi_config_number(const char **text) {
-    dsi_json_node node;
-    const char *stop, *from = *text;
-    char copy[32];
-    size_t n = 0;
-    while (n < 31 && (from[n] == '-' || (from[n] >= '0' && from[n] <= '9') || from[n] == 'e' ||
-                      (from[n] == '.' && from[n + 1] != '.')))
-        copy[n] = from[n], n++;
-    copy[n] = 0;
-    node.as.real = 0;
-    if (dsi_json_read_number(copy, &node, &stop)) return 0;
-    *text += n;
-    return node.type == DSI_JSON_INT ? (double)node.as.integer : node.as.real;
-}
 static dsi_config_range dsi_config_range_of(const char *accepted) {
     dsi_config_range range;
+    int64_t whole;
     memset(&range, 0, sizeof range);
     if (*accepted == '?') accepted++;
     if (*accepted == '>') {
         range.has_low = true;
         range.low_open = accepted[1] != '=';
         accepted += range.low_open ? 1 : 2;
-        range.low = dsi_config_number(&accepted);
+        range.low = dsi_config_number(&accepted, &whole);
     } else if (*accepted == '-' || (*accepted >= '0' && *accepted <= '9')) {
         range.has_low = range.has_high = true;
-        range.low = dsi_config_number(&accepted);
+        range.low = dsi_config_number(&accepted, &whole);
         range.low_open = *accepted == '<';
         accepted += range.low_open ? 3 : 2;
         range.high_open = *accepted == '<';
         accepted += range.high_open;
-        range.high = dsi_config_number(&accepted);
+        range.high = dsi_config_number(&accepted, &whole);
     }
     return range;
 }
@@ -2730,31 +2733,35 @@ static const char *dsi_config_text(dsi_config_parser *p, const dsi_config_row *r
     return copy;
 }
 
-/* Stores a number that is whole where the type wants it so, and in the row's range. */
-static bool dsi_config_set_number(const dsi_config_row *row, char *to, int64_t whole, bool is_whole, double real) {
-    dsi_config_range range = dsi_config_range_of(row->accepted);
-    if (!dsi_config_in_range(&range, real)) return false;
+/* Stores a number that is whole where the type wants it so. */
+static bool dsi_config_store_number(const dsi_config_row *row, char *to, int64_t whole, bool is_whole, double real) {
+    size_t size = (size_t)whole;
     if (row->type == DSI_CONFIG_REAL)
         memcpy(to, &real, sizeof real);
     else if (!is_whole)
         return false;
     else if (row->type == DSI_CONFIG_INT)
         memcpy(to, &whole, sizeof whole);
-    else {
-        size_t size = (size_t)whole;
-        if (whole < 0 || (uint64_t)whole > SIZE_MAX) return false;
+    else if (whole < 0 || (uint64_t)whole > SIZE_MAX)
+        return false;
+    else
         memcpy(to, &size, sizeof size);
-    }
     return true;
+}
+/* The same for a number that must be in the row's range. */
+static bool dsi_config_set_number(const dsi_config_row *row, char *to, int64_t whole, bool is_whole, double real) {
+    dsi_config_range range = dsi_config_range_of(row->accepted);
+    return dsi_config_in_range(&range, real) && dsi_config_store_number(row, to, whole, is_whole, real);
 }
 
 static bool dsi_config_set_ints(dsi_config_parser *p, const dsi_config_row *row, char *to, uint32_t node) {
     const dsi_json *doc = &p->state->doc;
     dsi_config_range range = dsi_config_range_of(row->accepted);
     uint32_t count = doc->nodes[node].length, v = node + 1;
-    int64_t *at = (int64_t *)dsi_config_take(p, count * sizeof *at);
+    int64_t *at;
     ds_config_ints ints;
-    if (doc->nodes[node].type != DSI_JSON_ARRAY || !at) return false;
+    if (doc->nodes[node].type != DSI_JSON_ARRAY) return false;
+    at = (int64_t *)dsi_config_take(p, count * sizeof *at);
     for (uint32_t i = 0; i < count; i++, v = doc->nodes[v].next)
         if (!dsi_json_integer(doc, v, at + i) || !dsi_config_in_range(&range, (double)at[i])) return false;
     ints.at = count ? at : NULL;
@@ -2880,13 +2887,14 @@ static void dsi_config_set_default(dsi_config_parser *p, const dsi_config_row *r
     const char *text = row->initial;
     double real[3];
     size_t count = 0;
+    int64_t whole;
     mark->node = DSI_JSON_NONE;
     mark->origin = DS_CONFIG_DEFAULT;
     mark->null = !strcmp(text, "null");
     if (mark->null || row->kind != DSI_CONFIG_IS_KEY) return;
     if (*text == '[' && row->type != DSI_CONFIG_TEXTS)
         for (text++; *text && *text != ']' && count < 3; text += *text == ',' ? 2 : 0)
-            real[count++] = dsi_config_number(&text);
+            real[count++] = dsi_config_number(&text, &whole);
     text = row->initial;
     if (row->type == DSI_CONFIG_BOOL)
         *(bool *)(void *)to = *text == 't';
@@ -2907,14 +2915,8 @@ static void dsi_config_set_default(dsi_config_parser *p, const dsi_config_row *r
         texts.count = 1;
         memcpy(to, &texts, sizeof texts);
     } else if (row->type <= DSI_CONFIG_REAL) {
-        dsi_json_node node;
-        const char *stop;
-        dsi_json_read_number(text, &node, &stop);
-        if (row->type == DSI_CONFIG_REAL) {
-            real[0] = node.type == DSI_JSON_INT ? (double)node.as.integer : node.as.real;
-            memcpy(to, real, sizeof real[0]);
-        } else
-            dsi_config_set_number(row, to, node.as.integer, true, (double)node.as.integer);
+        real[0] = dsi_config_number(&text, &whole);
+        dsi_config_store_number(row, to, whole, true, real[0]);
     }
 }
 static void dsi_config_defaults(dsi_config_parser *p, const dsi_config_scope *scope) {
@@ -3046,14 +3048,15 @@ static void dsi_config_key(dsi_config_parser *p, const dsi_config_scope *scope, 
                        dsi_config_got(doc, node, got));
 }
 
-/* The objects of a key that holds named ones. Their scopes are appended to the state's and filled later. */
+/* The objects of a key that holds named ones. Their scopes are appended to the state's, which has room for as many as
+   the text has braces, and filled later. */
 static void dsi_config_named(dsi_config_parser *p, uint32_t i, uint32_t node) {
     const dsi_json *doc = &p->state->doc;
     dsi_config_scope *main = p->state->scopes;
     const dsi_config_row *row = main->table->rows + i;
     int kind = row->type - DSI_CONFIG_METRICS + 1;
     const dsi_config_table *table = dsi_config_tables + kind;
-    uint32_t count = doc->nodes[node].length, k = node + 1;
+    uint32_t count = doc->nodes[node].length, k = node + 1, named = 0;
     char got[120], expected[256], *objects;
     ds_config_metrics list; /* all four kinds of lists are alike: a pointer and a count */
     if (doc->nodes[node].type != DSI_JSON_OBJECT) {
@@ -3062,19 +3065,26 @@ static void dsi_config_named(dsi_config_parser *p, uint32_t i, uint32_t node) {
                            dsi_config_got(doc, node, got));
         return;
     }
-    objects = (char *)dsi_config_take(p, count * table->bytes);
-    list.at = count ? (const ds_config_metric *)(void *)objects : NULL;
-    list.count = objects ? count : 0;
+    for (uint32_t j = 0; j < count; j++, k = doc->nodes[k + 1].next)
+        if (doc->nodes[k + 1].type == DSI_JSON_OBJECT)
+            named++;
+        else
+            dsi_config_say(p, DS_LOG_ERROR, NULL, k + 1, "expected an object; got %s", dsi_config_got(doc, k + 1, got));
+    objects = (char *)dsi_config_take(p, named * table->bytes);
+    list.at = named ? (const ds_config_metric *)(void *)objects : NULL;
+    list.count = named;
     memcpy(main->object + row->offset, &list, sizeof list);
     main->marks[i].node = node;
     main->marks[i].origin = DS_CONFIG_GIVEN;
     main->marks[i].null = 0;
-    for (uint32_t j = 0; j < list.count; j++, k = doc->nodes[k + 1].next, objects += table->bytes) {
+    k = node + 1;
+    for (uint32_t j = 0; j < count; j++, k = doc->nodes[k + 1].next) {
         dsi_config_scope *scope = p->state->scopes + p->state->scope_count;
         size_t length = row->length + doc->nodes[k].length + 3;
-        char *prefix = (char *)dsi_config_take(p, length);
         const char *name = doc->nodes[k].as.text;
-        if (!prefix) return;
+        char *prefix;
+        if (doc->nodes[k + 1].type != DSI_JSON_OBJECT) continue;
+        prefix = (char *)dsi_config_take(p, length);
         snprintf(prefix, length, "%s.%s.", row->path, name);
         memcpy(objects, &name, sizeof name);
         p->state->scope_count++;
@@ -3086,8 +3096,7 @@ static void dsi_config_named(dsi_config_parser *p, uint32_t i, uint32_t node) {
         scope->row = i;
         scope->node = k + 1;
         dsi_config_defaults(p, scope);
-        if (doc->nodes[k + 1].type != DSI_JSON_OBJECT)
-            dsi_config_say(p, DS_LOG_ERROR, NULL, k + 1, "expected an object; got %s", dsi_config_got(doc, k + 1, got));
+        objects += table->bytes;
     }
 }
 
@@ -3365,6 +3374,7 @@ static const dsi_config_kind *dsi_config_kind_of(const char *name, bool schedule
 static bool dsi_config_takes(const dsi_config_kind *kind, const char *param) {
     const char *at = kind->params;
     size_t length = strlen(param);
+    if (!length || strchr(param, ' ')) return false;
     for (; (at = strstr(at, param)) != NULL; at++)
         if (at[-1] == ' ' && at[length] == ' ') return true;
     return false;
@@ -3377,14 +3387,14 @@ static void dsi_config_params(dsi_config_parser *p, const dsi_config_kind *kind,
     size_t count = scheduler ? DSI_CONFIG_SCHEDULERS : DSI_CONFIG_OPTIMIZERS;
     uint32_t open = dsi_config_row_of(section), object = p->state->scopes[0].marks[open].node, k = object + 1;
     const dsi_json_node *nodes = p->state->doc.nodes;
-    if (object == DSI_JSON_NONE) return;
+    if (object == DSI_JSON_NONE || nodes[object].type != DSI_JSON_OBJECT) return;
     for (uint32_t i = 0; i < nodes[object].length; i++, k = nodes[k + 1].next) {
         char names[160];
         size_t used = 0;
         const char *name = nodes[k].as.text;
-        if (strlen(name) == nodes[k].length && dsi_config_takes(kind, name) && !strchr(name, ' ')) continue;
+        if (strlen(name) == nodes[k].length && dsi_config_takes(kind, name)) continue;
         names[0] = 0;
-        for (size_t j = 0; j < count && !strchr(name, ' ') && *name; j++)
+        for (size_t j = 0; j < count; j++)
             if (dsi_config_takes(kinds + j, name) && used < sizeof names)
                 used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", used ? ", " : "", kinds[j].name);
         if (p->options->unknown == DS_CONFIG_UNKNOWN_IGNORE && !used) continue;

@@ -911,6 +911,17 @@ static void test_errors(void) {
                        "{\"curriculum_metrics\": 3}}}}",
                        1, "expected an object of metrics by name, or null; got 3");
     }
+    TEST(
+        sections_and_names_of_other_kinds_than_expected) { /* found by fuzzing: each read or wrote outside its memory */
+        expect_problem("{\"train_batch_size\": 1, \"optimizer\": {\"type\": \"Adam\", \"params\": \"a text\"}}", 1,
+                       "optimizer.params|1:63|expected an object; got the text \"a text\"\n");
+        expect_problem("{\"train_batch_size\": 1, \"optimizer\": {\"type\": \"Adam\", \"params\": {\"\": 1}}}", 1,
+                       "unknown key");
+        expect_problem("{\"train_batch_size\": 1, \"compression_training\": {\"row_pruning\": {\"different_groups\": "
+                       "{\"a\": 1, \"b\": 2, \"c\": [], \"d\": 4, \"e\": 5, \"f\": 6, \"g\": 7, \"h\": 8, \"i\": 9}}}}",
+                       1, "different_groups.i|1:157|expected an object; got 9\n");
+        CHECK_EQ(last.errors, 9);
+    }
     TEST(unknown_keys_follow_the_policy) {
         const char *text = "{\"train_batch_size\": 1, \"no_such_key\": {\"a\": [1]}}";
         ds_config_options options;
