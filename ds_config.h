@@ -1185,6 +1185,9 @@ DSI_FN void dsi_release(const ds_allocator *a, void *memory, size_t bytes) {
 #endif
 #ifndef DSI_JSON_BLOCK
 #define DSI_JSON_BLOCK 1
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 /* RFC 8259. Reading gives a flat array of nodes in the order of the text, without recursion: a container is followed by
    all it holds, and `next` steps over it. An object holds key, value, key, value; a key is a string node. Strings are
    UTF-8, end with a NUL (and may hold others), and live in the document's copy of the text. Typical use:
@@ -1237,7 +1240,7 @@ typedef struct dsi_json {
 
 typedef struct dsi_json_reader {
     dsi_json *doc;
-    char *at, *end, *spare; /* strings with escapes are decoded to `spare`, so that lines can be counted in the text */
+    char *end, *spare; /* strings with escapes are decoded to `spare`, so that lines can be counted in the text */
     uint32_t parent, depth, max_depth, flags;
 } dsi_json_reader;
 
@@ -1315,15 +1318,21 @@ DSI_FN void dsi_json_big_subtract(dsi_json_big *a, const dsi_json_big *b) {
     while (a->used && !a->limb[a->used - 1]) a->used--;
 }
 
-/* The upper half of a 128-bit product, rounded, with its top bit set; *exponent counts the bits dropped. */
+/* The upper half of a 128-bit product, cut, with its top bit set; *exponent counts the bits dropped. */
 DSI_FN uint64_t dsi_json_mul_high(uint64_t a, uint64_t b, int *exponent, uint64_t *error) {
+#if defined(__SIZEOF_INT128__)
+    __extension__ typedef unsigned __int128 wide;
+    wide product = (wide)a * b;
+    uint64_t high = (uint64_t)(product >> 64), low = (uint64_t)product;
+#else
     uint64_t a1 = a >> 32, a0 = a & 0xFFFFFFFFu, b1 = b >> 32, b0 = b & 0xFFFFFFFFu;
-    uint64_t low = a0 * b0, middle = a1 * b0 + (low >> 32), other = a0 * b1 + (middle & 0xFFFFFFFFu);
-    uint64_t high = a1 * b1 + (middle >> 32) + (other >> 32);
+    uint64_t middle = a1 * b0 + (a0 * b0 >> 32), other = a0 * b1 + (middle & 0xFFFFFFFFu);
+    uint64_t high = a1 * b1 + (middle >> 32) + (other >> 32), low = other << 32;
+#endif
     *exponent += 64;
     *error += 2; /* what b lacks, and what the lower half held */
     if (!(high >> 63)) {
-        high = high << 1 | (other >> 31 & 1);
+        high = high << 1 | low >> 63;
         *exponent -= 1;
         *error *= 2;
     }
@@ -1422,7 +1431,27 @@ DSI_FN double dsi_json_nearest(const char *digits, size_t length, int ten, uint6
     return dsi_json_double(bits);
 }
 
-/* A number at `at`. Fills the node's type, length and value; NULL, or what is wrong with it at *stop. */
+/* Takes digits into *lead, eight at a time; more than 19 wrap around. Returns the end of the digits. */
+DSI_FN const char *dsi_json_take_digits(const char *at, uint64_t *lead) {
+    uint64_t sum = *lead;
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    for (;; at += 8) {
+        uint64_t v;
+        memcpy(&v, at, 8);
+        if (((v & 0xF0F0F0F0F0F0F0F0u) | ((v + 0x0606060606060606u) & 0xF0F0F0F0F0F0F0F0u) >> 4) != 0x3333333333333333u)
+            break;
+        v = (v & 0x0F0F0F0F0F0F0F0Fu) * (10 * 256 + 1) >> 8;
+        v = (v & 0x00FF00FF00FF00FFu) * (100 * 65536 + 1) >> 16;
+        sum = 100000000 * sum + ((v & 0x0000FFFF0000FFFFu) * (((uint64_t)10000 << 32) + 1) >> 32);
+    }
+#endif
+    for (; (unsigned)(*at - '0') <= 9; at++) sum = 10 * sum + (unsigned)(*at - '0');
+    *lead = sum;
+    return at;
+}
+
+/* A number at `at`, with eight bytes that may be read behind it. Fills the node's type, length and value; NULL, or what is
+   wrong with it at *stop. */
 DSI_FN const char *dsi_json_read_number(const char *at, dsi_json_node *node, const char **stop) {
     const char *p = at + (*at == '-'), *digits = p, *end;
     uint64_t lead = 0;
@@ -1433,10 +1462,10 @@ DSI_FN const char *dsi_json_read_number(const char *at, dsi_json_node *node, con
     if (*p < '0' || *p > '9') return negative ? "expected a digit after '-'" : "expected a value";
     if (*p == '0' && p[1] >= '0' && p[1] <= '9') return "a number may not start with 0";
     /* up to 18 digits at full speed; more wrap around, and are read again below */
-    for (end = p; (unsigned)(*end - '0') <= 9; end++) lead = 10 * lead + (unsigned)(*end - '0');
+    end = dsi_json_take_digits(p, &lead);
     if (*end == '.') {
-        const char *point = end++;
-        for (; (unsigned)(*end - '0') <= 9; end++) lead = 10 * lead + (unsigned)(*end - '0');
+        const char *point = end;
+        end = dsi_json_take_digits(point + 1, &lead);
         power = point + 1 - end;
         quick = power < 0;
     }
@@ -1503,10 +1532,11 @@ DSI_FN unsigned dsi_json_utf8(const char *text) {
     return (c == 0xF0 ? at[1] >= 0x90 : c == 0xF4 ? at[1] < 0x90 : c > 0xF0 && c < 0xF4) ? 4 : 0;
 }
 
-DSI_FN bool dsi_json_fail(dsi_json_reader *r, const char *at, const char *why) {
+/* Notes what is wrong at `at`, and returns NULL. */
+DSI_FN char *dsi_json_fail(dsi_json_reader *r, const char *at, const char *why) {
     r->doc->fault = (size_t)(at - r->doc->text);
     r->doc->why = why;
-    return false;
+    return NULL;
 }
 
 /* Four hex digits; UINT32_MAX when they are not. */
@@ -1524,28 +1554,27 @@ DSI_FN uint32_t dsi_json_hex(const char *at) {
     return value;
 }
 
-/* One escape; r->at is behind the backslash. Appends what it means to r->spare. */
-DSI_FN bool dsi_json_escape(dsi_json_reader *r) {
+/* The functions from here on read at `at`, and return where they stopped, or NULL after a failure. */
+
+/* One escape; `at` is behind the backslash. Appends what it means to r->spare. */
+DSI_FN char *dsi_json_escape(dsi_json_reader *r, char *at) {
     static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
-    const char *found = *r->at ? strchr(from, *r->at) : NULL;
+    const char *found = *at ? strchr(from, *at) : NULL;
     uint32_t code, low;
     if (found) {
         *r->spare++ = to[found - from];
-        r->at++;
-        return true;
+        return at + 1;
     }
-    if (*r->at != 'u') return dsi_json_fail(r, r->at - 1, "unknown escape in a string");
-    code = dsi_json_hex(r->at + 1);
-    if (code == UINT32_MAX) return dsi_json_fail(r, r->at - 1, "\\u needs four hexadecimal digits");
-    if (code >= 0xDC00 && code <= 0xDFFF)
-        return dsi_json_fail(r, r->at - 1, "the second half of a surrogate pair alone");
-    r->at += 5;
+    if (*at != 'u') return dsi_json_fail(r, at - 1, "unknown escape in a string");
+    code = dsi_json_hex(at + 1);
+    if (code == UINT32_MAX) return dsi_json_fail(r, at - 1, "\\u needs four hexadecimal digits");
+    if (code >= 0xDC00 && code <= 0xDFFF) return dsi_json_fail(r, at - 1, "the second half of a surrogate pair alone");
+    at += 5;
     if (code >= 0xD800 && code <= 0xDBFF) {
-        low = r->at[0] == '\\' && r->at[1] == 'u' ? dsi_json_hex(r->at + 2) : 0;
-        if (low < 0xDC00 || low > 0xDFFF)
-            return dsi_json_fail(r, r->at - 6, "the first half of a surrogate pair alone");
+        low = at[0] == '\\' && at[1] == 'u' ? dsi_json_hex(at + 2) : 0;
+        if (low < 0xDC00 || low > 0xDFFF) return dsi_json_fail(r, at - 6, "the first half of a surrogate pair alone");
         code = 0x10000 + ((code & 0x3FF) << 10) + (low & 0x3FF);
-        r->at += 6;
+        at += 6;
     }
     if (code < 0x80)
         *r->spare++ = (char)code;
@@ -1554,88 +1583,88 @@ DSI_FN bool dsi_json_escape(dsi_json_reader *r) {
         *r->spare++ = (char)(code >> 6 * count | (0xFFu << (7 - count) & 0xFF));
         while (count-- > 0) *r->spare++ = (char)(0x80 | (code >> 6 * count & 0x3F));
     }
-    return true;
+    return at;
 }
 
-/* Steps over the plain bytes of a string, eight at a time, to a quote, a backslash, a control or non-ASCII byte. The
-   text's copy is padded, so that reading past its end is safe. */
+/* Steps over the plain bytes of a string to a quote, a backslash, a control or non-ASCII byte. The text's copy is padded
+   with zeros, so that reading past its end is safe and stops there. */
 DSI_FN char *dsi_json_plain(char *at) {
-    const uint64_t ones = 0x0101010101010101u, tops = 0x8080808080808080u;
-    for (;; at += 8) {
-        uint64_t v, quote, slash, special;
-        memcpy(&v, at, 8);
-        quote = v ^ (ones * '"');
-        slash = v ^ (ones * '\\');
-        special = (((quote - ones) & ~quote) | ((slash - ones) & ~slash) | ((v - ones * 0x20) & ~v) | v) & tops;
-        if (!special) continue;
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-        return at + (__builtin_ctzll(special) >> 3);
-#else
-        while ((unsigned char)*at >= 0x20 && (unsigned char)*at < 0x80 && *at != '"' && *at != '\\') at++;
-        return at;
-#endif
+#if defined(__SSE2__)
+    const __m128i quote = _mm_set1_epi8('"'), slash = _mm_set1_epi8('\\'), blank = _mm_set1_epi8(' ');
+    for (;; at += 16) {
+        __m128i v = _mm_loadu_si128((const __m128i *)(const void *)at);
+        __m128i special = _mm_or_si128(_mm_cmpeq_epi8(v, quote), _mm_cmpeq_epi8(v, slash));
+        int mask = _mm_movemask_epi8(_mm_or_si128(special, _mm_cmplt_epi8(v, blank))); /* signed: 0x80 and above too */
+        if (mask) return at + __builtin_ctz((unsigned)mask);
     }
+#else
+    while ((unsigned char)*at >= 0x20 && (unsigned char)*at < 0x80 && *at != '"' && *at != '\\') at++;
+    return at;
+#endif
 }
 
-/* A string; r->at is at its opening quote. */
-DSI_FN bool dsi_json_read_string(dsi_json_reader *r, dsi_json_node *node) {
-    char *open = r->at, *out = NULL, *from = ++r->at;
+/* A string; `at` is at its opening quote. */
+DSI_FN char *dsi_json_read_string(dsi_json_reader *r, char *at, dsi_json_node *node) {
+    char *open = at, *out = NULL, *from = ++at;
     node->type = DSI_JSON_STRING;
     for (;;) {
-        char *at = r->at = dsi_json_plain(r->at);
-        unsigned char c = (unsigned char)*at;
+        unsigned char c;
+        at = dsi_json_plain(at);
+        c = (unsigned char)*at;
+        if (c == '"' && !out) break;
         if (c >= 0x80) {
             unsigned length = dsi_json_utf8(at);
             if (!length) return dsi_json_fail(r, at, "malformed UTF-8 in a string");
-            r->at += length;
+            at += length;
             continue;
         }
         if (c < 0x20) {
             if (at >= r->end) return dsi_json_fail(r, open, "this string does not end");
             return dsi_json_fail(r, at, "a control character in a string must be escaped");
         }
-        if (c == '"' && !out) break;
         if (!out) out = r->spare;
         memcpy(r->spare, from, (size_t)(at - from));
         r->spare += at - from;
-        r->at++;
+        at++;
         if (c == '"') {
             *r->spare++ = 0;
             node->as.text = out;
             node->length = (uint32_t)(r->spare - 1 - out);
-            return true;
+            return at;
         }
-        if (!dsi_json_escape(r)) return false;
-        from = r->at;
+        if (!(at = dsi_json_escape(r, at))) return NULL;
+        from = at;
     }
-    *r->at++ = 0;
+    *at = 0;
     node->as.text = from;
-    node->length = (uint32_t)(r->at - 1 - from);
-    return true;
+    node->length = (uint32_t)(at - from);
+    return at + 1;
 }
 
-/* The next byte that is neither blank nor, where accepted, in a comment; 0 at the end. */
-DSI_FN char dsi_json_peek(dsi_json_reader *r) {
-    if ((unsigned char)*r->at > '/') return *r->at;
+/* Steps over blanks and, where accepted, comments. At a comment that does not end it stops. */
+DSI_FN char *dsi_json_skip_more(const dsi_json_reader *r, char *at) {
     for (;;) {
-        char *p = r->at;
-        while (*p == ' ' || *p == '\n' || *p == '\t' || *p == '\r') p++;
-        r->at = p;
-        if (!(r->flags & DSI_JSON_COMMENTS) || (*p != '/' && *p != '#')) return *p;
+        char *p;
+        while (*at == ' ' || *at == '\n' || *at == '\t' || *at == '\r') at++;
+        if (!(r->flags & DSI_JSON_COMMENTS) || (*at != '/' && *at != '#')) return at;
+        p = at;
         if (*p == '#' || p[1] == '/') {
             while (p < r->end && *p != '\n') p++;
         } else if (p[1] == '*') {
             for (p += 2; p < r->end && (*p != '*' || p[1] != '/'); p++) {}
-            if (p >= r->end) return *r->at;
+            if (p >= r->end) return at;
             p += 2;
         } else
-            return *p;
-        r->at = p;
+            return at;
+        at = p;
     }
 }
+static inline char *dsi_json_skip(const dsi_json_reader *r, char *at) {
+    if (*at == ' ') at++;
+    return *at > ' ' && *at != '/' && *at != '#' ? at : dsi_json_skip_more(r, at);
+}
 
-DSI_FN const char *dsi_json_no_value(dsi_json_reader *r) {
-    const char *p = r->at;
+DSI_FN const char *dsi_json_no_value(const dsi_json_reader *r, const char *p) {
     if (p >= r->end) return "the text ends where a value should follow";
     if (!strncmp(p, "None", 4)) return "None is Python; did you mean null?";
     if (!strncmp(p, "True", 4)) return "True is Python; did you mean true?";
@@ -1650,70 +1679,65 @@ DSI_FN const char *dsi_json_no_value(dsi_json_reader *r) {
     return "expected a value";
 }
 
-/* One value at r->at; a container is opened and becomes r->parent. */
-DSI_FN bool dsi_json_read_value(dsi_json_reader *r) {
+/* One value; a container is opened and becomes r->parent. */
+DSI_FN char *dsi_json_read_value(dsi_json_reader *r, char *at) {
     dsi_json_node *node = r->doc->nodes + r->doc->count;
-    const char *stop, *why, c = dsi_json_peek(r);
-    node->offset = (uint32_t)(r->at - r->doc->text);
-    node->length = 0;
+    const char *stop, *why;
+    at = dsi_json_skip(r, at);
+    node->offset = (uint32_t)(at - r->doc->text);
     node->next = ++r->doc->count;
-    if (c == '"') return dsi_json_read_string(r, node);
-    if (c == '{' || c == '[') {
-        node->type = c == '{' ? DSI_JSON_OBJECT : DSI_JSON_ARRAY;
-        node->as.integer = 0;
+    if (*at == '"') return dsi_json_read_string(r, at, node);
+    node->length = 0;
+    node->as.integer = 0;
+    if (*at == '{' || *at == '[') {
+        node->type = *at == '{' ? DSI_JSON_OBJECT : DSI_JSON_ARRAY;
         node->next = r->parent;
         r->parent = r->doc->count - 1;
-        if (++r->depth > r->max_depth) return dsi_json_fail(r, r->at, "too many containers inside each other");
-        r->at++;
-        return true;
+        if (++r->depth > r->max_depth) return dsi_json_fail(r, at, "too many containers inside each other");
+        return at + 1;
     }
-    node->as.integer = 0;
-    if (c == 't' && !strncmp(r->at, "true", 4)) return node->type = DSI_JSON_TRUE, r->at += 4, true;
-    if (c == 'f' && !strncmp(r->at, "false", 5)) return node->type = DSI_JSON_FALSE, r->at += 5, true;
-    if (c == 'n' && !strncmp(r->at, "null", 4)) return node->type = DSI_JSON_NULL, r->at += 4, true;
-    if (c != '-' && (c < '0' || c > '9')) return dsi_json_fail(r, r->at, dsi_json_no_value(r));
-    why = dsi_json_read_number(r->at, node, &stop);
-    if (why && !strncmp(r->at, "-I", 2)) return dsi_json_fail(r, r->at, dsi_json_no_value(r));
+    if (!memcmp(at, "true", 4)) return node->type = DSI_JSON_TRUE, at + 4;
+    if (!memcmp(at, "false", 5)) return node->type = DSI_JSON_FALSE, at + 5;
+    if (!memcmp(at, "null", 4)) return node->type = DSI_JSON_NULL, at + 4;
+    if ((*at < '0' || *at > '9') && (*at != '-' || at[1] == 'I')) return dsi_json_fail(r, at, dsi_json_no_value(r, at));
+    why = dsi_json_read_number(at, node, &stop);
     if (why) return dsi_json_fail(r, stop, why);
-    r->at += stop - r->at;
-    return true;
+    return at + (stop - at);
 }
 
-DSI_FN bool dsi_json_read_key(dsi_json_reader *r) {
+DSI_FN char *dsi_json_read_key(dsi_json_reader *r, char *at) {
     dsi_json_node *node = r->doc->nodes + r->doc->count;
-    if (dsi_json_peek(r) != '"') return dsi_json_fail(r, r->at, "expected a key in double quotes");
-    node->offset = (uint32_t)(r->at - r->doc->text);
+    if (*at != '"') return dsi_json_fail(r, at, "expected a key in double quotes");
+    node->offset = (uint32_t)(at - r->doc->text);
     node->next = ++r->doc->count;
-    if (!dsi_json_read_string(r, node)) return false;
-    if (dsi_json_peek(r) != ':') return dsi_json_fail(r, r->at, "expected ':' after the key");
-    r->at++;
-    return true;
+    if (!(at = dsi_json_read_string(r, at, node))) return NULL;
+    at = dsi_json_skip(r, at);
+    if (*at != ':') return dsi_json_fail(r, at, "expected ':' after the key");
+    return at + 1;
 }
 
-/* What follows a value, up to the next one: commas, closing brackets, the next key. *done at the end of the text. */
-DSI_FN bool dsi_json_read_rest(dsi_json_reader *r, bool opened, bool *done) {
-    *done = false;
+/* What follows a value (or, `opened`, an opening bracket), up to the next one: commas, closing brackets, the next key.
+   At the end of the text r->depth is 0. */
+DSI_FN char *dsi_json_read_rest(dsi_json_reader *r, char *at, bool opened) {
     for (;; opened = false) {
         dsi_json_node *parent;
-        char c = dsi_json_peek(r), close;
-        if (r->parent == DSI_JSON_NONE) {
-            if (r->at < r->end) return dsi_json_fail(r, r->at, "the text goes on after its value");
-            return *done = true;
-        }
+        char close;
+        at = dsi_json_skip(r, at);
+        if (!r->depth) return at < r->end ? dsi_json_fail(r, at, "the text goes on after its value") : at;
         parent = r->doc->nodes + r->parent;
         close = parent->type == DSI_JSON_OBJECT ? '}' : ']';
         if (!opened) {
             parent->length++;
-            if (c == ',') {
-                r->at++;
-                c = dsi_json_peek(r);
-                if (c != close) return parent->type == DSI_JSON_OBJECT ? dsi_json_read_key(r) : true;
-                if (!(r->flags & DSI_JSON_COMMAS)) return dsi_json_fail(r, r->at, "a comma before the closing bracket");
-            } else if (c != close)
-                return dsi_json_fail(r, r->at, close == '}' ? "expected ',' or '}'" : "expected ',' or ']'");
-        } else if (c != close)
-            return parent->type == DSI_JSON_OBJECT ? dsi_json_read_key(r) : true;
-        r->at++;
+            if (*at == ',') {
+                at = dsi_json_skip(r, at + 1);
+                opened = true;
+                if (*at == close && !(r->flags & DSI_JSON_COMMAS))
+                    return dsi_json_fail(r, at, "a comma before the closing bracket");
+            } else if (*at != close)
+                return dsi_json_fail(r, at, close == '}' ? "expected ',' or '}'" : "expected ',' or ']'");
+        }
+        if (*at != close) return close == '}' ? dsi_json_read_key(r, at) : at;
+        at++;
         r->parent = parent->next;
         parent->next = r->doc->count;
         r->depth--;
@@ -1723,52 +1747,53 @@ DSI_FN bool dsi_json_read_rest(dsi_json_reader *r, bool opened, bool *done) {
 /* Bytes of memory that dsi_json_read needs: at most one node for each comma, colon and opening bracket and one more,
    the copy of the text, and room for decoded strings. */
 DSI_FN size_t dsi_json_room(const char *text, size_t bytes) {
-    const uint64_t low = 0x7F7F7F7F7F7F7F7Fu, ones = 0x0101010101010101u;
-    size_t nodes = 1, i = 0;
-    for (; i + 8 <= bytes; i += 8) {
-        uint64_t v, comma, colon, brace;
-        memcpy(&v, text + i, 8);
-        comma = v ^ (ones * ',');
-        colon = v ^ (ones * ':');
-        brace = (v | (ones * 0x20)) ^ (ones * '{');
-        comma = ~(((comma & low) + low) | comma | low);
-        colon = ~(((colon & low) + low) | colon | low);
-        brace = ~(((brace & low) + low) | brace | low);
-        nodes += (size_t)((((comma >> 7) + (colon >> 7) + (brace >> 7)) * ones) >> 56);
+    size_t nodes = 2, i = 0;
+#if defined(__SSE2__)
+    const __m128i comma = _mm_set1_epi8(','), colon = _mm_set1_epi8(':'), bit = _mm_set1_epi8(0x20),
+                  brace = _mm_set1_epi8('{'), zero = _mm_setzero_si128();
+    __m128i sum = zero; /* each comparison gives -1 a byte, at most one of them; sums of eight bytes are 255 * count */
+    for (; i + 16 <= bytes; i += 16) {
+        __m128i v = _mm_loadu_si128((const __m128i *)(const void *)(text + i));
+        __m128i found = _mm_or_si128(_mm_cmpeq_epi8(v, comma), _mm_cmpeq_epi8(v, colon));
+        found = _mm_or_si128(found, _mm_cmpeq_epi8(_mm_or_si128(v, bit), brace));
+        sum = _mm_add_epi64(sum, _mm_sad_epu8(_mm_sub_epi8(zero, found), zero));
     }
+    {
+        uint64_t halves[2];
+        memcpy(halves, &sum, sizeof halves);
+        nodes += (size_t)(halves[0] + halves[1]);
+    }
+#endif
     for (; i < bytes; i++) nodes += text[i] == ',' || text[i] == ':' || text[i] == '[' || text[i] == '{';
-    return dsi_add(dsi_mul(nodes + 1, sizeof(dsi_json_node)),
-                   dsi_add(memchr(text, '\\', bytes) ? 2 * bytes : bytes, 16));
+    return dsi_add(dsi_mul(nodes, sizeof(dsi_json_node)), dsi_add(memchr(text, '\\', bytes) ? 2 * bytes : bytes, 16));
 }
 
 /* Reads a text into `memory` of dsi_json_room bytes, aligned to 8. False: doc->fault and doc->why say where and why. */
 DSI_FN bool dsi_json_read(dsi_json *doc, void *memory, size_t room, const char *text, size_t bytes, unsigned flags,
                           unsigned max_depth) {
     dsi_json_reader r;
-    bool done = false, opened;
     size_t copies = memchr(text, '\\', bytes) ? 2 * bytes : bytes;
+    char *at;
     memset(doc, 0, sizeof *doc);
     memset(&r, 0, sizeof r);
     doc->nodes = (dsi_json_node *)memory;
     doc->text = (char *)memory + (room - copies - 16);
     doc->bytes = bytes;
     r.doc = doc;
-    if (bytes >= UINT32_MAX / 2) return dsi_json_fail(&r, doc->text, "the text has 2 GiB or more");
+    if (bytes >= UINT32_MAX / 2) return dsi_json_fail(&r, doc->text, "the text has 2 GiB or more") != NULL;
     memcpy(doc->text, text, bytes);
     memset(doc->text + bytes, 0, 16);
-    r.at = doc->text;
     r.end = doc->text + bytes;
     r.spare = r.end + 8;
-    r.parent = DSI_JSON_NONE;
     r.max_depth = max_depth;
     r.flags = flags;
-    while (!done) {
+    at = doc->text;
+    do {
         uint32_t before = r.depth;
-        if (!dsi_json_read_value(&r)) return false;
-        opened = r.depth > before;
-        if (!dsi_json_read_rest(&r, opened, &done)) return false;
-    }
-    return true;
+        at = dsi_json_read_value(&r, at);
+        if (at) at = dsi_json_read_rest(&r, at, r.depth > before);
+    } while (at && r.depth);
+    return at != NULL;
 }
 
 /* Line and column, both from 1; a column is a UTF-8 character. */
