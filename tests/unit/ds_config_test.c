@@ -914,7 +914,7 @@ static void test_errors(void) {
     TEST(
         sections_and_names_of_other_kinds_than_expected) { /* found by fuzzing: each read or wrote outside its memory */
         expect_problem("{\"train_batch_size\": 1, \"optimizer\": {\"type\": \"Adam\", \"params\": \"a text\"}}", 1,
-                       "optimizer.params|1:63|expected an object; got the text \"a text\"\n");
+                       "optimizer.params|1:65|expected an object; got the text \"a text\"\n");
         expect_problem("{\"train_batch_size\": 1, \"optimizer\": {\"type\": \"Adam\", \"params\": {\"\": 1}}}", 1,
                        "unknown key");
         expect_problem("{\"train_batch_size\": 1, \"compression_training\": {\"row_pruning\": {\"different_groups\": "
