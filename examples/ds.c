@@ -873,7 +873,10 @@ static int bench_checkpoint(arguments *a) {
     return finish(FINE);
 }
 
+#include "bench_optim.h"
+
 static int run_bench(arguments *a) {
+    if (a->count && !strcmp(a->at[0], "optim")) return bench_optim(a);
     if (a->count && !strcmp(a->at[0], "checkpoint")) return bench_checkpoint(a);
     if (a->count && !strcmp(a->at[0], "sparse")) return bench_sparse(a);
     const char *library = option(a, "--yyjson", ""), *path = option(a, "--config", "");
@@ -1388,6 +1391,8 @@ static const struct command {
      "document takes, and yyjson on it when a shared library of it is given.\n"
      "       ds bench sparse [--seq-len N] [--heads H] [--head-dim D] [--block B] [--threads T] [--rounds R] [--json]\n"
      "Times block-sparse attention, forward and backward, beside dense layouts and the machine's multiply-adds.\n"
+     "       ds bench optim [--elements N] [--threads T] [--rounds R] [--rows M] [--json]\n"
+     "Times a step of each optimizer as a share of the memory's own speed, and Muon's iteration on an M x 4M matrix.\n"
      "       ds bench checkpoint [--folder DIR] [--mib N] [--json]\n"
      "Times a durable save and a load beside writing and reading a plain file of the same size in DIR.\n",
      run_bench},
