@@ -1056,20 +1056,35 @@ typedef struct dsi_optim_constants {
     ds_optim *o;
 } dsi_optim_constants;
 
+// A part's gradient on its way in and its 16-bit weights on their way out: converted in registers, so that memory is
+// touched once.
+typedef struct dsi_optim_feed {
+    const void *grad;
+    ds_dtype grad_dtype, out_dtype;
+    float factor; // of the gradient
+    void *out;    // NULL: no 16-bit weights
+} dsi_optim_feed;
+
 // The kernels of one level. Arrays may have any alignment; n is any number.
 typedef struct dsi_optim_simd {
     ds_optim_level level;
     size_t tile_columns;
-    void (*adam)(const ds_optim_adam *k, const float *grad, float *p, float *m, float *v, size_t n);
-    void (*sgd)(const dsi_optim_constants *k, const float *grad, float *p, float *m, size_t n); // m may be NULL
-    void (*adagrad)(const dsi_optim_constants *k, const float *grad, float *p, float *v, size_t n);
-    void (*lion)(const dsi_optim_constants *k, const float *grad, float *p, float *m, size_t n);
+    void (*adam)(const ds_optim_adam *k, const dsi_optim_feed *f, float *p, float *m, float *v, size_t n);
+    void (*sgd)(const dsi_optim_constants *k, const dsi_optim_feed *f, float *p, float *m, size_t n); // m may be NULL
+    void (*adagrad)(const dsi_optim_constants *k, const dsi_optim_feed *f, float *p, float *v, size_t n);
+    void (*lion)(const dsi_optim_constants *k, const dsi_optim_feed *f, float *p, float *m, size_t n);
+    // p += a * trust(p, m, v)
+    void (*lamb)(const dsi_optim_constants *k, const dsi_optim_feed *f, float *p, const float *m, const float *v,
+                 float a, size_t n);
     void (*moments)(const dsi_optim_constants *k, const float *grad, float *m, float *v, size_t n);
+    // moments, and trust of what they came to
+    void (*turn)(const dsi_optim_constants *k, const float *grad, float *u, const float *p, float *m, float *v,
+                 size_t n);
     void (*trust)(const dsi_optim_constants *k, float *u, const float *p, const float *m, const float *v, size_t n);
     void (*axpy)(float *y, const float *x, float a, size_t n);         // y = x * a + y
     void (*mix)(float *y, const float *x, float a, float b, size_t n); // y = x * a + y * b
     void (*add)(float *y, const float *x, size_t n);
-    double (*squares)(const float *x, size_t n);
+    double (*norm)(const dsi_optim_feed *f, size_t n); // sum of the gradient's squares
     void (*widen)(float *to, const void *from, ds_dtype dtype, float factor, size_t n);
     void (*narrow)(void *to, ds_dtype dtype, const float *from, size_t n);
     void (*tile)(const float *a, const float *b, size_t k, float *c); // c (6, columns) = a (k, 6)^T * b (k, columns)
@@ -1081,12 +1096,38 @@ static double dsi_optim_fold(double *lane) {
         for (int i = 0; i < half; i++) lane[i] += lane[i + half];
     return lane[0];
 }
-static void dsi_optim_squares_from(double *lane, const float *x, size_t n) {
-    for (size_t i = 0; i < n; i++) lane[i % 16] += (double)x[i] * (double)x[i]; // exact: 24 + 24 bits fit in 53
+static dsi_optim_feed dsi_optim_feed_of(const float *grad) {
+    dsi_optim_feed f = {grad, DS_F32, DS_F32, 1.0f, NULL};
+    return f;
 }
-static double dsi_optim_squares_x1(const float *x, size_t n) {
+static dsi_optim_feed dsi_optim_feed_at(const dsi_optim_feed *f, size_t i) {
+    dsi_optim_feed rest = *f;
+    rest.grad = (const char *)f->grad + i * DS_DTYPE_SIZE(f->grad_dtype);
+    if (f->out) rest.out = (char *)f->out + i * DS_DTYPE_SIZE(f->out_dtype);
+    return rest;
+}
+static double dsi_optim_squares(const dsi_optim_simd *simd, const float *x, size_t n) {
+    const dsi_optim_feed f = dsi_optim_feed_of(x);
+    return simd->norm(&f, n);
+}
+static inline float dsi_optim_x1_grad(const dsi_optim_feed *f, size_t i) {
+    const uint16_t *half = (const uint16_t *)f->grad;
+    if (f->grad_dtype == DS_F32) return ((const float *)f->grad)[i] * f->factor;
+    return (f->grad_dtype == DS_BF16 ? dsi_f32_of_bf16(half[i]) : dsi_f32_of_f16(half[i])) * f->factor;
+}
+static inline void dsi_optim_x1_give(const dsi_optim_feed *f, size_t i, float p) {
+    uint16_t *half = (uint16_t *)f->out;
+    if (half) half[i] = f->out_dtype == DS_BF16 ? dsi_bf16_of_f32(p) : dsi_f16_of_f32(p);
+}
+static void dsi_optim_norm_from(double *lane, const dsi_optim_feed *f, size_t i, size_t n) {
+    for (size_t at = 0; i < n; i++, at++) {
+        const double x = (double)dsi_optim_x1_grad(f, i);
+        lane[at % 16] += x * x; // exact: 24 + 24 bits fit in 53
+    }
+}
+static double dsi_optim_norm_x1(const dsi_optim_feed *f, size_t n) {
     double lane[16] = {0};
-    dsi_optim_squares_from(lane, x, n);
+    dsi_optim_norm_from(lane, f, 0, n);
     return dsi_optim_fold(lane);
 }
 static void dsi_optim_widen_x1(float *to, const void *from, ds_dtype dtype, float factor, size_t n) {
@@ -1116,68 +1157,119 @@ static void dsi_optim_tile_x1(const float *a, const float *b, size_t k, float *c
 
 // The elementwise kernels of a level; what is left of a vector's width goes to x1.
 // The hardware's prefetcher stops at each page of each stream; a grain ahead of the loop is time enough.
-#define dsi_optim_x1_ahead(x)  ((void)0)
-#define dsi_optim_x8_ahead(x)  __builtin_prefetch((const void *)((uintptr_t)(x) + DS_GRAIN * sizeof(float)), 1)
-#define dsi_optim_x16_ahead(x) __builtin_prefetch((const void *)((uintptr_t)(x) + DS_GRAIN * sizeof(float)), 1)
-#define DSI_OPTIM_EACH(L)      for (; n - i >= dsi_optim_##L##_width; i += dsi_optim_##L##_width)
+#define dsi_optim_x1_ahead(x)       ((void)0)
+#define dsi_optim_x1_ahead_of(f, i) ((void)0)
+#define dsi_optim_x8_ahead(x)       __builtin_prefetch((const void *)((uintptr_t)(x) + DS_GRAIN * sizeof(float)), 1)
+#define dsi_optim_x16_ahead(x)      __builtin_prefetch((const void *)((uintptr_t)(x) + DS_GRAIN * sizeof(float)), 1)
+#define dsi_optim_x8_ahead_of(f, i)                                                                                    \
+    __builtin_prefetch((const void *)((uintptr_t)(f).grad + ((i) + DS_GRAIN) * DS_DTYPE_SIZE((f).grad_dtype)), 0)
+#define dsi_optim_x16_ahead_of(f, i) dsi_optim_x8_ahead_of(f, i)
+#define DSI_OPTIM_EACH(L)            for (; n - i >= dsi_optim_##L##_width; i += dsi_optim_##L##_width)
 #define DSI_OPTIM_LEVEL(L, TARGET)                                                                                     \
-    TARGET static void dsi_optim_adam_##L(const ds_optim_adam *k, const float *grad, float *weights, float *moment,    \
-                                          float *variance, size_t n) {                                                 \
+    TARGET static void dsi_optim_adam_##L(const ds_optim_adam *k, const dsi_optim_feed *feed, float *weights,          \
+                                          float *moment, float *variance, size_t n) {                                  \
         const ds_optim_adam c = *k;                                                                                    \
+        const dsi_optim_feed f = *feed;                                                                                \
+        size_t i = 0;                                                                                                  \
+        DSI_OPTIM_EACH(L) {                                                                                            \
+            dsi_optim_##L##_ahead_of(f, i), dsi_optim_##L##_ahead(weights + i), dsi_optim_##L##_ahead(moment + i),     \
+                dsi_optim_##L##_ahead(variance + i);                                                                   \
+            dsi_optim_##L##_t g = dsi_optim_##L##_grad(&f, i), p = dsi_optim_##L##_load(weights + i);                  \
+            dsi_optim_##L##_t m = dsi_optim_##L##_load(moment + i), v = dsi_optim_##L##_load(variance + i);            \
+            DSI_OPTIM_ADAM(L, g, p, m, v)                                                                              \
+            dsi_optim_##L##_store(weights + i, p);                                                                     \
+            dsi_optim_##L##_give(&f, i, p);                                                                            \
+            dsi_optim_##L##_store(moment + i, m);                                                                      \
+            dsi_optim_##L##_store(variance + i, v);                                                                    \
+        }                                                                                                              \
+        const dsi_optim_feed rest = dsi_optim_feed_at(&f, i);                                                          \
+        if (i < n) dsi_optim_adam_x1(k, &rest, weights + i, moment + i, variance + i, n - i);                          \
+    }                                                                                                                  \
+    TARGET static void dsi_optim_sgd_##L(const dsi_optim_constants *k, const dsi_optim_feed *feed, float *weights,     \
+                                         float *moment, size_t n) {                                                    \
+        const dsi_optim_constants c = *k;                                                                              \
+        const dsi_optim_feed f = *feed;                                                                                \
+        size_t i = 0;                                                                                                  \
+        DSI_OPTIM_EACH(L) {                                                                                            \
+            dsi_optim_##L##_ahead_of(f, i), dsi_optim_##L##_ahead(weights + i);                                        \
+            dsi_optim_##L##_t g = dsi_optim_##L##_grad(&f, i), p = dsi_optim_##L##_load(weights + i), m = g;           \
+            if (moment) dsi_optim_##L##_ahead(moment + i), m = dsi_optim_##L##_load(moment + i);                       \
+            DSI_OPTIM_SGD(L, g, p, m)                                                                                  \
+            dsi_optim_##L##_store(weights + i, p);                                                                     \
+            dsi_optim_##L##_give(&f, i, p);                                                                            \
+            if (moment) dsi_optim_##L##_store(moment + i, m);                                                          \
+        }                                                                                                              \
+        const dsi_optim_feed rest = dsi_optim_feed_at(&f, i);                                                          \
+        if (i < n) dsi_optim_sgd_x1(k, &rest, weights + i, moment ? moment + i : NULL, n - i);                         \
+    }                                                                                                                  \
+    TARGET static void dsi_optim_adagrad_##L(const dsi_optim_constants *k, const dsi_optim_feed *feed, float *weights, \
+                                             float *variance, size_t n) {                                              \
+        const dsi_optim_constants c = *k;                                                                              \
+        const dsi_optim_feed f = *feed;                                                                                \
+        size_t i = 0;                                                                                                  \
+        DSI_OPTIM_EACH(L) {                                                                                            \
+            dsi_optim_##L##_ahead_of(f, i), dsi_optim_##L##_ahead(weights + i), dsi_optim_##L##_ahead(variance + i);   \
+            dsi_optim_##L##_t g = dsi_optim_##L##_grad(&f, i), p = dsi_optim_##L##_load(weights + i);                  \
+            dsi_optim_##L##_t v = dsi_optim_##L##_load(variance + i);                                                  \
+            DSI_OPTIM_ADAGRAD(L, g, p, v)                                                                              \
+            dsi_optim_##L##_store(weights + i, p);                                                                     \
+            dsi_optim_##L##_give(&f, i, p);                                                                            \
+            dsi_optim_##L##_store(variance + i, v);                                                                    \
+        }                                                                                                              \
+        const dsi_optim_feed rest = dsi_optim_feed_at(&f, i);                                                          \
+        if (i < n) dsi_optim_adagrad_x1(k, &rest, weights + i, variance + i, n - i);                                   \
+    }                                                                                                                  \
+    TARGET static void dsi_optim_lion_##L(const dsi_optim_constants *k, const dsi_optim_feed *feed, float *weights,    \
+                                          float *moment, size_t n) {                                                   \
+        const dsi_optim_constants c = *k;                                                                              \
+        const dsi_optim_feed f = *feed;                                                                                \
+        size_t i = 0;                                                                                                  \
+        DSI_OPTIM_EACH(L) {                                                                                            \
+            dsi_optim_##L##_ahead_of(f, i), dsi_optim_##L##_ahead(weights + i), dsi_optim_##L##_ahead(moment + i);     \
+            dsi_optim_##L##_t g = dsi_optim_##L##_grad(&f, i), p = dsi_optim_##L##_load(weights + i);                  \
+            dsi_optim_##L##_t m = dsi_optim_##L##_load(moment + i);                                                    \
+            DSI_OPTIM_LION(L, g, p, m)                                                                                 \
+            dsi_optim_##L##_store(weights + i, p);                                                                     \
+            dsi_optim_##L##_give(&f, i, p);                                                                            \
+            dsi_optim_##L##_store(moment + i, m);                                                                      \
+        }                                                                                                              \
+        const dsi_optim_feed rest = dsi_optim_feed_at(&f, i);                                                          \
+        if (i < n) dsi_optim_lion_x1(k, &rest, weights + i, moment + i, n - i);                                        \
+    }                                                                                                                  \
+    TARGET static void dsi_optim_lamb_##L(const dsi_optim_constants *k, const dsi_optim_feed *feed, float *weights,    \
+                                          const float *moment, const float *variance, float a, size_t n) {             \
+        const dsi_optim_constants c = *k;                                                                              \
+        const dsi_optim_feed f = *feed;                                                                                \
+        size_t i = 0;                                                                                                  \
+        DSI_OPTIM_EACH(L) {                                                                                            \
+            dsi_optim_##L##_ahead(weights + i), dsi_optim_##L##_ahead(moment + i),                                     \
+                dsi_optim_##L##_ahead(variance + i);                                                                   \
+            dsi_optim_##L##_t p = dsi_optim_##L##_load(weights + i), m = dsi_optim_##L##_load(moment + i);             \
+            dsi_optim_##L##_t v = dsi_optim_##L##_load(variance + i), u;                                               \
+            DSI_OPTIM_TRUST(L, u, p, m, v)                                                                             \
+            p = dsi_optim_##L##_fma(u, dsi_optim_##L##_set(a), p);                                                     \
+            dsi_optim_##L##_store(weights + i, p);                                                                     \
+            dsi_optim_##L##_give(&f, i, p);                                                                            \
+        }                                                                                                              \
+        const dsi_optim_feed rest = dsi_optim_feed_at(&f, i);                                                          \
+        if (i < n) dsi_optim_lamb_x1(k, &rest, weights + i, moment + i, variance + i, a, n - i);                       \
+    }                                                                                                                  \
+    TARGET static void dsi_optim_turn_##L(const dsi_optim_constants *k, const float *grad, float *update,              \
+                                          const float *weights, float *moment, float *variance, size_t n) {            \
+        const dsi_optim_constants c = *k;                                                                              \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) {                                                                                            \
             dsi_optim_##L##_ahead(grad + i), dsi_optim_##L##_ahead(weights + i), dsi_optim_##L##_ahead(moment + i),    \
                 dsi_optim_##L##_ahead(variance + i);                                                                   \
             dsi_optim_##L##_t g = dsi_optim_##L##_load(grad + i), p = dsi_optim_##L##_load(weights + i);               \
-            dsi_optim_##L##_t m = dsi_optim_##L##_load(moment + i), v = dsi_optim_##L##_load(variance + i);            \
-            DSI_OPTIM_ADAM(L, g, p, m, v)                                                                              \
-            dsi_optim_##L##_store(weights + i, p);                                                                     \
+            dsi_optim_##L##_t m = dsi_optim_##L##_load(moment + i), v = dsi_optim_##L##_load(variance + i), u;         \
+            DSI_OPTIM_MOMENTS(L, g, m, v)                                                                              \
             dsi_optim_##L##_store(moment + i, m);                                                                      \
             dsi_optim_##L##_store(variance + i, v);                                                                    \
+            DSI_OPTIM_TRUST(L, u, p, m, v)                                                                             \
+            dsi_optim_##L##_store(update + i, u);                                                                      \
         }                                                                                                              \
-        if (i < n) dsi_optim_adam_x1(k, grad + i, weights + i, moment + i, variance + i, n - i);                       \
-    }                                                                                                                  \
-    TARGET static void dsi_optim_sgd_##L(const dsi_optim_constants *k, const float *grad, float *weights,              \
-                                         float *moment, size_t n) {                                                    \
-        const dsi_optim_constants c = *k;                                                                              \
-        size_t i = 0;                                                                                                  \
-        DSI_OPTIM_EACH(L) {                                                                                            \
-            dsi_optim_##L##_ahead(grad + i), dsi_optim_##L##_ahead(weights + i);                                       \
-            dsi_optim_##L##_t g = dsi_optim_##L##_load(grad + i), p = dsi_optim_##L##_load(weights + i), m = g;        \
-            if (moment) dsi_optim_##L##_ahead(moment + i), m = dsi_optim_##L##_load(moment + i);                       \
-            DSI_OPTIM_SGD(L, g, p, m)                                                                                  \
-            dsi_optim_##L##_store(weights + i, p);                                                                     \
-            if (moment) dsi_optim_##L##_store(moment + i, m);                                                          \
-        }                                                                                                              \
-        if (i < n) dsi_optim_sgd_x1(k, grad + i, weights + i, moment ? moment + i : NULL, n - i);                      \
-    }                                                                                                                  \
-    TARGET static void dsi_optim_adagrad_##L(const dsi_optim_constants *k, const float *grad, float *weights,          \
-                                             float *variance, size_t n) {                                              \
-        const dsi_optim_constants c = *k;                                                                              \
-        size_t i = 0;                                                                                                  \
-        DSI_OPTIM_EACH(L) {                                                                                            \
-            dsi_optim_##L##_ahead(grad + i), dsi_optim_##L##_ahead(weights + i), dsi_optim_##L##_ahead(variance + i);  \
-            dsi_optim_##L##_t g = dsi_optim_##L##_load(grad + i), p = dsi_optim_##L##_load(weights + i);               \
-            dsi_optim_##L##_t v = dsi_optim_##L##_load(variance + i);                                                  \
-            DSI_OPTIM_ADAGRAD(L, g, p, v)                                                                              \
-            dsi_optim_##L##_store(weights + i, p);                                                                     \
-            dsi_optim_##L##_store(variance + i, v);                                                                    \
-        }                                                                                                              \
-        if (i < n) dsi_optim_adagrad_x1(k, grad + i, weights + i, variance + i, n - i);                                \
-    }                                                                                                                  \
-    TARGET static void dsi_optim_lion_##L(const dsi_optim_constants *k, const float *grad, float *weights,             \
-                                          float *moment, size_t n) {                                                   \
-        const dsi_optim_constants c = *k;                                                                              \
-        size_t i = 0;                                                                                                  \
-        DSI_OPTIM_EACH(L) {                                                                                            \
-            dsi_optim_##L##_ahead(grad + i), dsi_optim_##L##_ahead(weights + i), dsi_optim_##L##_ahead(moment + i);    \
-            dsi_optim_##L##_t g = dsi_optim_##L##_load(grad + i), p = dsi_optim_##L##_load(weights + i);               \
-            dsi_optim_##L##_t m = dsi_optim_##L##_load(moment + i);                                                    \
-            DSI_OPTIM_LION(L, g, p, m)                                                                                 \
-            dsi_optim_##L##_store(weights + i, p);                                                                     \
-            dsi_optim_##L##_store(moment + i, m);                                                                      \
-        }                                                                                                              \
-        if (i < n) dsi_optim_lion_x1(k, grad + i, weights + i, moment + i, n - i);                                     \
+        if (i < n) dsi_optim_turn_x1(k, grad + i, update + i, weights + i, moment + i, variance + i, n - i);           \
     }                                                                                                                  \
     TARGET static void dsi_optim_moments_##L(const dsi_optim_constants *k, const float *grad, float *moment,           \
                                              float *variance, size_t n) {                                              \
@@ -1229,9 +1321,10 @@ static void dsi_optim_tile_x1(const float *a, const float *b, size_t k, float *c
         if (i < n) dsi_optim_add_x1(y + i, x + i, n - i);                                                              \
     }                                                                                                                  \
     static const dsi_optim_simd dsi_optim_##L = {                                                                      \
-        DSI_OPTIM_LEVEL_##L, DSI_OPTIM_TILE_##L,    dsi_optim_adam_##L,  dsi_optim_sgd_##L,    dsi_optim_adagrad_##L,  \
-        dsi_optim_lion_##L,  dsi_optim_moments_##L, dsi_optim_trust_##L, dsi_optim_axpy_##L,   dsi_optim_mix_##L,      \
-        dsi_optim_add_##L,   dsi_optim_squares_##L, dsi_optim_widen_##L, dsi_optim_narrow_##L, dsi_optim_tile_##L};
+        DSI_OPTIM_LEVEL_##L,  DSI_OPTIM_TILE_##L, dsi_optim_adam_##L,    dsi_optim_sgd_##L,  dsi_optim_adagrad_##L,    \
+        dsi_optim_lion_##L,   dsi_optim_lamb_##L, dsi_optim_moments_##L, dsi_optim_turn_##L, dsi_optim_trust_##L,      \
+        dsi_optim_axpy_##L,   dsi_optim_mix_##L,  dsi_optim_add_##L,     dsi_optim_norm_##L, dsi_optim_widen_##L,      \
+        dsi_optim_narrow_##L, dsi_optim_tile_##L};
 
 #define DSI_OPTIM_LEVEL_x1  DS_OPTIM_LEVEL_SCALAR
 #define DSI_OPTIM_LEVEL_x8  DS_OPTIM_LEVEL_AVX2
@@ -1246,20 +1339,47 @@ DSI_OPTIM_LEVEL(x1, )
 #define DSI_OPTIM_AVX2   __attribute__((target("avx2,fma,f16c")))
 #define DSI_OPTIM_AVX512 __attribute__((target("avx512f,avx2,fma,f16c")))
 
-DSI_OPTIM_AVX2 static double dsi_optim_squares_x8(const float *x, size_t n) {
+// bf16 by the integer rule of dsi_bf16_of_f32; the instruction for it would flush denormals
+DSI_OPTIM_AVX2 static __m128i dsi_optim_bf16_x8(__m256 x) {
+    const __m256i u = _mm256_castps_si256(x), high = _mm256_srli_epi32(u, 16);
+    const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+    const __m256i rounded =
+        _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))), 16);
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    const __m256i r = _mm256_blendv_epi8(rounded, _mm256_or_si256(high, _mm256_set1_epi32(0x40)), nan);
+    return _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
+}
+DSI_OPTIM_AVX2 static inline __m256 dsi_optim_x8_grad(const dsi_optim_feed *f, size_t i) {
+    const __m256 factor = _mm256_set1_ps(f->factor);
+    __m128i h;
+    if (f->grad_dtype == DS_F32) return _mm256_mul_ps(_mm256_loadu_ps((const float *)f->grad + i), factor);
+    h = _mm_loadu_si128((const __m128i *)(const void *)((const uint16_t *)f->grad + i));
+    if (f->grad_dtype == DS_F16) return _mm256_mul_ps(_mm256_cvtph_ps(h), factor);
+    return _mm256_mul_ps(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)), factor);
+}
+DSI_OPTIM_AVX2 static inline void dsi_optim_x8_give(const dsi_optim_feed *f, size_t i, __m256 p) {
+    __m128i *out = (__m128i *)(void *)((uint16_t *)f->out + i);
+    if (!f->out) return;
+    __builtin_prefetch((const void *)((uintptr_t)out + 2 * DS_GRAIN), 1);
+    _mm_storeu_si128(out,
+                     f->out_dtype == DS_F16 ? _mm256_cvtps_ph(p, _MM_FROUND_TO_NEAREST_INT) : dsi_optim_bf16_x8(p));
+}
+DSI_OPTIM_AVX2 static double dsi_optim_norm_x8(const dsi_optim_feed *feed, size_t n) {
+    const dsi_optim_feed f = *feed;
     __m256d s0 = _mm256_setzero_pd(), s1 = s0, s2 = s0, s3 = s0, d;
     double lane[16];
     size_t i = 0;
     for (; n - i >= 16; i += 16) {
-        dsi_optim_x8_ahead(x + i);
-        d = _mm256_cvtps_pd(_mm_loadu_ps(x + i)), s0 = _mm256_fmadd_pd(d, d, s0);
-        d = _mm256_cvtps_pd(_mm_loadu_ps(x + i + 4)), s1 = _mm256_fmadd_pd(d, d, s1);
-        d = _mm256_cvtps_pd(_mm_loadu_ps(x + i + 8)), s2 = _mm256_fmadd_pd(d, d, s2);
-        d = _mm256_cvtps_pd(_mm_loadu_ps(x + i + 12)), s3 = _mm256_fmadd_pd(d, d, s3);
+        const __m256 x = dsi_optim_x8_grad(&f, i), y = dsi_optim_x8_grad(&f, i + 8);
+        dsi_optim_x8_ahead_of(f, i);
+        d = _mm256_cvtps_pd(_mm256_castps256_ps128(x)), s0 = _mm256_fmadd_pd(d, d, s0);
+        d = _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)), s1 = _mm256_fmadd_pd(d, d, s1);
+        d = _mm256_cvtps_pd(_mm256_castps256_ps128(y)), s2 = _mm256_fmadd_pd(d, d, s2);
+        d = _mm256_cvtps_pd(_mm256_extractf128_ps(y, 1)), s3 = _mm256_fmadd_pd(d, d, s3);
     }
     _mm256_storeu_pd(lane, s0), _mm256_storeu_pd(lane + 4, s1);
     _mm256_storeu_pd(lane + 8, s2), _mm256_storeu_pd(lane + 12, s3);
-    dsi_optim_squares_from(lane, x + i, n - i);
+    dsi_optim_norm_from(lane, &f, i, n);
     return dsi_optim_fold(lane);
 }
 DSI_OPTIM_AVX2 static void dsi_optim_widen_x8(float *to, const void *from, ds_dtype dtype, float factor, size_t n) {
@@ -1278,16 +1398,6 @@ DSI_OPTIM_AVX2 static void dsi_optim_widen_x8(float *to, const void *from, ds_dt
         _mm256_storeu_ps(to + i, _mm256_mul_ps(x, f));
     }
     dsi_optim_widen_x1(to + i, half + i, dtype, factor, n - i);
-}
-// bf16 by the integer rule of dsi_bf16_of_f32; the instruction for it would flush denormals
-DSI_OPTIM_AVX2 static __m128i dsi_optim_bf16_x8(__m256 x) {
-    const __m256i u = _mm256_castps_si256(x), high = _mm256_srli_epi32(u, 16);
-    const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
-    const __m256i rounded =
-        _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))), 16);
-    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-    const __m256i r = _mm256_blendv_epi8(rounded, _mm256_or_si256(high, _mm256_set1_epi32(0x40)), nan);
-    return _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
 }
 DSI_OPTIM_AVX2 static void dsi_optim_narrow_x8(void *to, ds_dtype dtype, const float *from, size_t n) {
     uint16_t *half = (uint16_t *)to;
@@ -1341,17 +1451,43 @@ DSI_OPTIM_AVX2 static void dsi_optim_narrow_x8(void *to, ds_dtype dtype, const f
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wsign-conversion"
 #endif
-DSI_OPTIM_AVX512 static double dsi_optim_squares_x16(const float *x, size_t n) {
+DSI_OPTIM_AVX512 static __m256i dsi_optim_bf16_x16(__m512 x) {
+    const __m512i u = _mm512_castps_si512(x), high = _mm512_srli_epi32(u, 16);
+    const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+    const __m512i rounded =
+        _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16);
+    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40)));
+}
+DSI_OPTIM_AVX512 static inline __m512 dsi_optim_x16_grad(const dsi_optim_feed *f, size_t i) {
+    const __m512 factor = _mm512_set1_ps(f->factor);
+    __m256i h;
+    if (f->grad_dtype == DS_F32) return _mm512_mul_ps(_mm512_loadu_ps((const float *)f->grad + i), factor);
+    h = _mm256_loadu_si256((const __m256i *)(const void *)((const uint16_t *)f->grad + i));
+    if (f->grad_dtype == DS_F16) return _mm512_mul_ps(_mm512_cvtph_ps(h), factor);
+    return _mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)), factor);
+}
+DSI_OPTIM_AVX512 static inline void dsi_optim_x16_give(const dsi_optim_feed *f, size_t i, __m512 p) {
+    __m256i *out = (__m256i *)(void *)((uint16_t *)f->out + i);
+    if (!f->out) return;
+    __builtin_prefetch((const void *)((uintptr_t)out + 2 * DS_GRAIN), 1);
+    _mm256_storeu_si256(out,
+                        f->out_dtype == DS_F16 ? _mm512_cvtps_ph(p, _MM_FROUND_TO_NEAREST_INT) : dsi_optim_bf16_x16(p));
+}
+DSI_OPTIM_AVX512 static double dsi_optim_norm_x16(const dsi_optim_feed *feed, size_t n) {
+    const dsi_optim_feed f = *feed;
     __m512d s0 = _mm512_setzero_pd(), s1 = s0, d;
     double lane[16];
     size_t i = 0;
     for (; n - i >= 16; i += 16) {
-        dsi_optim_x16_ahead(x + i);
-        d = _mm512_cvtps_pd(_mm256_loadu_ps(x + i)), s0 = _mm512_fmadd_pd(d, d, s0);
-        d = _mm512_cvtps_pd(_mm256_loadu_ps(x + i + 8)), s1 = _mm512_fmadd_pd(d, d, s1);
+        const __m512 x = dsi_optim_x16_grad(&f, i);
+        dsi_optim_x16_ahead_of(f, i);
+        d = _mm512_cvtps_pd(_mm512_castps512_ps256(x)), s0 = _mm512_fmadd_pd(d, d, s0);
+        d = _mm512_cvtps_pd(_mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x), 1))),
+        s1 = _mm512_fmadd_pd(d, d, s1);
     }
     _mm512_storeu_pd(lane, s0), _mm512_storeu_pd(lane + 8, s1);
-    dsi_optim_squares_from(lane, x + i, n - i);
+    dsi_optim_norm_from(lane, &f, i, n);
     return dsi_optim_fold(lane);
 }
 DSI_OPTIM_AVX512 static void dsi_optim_widen_x16(float *to, const void *from, ds_dtype dtype, float factor, size_t n) {
@@ -1371,14 +1507,6 @@ DSI_OPTIM_AVX512 static void dsi_optim_widen_x16(float *to, const void *from, ds
         _mm512_storeu_ps(to + i, _mm512_mul_ps(x, f));
     }
     dsi_optim_widen_x1(to + i, half + i, dtype, factor, n - i);
-}
-DSI_OPTIM_AVX512 static __m256i dsi_optim_bf16_x16(__m512 x) {
-    const __m512i u = _mm512_castps_si512(x), high = _mm512_srli_epi32(u, 16);
-    const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
-    const __m512i rounded =
-        _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16);
-    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-    return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40)));
 }
 DSI_OPTIM_AVX512 static void dsi_optim_narrow_x16(void *to, ds_dtype dtype, const float *from, size_t n) {
     uint16_t *half = (uint16_t *)to;
@@ -1434,11 +1562,10 @@ static const float *dsi_optim_grad(const dsi_optim_simd *simd, const void *grad,
 }
 static void dsi_optim_norms(const dsi_optim_simd *simd, const void *grad, ds_dtype dtype, size_t count, float factor,
                             double *per_grain) {
-    float buffer[DS_GRAIN];
+    const dsi_optim_feed f = {grad, dtype, DS_F32, factor, NULL};
     for (size_t i = 0; i < count; i += DS_GRAIN) {
-        size_t n = count - i < DS_GRAIN ? count - i : DS_GRAIN;
-        per_grain[i / DS_GRAIN] =
-            simd->squares(dsi_optim_grad(simd, dsi_optim_at(grad, dtype, i), dtype, factor, n, buffer), n);
+        const dsi_optim_feed part = dsi_optim_feed_at(&f, i);
+        per_grain[i / DS_GRAIN] = simd->norm(&part, count - i < DS_GRAIN ? count - i : DS_GRAIN);
     }
 }
 DS_API void ds_optim_norm_grains(const void *grad, ds_dtype dtype, size_t count, float factor, double *per_grain) {
@@ -1521,8 +1648,11 @@ typedef struct dsi_optim_item dsi_optim_item;
 
 // A built-in optimizer: an entry of the table that users extend, and what only the built-in ones need.
 typedef struct dsi_optim_entry {
-    ds_optim_table table;
+    ds_optim_table table; // without `update`: the built-in ones take a feed
     unsigned facts;
+    // one grain, 16-bit weights included; NULL: whole tensors alone
+    void (*fed)(const ds_optim_pass *pass, const dsi_optim_feed *feed, float *master, float *const *state,
+                size_t count);
     // WHOLE: the tensor at once, with its gradient in fp32
     ds_status (*whole)(ds_optim *o, dsi_optim_item *item, const ds_optim_slice *slice, float *grad);
 } dsi_optim_entry;
@@ -1613,48 +1743,45 @@ static void dsi_optim_parallel(const ds_optim *o, size_t count,
 static const dsi_optim_constants *dsi_optim_k(const ds_optim_pass *pass) {
     return (const dsi_optim_constants *)pass->ctx;
 }
-static void dsi_optim_update_adam(const ds_optim_pass *pass, const float *grad, float *master, float *const *state,
-                                  size_t count) {
+static void dsi_optim_fed_adam(const ds_optim_pass *pass, const dsi_optim_feed *f, float *master, float *const *state,
+                               size_t count) {
     const dsi_optim_constants *k = dsi_optim_k(pass);
-    k->simd->adam(&k->adam, grad, master, state[0], state[1], count);
+    k->simd->adam(&k->adam, f, master, state[0], state[1], count);
 }
-static void dsi_optim_update_sgd(const ds_optim_pass *pass, const float *grad, float *master, float *const *state,
-                                 size_t count) {
+static void dsi_optim_fed_sgd(const ds_optim_pass *pass, const dsi_optim_feed *f, float *master, float *const *state,
+                              size_t count) {
     const dsi_optim_constants *k = dsi_optim_k(pass);
-    k->simd->sgd(k, grad, master, state[0], count);
+    k->simd->sgd(k, f, master, state[0], count);
 }
-static void dsi_optim_update_adagrad(const ds_optim_pass *pass, const float *grad, float *master, float *const *state,
-                                     size_t count) {
+static void dsi_optim_fed_adagrad(const ds_optim_pass *pass, const dsi_optim_feed *f, float *master,
+                                  float *const *state, size_t count) {
     const dsi_optim_constants *k = dsi_optim_k(pass);
-    k->simd->adagrad(k, grad, master, state[0], count);
+    k->simd->adagrad(k, f, master, state[0], count);
 }
-static void dsi_optim_update_lion(const ds_optim_pass *pass, const float *grad, float *master, float *const *state,
-                                  size_t count) {
+static void dsi_optim_fed_lion(const ds_optim_pass *pass, const dsi_optim_feed *f, float *master, float *const *state,
+                               size_t count) {
     const dsi_optim_constants *k = dsi_optim_k(pass);
-    k->simd->lion(k, grad, master, state[0], count);
+    k->simd->lion(k, f, master, state[0], count);
 }
 // LAMB (You et al. 2020): the direction's length is set to the weights', tensor by tensor.
 static void dsi_optim_measure_lamb(const ds_optim_pass *pass, const float *grad, const float *master,
                                    float *const *state, size_t count, double sums[2]) {
     const dsi_optim_constants *k = dsi_optim_k(pass);
     float direction[DS_GRAIN];
-    k->simd->moments(k, grad, state[0], state[1], count);
-    k->simd->trust(k, direction, master, state[0], state[1], count);
-    sums[0] = k->simd->squares(master, count);
-    sums[1] = k->simd->squares(direction, count);
+    k->simd->turn(k, grad, direction, master, state[0], state[1], count);
+    sums[0] = dsi_optim_squares(k->simd, master, count);
+    sums[1] = dsi_optim_squares(k->simd, direction, count);
 }
 static double dsi_optim_trust_ratio(const ds_optim_params *p, const double norm[2]) {
     double ratio = norm[0] / norm[1];
     if (norm[0] == 0 || norm[1] == 0) return 1;
     return ratio > p->max_coeff ? p->max_coeff : ratio < p->min_coeff ? p->min_coeff : ratio;
 }
-static void dsi_optim_update_lamb(const ds_optim_pass *pass, const float *grad, float *master, float *const *state,
-                                  size_t count) {
+static void dsi_optim_fed_lamb(const ds_optim_pass *pass, const dsi_optim_feed *f, float *master, float *const *state,
+                               size_t count) {
     const dsi_optim_constants *k = dsi_optim_k(pass);
-    float direction[DS_GRAIN];
-    (void)grad;
-    k->simd->trust(k, direction, master, state[0], state[1], count);
-    k->simd->axpy(master, direction, (float)(-k->rate * dsi_optim_trust_ratio(pass->params, pass->norm)), count);
+    k->simd->lamb(k, f, master, state[0], state[1], (float)(-k->rate * dsi_optim_trust_ratio(pass->params, pass->norm)),
+                  count);
 }
 
 // >>matrix
@@ -1782,7 +1909,7 @@ static void dsi_optim_orthogonalize(ds_optim *o, const ds_optim_params *p, float
     float *x = o->matrices[0], *y = o->matrices[1];
     double sum = 0;
     for (size_t i = 0; i < count; i += DS_GRAIN)
-        sum += o->simd->squares(update + i, count - i < DS_GRAIN ? count - i : DS_GRAIN);
+        sum += dsi_optim_squares(o->simd, update + i, count - i < DS_GRAIN ? count - i : DS_GRAIN);
     o->simd->widen(update, update, DS_F32, (float)(1 / (sqrt(sum) + 1e-7)), count);
     for (size_t i = 0; i < rows; i++)
         for (size_t j = 0; j < cols; j++) x[tall ? j * rows + i : i * cols + j] = update[i * cols + j];
@@ -1800,7 +1927,7 @@ static ds_status dsi_optim_whole_muon(ds_optim *o, dsi_optim_item *item, const d
     const size_t rows = item->tensor.rows, cols = item->tensor.cols;
     double shape = rows > cols ? sqrt((double)rows / (double)cols) : 1;
     if (!s->count) return DS_OK;
-    if (o->simd->squares(grad, s->count) <= DBL_MAX) {
+    if (dsi_optim_squares(o->simd, grad, s->count) <= DBL_MAX) {
         o->simd->mix(s->state[0], grad, rest, beta, s->count);
         if (p->nesterov)
             o->simd->mix(grad, s->state[0], beta, rest, s->count);
@@ -1872,7 +1999,7 @@ DS_API bool ds_optim_refuses_clipping(const ds_optim *o) {
 static float dsi_optim_signs(const dsi_optim_simd *simd, const float *b, size_t n, unsigned char *bits, float *error) {
     double sum = 0;
     float scale;
-    for (size_t i = 0; i < n; i += DS_GRAIN) sum += simd->squares(b + i, n - i < DS_GRAIN ? n - i : DS_GRAIN);
+    for (size_t i = 0; i < n; i += DS_GRAIN) sum += dsi_optim_squares(simd, b + i, n - i < DS_GRAIN ? n - i : DS_GRAIN);
     scale = n ? (float)(sqrt(sum) / sqrt((double)n)) : 0;
     for (size_t i = 0; i < n; i += 8) {
         unsigned byte = 0;
@@ -2045,9 +2172,9 @@ static ds_status dsi_optim_whole_one_bit_lamb(ds_optim *o, dsi_optim_item *item,
             if (ratio > factor) factor = ratio;
         }
         o->simd->trust(&plain, direction, s->master + at, m, v, n);
-        plain_sum += o->simd->squares(direction, n);
+        plain_sum += dsi_optim_squares(o->simd, direction, n);
         o->simd->trust(k, direction, s->master + at, m, v, n);
-        sum += o->simd->squares(direction, n);
+        sum += dsi_optim_squares(o->simd, direction, n);
     }
     if (!s->count) return DS_OK;
     if (p->weight_decay > 0) {
@@ -2143,35 +2270,35 @@ DS_API void ds_optim_reset_errors(ds_optim *o) {
             "the error feedback of %s starts from zero: it belongs to one world size", ds_optim_type_name(o));
 }
 
-static void dsi_optim_update_one_bit_adam(const ds_optim_pass *pass, const float *grad, float *master,
-                                          float *const *state, size_t count) {
+static void dsi_optim_fed_one_bit_adam(const ds_optim_pass *pass, const dsi_optim_feed *f, float *master,
+                                       float *const *state, size_t count) {
     const dsi_optim_constants *k = dsi_optim_k(pass);
-    float direction[DS_GRAIN];
+    float buffer[DS_GRAIN];
+    const float *grad = dsi_optim_grad(k->simd, f->grad, f->grad_dtype, f->factor, count, buffer);
     k->simd->moments(k, grad, state[0], state[1], count);
-    k->simd->trust(k, direction, master, state[0], state[1], count);
-    k->simd->axpy(master, direction, k->minus_lr, count);
+    k->simd->lamb(k, f, master, state[0], state[1], k->minus_lr, count);
 }
-static void dsi_optim_update_one_bit_lamb(const ds_optim_pass *pass, const float *grad, float *master,
-                                          float *const *state, size_t count) {
+static void dsi_optim_fed_one_bit_lamb(const ds_optim_pass *pass, const dsi_optim_feed *f, float *master,
+                                       float *const *state, size_t count) {
     const dsi_optim_constants *k = dsi_optim_k(pass);
     const dsi_optim_item *item = (const dsi_optim_item *)(const void *)pass->tensor; // its first member
-    dsi_optim_update_lamb(pass, grad, master, state, count);
+    dsi_optim_fed_lamb(pass, f, master, state, count);
     if (pass->step != dsi_optim_freeze_step(k->o)) return;
     memcpy(state[2], state[1], count * sizeof(float));
-    k->o->sums[2 * (item->first_grain + pass->begin / DS_GRAIN)] = k->simd->squares(state[0], count);
+    k->o->sums[2 * (item->first_grain + pass->begin / DS_GRAIN)] = dsi_optim_squares(k->simd, state[0], count);
 }
 // clang-format off
 static const dsi_optim_entry dsi_optim_entries[] = {
-    {{"Adam",        DS_OPTIM_BY_GRAIN,      2, {"exp_avg", "exp_avg_sq", NULL},                   NULL,                   dsi_optim_update_adam,    NULL}, DSI_OPTIM_BETAS, NULL},
-    {{"AdamW",       DS_OPTIM_BY_GRAIN,      2, {"exp_avg", "exp_avg_sq", NULL},                   NULL,                   dsi_optim_update_adam,    NULL}, DSI_OPTIM_BETAS, NULL},
-    {{"SGD",         DS_OPTIM_BY_GRAIN,      1, {"momentum_buffer", NULL, NULL},                   NULL,                   dsi_optim_update_sgd,     NULL}, 0, NULL},
-    {{"Adagrad",     DS_OPTIM_BY_GRAIN,      1, {"exp_avg_sq", NULL, NULL},                        NULL,                   dsi_optim_update_adagrad, NULL}, 0, NULL},
-    {{"Lion",        DS_OPTIM_BY_GRAIN,      1, {"exp_avg", NULL, NULL},                           NULL,                   dsi_optim_update_lion,    NULL}, DSI_OPTIM_BETAS, NULL},
-    {{"Lamb",        DS_OPTIM_BY_NORM,       2, {"exp_avg", "exp_avg_sq", NULL},                   dsi_optim_measure_lamb, dsi_optim_update_lamb,    NULL}, DSI_OPTIM_BETAS, NULL},
-    {{"Muon",        DS_OPTIM_WHOLE,         1, {"momentum_buffer", NULL, NULL},                   NULL,                   NULL,                     NULL}, DSI_OPTIM_MATRIX | DSI_OPTIM_BETAS, dsi_optim_whole_muon},
-    {{"OneBitAdam",  DS_OPTIM_WHOLE,         2, {"exp_avg", "exp_avg_sq", NULL},                   NULL,                   dsi_optim_update_one_bit_adam, NULL}, DSI_OPTIM_ONE_BIT | DSI_OPTIM_BETAS, dsi_optim_whole_one_bit_adam},
-    {{"ZeroOneAdam", DS_OPTIM_WHOLE,         3, {"exp_avg", "exp_avg_sq", "momentum_accumulator"}, NULL,                   dsi_optim_update_one_bit_adam, NULL}, DSI_OPTIM_ONE_BIT | DSI_OPTIM_LOCAL_STEPS | DSI_OPTIM_BETAS, dsi_optim_whole_zero_one},
-    {{"OneBitLamb",  DS_OPTIM_WHOLE_BY_NORM, 3, {"exp_avg", "exp_avg_sq", "exp_avg_sq_fresh"},     dsi_optim_measure_lamb, dsi_optim_update_one_bit_lamb, NULL}, DSI_OPTIM_ONE_BIT | DSI_OPTIM_BETAS, dsi_optim_whole_one_bit_lamb},
+    {{"Adam",        DS_OPTIM_BY_GRAIN,      2, {"exp_avg", "exp_avg_sq", NULL},                   NULL,                   NULL, NULL}, DSI_OPTIM_BETAS, dsi_optim_fed_adam, NULL},
+    {{"AdamW",       DS_OPTIM_BY_GRAIN,      2, {"exp_avg", "exp_avg_sq", NULL},                   NULL,                   NULL, NULL}, DSI_OPTIM_BETAS, dsi_optim_fed_adam, NULL},
+    {{"SGD",         DS_OPTIM_BY_GRAIN,      1, {"momentum_buffer", NULL, NULL},                   NULL,                   NULL, NULL}, 0, dsi_optim_fed_sgd, NULL},
+    {{"Adagrad",     DS_OPTIM_BY_GRAIN,      1, {"exp_avg_sq", NULL, NULL},                        NULL,                   NULL, NULL}, 0, dsi_optim_fed_adagrad, NULL},
+    {{"Lion",        DS_OPTIM_BY_GRAIN,      1, {"exp_avg", NULL, NULL},                           NULL,                   NULL, NULL}, DSI_OPTIM_BETAS, dsi_optim_fed_lion, NULL},
+    {{"Lamb",        DS_OPTIM_BY_NORM,       2, {"exp_avg", "exp_avg_sq", NULL},                   dsi_optim_measure_lamb, NULL, NULL}, DSI_OPTIM_BETAS, dsi_optim_fed_lamb, NULL},
+    {{"Muon",        DS_OPTIM_WHOLE,         1, {"momentum_buffer", NULL, NULL},                   NULL,                   NULL, NULL}, DSI_OPTIM_MATRIX | DSI_OPTIM_BETAS, NULL, dsi_optim_whole_muon},
+    {{"OneBitAdam",  DS_OPTIM_WHOLE,         2, {"exp_avg", "exp_avg_sq", NULL},                   NULL,                   NULL, NULL}, DSI_OPTIM_ONE_BIT | DSI_OPTIM_BETAS, dsi_optim_fed_one_bit_adam, dsi_optim_whole_one_bit_adam},
+    {{"ZeroOneAdam", DS_OPTIM_WHOLE,         3, {"exp_avg", "exp_avg_sq", "momentum_accumulator"}, NULL,                   NULL, NULL}, DSI_OPTIM_ONE_BIT | DSI_OPTIM_LOCAL_STEPS | DSI_OPTIM_BETAS, dsi_optim_fed_one_bit_adam, dsi_optim_whole_zero_one},
+    {{"OneBitLamb",  DS_OPTIM_WHOLE_BY_NORM, 3, {"exp_avg", "exp_avg_sq", "exp_avg_sq_fresh"},     dsi_optim_measure_lamb, NULL, NULL}, DSI_OPTIM_ONE_BIT | DSI_OPTIM_BETAS, dsi_optim_fed_one_bit_lamb, dsi_optim_whole_one_bit_lamb},
 };
 // clang-format on
 enum { DSI_OPTIM_ENTRIES = sizeof dsi_optim_entries / sizeof *dsi_optim_entries };
@@ -2306,7 +2433,7 @@ static ds_status dsi_optim_register(ds_optim *o, const ds_optim_desc *d) {
         item->table = item->entry ? &item->entry->table : o->table;
         item->constants = &o->constants[2 * item->tensor.group + aux];
         item->state_count = item->table->state_count;
-        if (item->table->update == dsi_optim_update_sgd && o->groups[item->tensor.group].momentum == 0)
+        if (item->entry && item->entry->fed == dsi_optim_fed_sgd && o->groups[item->tensor.group].momentum == 0)
             item->state_count = 0;
         item->pass.params = &o->groups[item->tensor.group];
         item->pass.tensor = &item->tensor;
@@ -2387,7 +2514,7 @@ DS_API ds_status ds_optim_create_(const ds_optim_desc *desc, ds_optim **out, ds_
         return dsi_fail(error, DS_ERR_ARGUMENT,
                         "ds_optim: table \"%s\" needs update, at most %d states, and measure exactly for BY_NORM",
                         table->name, DS_OPTIM_MAX_STATES);
-    if (desc->kernels && (desc->own_states || !entry || entry->table.update != dsi_optim_update_adam))
+    if (desc->kernels && (desc->own_states || !entry || entry->fed != dsi_optim_fed_adam))
         return dsi_fail(error, DS_ERR_UNSUPPORTED, "ds_optim: device kernels serve Adam and AdamW over slices only");
     if (!dsi_optim_kernels_of(desc->level))
         return dsi_fail(error, DS_ERR_UNSUPPORTED, "ds_optim: this machine lacks the SIMD level that is forced (%d)",
@@ -2487,7 +2614,7 @@ DS_API ds_status ds_optim_set_group_params(ds_optim *o, size_t group, const ds_o
         return dsi_fail(&o->error, DS_ERR_ARGUMENT, "ds_optim_set_group_params: group %zu of %zu, or a step is open",
                         group, o->desc.group_count);
     if ((status = dsi_optim_check_params(params, group, &o->error)) != DS_OK) return status;
-    if (o->table->update == dsi_optim_update_sgd && (params->momentum == 0) != (o->groups[group].momentum == 0))
+    if (o->entry && o->entry->fed == dsi_optim_fed_sgd && (params->momentum == 0) != (o->groups[group].momentum == 0))
         return dsi_fail(&o->error, DS_ERR_STATE,
                         "ds_optim_set_group_params: momentum decides whether SGD has a state, "
                         "so it cannot become or cease to be 0");
@@ -2626,26 +2753,28 @@ static void dsi_optim_grain(const dsi_optim_job *job, const ds_optim_slice *s, s
     const size_t at = grain * DS_GRAIN, n = s->count - at < DS_GRAIN ? s->count - at : DS_GRAIN;
     double *sums = o->sums ? o->sums + 2 * (item->first_grain + s->begin / DS_GRAIN + grain) : NULL;
     const float factor = job->what == DSI_OPTIM_NORM ? job->factor : item->constants->adam.factor;
-    float buffer[DS_GRAIN], *state[DS_OPTIM_MAX_STATES] = {NULL, NULL, NULL}, *master = s->master + at;
-    // the built-in LAMBs need no gradient once they have measured
-    const bool unread = job->what == DSI_OPTIM_UPDATE && item->entry && item->table->measure;
-    const float *grad =
-        unread ? NULL
-               : dsi_optim_grad(o->simd, dsi_optim_at(s->grad, s->grad_dtype, at), s->grad_dtype, factor, n, buffer);
+    float buffer[DS_GRAIN], *state[DS_OPTIM_MAX_STATES] = {NULL, NULL, NULL};
+    dsi_optim_feed f = {dsi_optim_at(s->grad, s->grad_dtype, at), s->grad_dtype, s->weights16_dtype, factor, NULL};
     ds_optim_pass pass = item->pass;
+    if (s->weights16) f.out = (char *)s->weights16 + at * DS_DTYPE_SIZE(s->weights16_dtype);
     if (job->what == DSI_OPTIM_NORM) {
-        sums[0] = o->simd->squares(grad, n);
+        sums[0] = o->simd->norm(&f, n);
         return;
     }
     pass.begin = s->begin + at;
     for (size_t k = 0; k < item->state_count; k++) state[k] = s->state[k] + at;
     if (job->what == DSI_OPTIM_MEASURE) {
-        item->table->measure(&pass, grad, master, state, n, sums);
-        return;
+        const float *grad = dsi_optim_grad(o->simd, f.grad, f.grad_dtype, factor, n, buffer);
+        item->table->measure(&pass, grad, s->master + at, state, n, sums);
+    } else if (dsi_optim_is(o, DSI_OPTIM_ONE_BIT) && o->step == 0) { // that step only counts
+        if (f.out) o->simd->narrow(f.out, f.out_dtype, s->master + at, n);
+    } else if (item->entry)
+        item->entry->fed(&pass, &f, s->master + at, state, n);
+    else {
+        const float *grad = dsi_optim_grad(o->simd, f.grad, f.grad_dtype, factor, n, buffer);
+        item->table->update(&pass, grad, s->master + at, state, n);
+        if (f.out) o->simd->narrow(f.out, f.out_dtype, s->master + at, n);
     }
-    if (!dsi_optim_is(o, DSI_OPTIM_ONE_BIT) || o->step > 0) item->table->update(&pass, grad, master, state, n);
-    if (s->weights16)
-        o->simd->narrow((char *)s->weights16 + at * DS_DTYPE_SIZE(s->weights16_dtype), s->weights16_dtype, master, n);
 }
 
 // Grains of all slices in one row, cut among the workers.
@@ -3215,6 +3344,7 @@ DS_API int64_t ds_optim_schedule_count(const ds_optim *o) {
 #undef DSI_OPTIM_X86
 #undef dsi_optim_x1_add
 #undef dsi_optim_x1_ahead
+#undef dsi_optim_x1_ahead_of
 #undef dsi_optim_x1_div
 #undef dsi_optim_x1_fma
 #undef dsi_optim_x1_load
@@ -3227,6 +3357,7 @@ DS_API int64_t ds_optim_schedule_count(const ds_optim *o) {
 #undef dsi_optim_x1_width
 #undef dsi_optim_x16_add
 #undef dsi_optim_x16_ahead
+#undef dsi_optim_x16_ahead_of
 #undef dsi_optim_x16_div
 #undef dsi_optim_x16_fma
 #undef dsi_optim_x16_load
@@ -3239,6 +3370,7 @@ DS_API int64_t ds_optim_schedule_count(const ds_optim *o) {
 #undef dsi_optim_x16_width
 #undef dsi_optim_x8_add
 #undef dsi_optim_x8_ahead
+#undef dsi_optim_x8_ahead_of
 #undef dsi_optim_x8_div
 #undef dsi_optim_x8_fma
 #undef dsi_optim_x8_load

@@ -1295,10 +1295,9 @@ static void plain_gemm(void *ctx, bool ta, bool tb, size_t m, size_t n, size_t k
         }
 }
 static ds_status fake_adam(void *ctx, const ds_optim_adam *k, const ds_optim_slice *s, void *stream) {
-    static float grad[BIG];
+    const dsi_optim_feed feed = {s->grad, s->grad_dtype, DS_F32, k->factor, NULL};
     if (stream != ctx) return DS_ERR_DEVICE;
-    dsi_optim_x1.widen(grad, s->grad, s->grad_dtype, k->factor, s->count);
-    dsi_optim_x1.adam(k, grad, s->master, s->state[0], s->state[1], s->count);
+    dsi_optim_x1.adam(k, &feed, s->master, s->state[0], s->state[1], s->count);
     return DS_OK;
 }
 static ds_status broken_exchange(void *ctx, const void *mine, void *all, size_t bytes) {
