@@ -76,10 +76,11 @@ soak: export FUZZ_RUNS ?= 100000000
 soak: export FUZZ_SECONDS ?= 36000
 soak: export DS_TEST_KILLS ?= 200
 soak: export DS_TEST_SCHEDULES ?= 20000
+soak: export DS_TEST_SWAPS ?= 1000000
 soak: export LIMIT ?= 40000
 soak: $(EXAMPLES) $(UNIT)
 	@B="$(B)" CC="$(CC)" CXX="$(CXX)" CONFIG="$(config)" MPIRUN="$(MPIRUN)" MPICC="$(MPICC)" NVCC="$(NVCC)" \
-	    tests/run.sh $(wildcard tests/fuzz/*.sh) $(filter $(B)/tests/fault/%,$(UNIT))
+	    tests/run.sh $(wildcard tests/fuzz/*.sh) $(filter $(B)/tests/fault/% $(B)/tests/unit/ds_offload_test,$(UNIT))
 
 # `make coverage`: all tests with config=coverage, then the share of branches taken in each header
 coverage:

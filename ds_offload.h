@@ -36,6 +36,8 @@ CONCEPTS
     A transfer moves a range of a tensor. It is cut into blocks of block_size; thread_count workers share the blocks; each
     keeps up to queue_depth requests in the air. Every event's result is looked at: what came back short is resumed, EINTR
     and EAGAIN are tried again, anything else fails the transfer with file, offset and tensor.
+    Three tiers: DS_OFFLOAD_HOST stays in memory, DS_OFFLOAD_NVME in the file; DS_OFFLOAD_SPILL has its blocks in memory
+    as far as desc.max_in_cpu reaches, and those used least recently in the file, written there only when they changed.
     O_DIRECT moves aligned memory (4,096 bytes: offset in the tensor, address and size) without a copy; the rest goes
     through bounce buffers, and a write of part of a block reads the block first. A file system that refuses O_DIRECT
     gets buffered reads and writes, and the log says so.
@@ -43,21 +45,25 @@ CONCEPTS
     others may overtake each other.
 
 STEP BY STEP
-    1. ds_offload_create. 2. ds_offload_add, while nothing is under way. 3. start and wait; up to 1,024 transfers may be
+    1. ds_offload_create, with desc.probe for a look at the disk's speed. 2. ds_offload_add, while nothing is under way. 3. start and wait; up to 1,024 transfers may be
     started and not yet waited for. 4. ds_offload_destroy, which waits for what is under way.
 
 MEMORY
-    Tables, and bounce buffers of block_size where they are first needed, from desc.allocator; tensors of DS_OFFLOAD_HOST.
-    It is used by worker threads too, so the hook must be thread-safe. Checksums take 4 bytes for each 4,096 of the file.
+    ds_offload_memory(&desc) says what create takes from desc.allocator: tables, two bounce buffers of block_size for each
+    thread, and max_in_cpu. Tensors of DS_OFFLOAD_HOST come on top; checksums take 4 bytes for each 4,096 of the file, a
+    tensor that spills 24 for each block. With pin_memory host memory is locked, or comes from desc.device.
 
 ERRORS
-    ds_offload_error(store) has the text. Log ids: 1 ready, 2 O_DIRECT refused, 3 engine refused, 4 memory not locked.
+    ds_offload_error(store) has the text. Log ids: 1 ready, 2 O_DIRECT refused, 3 engine refused, 4 memory not locked,
+    5 what the probe measured.
+    A transfer of DS_OFFLOAD_SPILL that fails takes those with it that were started after it and had not run; each says so,
+    no data is lost, and all may be started again.
 
 THREADS
     One thread at a time per store. Worker threads block all signals.
 
 CONFIG KEYS COVERED
-    zero_optimization.offload_*.nvme_path, .pin_memory; aio.block_size, .queue_depth, .thread_count,
+    zero_optimization.offload_*.nvme_path, .pin_memory, offload_param.max_in_cpu; aio.block_size, .queue_depth, .thread_count,
     .intra_op_parallelism, .single_submit, .overlap_events.
 */
 #if defined(DS_IMPLEMENTATION) && !defined(DS_OFFLOAD_IMPLEMENTATION)
@@ -237,7 +243,12 @@ extern "C" {
 
 typedef struct ds_offload ds_offload; /* opaque, never moves */
 
-typedef enum ds_offload_tier { DS_OFFLOAD_HOST = 0, DS_OFFLOAD_NVME = 1 } ds_offload_tier;
+typedef enum ds_offload_tier {
+    DS_OFFLOAD_HOST = 0, /* in memory */
+    DS_OFFLOAD_NVME = 1, /* in the file */
+    DS_OFFLOAD_SPILL =
+        2 /* in memory as far as desc.max_in_cpu reaches; the blocks used least recently are in the file */
+} ds_offload_tier;
 typedef enum ds_offload_engine {
     DS_OFFLOAD_ENGINE_AUTO = 0,   /* libaio, else the kernel's own calls, else threads; each refusal is logged */
     DS_OFFLOAD_ENGINE_LIBAIO = 1, /* DS_OFFLOAD_USE_LIBAIO 1 */
@@ -268,7 +279,9 @@ typedef struct ds_offload_desc {
     const char *folder; /* where the swap file goes; NULL: no disk tier [cfg: ...offload_*.nvme_path] */
     const char *name;   /* file name to keep in `folder`; NULL: anonymous, gone with the process however it ends */
     int rank;           /* in messages, and in the file's name */
-    bool pin_memory;    /* lock host buffers in memory [cfg: ...offload_*.pin_memory] */
+    bool pin_memory;    /* lock host tensors in memory, or take the device's pinned [cfg: ...offload_*.pin_memory] */
+    size_t max_in_cpu;  /* bytes of memory for tensors of DS_OFFLOAD_SPILL, in whole blocks, taken at create
+                           [cfg: zero_optimization.offload_param.max_in_cpu] */
     ds_offload_engine engine;
     size_t block_size;     /* bytes of one request; 0: 1 MiB [cfg: aio.block_size] */
     unsigned queue_depth;  /* requests in flight per thread; 0: 8 [cfg: aio.queue_depth] */
@@ -278,7 +291,9 @@ typedef struct ds_offload_desc {
     bool buffered;         /* do not ask for O_DIRECT */
     bool checksums;        /* CRC-32C of every block, checked when it is read; always with DS_DEBUG 1 */
     int64_t timeout;       /* ns that a wait may last; 0: 60 s; negative: for ever */
+    int64_t probe;         /* ns that create measures the disk's bandwidth for, half writing, half reading; 0: not */
     ds_offload_aio aio;    /* all members or none */
+    ds_device device;      /* its pinned_alloc and pinned_release are used when pin_memory is set; else mlock */
     ds_allocator allocator;
     ds_logger logger;
     ds_clock clock;
@@ -292,6 +307,9 @@ DS_API ds_status ds_offload_create_(const ds_offload_desc *desc, size_t desc_byt
 static inline ds_status ds_offload_create(const ds_offload_desc *desc, ds_offload **out, ds_error *error) {
     return ds_offload_create_(desc, sizeof *desc, DS_OFFLOAD_VERSION, out, error);
 }
+/* Bytes that create takes from the allocator and keeps: tables, bounce buffers, memory of max_in_cpu. A tensor takes its
+   name and an entry in tables besides, one of DS_OFFLOAD_HOST its bytes. */
+DS_API size_t ds_offload_memory(const ds_offload_desc *desc);
 DS_API void ds_offload_destroy(ds_offload *store); /* waits for what is in flight; NULL is allowed */
 DS_API const ds_error *ds_offload_error(const ds_offload *store);
 
@@ -324,8 +342,10 @@ typedef struct ds_offload_stats {
     uint64_t requests;                  /* handed to the kernel */
     uint64_t bytes_read, bytes_written; /* from and to the disk */
     size_t file_bytes;                  /* reserved */
-    size_t host_bytes, host_peak;       /* of tensors held in memory, and bounce buffers */
-    bool direct;                        /* O_DIRECT is in force */
+    size_t host_bytes, host_peak;       /* of tensors held in memory, of max_in_cpu, and bounce buffers */
+    uint64_t hits, misses, spills;    /* blocks of DS_OFFLOAD_SPILL: found in memory, not found, written out for room */
+    uint64_t probe_write, probe_read; /* bytes per second that desc.probe measured */
+    bool direct;                      /* O_DIRECT is in force */
     ds_offload_engine engine;
 } ds_offload_stats;
 DS_API void ds_offload_get_stats(const ds_offload *store, ds_offload_stats *out);
@@ -733,6 +753,7 @@ DSI_FN uint32_t dsi_crc32c(uint32_t crc, const void *data, size_t bytes) {
 #endif
 /*== end of ds block: crc32c ==*/
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #if DS_OFFLOAD_USE_LIBAIO
@@ -744,6 +765,7 @@ DSI_FN uint32_t dsi_crc32c(uint32_t crc, const void *data, size_t bytes) {
 #define DSI_OFFLOAD_UNIT                                                                                               \
     4096 /* of offsets in the file, of checksums, and of O_DIRECT unless the file system wants more */
 #define DSI_OFFLOAD_TRANSFERS 1024 /* started and not yet waited for */
+#define DSI_OFFLOAD_BOUNCES   2    /* buffers of a worker; a block that needs one waits for it */
 #ifndef O_DIRECT
 #define DSI_OFFLOAD_DIRECT 040000 /* gnu99 without _GNU_SOURCE does not show it */
 #else
@@ -759,17 +781,39 @@ typedef struct dsi_offload_tensor {
     char *name;
     size_t bytes, offset; /* offset in the file */
     char *memory;         /* DS_OFFLOAD_HOST */
+    bool spills;
 } dsi_offload_tensor;
+
+/* DS_OFFLOAD_SPILL. Each block of such a tensor is a page, and max_in_cpu is cut into frames that hold pages. The caller's
+   thread decides at a transfer's start which page gets which frame, so that what is kept depends on the order of calls
+   alone; workers then move the data. A page's frame is not changed while a transfer that touches the page is under way, and
+   each transfer runs after the last one that touched its pages, or the pages that its frames held. */
+#define DSI_OFFLOAD_NOWHERE SIZE_MAX
+typedef struct dsi_offload_page {
+    size_t frame;  /* that it has or will have; DSI_OFFLOAD_NOWHERE: it is in the file */
+    uint64_t last; /* transfer that touches it */
+    bool written;  /* the worker's: it holds something other than zeros */
+} dsi_offload_page;
+typedef struct dsi_offload_frame {
+    char *memory;
+    size_t page;   /* that has or will have it */
+    uint64_t used; /* last transfer */
+    size_t holds;  /* the worker's: the page that is really there */
+    bool dirty;    /* the worker's: the file does not have this */
+} dsi_offload_frame;
 
 typedef enum dsi_offload_fault {
     DSI_OFFLOAD_FINE = 0,
     DSI_OFFLOAD_ERRNO,
-    DSI_OFFLOAD_SHORT,
-    DSI_OFFLOAD_CHANGED
+    DSI_OFFLOAD_ENDED, /* a read got nothing */
+    DSI_OFFLOAD_SHORT, /* a write put nothing */
+    DSI_OFFLOAD_CHANGED,
+    DSI_OFFLOAD_STOPPED
 } dsi_offload_fault;
 
 typedef struct dsi_offload_transfer {
-    bool used, done, write;
+    bool used, done, write, spills;
+    uint64_t number;
     ds_offload_id id;
     char *memory;
     size_t begin, end; /* in the file */
@@ -786,7 +830,10 @@ typedef struct dsi_offload_slot {
     ds_offload_request request;
     size_t at, bytes, done; /* of the block in the file */
     char *memory, *bounce;
-    bool busy, bounced, filling; /* filling: the read before a write */
+    dsi_offload_frame *frame; /* that the block passes through, or NULL */
+    size_t page;
+    bool busy, filling; /* filling: the read before a write */
+    bool unsent;        /* the kernel would not take the request yet */
 } dsi_offload_slot;
 
 typedef struct dsi_offload_worker {
@@ -797,8 +844,10 @@ typedef struct dsi_offload_worker {
     void *queue;
     dsi_offload_slot *slots;
     ds_offload_request **batch; /* (2 * depth): to submit, and done */
-    uint64_t passed;            /* transfers */
-    unsigned flying, unsent;    /* requests in the kernel, and those that it would not take yet */
+    char *bounce[DSI_OFFLOAD_BOUNCES];
+    bool bouncing[DSI_OFFLOAD_BOUNCES];
+    uint64_t passed;         /* transfers */
+    unsigned flying, unsent; /* requests in the kernel, and those that it would not take yet */
 } dsi_offload_worker;
 
 struct ds_offload {
@@ -820,6 +869,14 @@ struct ds_offload {
     size_t n_tensors, tensor_room;
     uint32_t *sums; /* of each unit of the file; 0: not written yet */
     size_t sum_room;
+    dsi_offload_page *pages; /* of each block of the file */
+    size_t page_room;
+    dsi_offload_frame *frames;
+    size_t n_frames;
+    char *frame_memory;
+    uint64_t last_spill; /* newest transfer of a tensor that spills */
+    bool broken;         /* one of them failed: frames may not hold what was decided */
+    ds_device device;
     dsi_offload_transfer *transfers; /* (DSI_OFFLOAD_TRANSFERS), by number */
     uint64_t started;                /* numbers from 1 on */
     dsi_offload_worker *workers;
@@ -846,10 +903,14 @@ static ds_status dsi_offload_refuse(ds_offload *s, int code, const char *doing) 
 static ds_status dsi_offload_report(ds_offload *s, const dsi_offload_transfer *t) {
     const dsi_offload_tensor *tensor = &s->tensors[t->id];
     ds_status status = DS_ERR_IO;
-    const char *why = t->fault == DSI_OFFLOAD_CHANGED ? "the data is not what was written (checksum)"
-                      : t->fault == DSI_OFFLOAD_SHORT
-                          ? (t->write ? "the system took no more bytes" : "the file ends early")
-                          : strerror(t->code);
+    static const char *const reasons[] = {
+        "",
+        "",
+        "the file ends early",
+        "the system took no more bytes",
+        "the data is not what was written (checksum)",
+        "not done, for an earlier transfer through the same memory failed; start it again"};
+    const char *why = t->fault == DSI_OFFLOAD_ERRNO ? strerror(t->code) : reasons[t->fault];
     if (t->fault == DSI_OFFLOAD_CHANGED)
         status = DS_ERR_CORRUPT;
     else if (t->fault == DSI_OFFLOAD_ERRNO && t->code == ENOMEM)
@@ -1017,14 +1078,15 @@ static int dsi_offload_queue_events(void *ctx, void *queue, int at_least, int at
     return n;
 }
 
-/* Plain reads and writes on the worker's own thread: submit does them, events hands them back. */
+/* Plain reads and writes on the worker's own thread: submit does them, events hands them back. As much memory as a queue
+   of the kernel's, so that what a store takes does not depend on which one works. */
 typedef struct dsi_offload_plain {
     ds_offload_request **done;
     int count, depth;
 } dsi_offload_plain;
 static int dsi_offload_plain_setup(void *ctx, unsigned depth, void **queue) {
     const ds_offload *s = (const ds_offload *)ctx;
-    dsi_offload_plain *q = (dsi_offload_plain *)dsi_alloc_zero(&s->allocator, sizeof *q + depth * sizeof *q->done);
+    dsi_offload_plain *q = (dsi_offload_plain *)dsi_alloc_zero(&s->allocator, dsi_offload_queue_bytes(depth));
     if (!q) return -ENOMEM;
     q->done = (ds_offload_request **)(void *)(q + 1);
     q->depth = (int)depth;
@@ -1034,7 +1096,7 @@ static int dsi_offload_plain_setup(void *ctx, unsigned depth, void **queue) {
 static void dsi_offload_plain_teardown(void *ctx, void *queue) {
     const ds_offload *s = (const ds_offload *)ctx;
     dsi_offload_plain *q = (dsi_offload_plain *)queue;
-    dsi_release(&s->allocator, q, sizeof *q + (size_t)q->depth * sizeof *q->done);
+    dsi_release(&s->allocator, q, dsi_offload_queue_bytes((unsigned)q->depth));
 }
 static int dsi_offload_plain_submit(void *ctx, void *queue, ds_offload_request **requests, int count) {
     const ds_offload *s = (const ds_offload *)ctx;
@@ -1113,6 +1175,7 @@ static void dsi_offload_set_fault(dsi_offload_worker *w, dsi_offload_transfer *t
         t->fault_at = at;
         __atomic_store_n(&t->fault, fault, __ATOMIC_RELAXED);
     }
+    w->store->broken |= t->spills;
     pthread_mutex_unlock(&w->store->lock);
 }
 
@@ -1123,36 +1186,37 @@ static void dsi_offload_aim(dsi_offload_slot *slot, bool write) {
     slot->request.offset = (int64_t)(slot->at + slot->done);
 }
 
-/* Makes a slot ready for the block [at, at + bytes). False when a bounce buffer cannot be had. */
+/* Makes a slot ready for the block [at, at + bytes). False when all bounce buffers are in use. */
 static bool dsi_offload_prepare(dsi_offload_worker *w, dsi_offload_slot *slot, const dsi_offload_transfer *t, size_t at,
                                 size_t bytes) {
     ds_offload *s = w->store;
     bool covered = at >= t->begin && at + bytes <= t->end;
     char *direct = covered ? t->memory + (at - t->begin) : NULL;
+    slot->bounce = NULL;
+    slot->memory = direct;
+    if (!direct || (s->direct && (uintptr_t)direct % s->unit != 0)) {
+        int i = 0;
+        while (i < DSI_OFFLOAD_BOUNCES && w->bouncing[i]) i++;
+        if (i == DSI_OFFLOAD_BOUNCES) return false;
+        w->bouncing[i] = true;
+        slot->memory = slot->bounce = w->bounce[i];
+        if (t->write && covered) memcpy(slot->bounce, direct, bytes);
+    }
     slot->at = at;
     slot->bytes = bytes;
     slot->done = 0;
-    slot->bounced = !direct || (s->direct && (uintptr_t)direct % s->unit != 0);
+    slot->frame = NULL;
     slot->filling = t->write && !covered;
-    slot->memory = direct;
-    slot->request.fd = s->fd;
-    slot->request.user = slot;
-    if (slot->bounced) {
-        if (!slot->bounce) {
-            slot->bounce = (char *)dsi_alloc_aligned(&s->allocator, s->block, s->unit);
-            if (!slot->bounce) return false;
-            pthread_mutex_lock(&s->lock);
-            s->stats.host_bytes += s->block;
-            if (s->stats.host_bytes > s->stats.host_peak) s->stats.host_peak = s->stats.host_bytes;
-            pthread_mutex_unlock(&s->lock);
-        }
-        slot->memory = slot->bounce;
-        if (t->write && covered) memcpy(slot->bounce, direct, bytes);
-    }
     if (t->write && !slot->filling && s->sums) dsi_offload_forget(s, at, bytes);
     dsi_offload_aim(slot, t->write && !slot->filling);
-    slot->busy = true;
-    return true;
+    return slot->busy = true;
+}
+
+static void dsi_offload_free(dsi_offload_worker *w, dsi_offload_slot *slot) {
+    for (int i = 0; i < DSI_OFFLOAD_BOUNCES && slot->bounce; i++)
+        if (w->bounce[i] == slot->bounce) w->bouncing[i] = false;
+    slot->bounce = NULL;
+    slot->busy = slot->unsent = false;
 }
 
 /* The part of the caller's memory that a block holds. */
@@ -1164,27 +1228,79 @@ static void dsi_offload_overlap(const dsi_offload_slot *slot, const dsi_offload_
     *bytes = b - a;
 }
 
+/* Aims a slot at a page's place in the file, from or to its frame. */
+static bool dsi_offload_page_io(dsi_offload_worker *w, dsi_offload_slot *slot, size_t page, bool write) {
+    ds_offload *s = w->store;
+    slot->at = page * s->block;
+    slot->bytes = s->block;
+    slot->done = 0;
+    slot->memory = slot->frame->memory;
+    if (write && s->sums) dsi_offload_forget(s, slot->at, slot->bytes);
+    dsi_offload_aim(slot, write);
+    return slot->busy = true;
+}
+
+/* Goes on with a block that passes through a frame: what the frame holds of another page is written out, what a write does
+   not replace is read, and the data is copied. True: there is a request to submit. */
+static bool dsi_offload_page_go(dsi_offload_worker *w, dsi_offload_slot *slot, const dsi_offload_transfer *t) {
+    ds_offload *s = w->store;
+    dsi_offload_frame *f = slot->frame;
+    size_t at = slot->page * s->block, from, bytes;
+    char *caller;
+    if (f->holds != slot->page) {
+        bool whole = t->write && t->begin <= at && t->end >= at + s->block;
+        if (f->holds != DSI_OFFLOAD_NOWHERE && f->dirty) return dsi_offload_page_io(w, slot, f->holds, true);
+        f->holds = DSI_OFFLOAD_NOWHERE;
+        if (!whole && s->pages[slot->page].written) return dsi_offload_page_io(w, slot, slot->page, false);
+        if (!whole) memset(f->memory, 0, s->block);
+        f->holds = slot->page;
+    }
+    slot->at = at;
+    slot->bytes = s->block;
+    dsi_offload_overlap(slot, t, &from, &bytes);
+    caller = t->memory + (from - t->begin);
+    if (t->write) {
+        memcpy(f->memory + (from - at), caller, bytes);
+        f->dirty = s->pages[slot->page].written = true;
+    } else
+        memcpy(caller, f->memory + (from - at), bytes);
+    return slot->busy = false;
+}
+
+/* A page moved between its frame and the file. */
+static bool dsi_offload_page_moved(dsi_offload_worker *w, dsi_offload_slot *slot, const dsi_offload_transfer *t) {
+    ds_offload *s = w->store;
+    bool spilled = slot->request.write;
+    pthread_mutex_lock(&s->lock);
+    s->stats.spills += spilled;
+    *(spilled ? &s->stats.bytes_written : &s->stats.bytes_read) += slot->bytes;
+    pthread_mutex_unlock(&s->lock);
+    slot->frame->dirty = false;
+    if (!spilled) slot->frame->holds = slot->page;
+    return dsi_offload_page_go(w, slot, t);
+}
+
 /* Takes an event. True: the slot has more to do and is to be submitted again. */
 static bool dsi_offload_settle(dsi_offload_worker *w, dsi_offload_slot *slot, dsi_offload_transfer *t) {
     ds_offload *s = w->store;
     int64_t n = slot->request.result;
     size_t from, bytes, changed;
     if (n == -EINTR || n == -EAGAIN) return true;
-    slot->busy = false;
     if (n < 0) return dsi_offload_set_fault(w, t, DSI_OFFLOAD_ERRNO, (int)-n, slot->at + slot->done), false;
     if ((size_t)n < slot->request.bytes && s->direct) n -= n % (int64_t)s->unit; /* go on from where O_DIRECT can */
-    if (n == 0) return dsi_offload_set_fault(w, t, DSI_OFFLOAD_SHORT, 0, slot->at + slot->done), false;
+    if (n == 0)
+        return dsi_offload_set_fault(w, t, slot->request.write ? DSI_OFFLOAD_SHORT : DSI_OFFLOAD_ENDED, 0,
+                                     slot->at + slot->done),
+               false;
     slot->done += (size_t)n;
-    if (slot->done < slot->bytes) {
-        dsi_offload_aim(slot, slot->request.write);
-        return slot->busy = true;
-    }
+    if (slot->done < slot->bytes) return dsi_offload_aim(slot, slot->request.write), true;
     if (slot->request.write) {
         if (s->sums) dsi_offload_sum(s, slot->memory, slot->at, slot->bytes);
-        return false;
+        return slot->frame ? dsi_offload_page_moved(w, slot, t) : false;
     }
     if (s->sums && (changed = dsi_offload_changed(s, slot->memory, slot->at, slot->bytes)) != SIZE_MAX)
         return dsi_offload_set_fault(w, t, DSI_OFFLOAD_CHANGED, 0, changed), false;
+    if (slot->frame) return dsi_offload_page_moved(w, slot, t);
     dsi_offload_overlap(slot, t, &from, &bytes);
     if (slot->filling) { /* the block is here: change its part and write it */
         memcpy(slot->bounce + (from - slot->at), t->memory + (from - t->begin), bytes);
@@ -1192,9 +1308,9 @@ static bool dsi_offload_settle(dsi_offload_worker *w, dsi_offload_slot *slot, ds
         slot->filling = false;
         slot->done = 0;
         dsi_offload_aim(slot, true);
-        return slot->busy = true;
+        return true;
     }
-    if (slot->bounced) memcpy(t->memory + (from - t->begin), slot->bounce + (from - slot->at), bytes);
+    if (slot->bounce) memcpy(t->memory + (from - t->begin), slot->bounce + (from - slot->at), bytes);
     return false;
 }
 
@@ -1216,10 +1332,10 @@ static bool dsi_offload_submit(dsi_offload_worker *w, dsi_offload_transfer *t, i
             continue;
         }
         dsi_offload_set_fault(w, t, DSI_OFFLOAD_ERRNO, n ? -n : EAGAIN, ((dsi_offload_slot *)w->batch[sent]->user)->at);
-        for (int i = sent; i < count; i++) ((dsi_offload_slot *)w->batch[i]->user)->busy = false;
+        for (int i = sent; i < count; i++) dsi_offload_free(w, (dsi_offload_slot *)w->batch[i]->user);
         return false;
     }
-    for (int i = sent; i < count; i++) w->batch[i]->result = -EAGAIN;
+    for (int i = sent; i < count; i++) ((dsi_offload_slot *)w->batch[i]->user)->unsent = true;
     w->unsent += (unsigned)(count - sent);
     pthread_mutex_lock(&s->lock);
     s->stats.requests += (uint64_t)sent;
@@ -1227,59 +1343,86 @@ static bool dsi_offload_submit(dsi_offload_worker *w, dsi_offload_transfer *t, i
     return true;
 }
 
+/* Gives blocks from `*at` on to a slot until one needs a request. False: no more can be given now. */
+static bool dsi_offload_deal(dsi_offload_worker *w, dsi_offload_slot *slot, const dsi_offload_transfer *t, size_t *at,
+                             size_t stop) {
+    ds_offload *s = w->store;
+    while (*at < stop) {
+        size_t bytes = stop - *at < s->block ? stop - *at : s->block;
+        dsi_offload_page *page = t->spills ? &s->pages[*at / s->block] : NULL;
+        if (page && page->frame != DSI_OFFLOAD_NOWHERE) {
+            slot->frame = &s->frames[page->frame];
+            slot->page = *at / s->block;
+            (void)dsi_offload_page_go(w, slot, t);
+        } else if (!dsi_offload_prepare(w, slot, t, *at, bytes))
+            return false;
+        else if (page && t->write)
+            page->written = true;
+        *at += bytes;
+        if (slot->busy) return true;
+    }
+    return false;
+}
+
+/* Which blocks of a transfer are this worker's: [*at, *stop). */
+static void dsi_offload_share(const dsi_offload_worker *w, const dsi_offload_transfer *t, size_t *at, size_t *stop) {
+    const ds_offload *s = w->store;
+    size_t unit = t->spills ? s->block : s->unit;
+    size_t first = t->begin / unit * unit, end = dsi_round_up(t->end, unit);
+    size_t blocks = (end - first) / s->block + ((end - first) % s->block != 0);
+    size_t each = blocks / s->n_workers, extra = blocks % s->n_workers;
+    *at = first + (each * w->index + (w->index < extra ? w->index : extra)) * s->block;
+    *stop = *at + (each + (w->index < extra)) * s->block;
+    if (*stop > end) *stop = end;
+}
+
 /* This worker's run of a transfer. */
 static void dsi_offload_run(dsi_offload_worker *w, dsi_offload_transfer *t) {
     ds_offload *s = w->store;
-    size_t first = t->begin / s->unit * s->unit, end = dsi_round_up(t->end, s->unit);
-    size_t blocks = (end - first) / s->block + ((end - first) % s->block != 0);
-    size_t at = first + blocks / s->n_workers * w->index * s->block, stop;
-    size_t extra = blocks % s->n_workers;
-    at += (w->index < extra ? w->index : extra) * s->block;
-    stop = at + (blocks / s->n_workers + (w->index < extra)) * s->block;
-    if (stop > end) stop = end;
+    size_t at, stop;
+    dsi_offload_share(w, t, &at, &stop);
     while (((at < stop || w->unsent) && !dsi_offload_faulty(t)) || w->flying) {
         int count = 0, n;
-        bool more = !dsi_offload_faulty(t);
+        bool more = !dsi_offload_faulty(t) && !(s->no_overlap && w->flying);
         w->unsent = 0;
         for (unsigned i = 0; i < s->depth; i++) { /* again what was not taken, then new blocks into free slots */
             dsi_offload_slot *slot = &w->slots[i];
-            if (slot->busy && slot->request.result == -EAGAIN)
+            if (slot->busy ? slot->unsent : more && (more = dsi_offload_deal(w, slot, t, &at, stop)))
                 w->batch[count++] = &slot->request;
-            else if (!slot->busy && at < stop && more && !(s->no_overlap && w->flying)) {
-                size_t bytes = stop - at < s->block ? stop - at : s->block;
-                if (!dsi_offload_prepare(w, slot, t, at, bytes)) {
-                    dsi_offload_set_fault(w, t, DSI_OFFLOAD_ERRNO, ENOMEM, at);
-                    break;
-                }
-                slot->request.result = 0;
-                w->batch[count++] = &slot->request;
-                at += bytes;
-            }
         }
-        for (int i = 0; i < count; i++) w->batch[i]->result = 0;
+        for (int i = 0; i < count; i++) ((dsi_offload_slot *)w->batch[i]->user)->unsent = false;
         if (count) (void)dsi_offload_submit(w, t, count);
         if (!w->flying) continue;
         n = s->aio.events(s->aio.ctx, w->queue, s->no_overlap ? (int)w->flying : 1, (int)w->flying, w->batch + s->depth,
                           1000000000);
         if (n < 0 && n != -EINTR && n != -EAGAIN) { /* the queue itself is broken: nothing more will come of it */
             dsi_offload_set_fault(w, t, DSI_OFFLOAD_ERRNO, -n, at < stop ? at : t->begin);
-            for (unsigned i = 0; i < s->depth; i++) w->slots[i].busy = false;
             w->flying = 0;
-            return;
+            break;
         }
         count = 0;
         for (int i = 0; i < n; i++) {
             dsi_offload_slot *slot = (dsi_offload_slot *)w->batch[s->depth + (unsigned)i]->user;
             w->flying--;
-            if (dsi_offload_settle(w, slot, t)) slot->request.result = 0, w->batch[count++] = &slot->request;
+            if (dsi_offload_settle(w, slot, t))
+                w->batch[count++] = &slot->request;
+            else
+                dsi_offload_free(w, slot);
         }
         if (count) (void)dsi_offload_submit(w, t, count);
     }
-    for (unsigned i = 0; i < s->depth; i++) w->slots[i].busy = false;
+    w->unsent = 0;
+    for (unsigned i = 0; i < s->depth; i++) dsi_offload_free(w, &w->slots[i]);
 }
 
 static dsi_offload_transfer *dsi_offload_number(ds_offload *s, uint64_t number) {
     return &s->transfers[number % DSI_OFFLOAD_TRANSFERS];
+}
+
+/* Under the lock. A slot of the table that has another number now was waited for, so that transfer is over. */
+static bool dsi_offload_over(ds_offload *s, uint64_t number) {
+    const dsi_offload_transfer *t = dsi_offload_number(s, number);
+    return number == 0 || t->number != number || t->done;
 }
 
 static void *dsi_offload_main(void *arg) {
@@ -1294,9 +1437,13 @@ static void *dsi_offload_main(void *arg) {
             continue;
         }
         t = dsi_offload_number(s, w->passed + 1);
-        if (t->after && !dsi_offload_number(s, t->after)->done) { /* older, so every worker will come through it */
+        if (!dsi_offload_over(s, t->after)) { /* older, so every worker will come through it */
             pthread_cond_wait(&s->wake, &s->lock);
             continue;
+        }
+        if (t->spills && s->broken && !t->fault) {
+            t->fault_at = t->begin;
+            __atomic_store_n(&t->fault, DSI_OFFLOAD_STOPPED, __ATOMIC_RELAXED);
         }
         pthread_mutex_unlock(&s->lock);
         if (t->begin < t->end) dsi_offload_run(w, t);
@@ -1312,6 +1459,55 @@ static void *dsi_offload_main(void *arg) {
     return NULL;
 }
 
+// >>host memory
+
+/* Zeroed; the device's pinned memory or locked when the store pins. NULL, and the message, when there is none. */
+static char *dsi_offload_take_host(ds_offload *s, size_t bytes, const char *what) {
+    void *memory = NULL;
+    bool device = s->pin && s->device.pinned_alloc;
+    if (bytes == 0) bytes = DSI_OFFLOAD_UNIT;
+    if (!device)
+        memory = dsi_alloc_aligned(&s->allocator, bytes, DSI_OFFLOAD_UNIT);
+    else if (s->device.pinned_alloc(s->device.ctx, bytes, &memory))
+        memory = NULL;
+    if (!memory) {
+        dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no %smemory for %.200s, %zu bytes", device ? "pinned " : "", what,
+                 bytes);
+        return NULL;
+    }
+    memset(memory, 0, bytes);
+    if (s->pin && !device && ds_offload_pin(memory, bytes, NULL))
+        dsi_log(&s->logger, "ds_offload", DS_LOG_WARNING, 4,
+                "%s: not pinned, for the limit on locked memory is reached (ulimit -l)", what);
+    s->stats.host_bytes += bytes;
+    if (s->stats.host_bytes > s->stats.host_peak) s->stats.host_peak = s->stats.host_bytes;
+    return (char *)memory;
+}
+
+static void dsi_offload_give_host(ds_offload *s, char *memory, size_t bytes) {
+    if (!memory) return;
+    if (bytes == 0) bytes = DSI_OFFLOAD_UNIT;
+    if (s->pin && s->device.pinned_alloc) {
+        if (s->device.pinned_release) s->device.pinned_release(s->device.ctx, memory, bytes);
+        return;
+    }
+    if (s->pin) ds_offload_unpin(memory, bytes);
+    dsi_release_aligned(&s->allocator, memory, bytes, DSI_OFFLOAD_UNIT);
+}
+
+static ds_status dsi_offload_make_frames(ds_offload *s) {
+    if (s->n_frames == 0) return DS_OK;
+    s->frames = (dsi_offload_frame *)dsi_alloc_zero(&s->allocator, s->n_frames * sizeof *s->frames);
+    if (!s->frames) return dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no memory for a table of %zu", s->n_frames);
+    s->frame_memory = dsi_offload_take_host(s, s->n_frames * s->block, "max_in_cpu");
+    if (!s->frame_memory) return s->error.status;
+    for (size_t i = 0; i < s->n_frames; i++) {
+        s->frames[i].memory = s->frame_memory + i * s->block;
+        s->frames[i].page = s->frames[i].holds = DSI_OFFLOAD_NOWHERE;
+    }
+    return DS_OK;
+}
+
 // >>create
 
 /* Signals are for the program's own threads. */
@@ -1323,6 +1519,10 @@ static int dsi_offload_thread(dsi_offload_worker *w) {
     code = pthread_create(&w->thread, NULL, dsi_offload_main, w);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return code;
+}
+
+static size_t dsi_offload_path_room(const ds_offload_desc *d) {
+    return strlen(d->folder) + (d->name ? strlen(d->name) : 0) + 80;
 }
 
 static int dsi_offload_open(ds_offload *s, const ds_offload_desc *d, int direct) {
@@ -1354,9 +1554,17 @@ static int dsi_offload_try(ds_offload *s) {
     return n == (int64_t)s->unit ? 0 : n < 0 ? (int)n : -EIO;
 }
 
+/* A named file is this store's alone: a second one on the same path would write over its data. What an earlier process
+   left in it is dropped. */
+static int dsi_offload_own(ds_offload *s, const ds_offload_desc *d) {
+    if (s->fd < 0 || !d->name) return s->fd;
+    if (s->files.open == dsi_sys_open && flock(s->fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK) return -EBUSY;
+    return s->files.truncate(s->files.ctx, s->fd, 0);
+}
+
 static ds_status dsi_offload_open_file(ds_offload *s, const ds_offload_desc *d) {
     int there = s->files.exists(s->files.ctx, d->folder), code;
-    size_t room = strlen(d->folder) + (d->name ? strlen(d->name) : 0) + 80;
+    size_t room = dsi_offload_path_room(d);
     s->path = (char *)dsi_alloc(&s->allocator, room);
     if (!s->path) return dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no memory for a path");
     s->path_bytes = room;
@@ -1369,17 +1577,20 @@ static ds_status dsi_offload_open_file(ds_offload *s, const ds_offload_desc *d) 
     }
     s->direct = !d->buffered;
     s->fd = dsi_offload_open(s, d, s->direct ? DSI_OFFLOAD_DIRECT : 0);
-    code = s->fd;
-    if (s->fd >= 0) code = dsi_offload_try(s);
+    code = dsi_offload_own(s, d);
+    if (code >= 0) code = dsi_offload_try(s);
     if (s->direct && (code == -EINVAL || code == -EOPNOTSUPP)) {
         dsi_log(&s->logger, "ds_offload", DS_LOG_INFO, 2,
                 "'%s' refuses O_DIRECT (%s); reads and writes go through the page cache", s->path, strerror(-code));
         if (s->fd >= 0) s->files.close(s->files.ctx, s->fd);
         s->direct = false;
         s->fd = dsi_offload_open(s, d, 0);
-        code = s->fd;
-        if (s->fd >= 0) code = dsi_offload_try(s);
+        code = dsi_offload_own(s, d);
+        if (code >= 0) code = dsi_offload_try(s);
     }
+    if (code == -EBUSY)
+        return dsi_fail(&s->error, DS_ERR_STATE, "offload: rank %d: swap file '%.300s' is in use by another store",
+                        s->rank, s->path);
     if (code < 0) return dsi_offload_refuse(s, code, "make a swap file in");
     return DS_OK;
 }
@@ -1416,6 +1627,12 @@ static ds_status dsi_offload_start_workers(ds_offload *s) {
         w->batch = (ds_offload_request **)dsi_alloc_zero(&s->allocator, 2 * s->depth * sizeof *w->batch);
         if (!w->slots || !w->batch)
             return dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no memory for a queue of %u", s->depth);
+        for (int k = 0; k < DSI_OFFLOAD_BOUNCES; k++)
+            if (!(w->bounce[k] = dsi_offload_take_host(s, s->block, "bounce buffers"))) return s->error.status;
+        for (unsigned k = 0; k < s->depth; k++) {
+            w->slots[k].request.fd = s->fd;
+            w->slots[k].request.user = &w->slots[k];
+        }
         if (i > 0 && (code = s->aio.setup(s->aio.ctx, s->depth, &w->queue)) != 0)
             return dsi_offload_refuse(s, code, "start asynchronous I/O for");
         code = dsi_offload_thread(w);
@@ -1425,11 +1642,14 @@ static ds_status dsi_offload_start_workers(ds_offload *s) {
     return DS_OK;
 }
 
+static ds_status dsi_offload_probe(ds_offload *s, int64_t ns);
+
 static ds_status dsi_offload_build(ds_offload *s, const ds_offload_desc *d) {
     pthread_condattr_t monotonic;
     ds_status status;
     if (!d->folder) return DS_OK;
     if ((status = dsi_offload_open_file(s, d))) return status;
+    if ((status = dsi_offload_make_frames(s))) return status;
     s->transfers = (dsi_offload_transfer *)dsi_alloc_zero(&s->allocator, DSI_OFFLOAD_TRANSFERS * sizeof *s->transfers);
     if (!s->transfers) return dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no memory for the table of transfers");
     pthread_mutex_init(&s->lock, NULL);
@@ -1440,10 +1660,33 @@ static ds_status dsi_offload_build(ds_offload *s, const ds_offload_desc *d) {
     pthread_condattr_destroy(&monotonic);
     s->locks = true;
     if ((status = dsi_offload_start_workers(s))) return status;
+    if (d->probe > 0 && (status = dsi_offload_probe(s, d->probe))) return status;
     dsi_log(&s->logger, "ds_offload", DS_LOG_INFO, 1,
             "swapping in '%s': %s, O_DIRECT %s, blocks of %zu bytes, depth %u, %u threads", dsi_offload_place(s),
             ds_offload_engine_name(s->engine), s->direct ? "in force" : "off", s->block, s->depth, s->n_workers);
     return DS_OK;
+}
+
+static void dsi_offload_shape(const ds_offload_desc *d, size_t *block, unsigned *depth, unsigned *workers,
+                              size_t *frames) {
+    *block = dsi_round_up(d->block_size ? d->block_size : 1 << 20, DSI_OFFLOAD_UNIT);
+    *depth = d->queue_depth ? d->queue_depth : 8;
+    *workers = d->thread_count ? d->thread_count : 1;
+    *frames = d->folder ? d->max_in_cpu / *block : 0;
+}
+
+DS_API size_t ds_offload_memory(const ds_offload_desc *d) {
+    size_t block, frames, bytes = sizeof(ds_offload);
+    unsigned depth, workers;
+    dsi_offload_shape(d, &block, &depth, &workers, &frames);
+    if (!d->folder) return bytes;
+    bytes += dsi_offload_path_room(d) + DSI_OFFLOAD_TRANSFERS * sizeof(dsi_offload_transfer);
+    bytes +=
+        workers * (sizeof(dsi_offload_worker) + depth * (sizeof(dsi_offload_slot) + 2 * sizeof(ds_offload_request *)));
+    if (!d->aio.setup) bytes += workers * dsi_offload_queue_bytes(depth);
+    bytes = dsi_add(bytes, dsi_mul(workers * DSI_OFFLOAD_BOUNCES, d->pin_memory && d->device.pinned_alloc ? 0 : block));
+    bytes = dsi_add(bytes, dsi_mul(frames, sizeof(dsi_offload_frame)));
+    return dsi_add(bytes, dsi_mul(frames, d->pin_memory && d->device.pinned_alloc ? 0 : block));
 }
 
 DS_API ds_status ds_offload_create_(const ds_offload_desc *desc, size_t desc_bytes, int version, ds_offload **out,
@@ -1474,9 +1717,8 @@ DS_API ds_status ds_offload_create_(const ds_offload_desc *desc, size_t desc_byt
     s->pin = desc->pin_memory;
     s->checksums = desc->checksums || DS_DEBUG;
     s->unit = DSI_OFFLOAD_UNIT;
-    s->block = dsi_round_up(desc->block_size ? desc->block_size : 1 << 20, DSI_OFFLOAD_UNIT);
-    s->depth = desc->queue_depth ? desc->queue_depth : 8;
-    s->n_workers = desc->thread_count ? desc->thread_count : 1;
+    dsi_offload_shape(desc, &s->block, &s->depth, &s->n_workers, &s->n_frames);
+    s->device = desc->device;
     s->timeout = desc->timeout ? desc->timeout : 60000000000;
     status = dsi_offload_build(s, desc);
     if (status) {
@@ -1500,8 +1742,7 @@ DS_API void ds_offload_destroy(ds_offload *s) {
         dsi_offload_worker *w = &s->workers[i];
         if (w->started) pthread_join(w->thread, NULL);
         if (w->queue) s->aio.teardown(s->aio.ctx, w->queue);
-        for (unsigned k = 0; w->slots && k < s->depth; k++)
-            dsi_release_aligned(&s->allocator, w->slots[k].bounce, s->block, s->unit);
+        for (int k = 0; k < DSI_OFFLOAD_BOUNCES; k++) dsi_offload_give_host(s, w->bounce[k], s->block);
         dsi_release(&s->allocator, w->slots, s->depth * sizeof *w->slots);
         dsi_release(&s->allocator, w->batch, 2 * s->depth * sizeof *w->batch);
     }
@@ -1514,12 +1755,14 @@ DS_API void ds_offload_destroy(ds_offload *s) {
     if (s->fd >= 0) s->files.close(s->files.ctx, s->fd);
     for (size_t i = 0; i < s->n_tensors; i++) {
         dsi_offload_tensor *t = &s->tensors[i];
-        if (t->memory && s->pin) ds_offload_unpin(t->memory, dsi_round_up(t->bytes, DSI_OFFLOAD_UNIT));
-        dsi_release_aligned(&s->allocator, t->memory, dsi_round_up(t->bytes, DSI_OFFLOAD_UNIT), DSI_OFFLOAD_UNIT);
+        dsi_offload_give_host(s, t->memory, dsi_round_up(t->bytes, DSI_OFFLOAD_UNIT));
         dsi_release(&s->allocator, t->name, strlen(t->name) + 1);
     }
     dsi_release(&s->allocator, s->tensors, s->tensor_room * sizeof *s->tensors);
     dsi_release(&s->allocator, s->sums, s->sum_room * sizeof *s->sums);
+    dsi_release(&s->allocator, s->pages, s->page_room * sizeof *s->pages);
+    dsi_release(&s->allocator, s->frames, s->n_frames * sizeof *s->frames);
+    dsi_offload_give_host(s, s->frame_memory, s->n_frames * s->block);
     dsi_release(&s->allocator, s->transfers, DSI_OFFLOAD_TRANSFERS * sizeof *s->transfers);
     dsi_release(&s->allocator, s->path, s->path_bytes);
     {
@@ -1578,6 +1821,19 @@ static ds_status dsi_offload_add_file(ds_offload *s, size_t bytes) {
     return DS_OK;
 }
 
+/* A tensor that spills begins at a block and takes whole blocks of the file; `*offset`: where it begins. */
+static ds_status dsi_offload_add_pages(ds_offload *s, size_t bytes, size_t *offset) {
+    size_t begin = dsi_round_up(s->file_bytes, s->block), end = dsi_add(begin, dsi_round_up(bytes, s->block));
+    size_t room = s->page_room;
+    void *pages = s->pages;
+    if (end == SIZE_MAX || !dsi_offload_grow(s, &pages, &s->page_room, end / s->block, sizeof *s->pages))
+        return dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no memory for a table of %zu bytes", end);
+    s->pages = (dsi_offload_page *)pages;
+    for (; room < s->page_room; room++) s->pages[room].frame = DSI_OFFLOAD_NOWHERE;
+    *offset = begin;
+    return dsi_offload_add_file(s, end - s->file_bytes);
+}
+
 static bool dsi_offload_under_way(ds_offload *s) {
     bool any = false;
     pthread_mutex_lock(&s->lock);
@@ -1605,25 +1861,16 @@ DS_API ds_status ds_offload_add(ds_offload *s, const char *name, size_t bytes, d
     t.name = (char *)dsi_alloc(&s->allocator, strlen(name) + 1);
     if (!t.name) return dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no memory for tensor '%.200s'", name);
     memcpy(t.name, name, strlen(name) + 1);
-    if (tier == DS_OFFLOAD_NVME) {
-        t.offset = s->file_bytes;
-        if ((status = dsi_offload_add_file(s, bytes))) {
-            dsi_release(&s->allocator, t.name, strlen(name) + 1);
-            return status;
-        }
-    } else {
-        size_t whole = dsi_round_up(bytes, DSI_OFFLOAD_UNIT);
-        t.memory = (char *)dsi_alloc_aligned(&s->allocator, whole, DSI_OFFLOAD_UNIT);
-        if (!t.memory) {
-            dsi_release(&s->allocator, t.name, strlen(name) + 1);
-            return dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no memory for tensor '%.200s', %zu bytes", name, bytes);
-        }
-        memset(t.memory, 0, whole);
-        if (s->pin && ds_offload_pin(t.memory, whole, NULL))
-            dsi_log(&s->logger, "ds_offload", DS_LOG_WARNING, 4,
-                    "tensor '%s' stays unpinned: the limit on locked memory is reached", name);
-        s->stats.host_bytes += whole;
-        if (s->stats.host_bytes > s->stats.host_peak) s->stats.host_peak = s->stats.host_bytes;
+    t.offset = s->file_bytes;
+    t.spills = tier == DS_OFFLOAD_SPILL;
+    if (tier == DS_OFFLOAD_HOST)
+        status = (t.memory = dsi_offload_take_host(s, dsi_round_up(bytes, DSI_OFFLOAD_UNIT), name)) ? DS_OK
+                                                                                                    : s->error.status;
+    else
+        status = t.spills ? dsi_offload_add_pages(s, bytes, &t.offset) : dsi_offload_add_file(s, bytes);
+    if (status) {
+        dsi_release(&s->allocator, t.name, strlen(name) + 1);
+        return status;
     }
     s->tensors[s->n_tensors] = t;
     *id = (ds_offload_id)s->n_tensors++;
@@ -1643,10 +1890,124 @@ static uint64_t dsi_offload_conflict(ds_offload *s, const dsi_offload_transfer *
     return 0;
 }
 
+/* Under the lock: waits until a transfer is over. False when the deadline comes first. */
+static bool dsi_offload_await(ds_offload *s, uint64_t number, int64_t deadline) {
+    while (!dsi_offload_over(s, number)) {
+        struct timespec soon; /* in slices, so that a clock of the caller's own decides when the deadline has come */
+        clock_gettime(CLOCK_MONOTONIC, &soon);
+        soon.tv_nsec += 100000000;
+        if (soon.tv_nsec >= 1000000000) soon.tv_nsec -= 1000000000, soon.tv_sec++;
+        if (pthread_cond_timedwait(&s->done, &s->lock, &soon) == ETIMEDOUT && !dsi_offload_over(s, number) &&
+            dsi_now(&s->clock) > deadline)
+            return false;
+    }
+    return true;
+}
+
+static ds_status dsi_offload_late(ds_offload *s, const dsi_offload_transfer *t) {
+    return dsi_fail(&s->error, DS_ERR_TIMEOUT,
+                    "offload: rank %d: %s of tensor '%.150s', file '%.250s', did not end within %lld ms", s->rank,
+                    t->write ? "write" : "read", s->tensors[t->id].name, dsi_offload_place(s),
+                    (long long)(s->timeout / 1000000));
+}
+
+/* After a failure, and once nothing of theirs is under way: a page has the frame that holds it, or none. */
+static bool dsi_offload_mend(ds_offload *s, int64_t deadline) {
+    if (!s->broken) return true;
+    if (!dsi_offload_await(s, s->last_spill, deadline)) return false; /* workers pass older ones first */
+    for (size_t i = 0; i < s->page_room; i++) s->pages[i].frame = DSI_OFFLOAD_NOWHERE;
+    for (size_t i = 0; i < s->n_frames; i++) {
+        dsi_offload_frame *f = &s->frames[i];
+        f->page = f->holds;
+        if (f->page != DSI_OFFLOAD_NOWHERE) s->pages[f->page].frame = i;
+    }
+    s->broken = false;
+    return true;
+}
+
+/* The frame used least recently that does not have one of the pages [begin, end). */
+static dsi_offload_frame *dsi_offload_oldest(ds_offload *s, size_t begin, size_t end) {
+    dsi_offload_frame *oldest = NULL;
+    for (size_t i = 0; i < s->n_frames; i++) {
+        dsi_offload_frame *f = &s->frames[i];
+        bool ours = f->page != DSI_OFFLOAD_NOWHERE && f->page >= begin && f->page < end;
+        if (!ours && (!oldest || f->used < oldest->used)) oldest = f;
+    }
+    return oldest;
+}
+
+/* Finds frames for the pages of transfer `number`, taking those used least recently; pages beyond what frames there are go
+   to the file directly. Waits, seldom, for transfers that still use what is to be moved. */
+static bool dsi_offload_place_pages(ds_offload *s, dsi_offload_transfer *t, uint64_t number, int64_t deadline) {
+    size_t begin = t->begin / s->block, end = dsi_round_up(t->end, s->block) / s->block;
+    for (size_t b = begin; b < end; b++) {
+        dsi_offload_page *page = &s->pages[b];
+        if (page->last > t->after) t->after = page->last;
+        if (page->frame != DSI_OFFLOAD_NOWHERE)
+            s->stats.hits++;
+        else {
+            dsi_offload_frame *oldest = dsi_offload_oldest(s, begin, end);
+            s->stats.misses++;
+            if (oldest) {
+                if (oldest->page != DSI_OFFLOAD_NOWHERE) {
+                    dsi_offload_page *out = &s->pages[oldest->page];
+                    if (!dsi_offload_await(s, out->last, deadline)) return false;
+                    out->frame = DSI_OFFLOAD_NOWHERE;
+                    out->last = number;
+                }
+                if (!dsi_offload_await(s, page->last, deadline)) return false;
+                oldest->page = b;
+                page->frame = (size_t)(oldest - s->frames);
+            }
+        }
+        page->last = number;
+        if (page->frame != DSI_OFFLOAD_NOWHERE) s->frames[page->frame].used = number;
+    }
+    return true;
+}
+
+static void dsi_offload_host_copy(const dsi_offload_tensor *tensor, const dsi_offload_transfer *t, size_t offset,
+                                  size_t bytes) {
+    if (bytes == 0) return;
+    if (t->write)
+        memcpy(tensor->memory + offset, t->memory, bytes);
+    else
+        memcpy(t->memory, tensor->memory + offset, bytes);
+}
+
+/* Under the lock. */
+static ds_status dsi_offload_enter(ds_offload *s, dsi_offload_transfer *t) {
+    dsi_offload_transfer *slot = dsi_offload_number(s, s->started + 1);
+    int64_t deadline = dsi_deadline(&s->clock, s->timeout);
+    size_t bytes = t->end - t->begin;
+    if (slot->used)
+        return dsi_fail(&s->error, DS_ERR_STATE, "offload: %d transfers were started and not waited for",
+                        DSI_OFFLOAD_TRANSFERS);
+    t->number = s->started + 1;
+    if (t->spills && bytes) {
+        if (!dsi_offload_mend(s, deadline)) return dsi_offload_late(s, t);
+        if (!dsi_offload_place_pages(s, t, t->number, deadline)) {
+            s->broken = true;
+            return dsi_offload_late(s, t);
+        }
+        s->last_spill = t->number;
+    } else if (bytes)
+        t->after = dsi_offload_conflict(s, t);
+    if (!s->tensors[t->id].memory) {
+        (*(t->write ? &s->stats.writes : &s->stats.reads))++;
+        if (!t->spills) *(t->write ? &s->stats.bytes_written : &s->stats.bytes_read) += bytes;
+    }
+    *slot = *t;
+    s->started++;
+    pthread_cond_broadcast(&s->wake);
+    return DS_OK;
+}
+
 static ds_status dsi_offload_start(ds_offload *s, ds_offload_id id, size_t offset, size_t bytes, char *memory,
                                    bool write, ds_offload_ticket *ticket) {
     dsi_offload_tensor *tensor;
-    dsi_offload_transfer t, *slot;
+    dsi_offload_transfer t;
+    ds_status status;
     *ticket = 0;
     if (id >= s->n_tensors) return dsi_fail(&s->error, DS_ERR_ARGUMENT, "offload: tensor %u of %zu", id, s->n_tensors);
     tensor = &s->tensors[id];
@@ -1656,42 +2017,25 @@ static ds_status dsi_offload_start(ds_offload *s, ds_offload_id id, size_t offse
     memset(&t, 0, sizeof t);
     t.used = true;
     t.write = write;
+    t.spills = tensor->spills;
     t.id = id;
     t.memory = memory;
-    t.begin = tensor->offset + offset;
-    t.end = t.begin + bytes;
     t.left = s->n_workers;
-    if (tensor->memory && bytes) {
-        if (write)
-            memcpy(tensor->memory + offset, memory, bytes);
-        else
-            memcpy(memory, tensor->memory + offset, bytes);
+    if (tensor->memory)
+        dsi_offload_host_copy(tensor, &t, offset, bytes);
+    else {
+        t.begin = tensor->offset + offset;
+        t.end = t.begin + bytes;
     }
     if (!s->locks) { /* a store without a disk: all is done */
         *ticket = UINT64_MAX;
         return DS_OK;
     }
     pthread_mutex_lock(&s->lock);
-    slot = dsi_offload_number(s, s->started + 1);
-    if (slot->used) {
-        pthread_mutex_unlock(&s->lock);
-        return dsi_fail(&s->error, DS_ERR_STATE, "offload: %d transfers were started and not waited for",
-                        DSI_OFFLOAD_TRANSFERS);
-    }
-    if (tensor->memory)
-        t.begin = t.end = 0;
-    else {
-        t.after = dsi_offload_conflict(s, &t);
-        if (write)
-            s->stats.writes++, s->stats.bytes_written += bytes;
-        else
-            s->stats.reads++, s->stats.bytes_read += bytes;
-    }
-    *slot = t;
-    *ticket = ++s->started;
-    pthread_cond_broadcast(&s->wake);
+    status = dsi_offload_enter(s, &t);
+    if (!status) *ticket = t.number;
     pthread_mutex_unlock(&s->lock);
-    return DS_OK;
+    return status;
 }
 
 DS_API ds_status ds_offload_start_read(ds_offload *s, ds_offload_id id, size_t offset, size_t bytes, void *to,
@@ -1716,17 +2060,7 @@ DS_API ds_status ds_offload_wait(ds_offload *s, ds_offload_ticket ticket) {
     deadline = dsi_deadline(&s->clock, s->timeout);
     if (s->locks) pthread_mutex_lock(&s->lock);
     t = s->locks ? dsi_offload_of(s, ticket) : NULL;
-    while (t && !t->done && !status) {
-        struct timespec soon; /* in slices, so that a clock of the caller's own decides when the deadline has come */
-        clock_gettime(CLOCK_MONOTONIC, &soon);
-        soon.tv_nsec += 100000000;
-        if (soon.tv_nsec >= 1000000000) soon.tv_nsec -= 1000000000, soon.tv_sec++;
-        if (pthread_cond_timedwait(&s->done, &s->lock, &soon) == ETIMEDOUT && !t->done && dsi_now(&s->clock) > deadline)
-            status = dsi_fail(&s->error, DS_ERR_TIMEOUT,
-                              "offload: rank %d: %s of tensor '%.150s', file '%.250s', did not end within %lld ms",
-                              s->rank, t->write ? "write" : "read", s->tensors[t->id].name, dsi_offload_place(s),
-                              (long long)(s->timeout / 1000000));
-    }
+    if (t && !dsi_offload_await(s, ticket, deadline)) status = dsi_offload_late(s, t);
     if (t && t->done) {
         if (t->fault) status = dsi_offload_report(s, t);
         t->used = false;
@@ -1764,6 +2098,55 @@ DS_API ds_status ds_offload_write(ds_offload *s, ds_offload_id id, size_t offset
     return status ? status : ds_offload_wait(s, ticket);
 }
 
+// >>probe
+
+/* Moves `bytes` again and again for `ns`; *rate: bytes per second. */
+static ds_status dsi_offload_rate(ds_offload *s, ds_offload_id id, char *memory, size_t bytes, bool write, int64_t ns,
+                                  uint64_t *rate) {
+    int64_t begin = dsi_now(&s->clock), passed = 0;
+    double moved = 0.0;
+    ds_status status = DS_OK;
+    while (!status && (passed < ns || passed <= 0)) {
+        status = write ? ds_offload_write(s, id, 0, bytes, memory) : ds_offload_read(s, id, 0, bytes, memory);
+        moved += (double)bytes;
+        passed = dsi_now(&s->clock) - begin;
+    }
+    if (!status) *rate = (uint64_t)(moved / ((double)passed * 1e-9));
+    return status;
+}
+
+/* Before there is any tensor: a short one of all zeros is written and read, and the file is empty again. */
+static ds_status dsi_offload_probe(ds_offload *s, int64_t ns) {
+    size_t bytes = dsi_mul((size_t)s->depth * s->n_workers, s->block), most = (size_t)64 << 20;
+    ds_offload_stats before = s->stats;
+    uint64_t rate[2] = {0, 0};
+    ds_offload_id id;
+    char *memory;
+    ds_status status;
+    if (bytes > most) bytes = most > s->block ? most : s->block;
+    memory = (char *)dsi_alloc_aligned(&s->allocator, bytes, DSI_OFFLOAD_UNIT);
+    if (!memory) return dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no memory for a probe of %zu bytes", bytes);
+    memset(memory, 0, bytes);
+    status = ds_offload_add(s, "(probe)", bytes, DS_OFFLOAD_NVME, &id);
+    for (int read = 0; read < 2 && !status; read++)
+        status = dsi_offload_rate(s, id, memory, bytes, !read, ns / 2, &rate[read]);
+    dsi_release_aligned(&s->allocator, memory, bytes, DSI_OFFLOAD_UNIT);
+    if (status) return status;
+    dsi_release(&s->allocator, s->tensors[0].name, strlen(s->tensors[0].name) + 1);
+    s->n_tensors = s->file_bytes = 0;
+    if (s->sums) memset(s->sums, 0, s->sum_room * sizeof *s->sums);
+    s->stats = before;
+    s->stats.probe_write = rate[0];
+    s->stats.probe_read = rate[1];
+    if (s->files.truncate(s->files.ctx, s->fd, 0) < 0) return dsi_offload_refuse(s, -EIO, "empty after the probe");
+    dsi_log(&s->logger, "ds_offload", DS_LOG_INFO, 5, "'%s': writes at %.2f GB/s, reads at %.2f GB/s%s",
+            dsi_offload_place(s), (double)rate[0] * 1e-9, (double)rate[1] * 1e-9,
+            s->direct ? "" : ", through the page cache");
+    return DS_OK;
+}
+
+// >>pinning
+
 DS_API ds_status ds_offload_pin(void *memory, size_t bytes, ds_error *error) {
     if (bytes == 0 || mlock(memory, bytes) == 0) return DS_OK;
     return dsi_fail(error, DS_ERR_IO, "offload: cannot lock %zu bytes in memory: %s (see ulimit -l)", bytes,
@@ -1775,6 +2158,8 @@ DS_API void ds_offload_unpin(void *memory, size_t bytes) {
 
 #undef DSI_OFFLOAD_UNIT
 #undef DSI_OFFLOAD_TRANSFERS
+#undef DSI_OFFLOAD_BOUNCES
+#undef DSI_OFFLOAD_NOWHERE
 #undef DSI_OFFLOAD_DIRECT
 #undef DSI_OFFLOAD_TMPFILE
 

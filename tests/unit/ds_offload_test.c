@@ -79,11 +79,11 @@ static void finish(model *m, op *o) {
     free(o->block);
 }
 
-static void random_transfers(model *m, int count, uint64_t seed) {
+static void random_transfers(model *m, long count, uint64_t seed) {
     op flying[16];
     int n = 0;
     uint64_t random = seed;
-    for (int k = 0; k < count; k++) {
+    for (long k = 0; k < count; k++) {
         if (n == 16) {
             int out = (int)(test_random(&random) % 16);
             finish(m, &flying[out]);
@@ -119,6 +119,41 @@ static void engines(void) {
                 end(&m);
             }
         }
+    for (int e = 1; e < 4; e++)
+        for (unsigned flags = 0; flags < 8; flags++) {
+            char name[128];
+            ds_offload_desc d = plain_desc();
+            ds_offload_stats stats;
+            model m;
+            d.engine = (ds_offload_engine)e;
+            d.thread_count = flags & 1 ? 3 : 1;
+            d.checksums = flags & 2;
+            d.buffered = flags & 1;
+            d.max_in_cpu = flags & 4 ? 1000000 : 5 * 8192 + 1;
+            snprintf(name, sizeof name, "spilling: engine %s flags %u", ds_offload_engine_name(d.engine), flags);
+            TEST_NAMED(name) {
+                if (!make(&m, &d, DS_OFFLOAD_SPILL)) break;
+                random_transfers(&m, 400, flags * 4u + (unsigned)e + 1000);
+                ds_offload_get_stats(m.store, &stats);
+                CHECK(stats.hits > 0 && stats.misses > 0);
+                CHECK((stats.spills > 0) == !(flags & 4)); /* with room for all nothing is ever written */
+                CHECK((stats.bytes_written > 0) == !(flags & 4));
+                end(&m);
+            }
+        }
+    TEST(random swaps over all tiers) { /* `make soak` sets DS_TEST_SWAPS; tests/soak.md has the totals */
+        long swaps = getenv("DS_TEST_SWAPS") ? atol(getenv("DS_TEST_SWAPS")) : 1000;
+        ds_offload_desc d = plain_desc();
+        model m;
+        d.max_in_cpu = 9 * 8192;
+        d.thread_count = 2;
+        d.checksums = true;
+        for (int tier = 0; tier < 3; tier++) {
+            if (!make(&m, &d, (ds_offload_tier)tier)) break;
+            random_transfers(&m, swaps / 3 + 1, (uint64_t)tier + 77);
+            end(&m);
+        }
+    }
     TEST(host tensors) {
         ds_offload_desc d = plain_desc();
         model m;
@@ -260,10 +295,141 @@ static void failing_requests(void) {
         }
 }
 
+/* Which blocks stay in memory depends on the order of calls alone: the ones used least recently go. */
+static void least_recent_use(void) {
+    enum { BLOCK = 4096 };
+    ds_offload_desc d = plain_desc();
+    ds_offload *s = NULL;
+    ds_offload_id id;
+    ds_offload_stats stats;
+    static unsigned char data[8 * BLOCK], back[8 * BLOCK];
+    d.block_size = BLOCK;
+    d.max_in_cpu = 3 * BLOCK;
+    for (size_t k = 0; k < sizeof data; k++) data[k] = (unsigned char)(k / BLOCK * 31 + k);
+#define SPENT(h, m, w)                                                                                                 \
+    ds_offload_get_stats(s, &stats);                                                                                   \
+    CHECK(stats.hits == (h) && stats.misses == (m) && stats.spills == (w))
+    TEST(least recent use) {
+        if (!CHECK(ds_offload_create(&d, &s, NULL) == DS_OK)) break;
+        CHECK(ds_offload_add(s, "pages", sizeof data, DS_OFFLOAD_SPILL, &id) == DS_OK);
+        for (size_t b = 0; b < 3; b++) CHECK(ds_offload_write(s, id, b * BLOCK, BLOCK, data + b * BLOCK) == DS_OK);
+        SPENT(0, 3, 0);
+        CHECK(stats.requests == 0 && stats.bytes_written == 0); /* all of it is in memory */
+        CHECK(ds_offload_read(s, id, 0, BLOCK, back) == DS_OK); /* block 1 is the oldest now */
+        CHECK(ds_offload_write(s, id, 3 * BLOCK, BLOCK, data + 3 * BLOCK) == DS_OK);
+        SPENT(1, 4, 1);
+        CHECK(stats.bytes_written == BLOCK && stats.bytes_read == 0);
+        CHECK(ds_offload_read(s, id, 0, BLOCK, back) == DS_OK);
+        SPENT(2, 4, 1); /* block 0 stayed */
+        CHECK(ds_offload_read(s, id, BLOCK, BLOCK, back + BLOCK) == DS_OK);
+        SPENT(2, 5, 2); /* block 1 came back for block 2 */
+        CHECK(stats.bytes_read == BLOCK);
+        CHECK(ds_offload_read(s, id, 3 * BLOCK + 5, 10, back) == DS_OK);
+        CHECK(ds_offload_read(s, id, 0, 3, back) == DS_OK);
+        SPENT(4, 5, 2);
+        CHECK(ds_offload_read(s, id, 2 * BLOCK, BLOCK, back + 2 * BLOCK) == DS_OK);
+        SPENT(4, 6, 2); /* block 1 was not changed: dropped, not written */
+        CHECK(ds_offload_write(s, id, 0, sizeof data, data) == DS_OK); /* more than there is memory for */
+        CHECK(ds_offload_read(s, id, 0, sizeof data, back) == DS_OK && memcmp(data, back, sizeof data) == 0);
+        ds_offload_destroy(s);
+    }
+#undef SPENT
+    TEST(what a store takes is what it says) {
+        for (int kind = 0; kind < 6; kind++) {
+            test_memory memory = {0};
+            d = plain_desc();
+            if (kind == 1) d.folder = NULL;
+            if (kind == 2) d.max_in_cpu = 100000;
+            if (kind == 3) d.thread_count = 5, d.queue_depth = 33, d.block_size = 5000;
+            if (kind == 4) d.engine = DS_OFFLOAD_ENGINE_THREADS, d.name = "with_a_name";
+            if (kind == 5) d.engine = DS_OFFLOAD_ENGINE_KERNEL, d.pin_memory = true, d.max_in_cpu = 16384;
+            d.allocator.alloc = test_alloc;
+            d.allocator.release = test_release;
+            d.allocator.ctx = &memory;
+            if (!CHECK(ds_offload_create(&d, &s, NULL) == DS_OK)) continue;
+            CHECK_EQ(memory.live, ds_offload_memory(&d));
+            ds_offload_destroy(s);
+            CHECK_EQ(memory.live, 0);
+            if (kind == 4) {
+                char path[400];
+                snprintf(path, sizeof path, "%s/with_a_name.rank0", root);
+                CHECK(unlink(path) == 0);
+            }
+        }
+    }
+}
+
+/* A failing request of a store that spills: nothing is lost, and what stopped may be started again. */
+static void failing_spills(void) {
+    static unsigned char data[20 * 8192], back[20 * 8192];
+    for (size_t k = 0; k < sizeof data; k++) data[k] = (unsigned char)(k * 13 + k / 8192);
+    for (int kind = 1; kind <= 8; kind++)
+        for (int at = 1; at <= 24; at++) {
+            char name[64];
+            if (kind == 7) continue;
+            snprintf(name, sizeof name, "spilling, request %d: trouble %d", at, kind);
+            TEST_NAMED(name) {
+                trouble t;
+                ds_offload *s = NULL;
+                ds_offload_id id;
+                ds_offload_ticket ticket[20];
+                ds_offload_desc d = plain_desc();
+                memset(&t, 0, sizeof t);
+                d.max_in_cpu = 4 * 8192;
+                d.thread_count = 1;
+                d.aio.ctx = &t;
+                d.aio.setup = trouble_setup;
+                d.aio.teardown = trouble_teardown;
+                d.aio.submit = trouble_submit;
+                d.aio.events = trouble_events;
+                if (!CHECK(ds_offload_create(&d, &s, NULL) == DS_OK)) break;
+                CHECK(ds_offload_add(s, "pages", sizeof data, DS_OFFLOAD_SPILL, &id) == DS_OK);
+                t.at = at;
+                t.kind = kind;
+                for (size_t b = 0; b < 20; b++)
+                    CHECK(ds_offload_start_write(s, id, b * 8192, 8192, data + b * 8192, &ticket[b]) == DS_OK);
+                for (size_t b = 0; b < 20; b++) {
+                    if (ds_offload_wait(s, ticket[b]) == DS_OK) continue;
+                    CHECK(kind == 1 || kind == 5 || kind == 6);
+                    CHECK_HAS(ds_offload_error(s)->message, "write of tensor 'pages'");
+                    CHECK(ds_offload_write(s, id, b * 8192, 8192, data + b * 8192) == DS_OK);
+                }
+                for (size_t b = 0; b < 20; b++) { /* in another order than it was written */
+                    size_t k = b * 7 % 20;
+                    if (ds_offload_read(s, id, k * 8192, 8192, back + k * 8192) != DS_OK) {
+                        CHECK(t.seen >= at && (kind == 1 || kind == 5 || kind == 6));
+                        CHECK(ds_offload_read(s, id, k * 8192, 8192, back + k * 8192) == DS_OK);
+                    }
+                }
+                CHECK(t.seen >= at);
+                CHECK(memcmp(data, back, sizeof data) == 0);
+                ds_offload_destroy(s);
+            }
+        }
+}
+
 static int64_t passing;
 static int64_t slow_now(void *ctx) {
     (void)ctx;
     return __atomic_add_fetch(&passing, 1000000000, __ATOMIC_RELAXED);
+}
+
+static size_t pinned_bytes;
+static ds_status pinned_alloc(void *ctx, size_t bytes, void **memory) {
+    (void)ctx;
+    pinned_bytes += bytes;
+    return posix_memalign(memory, 4096, bytes) ? DS_ERR_MEMORY : DS_OK;
+}
+static void pinned_release(void *ctx, void *memory, size_t bytes) {
+    (void)ctx;
+    pinned_bytes -= bytes;
+    free(memory);
+}
+static ds_status no_pinned(void *ctx, size_t bytes, void **memory) {
+    (void)ctx;
+    (void)bytes;
+    (void)memory;
+    return DS_ERR_MEMORY;
 }
 
 static void other_trouble(void) {
@@ -312,6 +478,91 @@ static void other_trouble(void) {
         end(&m);
         CHECK(unlink(path) == 0);
     }
+    TEST(two stores on one path) {
+        ds_offload_desc d = plain_desc();
+        ds_offload *a = NULL, *b = NULL;
+        ds_offload_id id;
+        ds_error error = {DS_OK, ""};
+        char path[400], bytes[100], back[100];
+        d.name = "shared";
+        snprintf(path, sizeof path, "%s/shared.rank0", root);
+        memset(bytes, 7, sizeof bytes);
+        if (!CHECK(ds_offload_create(&d, &a, NULL) == DS_OK)) break;
+        CHECK(ds_offload_add(a, "x", 100, DS_OFFLOAD_NVME, &id) == DS_OK);
+        CHECK(ds_offload_write(a, id, 0, 100, bytes) == DS_OK);
+        CHECK(ds_offload_create(&d, &b, &error) == DS_ERR_STATE && b == NULL);
+        CHECK_HAS(error.message, path);
+        CHECK_HAS(error.message, "in use by another store");
+        CHECK(ds_offload_read(a, id, 0, 100, back) == DS_OK && memcmp(bytes, back, 100) == 0);
+        d.rank = 1; /* another rank has a file of its own */
+        CHECK(ds_offload_create(&d, &b, &error) == DS_OK);
+        ds_offload_destroy(a);
+        ds_offload_destroy(b);
+        d.rank = 0; /* what an earlier store left in the file does not come back */
+        CHECK(ds_offload_create(&d, &a, NULL) == DS_OK && ds_offload_add(a, "x", 100, DS_OFFLOAD_NVME, &id) == DS_OK);
+        CHECK(ds_offload_read(a, id, 0, 100, back) == DS_OK && back[0] == 0 && memcmp(back, back + 1, 99) == 0);
+        ds_offload_destroy(a);
+        CHECK(unlink(path) == 0);
+        snprintf(path, sizeof path, "%s/shared.rank1", root);
+        CHECK(unlink(path) == 0);
+    }
+    TEST(the file removed or cut under us) {
+        ds_offload_desc d = plain_desc();
+        model m;
+        char path[400];
+        unsigned char *got = (unsigned char *)malloc(MOST);
+        d.name = "going";
+        snprintf(path, sizeof path, "%s/going.rank0", root);
+        if (!make(&m, &d, DS_OFFLOAD_NVME)) break;
+        random_transfers(&m, 50, 5);
+        CHECK(truncate(path, 8192) == 0);
+        CHECK(ds_offload_read(m.store, m.id[3], 0, MOST, got) == DS_ERR_IO);
+        CHECK_HAS(ds_offload_error(m.store)->message, "the file ends early");
+        CHECK_HAS(ds_offload_error(m.store)->message, "'t3'");
+        CHECK(ds_offload_write(m.store, m.id[1], 0, 4096, m.bytes[1]) == DS_OK);
+        CHECK(ds_offload_read(m.store, m.id[1], 0, 4096, got) == DS_OK && memcmp(got, m.bytes[1], 4096) == 0);
+        end(&m);
+        if (!make(&m, &d, DS_OFFLOAD_NVME)) break;
+        CHECK(unlink(path) == 0); /* only the name goes: the data is ours until the store is closed */
+        random_transfers(&m, 200, 6);
+        free(got);
+        end(&m);
+    }
+    TEST(a probe of the disk) {
+        ds_offload_desc d = plain_desc();
+        ds_offload_stats stats;
+        model m;
+        d.probe = 20000000;
+        if (!make(&m, &d, DS_OFFLOAD_NVME)) break;
+        ds_offload_get_stats(m.store, &stats);
+        CHECK(stats.probe_write > 0 && stats.probe_read > 0);
+        CHECK(stats.bytes_written == 0 && stats.writes == 0);
+        random_transfers(&m, 100, 8); /* what it wrote is not there any more */
+        end(&m);
+    }
+    TEST(pinned memory of a device) {
+        ds_offload_desc d = plain_desc();
+        model m;
+        pinned_bytes = 0;
+        d.pin_memory = true;
+        d.max_in_cpu = 3 * 8192;
+        d.device.pinned_alloc = pinned_alloc;
+        d.device.pinned_release = pinned_release;
+        for (int tier = 0; tier < 3; tier += 2) {
+            if (!make(&m, &d, (ds_offload_tier)tier)) break;
+            CHECK(pinned_bytes >= 5 * 8192);
+            random_transfers(&m, 100, 9);
+            end(&m);
+            CHECK_EQ(pinned_bytes, 0);
+        }
+        d.device.pinned_alloc = no_pinned;
+        {
+            ds_error error = {DS_OK, ""};
+            ds_offload *s = NULL;
+            CHECK(ds_offload_create(&d, &s, &error) == DS_ERR_MEMORY && s == NULL);
+            CHECK_HAS(error.message, "no pinned memory for max_in_cpu");
+        }
+    }
     TEST(bad folders) {
         ds_offload_desc d = plain_desc();
         ds_offload *s = NULL;
@@ -353,13 +604,16 @@ static void other_trouble(void) {
             bool failed = false;
             memory.fail_at = n;
             d.checksums = true;
+            d.max_in_cpu = 8192;
             d.allocator.alloc = test_alloc;
             d.allocator.release = test_release;
             d.allocator.ctx = &memory;
             if (ds_offload_create(&d, &s, &error)) {
                 failed = true;
                 CHECK(error.status == DS_ERR_MEMORY && s == NULL);
-            } else if (ds_offload_add(s, "a", 10000, DS_OFFLOAD_NVME, &id) || ds_offload_write(s, id, 1, 9000, data)) {
+            } else if (ds_offload_add(s, "a", 10000, DS_OFFLOAD_NVME, &id) || ds_offload_write(s, id, 1, 9000, data) ||
+                       ds_offload_add(s, "b", 10000, DS_OFFLOAD_SPILL, &id) ||
+                       ds_offload_add(s, "c", 10000, DS_OFFLOAD_HOST, &id)) {
                 failed = true;
                 CHECK(ds_offload_error(s)->message[0] != 0);
             }
@@ -377,6 +631,8 @@ int main(int argc, char **argv) {
     CHECK(mkdtemp(root) != NULL);
     engines();
     failing_requests();
+    least_recent_use();
+    failing_spills();
     other_trouble();
     CHECK(rmdir(root) == 0); /* nothing may be left over */
     return test_end();
