@@ -1049,6 +1049,7 @@ typedef struct ds_config_key {
     const char *type;     /* BOOL, SIZE, ...: see the table */
     const char *initial;  /* default */
     const char *accepted; /* range or choice */
+    const char *expected; /* type, range and choice in words: "a whole number of at least 1, or null" */
     const char *seen;     /* vintages of the reference */
     const char *status;   /* "", "ds", or "old" */
     const char *newer;    /* the key that replaces an old one, else "" */
@@ -2711,20 +2712,24 @@ static const char *dsi_config_expected(const dsi_config_row *row, char out[256])
     return out;
 }
 
+/* How many bytes two texts have in common, up to `length`; with any_case a letter is its other case. */
+static size_t dsi_config_common(const char *a, const char *b, size_t length, bool any_case) {
+    size_t n = 0;
+    for (; n < length; n++) {
+        bool letter = any_case && (a[n] | 32) >= 'a' && (a[n] | 32) <= 'z';
+        if (a[n] != b[n] && !(letter && (a[n] | 32) == (b[n] | 32))) break;
+    }
+    return n;
+}
+
 /* The index of a text among "a|b|c", or -1; "~" in front: in any case. *choice is its canonical spelling. */
 static int dsi_config_choice(const char *accepted, const char *text, const char **choice, size_t *bytes) {
     size_t length = strlen(text);
     bool any_case = *accepted == '~';
     if (any_case) accepted++;
     for (int index = 0;; index++) {
-        size_t n = strcspn(accepted, "|"), same = 0;
-        while (same < n && same < length) {
-            char a = accepted[same], b = text[same];
-            bool letters = any_case && ((a >= 'a' && a <= 'z') || (a >= 'A' && a <= 'Z'));
-            if (a != b && !(letters && (a | 32) == (b | 32))) break;
-            same++;
-        }
-        if (same == n && n == length) {
+        size_t n = strcspn(accepted, "|");
+        if (n == length && dsi_config_common(accepted, text, n, any_case) == n) {
             *choice = accepted;
             *bytes = n;
             return index;
@@ -3390,9 +3395,8 @@ static const dsi_config_kind *dsi_config_kind_of(const char *name, bool schedule
     const dsi_config_kind *kinds = scheduler ? dsi_config_schedulers : dsi_config_optimizers;
     size_t count = scheduler ? DSI_CONFIG_SCHEDULERS : DSI_CONFIG_OPTIMIZERS;
     for (size_t i = 0; name && i < count; i++) {
-        size_t n = 0;
-        while (name[n] && (name[n] | 32) == (kinds[i].name[n] | 32)) n++;
-        if (!name[n] && !kinds[i].name[n]) return kinds + i;
+        size_t n = strlen(kinds[i].name);
+        if (strlen(name) == n && dsi_config_common(kinds[i].name, name, n, true) == n) return kinds + i;
     }
     return NULL;
 }
@@ -4198,7 +4202,7 @@ static const char *dsi_config_type_name(int type) {
 }
 
 DS_API void ds_config_keys(void (*key)(void *ctx, const ds_config_key *key), void *ctx) {
-    char path[256];
+    char path[256], expected[256];
     for (uint32_t i = 0; i < DSI_CONFIG_MAIN_ROWS; i++) {
         const dsi_config_row *row = dsi_config_rows + i;
         const dsi_config_table *table = row->kind == DSI_CONFIG_IS_KEY && row->type >= DSI_CONFIG_METRICS
@@ -4215,6 +4219,7 @@ DS_API void ds_config_keys(void (*key)(void *ctx, const ds_config_key *key), voi
             one.type = dsi_config_type_name(r->type);
             one.initial = r->initial;
             one.accepted = r->accepted;
+            one.expected = dsi_config_expected(r, expected);
             one.seen = r->seen;
             one.status = old ? "old" : r->status;
             one.newer = old ? r->status : "";

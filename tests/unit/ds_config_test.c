@@ -917,6 +917,8 @@ static void test_errors(void) {
                        "optimizer.params|1:65|expected an object; got the text \"a text\"\n");
         expect_problem("{\"train_batch_size\": 1, \"optimizer\": {\"type\": \"Adam\", \"params\": {\"\": 1}}}", 1,
                        "unknown key");
+        ds_config_free(
+            parse("{\"train_batch_size\": 1, \"optimizer\": {\"type\": \"Adam \", \"params\": {\"lr\": 1}}}"));
         expect_problem("{\"train_batch_size\": 1, \"compression_training\": {\"row_pruning\": {\"different_groups\": "
                        "{\"a\": 1, \"b\": 2, \"c\": [], \"d\": 4, \"e\": 5, \"f\": 6, \"g\": 7, \"h\": 8, \"i\": 9}}}}",
                        1, "different_groups.i|1:157|expected an object; got 9\n");
