@@ -42,7 +42,7 @@ UNIT := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/unit/*.c tests/multi/
 SCRIPTS := $(wildcard tests/compile/*.sh tests/unit/*.sh tests/multi/*.sh tests/fault/*.sh tests/fuzz/*.sh)
 HEADERS := $(wildcard ds_*.h)
 
-.PHONY: all demo test soak coverage bench peers corpus kernels blocks format help clean
+.PHONY: all demo test soak coverage bench peers corpus kernels blocks keys format help clean
 all: $(EXAMPLES)
 
 build/features.mk: tests/tools/need.sh tests/tools/probe.sh
@@ -108,6 +108,9 @@ corpus:
 blocks:
 	@tests/tools/blocks.sh
 
+keys: $(B)/ds
+	@B=$(B) tests/tools/keys.sh
+
 format:
 	clang-format -i ds_*.h examples/*.[ch] tests/*.h tests/*/*.c
 
@@ -117,6 +120,7 @@ help:
 	@echo '  make bench     figures of this machine, each beside its ceiling'
 	@echo '  make corpus    public-domain books into build/corpus, for train_gpt --data'
 	@echo '  make blocks    copy the shared blocks from their home headers to the others'
+	@echo '  make keys      KEYS.md and the table of README from the table of ds_config.h'
 	@echo '  make format    clang-format'
 	@echo '  make clean     remove build/'
 	@echo 'config=release|debug|asan|tsan|coverage|fuzz selects flags; only="WORD ..." selects tests.'

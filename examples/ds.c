@@ -148,17 +148,63 @@ static void explain_row(void *ctx, const ds_config_row *row) {
     fprintf((FILE *)ctx, "%-60s %-24s %-8s %5s  %s\n", row->path, row->value, origins[row->origin], place, row->doc);
 }
 
+/* The table of keys in Markdown: each key, or how many each section has. */
+static void key_row(void *ctx, const ds_config_key *key) {
+    FILE *out = (FILE *)ctx;
+    bool old = key->status[0] == 'o';
+    fprintf(out, "| `%s` | ", key->path);
+    for (const char *s = key->expected; *s; s++) fprintf(out, *s == '|' ? ", " : "%c", *s); /* a bar ends a cell */
+    fprintf(out, " | %s | %s | %s%s%s |\n",
+            old             ? ""
+            : *key->initial ? key->initial
+                            : "\"\"",
+            key->status[0] == 'd' ? "ds" : key->seen, key->doc, old ? "; now " : "", key->newer);
+}
+enum { MOST_SECTIONS = 64 };
+typedef struct key_sections {
+    char name[MOST_SECTIONS][64];
+    size_t keys[MOST_SECTIONS], old[MOST_SECTIONS], count;
+} key_sections;
+static void count_key(void *ctx, const ds_config_key *key) {
+    key_sections *s = (key_sections *)ctx;
+    size_t i = 0;
+    char name[64] = "(top level)";
+    if (strchr(key->path, '.')) snprintf(name, sizeof name, "%.*s", (int)strcspn(key->path, "."), key->path);
+    while (i < s->count && strcmp(s->name[i], name)) i++;
+    if (i == MOST_SECTIONS) return;
+    if (i == s->count) memcpy(s->name[s->count++], name, sizeof name);
+    s->keys[i]++;
+    s->old[i] += key->status[0] == 'o';
+}
+static int print_keys(bool all) {
+    key_sections s;
+    size_t keys = 0, old = 0;
+    memset(&s, 0, sizeof s);
+    if (all) {
+        printf("| key | expects | default | seen in | meaning |\n| --- | --- | --- | --- | --- |\n");
+        ds_config_keys(key_row, stdout);
+        return FINE;
+    }
+    ds_config_keys(count_key, &s);
+    printf("| section | keys | of them former spellings |\n| --- | --- | --- |\n");
+    for (size_t i = 0; i < s.count; keys += s.keys[i], old += s.old[i], i++)
+        printf("| `%s` | %zu | %zu |\n", s.name[i], s.keys[i], s.old[i]);
+    printf("| all | %zu | %zu |\n", keys, old);
+    return FINE;
+}
+
 static int run_config(arguments *a) {
     static const char *const policies[] = {"error", "warn", "ignore"};
     const char *world = option(a, "--world-size", "1"), *unknown = option(a, "--unknown", "error");
-    bool explain = flag(a, "--explain");
+    bool explain = flag(a, "--explain"), keys = flag(a, "--keys"), sections = flag(a, "--sections");
     size_t world_size, length;
-    int status = operands(a, 1), policy = 0;
+    int status = operands(a, keys || sections ? 0 : 1), policy = 0;
     ds_config *config;
     char *text;
     if (status) return status;
     if (!number(world, &world_size) || !world_size)
         return usage(a, "--world-size wants a number of at least 1, got", world);
+    if (keys || sections) return print_keys(keys);
     while (policy < 3 && (!unknown || strcmp(unknown, policies[policy]))) policy++;
     if (policy == 3) return usage(a, "--unknown wants error, warn or ignore, got", unknown);
     config = load_config(a->at[0], world_size, policy, &status);
@@ -1348,8 +1394,10 @@ static const struct command {
 } commands[] = {
     {"config", "check and resolve a configuration",
      "usage: ds config FILE [--world-size N] [--unknown error|warn|ignore] [--explain]\n"
+     "       ds config --keys | --sections\n"
      "Prints the resolved configuration as JSON, every known key present; with --explain a table of key, value,\n"
-     "origin, line and meaning. FILE may be - for standard input. Exit status 1: the configuration is wrong.\n",
+     "origin, line and meaning. FILE may be - for standard input. Exit status 1: the configuration is wrong.\n"
+     "--keys prints the table of all keys in Markdown, --sections how many each section has.\n",
      run_config},
     {"json", "check that a text is JSON",
      "usage: ds json FILE\n"

@@ -52,6 +52,13 @@ status config_prints_json 0 "$ds" json "$scratch/printed.json"
 status config_again 0 "$ds" config "$scratch/printed.json" --world-size 2
 cmp -s "$scratch/out" "$scratch/printed.json"
 check config_again_the_same
+status config_keys 0 "$ds" config --keys
+says config_keys_expects out '| `zero_optimization.stage` | a whole number from 0 to 3 | 0 | 0123 |'
+says config_keys_old out 'now zero_optimization.offload_optimizer.device |'
+status config_sections 0 "$ds" config --sections
+says config_sections_of_zero out '| `zero_optimization` |'
+tests/tools/keys.sh --check
+check tables_of_keys_in_README_and_KEYS
 "$ds" config - --world-size=2 <"$scratch/good.json" | cmp -s - "$scratch/printed.json"
 check config_from_stdin
 status config_contradiction 1 "$ds" config "$scratch/good.json" --world-size 3
