@@ -774,7 +774,8 @@ typedef struct dsi_zero_param {
     /* stage 3 */
     dsi_zero_where where;
     int fetches;
-    bool loose;              /* `full` did not fit the arena */
+    bool loose; /* `full` did not fit the arena */
+    uint64_t sweep;
     size_t near, near_begin; /* the part of the node's copy: where in z->near in bytes, first element */
     size_t *near_counts;     /* (near_parts): elements of each rank of the node */
     bool near_valid;         /* since the last update */
@@ -899,7 +900,8 @@ struct ds_zero {
     size_t n_blocks;
     size_t live_elements, live_peak, fetches, fetches_waited;
     dsi_zero_trace traces[3];
-    size_t position, ahead; /* in the trace: the next fetch, and the first that is not under way */
+    size_t position; /* in the trace: the next fetch */
+    uint64_t sweep;  /* number of the last look ahead */
     bool following;
 
     float *scratch;    /* (DSI_ZERO_CHUNK) */
@@ -1421,18 +1423,21 @@ static ds_status dsi_zero_gather_wait(ds_zero *z, dsi_zero_param *p) {
    depends on counts alone, so that all ranks start the same gathers in the same order. */
 static ds_status dsi_zero_prefetch(ds_zero *z) {
     const dsi_zero_trace *t = &z->traces[z->pass];
-    size_t window = 0;
+    size_t window = 0, limit = z->home ? z->prefetch : 2 * z->prefetch;
     if (!z->following || !z->prefetch) return DS_OK;
-    for (size_t i = z->position; i < t->count && window < 2 * z->prefetch; i++) {
+    z->sweep++;
+    for (size_t i = z->position; i < t->count && window < limit; i++) {
         dsi_zero_param *p = &z->params[t->fetched[i]];
         ds_status status = DS_OK;
-        if (p->whole || p->where >= DSI_ZERO_GATHERING) continue;
-        if (window + p->numel > 2 * z->prefetch) break;
+        if (p->fetches || p->sweep == z->sweep) continue;
+        p->sweep = z->sweep; /* counts once */
+        if (window + p->numel > limit) break;
         if (p->where == DSI_ZERO_ABSENT) {
             if (dsi_add(z->live_elements, p->numel) > z->max_live) break;
             status = dsi_zero_gather_read(z, p);
         }
-        if (!status && window + p->numel <= z->prefetch) status = dsi_zero_gather_start(z, p);
+        if (!status && p->where == DSI_ZERO_READING && window + p->numel <= z->prefetch)
+            status = dsi_zero_gather_start(z, p);
         if (status) return status;
         window += p->numel;
     }
@@ -1675,10 +1680,11 @@ static ds_status dsi_zero_bucket_launch(ds_zero *z, size_t b) {
 
 static void dsi_zero_complete(ds_zero *z, dsi_zero_param *p);
 
-/* Opens buckets as far as slots allow. A bucket takes the slot of the one n_slots before it, which must have been launched
-   and is waited for here; gradients that came too early move in from their stash. */
-static ds_status dsi_zero_open_buckets(ds_zero *z) {
-    while (z->opened < z->n_buckets) {
+/* Opens buckets: all that need not wait, the next one when none is open, and those up to `wanted`. A bucket takes the slot of
+   the one n_slots before it, which must have been launched and is waited for here: not before it must be, or nothing would
+   overlap. Gradients that came too early move in from their stash. */
+static ds_status dsi_zero_open_buckets(ds_zero *z, size_t wanted) {
+    while (z->opened < z->n_buckets && (z->opened < z->n_slots || z->opened == z->launched || z->opened <= wanted)) {
         dsi_zero_bucket *bucket = &z->buckets[z->opened];
         if (z->opened >= z->n_slots) {
             ds_status status;
@@ -1707,7 +1713,7 @@ static ds_status dsi_zero_launch_buckets(ds_zero *z, bool always) {
     while (z->launched < z->opened && z->buckets[z->launched].missing == 0 && (z->hooks || always)) {
         ds_status status = dsi_zero_bucket_launch(z, z->launched);
         z->launched++;
-        if (!status) status = dsi_zero_open_buckets(z);
+        if (!status) status = dsi_zero_open_buckets(z, 0);
         if (status) return status;
     }
     return DS_OK;
@@ -1719,11 +1725,12 @@ static void dsi_zero_complete(ds_zero *z, dsi_zero_param *p) {
 
 /* Takes one contribution: into the bucket if that is open, else into a stash of the same type and rounding. */
 static ds_status dsi_zero_contribute(ds_zero *z, dsi_zero_param *p, const char *gradient, ds_dtype dtype) {
+    ds_status status;
+    if (p->bucket >= z->opened && (status = dsi_zero_open_buckets(z, p->bucket))) return status;
     if (p->bucket < z->opened)
         dsi_zero_fill(z, p, gradient, dtype, p->given > 0);
     else {
-        ds_status status = dsi_zero_stash_take(z, p, &p->stash);
-        if (status) return status;
+        if ((status = dsi_zero_stash_take(z, p, &p->stash))) return status;
         dsi_zero_copy_in(z, p->stash, gradient, dtype, p->numel, p->given > 0);
     }
     p->given++;
@@ -1789,7 +1796,7 @@ DS_API ds_status ds_zero_begin(ds_zero *z, ds_zero_pass pass) {
     z->position = 0;
     z->following = z->traces[pass].recorded;
     if (!z->following) z->traces[pass].count = 0;
-    if (pass == DS_ZERO_TRAIN && (status = dsi_zero_open_buckets(z))) return status;
+    if (pass == DS_ZERO_TRAIN && (status = dsi_zero_open_buckets(z, 0))) return status;
     return DS_OK;
 }
 
@@ -1863,7 +1870,7 @@ static ds_status dsi_zero_end_gradients(ds_zero *z) {
         bool none = p->given == 0;
         if (p->given == p->contributions) continue;
         if ((status = dsi_zero_launch_buckets(z, true))) return status;
-        if ((status = dsi_zero_open_buckets(z))) return status;
+        if ((status = dsi_zero_open_buckets(z, p->bucket))) return status;
         p->given = p->contributions;
         if (none) {
             char *bucket = dsi_zero_bucket_at(z, p->bucket);

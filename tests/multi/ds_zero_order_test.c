@@ -1,0 +1,249 @@
+/* What happens when: gradients are reduced while the backward pass goes on, in one order on all ranks; parameters are
+   fetched ahead of their use; and each field that moves these moments. */
+#define DS_IMPLEMENTATION
+#include "ds_zero.h"
+#include "../test.h"
+
+enum { N = 4, NUMEL = 4096, WORLD = 2 };
+
+typedef struct scene {
+    const char *zero;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    int returned[WORLD]; /* gradients that each rank's call has come back from */
+    int limit[WORLD];    /* gradients that each rank may give */
+    ds_comm_kind kind;
+} scene;
+
+typedef struct player {
+    scene *s;
+    ds_comm *comm;
+    int rank;
+    uint64_t calls[N + 1], fetch_calls[2 * N]; /* reductions (gathers) made by then, once they stood still */
+    ds_zero_stats stats;
+    char message[600];
+} player;
+
+static uint64_t calls_of(ds_zero *z, ds_comm_kind kind) {
+    ds_zero_stats s;
+    ds_zero_get_stats(z, &s);
+    return s.comm.calls[kind];
+}
+
+/* Waits until a call was made in the background, at most ten seconds. */
+static uint64_t settle(ds_zero *z, ds_comm_kind kind, uint64_t expected) {
+    for (int i = 0; i < 10000 && calls_of(z, kind) < expected; i++) dsi_sleep(NULL, 1000000);
+    dsi_sleep(NULL, 2000000); /* and no more than that */
+    return calls_of(z, kind);
+}
+
+static ds_zero *engine(const scene *s, ds_comm *comm, void **slots, ds_config **config, ds_error *e) {
+    static const char *const names[N] = {"a", "b", "c", "d"};
+    char text[1024];
+    ds_config_options o;
+    ds_zero_param params[N];
+    ds_zero_desc d;
+    ds_zero *z = NULL;
+    memset(&o, 0, sizeof o);
+    memset(&d, 0, sizeof d);
+    memset(params, 0, sizeof params);
+    o.world_size = WORLD;
+    snprintf(text, sizeof text,
+             "{\"train_micro_batch_size_per_gpu\": 1, \"optimizer\": {\"type\": \"AdamW\"}, \"zero_optimization\": "
+             "{%s, \"reduce_bucket_size\": %d}}",
+             s->zero, NUMEL);
+    if (ds_config_parse(text, strlen(text), &o, config, e)) return NULL;
+    for (int i = 0; i < N; i++) {
+        params[i].name = names[i];
+        params[i].dims = 1;
+        params[i].shape[0] = NUMEL;
+        params[i].slot = &slots[i];
+    }
+    d.config = *config;
+    d.comm = comm;
+    d.params = params;
+    d.n_params = N;
+    return ds_zero_create(&d, &z, e) ? NULL : z;
+}
+
+static void wait_for(scene *s, int rank, int gradients) {
+    pthread_mutex_lock(&s->lock);
+    while (s->limit[rank] < gradients) pthread_cond_wait(&s->changed, &s->lock);
+    pthread_mutex_unlock(&s->lock);
+}
+static void tell(scene *s, int rank, int returned, int other_limit) {
+    pthread_mutex_lock(&s->lock);
+    s->returned[rank] = returned;
+    if (s->limit[1 - rank] < other_limit) s->limit[1 - rank] = other_limit;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+}
+
+#define MUST(call)                                                                                                     \
+    do {                                                                                                               \
+        if ((call) != DS_OK) {                                                                                         \
+            snprintf(p->message, sizeof p->message, "%s: %s", #call, ds_zero_error(z)->message);                       \
+            goto done;                                                                                                 \
+        }                                                                                                              \
+    } while (0)
+
+/* Rank 0 gives gradient k and comes back; only then may rank 1 give its own; then both see bucket k reduced, and only then
+   gradient k + 1 comes. */
+static void *play(void *arg) {
+    player *p = (player *)arg;
+    scene *s = p->s;
+    static float gradient[NUMEL];
+    void *slots[N];
+    ds_error error = {DS_OK, ""};
+    ds_config *config = NULL;
+    ds_zero *z = engine(s, p->comm, slots, &config, &error);
+    uint64_t before;
+    if (!z) {
+        snprintf(p->message, sizeof p->message, "create: %s", error.message);
+        goto done;
+    }
+    before = calls_of(z, s->kind);
+    MUST(ds_zero_begin(z, DS_ZERO_TRAIN));
+    for (int k = 0; k < N; k++) {
+        wait_for(s, p->rank, k + 1);
+        MUST(ds_zero_grad(z, (size_t)(N - 1 - k), gradient, NULL));
+        tell(s, p->rank, k + 1, p->rank == 0 ? k + 1 : k + 2);
+        if (p->rank == 1) continue;
+        wait_for(s, 0, k + 2); /* rank 1 has given its own */
+        p->calls[k] = settle(z, s->kind, before + (uint64_t)k + 1) - before;
+    }
+    MUST(ds_zero_end(z));
+    p->calls[N] = calls_of(z, s->kind) - before;
+    MUST(ds_zero_step(z, NULL));
+done:
+    tell(s, p->rank, N + 1, N + 2);
+    ds_zero_destroy(z);
+    ds_comm_destroy(p->comm);
+    ds_config_free(config);
+    return NULL;
+}
+
+static void on_ranks(scene *s, player *p, void *(*body)(void *)) {
+    ds_comm *comms[WORLD] = {NULL, NULL};
+    pthread_t threads[WORLD];
+    ds_comm_desc d;
+    memset(&d, 0, sizeof d);
+    memset(p, 0, WORLD * sizeof *p);
+    d.timeout = 30000000000;
+    CHECK(ds_comm_threads_create(&d, WORLD, comms, NULL) == DS_OK);
+    pthread_mutex_init(&s->lock, NULL);
+    pthread_cond_init(&s->changed, NULL);
+    s->limit[0] = 1;
+    s->limit[1] = 0;
+    for (int r = 0; r < WORLD; r++) {
+        p[r].s = s;
+        p[r].comm = comms[r];
+        p[r].rank = r;
+        pthread_create(&threads[r], NULL, body, &p[r]);
+    }
+    for (int r = 0; r < WORLD; r++) pthread_join(threads[r], NULL);
+    for (int r = 0; r < WORLD; r++)
+        if (!CHECK(p[r].message[0] == 0)) printf("  rank %d: %s\n", r, p[r].message);
+    pthread_mutex_destroy(&s->lock);
+    pthread_cond_destroy(&s->changed);
+}
+
+static void reductions(void) {
+    static const struct {
+        const char *zero;
+        bool during; /* the backward pass */
+    } rows[] = {
+        {"\"stage\": 0, \"overlap_comm\": true", true},
+        {"\"stage\": 1, \"overlap_comm\": true", true},
+        {"\"stage\": 1, \"overlap_comm\": true, \"grad_hooks\": false", false},
+        {"\"stage\": 2, \"overlap_comm\": true", true},
+        {"\"stage\": 3", true}, /* overlap_comm is the default there */
+    };
+    for (size_t k = 0; k < sizeof rows / sizeof rows[0]; k++) TEST_NAMED(rows[k].zero) {
+            scene s;
+            player p[WORLD];
+            memset(&s, 0, sizeof s);
+            s.zero = rows[k].zero;
+            s.kind = k == 0 ? DS_COMM_ALL_REDUCE : DS_COMM_REDUCE_SCATTER;
+            on_ranks(&s, p, play);
+            for (int i = 0; i < N; i++) CHECK_EQ(p[0].calls[i], rows[k].during ? i + 1 : 0);
+            CHECK_EQ(p[0].calls[N], N);
+        }
+}
+
+/* Gathers that were started by each fetch of the second pass, which has a trace to follow. */
+static void *fetch(void *arg) {
+    player *p = (player *)arg;
+    static float gradient[NUMEL];
+    void *slots[N];
+    ds_error error = {DS_OK, ""};
+    ds_config *config = NULL;
+    ds_zero *z = engine(p->s, p->comm, slots, &config, &error);
+    if (!z) {
+        snprintf(p->message, sizeof p->message, "create: %s", error.message);
+        goto done;
+    }
+    for (int pass = 0; pass < 2; pass++) {
+        uint64_t before = calls_of(z, DS_COMM_ALL_GATHER);
+        MUST(ds_zero_begin(z, DS_ZERO_TRAIN));
+        for (int k = 0; k < 2 * N; k++) {
+            size_t i = (size_t)(k < N ? k : 2 * N - 1 - k);
+            MUST(ds_zero_fetch(z, i, NULL));
+            p->fetch_calls[k] = calls_of(z, DS_COMM_ALL_GATHER) - before;
+            if (k >= N) MUST(ds_zero_grad(z, i, gradient, NULL));
+            MUST(ds_zero_release(z, i));
+        }
+        MUST(ds_zero_end(z));
+        MUST(ds_zero_step(z, NULL));
+    }
+    ds_zero_get_stats(z, &p->stats);
+done:
+    ds_zero_destroy(z);
+    ds_comm_destroy(p->comm);
+    ds_config_free(config);
+    return NULL;
+}
+
+#define STAGE3 "\"stage\": 3, \"stage3_param_persistence_threshold\": 0, \"overlap_comm\": false, "
+static void fetches(void) {
+    static const struct {
+        const char *name, *zero;
+        int gathers[2 * N]; /* after each fetch */
+        size_t peak;
+    } rows[] = {
+        {"no prefetch and no cache: one gather for each fetch",
+         STAGE3
+         "\"stage3_prefetch_bucket_size\": 0, \"stage3_max_reuse_distance\": 0, \"stage3_max_live_parameters\": 0",
+         {1, 2, 3, 4, 5, 6, 7, 8},
+         NUMEL},
+        {"stage3_max_reuse_distance: what is used again soon stays",
+         STAGE3 "\"stage3_prefetch_bucket_size\": 0, \"stage3_max_reuse_distance\": 8192",
+         {1, 2, 3, 4, 4, 4, 5, 6},
+         2 * NUMEL},
+        {"stage3_max_live_parameters: unless there is no room",
+         STAGE3 "\"stage3_prefetch_bucket_size\": 0, \"stage3_max_reuse_distance\": 8192, "
+                "\"stage3_max_live_parameters\": 4096",
+         {1, 2, 3, 4, 4, 5, 6, 7},
+         NUMEL},
+        {"stage3_prefetch_bucket_size: what comes next is there before it is asked for",
+         STAGE3 "\"stage3_prefetch_bucket_size\": 8192, \"stage3_max_reuse_distance\": 0",
+         {3, 4, 5, 6, 6, 7, 7, 7},
+         3 * NUMEL},
+    };
+    for (size_t k = 0; k < sizeof rows / sizeof rows[0]; k++) TEST_NAMED(rows[k].name) {
+            scene s;
+            player p[WORLD];
+            memset(&s, 0, sizeof s);
+            s.zero = rows[k].zero;
+            on_ranks(&s, p, fetch);
+            for (int i = 0; i < 2 * N; i++) CHECK_EQ(p[0].fetch_calls[i], rows[k].gathers[i]);
+            CHECK_EQ(p[0].stats.gathered_elements_peak, rows[k].peak);
+        }
+}
+
+int main(int argc, char **argv) {
+    test_begin(argc, argv);
+    reductions();
+    fetches();
+    return test_end();
+}
