@@ -11,12 +11,13 @@ trap 'rm -rf "$work"' EXIT
 n=0
 while IFS= read -r data; do
     mkdir "$work/$n"
+    ln -s "$PWD"/ds_*.h "$PWD/tests" "$PWD/examples" "$work/$n" # gcov looks for sources where it runs
     (cd "$work/$n" && "${GCOV:-gcov}" -b -c "$data" >/dev/null 2>&1)
     n=$((n + 1))
 done < <(find "$(realpath "$B")" -name '*.gcda')
 [[ $n -gt 0 ]] || { echo "coverage: no data below $B; run: make test config=coverage" >&2; exit 1; }
 for header in "$@"; do
-    files=$(find "$work" -name "$header.gcov")
+    files=$(find "$work" -name "$header.gcov" -type f)
     [[ -n $files ]] || { echo "$header: no test program includes it"; continue; }
     awk -v header="$header" -v list="$B/$header.txt" '
         FNR == 1 { foreign = 0 }
