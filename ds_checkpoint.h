@@ -545,8 +545,9 @@ enum {
     DSI_JSON_COMMAS = 2    /* also accept one comma after the last element or member */
 };
 #define DSI_JSON_NONE        UINT32_MAX
-#define DSI_JSON_DEPTH       1000 /* containers inside each other */
-#define DSI_JSON_NUMBER_ROOM 32   /* bytes that a printed number needs at most, its NUL included */
+#define DSI_JSON_DEPTH       1000                 /* containers inside each other */
+#define DSI_JSON_NUMBER_ROOM 32                   /* bytes that a printed number needs at most, its NUL included */
+#define DSI_JSON_BYTES       ((size_t)0x7FFFFFFE) /* of a text at most */
 
 typedef struct dsi_json_node {
     uint32_t offset; /* of its first byte in the text */
@@ -589,7 +590,8 @@ static const uint64_t dsi_json_tens[43] = {
     0xE070F78D3927556Bu, 0xF92E0C3537826146u, 0x8A5296FFE33CC930u, 0x9991A6F3D6BF1766u, 0xAA7EEBFB9DF9DE8Eu,
     0xBD49D14AA79DBC82u, 0xD226FC195C6A2F8Cu, 0xE950DF20247C83FDu};
 
-/* Whole numbers of up to 5,120 bits, enough for 800 digits times 10^342: what an exact comparison can need. */
+/* Whole numbers of up to 5,120 bits. An exact comparison needs 4,000 at most: 800 digits and a shift by 1,075, or 2^54 times
+   10^1161. */
 #define DSI_JSON_LIMBS 160
 typedef struct dsi_json_big {
     uint32_t limb[DSI_JSON_LIMBS]; /* least significant first */
@@ -607,7 +609,7 @@ DSI_FN void dsi_json_big_mul_add(dsi_json_big *big, uint32_t factor, uint32_t ad
         big->limb[i] = (uint32_t)carry;
         carry >>= 32;
     }
-    if (carry && big->used < DSI_JSON_LIMBS) big->limb[big->used++] = (uint32_t)carry;
+    if (carry) big->limb[big->used++] = (uint32_t)carry;
 }
 DSI_FN void dsi_json_big_ten(dsi_json_big *big, int power) {
     for (; power >= 9; power -= 9) dsi_json_big_mul_add(big, 1000000000u, 0);
@@ -616,7 +618,6 @@ DSI_FN void dsi_json_big_ten(dsi_json_big *big, int power) {
 DSI_FN void dsi_json_big_shift(dsi_json_big *big, int bits) {
     uint32_t words = (uint32_t)bits / 32;
     dsi_json_big_mul_add(big, 1u << (bits % 32), 0);
-    if (!big->used || big->used + words > DSI_JSON_LIMBS) return;
     memmove(big->limb + words, big->limb, big->used * sizeof big->limb[0]);
     memset(big->limb, 0, words * sizeof big->limb[0]);
     big->used += words;
@@ -674,7 +675,7 @@ DSI_FN uint64_t dsi_json_mul_high(uint64_t a, uint64_t b, int *exponent, uint64_
 
 /* Decides between mantissa and mantissa + 1 (in units of 2^exponent) for a decimal number: its digits, without the
    point, times 10^ten, against the middle. Digits beyond 800 only say that the number is larger than what they follow. */
-DSI_FN bool dsi_json_round_up(const char *digits, size_t length, int ten, uint64_t mantissa, int exponent) {
+DSI_FN bool dsi_json_round_up(const char *digits, size_t length, int64_t ten, uint64_t mantissa, int exponent) {
     dsi_json_big number, middle;
     size_t seen = 0;
     int order;
@@ -693,9 +694,9 @@ DSI_FN bool dsi_json_round_up(const char *digits, size_t length, int ten, uint64
     }
     exponent--; /* of the doubled middle */
     if (ten > 0)
-        dsi_json_big_ten(&number, ten);
+        dsi_json_big_ten(&number, (int)ten);
     else
-        dsi_json_big_ten(&middle, -ten);
+        dsi_json_big_ten(&middle, (int)-ten);
     if (exponent > 0)
         dsi_json_big_shift(&middle, exponent);
     else
@@ -724,7 +725,8 @@ DSI_FN double dsi_json_double(uint64_t bits) {
 /* The double nearest to a decimal number, ties to even: `lead` is its first 19 digits at most, times 10^lead_ten;
    `cut` says that more follow. Works on a 64-bit product with a known error, and exactly where that cannot decide.
    Returns infinity when it is too large. The idea is that of strtod in Grisu's paper (Loitsch, 2010). */
-DSI_FN double dsi_json_nearest(const char *digits, size_t length, int ten, uint64_t lead, int lead_ten, bool cut) {
+DSI_FN double dsi_json_nearest(const char *digits, size_t length, int64_t ten, uint64_t lead, int64_t lead_ten,
+                               bool cut) {
     // clang-format off
     static const uint64_t small[16] = {
         1u, 10u, 100u, 1000u, 10000u, 100000u, 1000000u, 10000000u, 100000000u, 1000000000u, 10000000000u,
@@ -738,7 +740,7 @@ DSI_FN double dsi_json_nearest(const char *digits, size_t length, int ten, uint6
     exponent = -dsi_json_zeros(lead);
     lead <<= -exponent;
     error <<= -exponent;
-    k = (lead_ten + 23 * 16) / 16 - 23;
+    k = (int)(lead_ten + 23 * 16) / 16 - 23;
     power = small[lead_ten - 16 * k];
     power_exponent = -dsi_json_zeros(power);
     power <<= -power_exponent;
@@ -783,72 +785,62 @@ DSI_FN const char *dsi_json_take_digits(const char *at, uint64_t *lead) {
     return at;
 }
 
-/* A number at `at`, with eight bytes that may be read behind it. Fills the node's type, length and value; NULL, or what is
-   wrong with it at *stop. */
-DSI_FN const char *dsi_json_read_number(const char *at, dsi_json_node *node, const char **stop) {
-    const char *p = at + (*at == '-'), *digits = p, *end;
-    uint64_t lead = 0;
-    int64_t power = 0;
-    int seen = 0, skipped = 0, fraction = 0;
-    bool negative = *at == '-', real = negative && *p == '0', cut = false, quick = true, minus;
-    *stop = p;
-    if (*p < '0' || *p > '9') return negative ? "expected a digit after '-'" : "expected a value";
-    if (*p == '0' && p[1] >= '0' && p[1] <= '9') return "a number may not start with 0";
-    /* up to 18 digits at full speed; more wrap around, and are read again below */
-    end = dsi_json_take_digits(p, &lead);
-    if (*end == '.') {
-        const char *point = end;
-        end = dsi_json_take_digits(point + 1, &lead);
-        power = point + 1 - end;
-        quick = power < 0;
-    }
-    if (quick && end - p <= 18) {
-        fraction = power < 0;
-        real |= fraction != 0;
-        p = end;
-    } else
-        lead = 0, power = 0;
-    for (;; p++) {
-        unsigned digit = (unsigned)(*p - '0');
-        if (*p == '.' && !fraction) {
-            fraction = 1;
-            real = true;
-            if (p[1] < '0' || p[1] > '9') return *stop = p + 1, "expected a digit after the decimal point";
-            continue;
-        }
-        if (digit > 9) break;
+/* The first 19 digits of a longer number, zeros in front not counted. Returns how many follow; *cut: not all are zeros. */
+DSI_FN int64_t dsi_json_cut(const char *digits, const char *end, uint64_t *lead, bool *cut) {
+    int64_t skipped = 0;
+    int seen = 0;
+    *lead = 0;
+    for (; digits < end; digits++) {
+        if (*digits == '.') continue;
         if (seen < 19) {
-            lead = 10 * lead + digit;
-            seen += lead != 0;
-            power -= fraction;
+            *lead = 10 * *lead + (uint64_t)(*digits - '0');
+            seen += *lead != 0;
         } else {
             skipped++;
-            cut |= digit != 0;
-            power += 1 - fraction;
+            *cut |= *digits != '0';
         }
     }
-    end = p;
-    node->type = DSI_JSON_REAL;
-    if (*p == 'e' || *p == 'E') {
-        int64_t exponent = 0;
+    return skipped;
+}
+
+/* A number at `at`, a digit or '-', with eight bytes that may be read behind it. Fills the node's type, length and value;
+   NULL, or what is wrong with it at *stop. */
+DSI_FN const char *dsi_json_read_number(const char *at, dsi_json_node *node, const char **stop) {
+    bool negative = *at == '-', real = false, cut = false;
+    const char *digits = at + negative, *end, *p = digits;
+    int64_t power = 0, skipped = 0, exponent = 0;
+    uint64_t lead = 0;
+    *stop = p;
+    if (*p < '0' || *p > '9') return "expected a digit after '-'";
+    if (*p == '0' && p[1] >= '0' && p[1] <= '9') return "a number may not start with 0";
+    p = dsi_json_take_digits(p, &lead);
+    if (*p == '.') {
+        const char *point = p;
+        p = dsi_json_take_digits(point + 1, &lead);
+        power = point + 1 - p;
         real = true;
-        minus = *++p == '-';
+        if (!power) return *stop = p, "expected a digit after the decimal point";
+    }
+    end = p;
+    if (end - digits - real - (*digits == '0') > 19) skipped = dsi_json_cut(digits, end, &lead, &cut);
+    if (*p == 'e' || *p == 'E') {
+        bool minus = *++p == '-';
         p += *p == '-' || *p == '+';
         if (*p < '0' || *p > '9') return *stop = p, "expected a digit in the exponent";
         for (; *p >= '0' && *p <= '9'; p++)
-            if (exponent < 100000000) exponent = 10 * exponent + (*p - '0');
+            if (exponent < INT64_C(10000000000)) exponent = 10 * exponent + (*p - '0');
         power += minus ? -exponent : exponent;
+        real = true;
     }
     *stop = p;
     node->length = (uint32_t)(p - at);
-    if (!real && !skipped && lead <= (uint64_t)INT64_MAX + (negative ? 1 : 0)) {
+    if (!real && !skipped && lead <= (uint64_t)INT64_MAX + negative && !(negative && !lead)) {
         node->type = DSI_JSON_INT;
         node->as.integer = negative ? (int64_t)(0 - lead) : (int64_t)lead;
         return NULL;
     }
-    if (power > 100000) power = 100000;
-    if (power < -100000) power = -100000;
-    node->as.real = dsi_json_nearest(digits, (size_t)(end - digits), (int)power - skipped, lead, (int)power, cut);
+    node->type = DSI_JSON_REAL;
+    node->as.real = dsi_json_nearest(digits, (size_t)(end - digits), power, lead, power + skipped, cut);
     if (negative) node->as.real = -node->as.real;
     return node->as.real - node->as.real == 0 ? NULL : (*stop = at, "the number is too large for a double");
 }
@@ -1101,7 +1093,7 @@ DSI_FN size_t dsi_json_room(const char *text, size_t bytes) {
     return dsi_add(dsi_mul(nodes, sizeof(dsi_json_node)), dsi_add(memchr(text, '\\', bytes) ? 2 * bytes : bytes, 16));
 }
 
-/* Reads a text into `memory` of dsi_json_room bytes, aligned to 8. False: doc->fault and doc->why say where and why. */
+/* Reads a text of at most DSI_JSON_BYTES into `memory` of dsi_json_room bytes, aligned to 8. False: doc->fault and doc->why say where and why. */
 DSI_FN bool dsi_json_read(dsi_json *doc, void *memory, size_t room, const char *text, size_t bytes, unsigned flags,
                           unsigned max_depth) {
     dsi_json_reader r;
@@ -1113,7 +1105,6 @@ DSI_FN bool dsi_json_read(dsi_json *doc, void *memory, size_t room, const char *
     doc->text = (char *)memory + (room - copies - 16);
     doc->bytes = bytes;
     r.doc = doc;
-    if (bytes >= UINT32_MAX / 2) return dsi_json_fail(&r, doc->text, "the text has 2 GiB or more") != NULL;
     memcpy(doc->text, text, bytes);
     memset(doc->text + bytes, 0, 16);
     r.end = doc->text + bytes;
@@ -1132,7 +1123,7 @@ DSI_FN bool dsi_json_read(dsi_json *doc, void *memory, size_t room, const char *
 /* Line and column, both from 1; a column is a UTF-8 character. */
 DSI_FN void dsi_json_position(const dsi_json *doc, size_t offset, int *line, int *column) {
     *line = *column = 1;
-    for (size_t i = 0; i < offset && i < doc->bytes; i++) {
+    for (size_t i = 0; i < offset; i++) {
         if (doc->text[i] == '\n') {
             ++*line;
             *column = 1;
@@ -1144,11 +1135,15 @@ DSI_FN void dsi_json_position(const dsi_json *doc, size_t offset, int *line, int
 /* The same with memory of its own. The error's text starts with line:column. */
 DSI_FN ds_status dsi_json_load(const ds_allocator *allocator, const char *text, size_t bytes, unsigned flags,
                                dsi_json *doc, ds_error *error) {
-    size_t room = dsi_json_room(text, bytes), fault;
+    size_t room, fault;
     const char *why;
-    void *memory = dsi_alloc(allocator, room);
+    void *memory;
     int line, column;
     memset(doc, 0, sizeof *doc);
+    if (bytes > DSI_JSON_BYTES)
+        return dsi_fail(error, DS_ERR_INPUT, "1:1: the text has %zu bytes, 2 GiB or more", bytes);
+    room = dsi_json_room(text, bytes);
+    memory = dsi_alloc(allocator, room);
     if (!memory) return dsi_fail(error, DS_ERR_MEMORY, "no memory for a JSON text (%zu bytes)", room);
     if (dsi_json_read(doc, memory, room, text, bytes, flags, DSI_JSON_DEPTH)) {
         doc->memory = memory;

@@ -1213,8 +1213,9 @@ enum {
     DSI_JSON_COMMAS = 2    /* also accept one comma after the last element or member */
 };
 #define DSI_JSON_NONE        UINT32_MAX
-#define DSI_JSON_DEPTH       1000 /* containers inside each other */
-#define DSI_JSON_NUMBER_ROOM 32   /* bytes that a printed number needs at most, its NUL included */
+#define DSI_JSON_DEPTH       1000                 /* containers inside each other */
+#define DSI_JSON_NUMBER_ROOM 32                   /* bytes that a printed number needs at most, its NUL included */
+#define DSI_JSON_BYTES       ((size_t)0x7FFFFFFE) /* of a text at most */
 
 typedef struct dsi_json_node {
     uint32_t offset; /* of its first byte in the text */
@@ -1257,7 +1258,8 @@ static const uint64_t dsi_json_tens[43] = {
     0xE070F78D3927556Bu, 0xF92E0C3537826146u, 0x8A5296FFE33CC930u, 0x9991A6F3D6BF1766u, 0xAA7EEBFB9DF9DE8Eu,
     0xBD49D14AA79DBC82u, 0xD226FC195C6A2F8Cu, 0xE950DF20247C83FDu};
 
-/* Whole numbers of up to 5,120 bits, enough for 800 digits times 10^342: what an exact comparison can need. */
+/* Whole numbers of up to 5,120 bits. An exact comparison needs 4,000 at most: 800 digits and a shift by 1,075, or 2^54 times
+   10^1161. */
 #define DSI_JSON_LIMBS 160
 typedef struct dsi_json_big {
     uint32_t limb[DSI_JSON_LIMBS]; /* least significant first */
@@ -1275,7 +1277,7 @@ DSI_FN void dsi_json_big_mul_add(dsi_json_big *big, uint32_t factor, uint32_t ad
         big->limb[i] = (uint32_t)carry;
         carry >>= 32;
     }
-    if (carry && big->used < DSI_JSON_LIMBS) big->limb[big->used++] = (uint32_t)carry;
+    if (carry) big->limb[big->used++] = (uint32_t)carry;
 }
 DSI_FN void dsi_json_big_ten(dsi_json_big *big, int power) {
     for (; power >= 9; power -= 9) dsi_json_big_mul_add(big, 1000000000u, 0);
@@ -1284,7 +1286,6 @@ DSI_FN void dsi_json_big_ten(dsi_json_big *big, int power) {
 DSI_FN void dsi_json_big_shift(dsi_json_big *big, int bits) {
     uint32_t words = (uint32_t)bits / 32;
     dsi_json_big_mul_add(big, 1u << (bits % 32), 0);
-    if (!big->used || big->used + words > DSI_JSON_LIMBS) return;
     memmove(big->limb + words, big->limb, big->used * sizeof big->limb[0]);
     memset(big->limb, 0, words * sizeof big->limb[0]);
     big->used += words;
@@ -1342,7 +1343,7 @@ DSI_FN uint64_t dsi_json_mul_high(uint64_t a, uint64_t b, int *exponent, uint64_
 
 /* Decides between mantissa and mantissa + 1 (in units of 2^exponent) for a decimal number: its digits, without the
    point, times 10^ten, against the middle. Digits beyond 800 only say that the number is larger than what they follow. */
-DSI_FN bool dsi_json_round_up(const char *digits, size_t length, int ten, uint64_t mantissa, int exponent) {
+DSI_FN bool dsi_json_round_up(const char *digits, size_t length, int64_t ten, uint64_t mantissa, int exponent) {
     dsi_json_big number, middle;
     size_t seen = 0;
     int order;
@@ -1361,9 +1362,9 @@ DSI_FN bool dsi_json_round_up(const char *digits, size_t length, int ten, uint64
     }
     exponent--; /* of the doubled middle */
     if (ten > 0)
-        dsi_json_big_ten(&number, ten);
+        dsi_json_big_ten(&number, (int)ten);
     else
-        dsi_json_big_ten(&middle, -ten);
+        dsi_json_big_ten(&middle, (int)-ten);
     if (exponent > 0)
         dsi_json_big_shift(&middle, exponent);
     else
@@ -1392,7 +1393,8 @@ DSI_FN double dsi_json_double(uint64_t bits) {
 /* The double nearest to a decimal number, ties to even: `lead` is its first 19 digits at most, times 10^lead_ten;
    `cut` says that more follow. Works on a 64-bit product with a known error, and exactly where that cannot decide.
    Returns infinity when it is too large. The idea is that of strtod in Grisu's paper (Loitsch, 2010). */
-DSI_FN double dsi_json_nearest(const char *digits, size_t length, int ten, uint64_t lead, int lead_ten, bool cut) {
+DSI_FN double dsi_json_nearest(const char *digits, size_t length, int64_t ten, uint64_t lead, int64_t lead_ten,
+                               bool cut) {
     // clang-format off
     static const uint64_t small[16] = {
         1u, 10u, 100u, 1000u, 10000u, 100000u, 1000000u, 10000000u, 100000000u, 1000000000u, 10000000000u,
@@ -1406,7 +1408,7 @@ DSI_FN double dsi_json_nearest(const char *digits, size_t length, int ten, uint6
     exponent = -dsi_json_zeros(lead);
     lead <<= -exponent;
     error <<= -exponent;
-    k = (lead_ten + 23 * 16) / 16 - 23;
+    k = (int)(lead_ten + 23 * 16) / 16 - 23;
     power = small[lead_ten - 16 * k];
     power_exponent = -dsi_json_zeros(power);
     power <<= -power_exponent;
@@ -1451,72 +1453,62 @@ DSI_FN const char *dsi_json_take_digits(const char *at, uint64_t *lead) {
     return at;
 }
 
-/* A number at `at`, with eight bytes that may be read behind it. Fills the node's type, length and value; NULL, or what is
-   wrong with it at *stop. */
-DSI_FN const char *dsi_json_read_number(const char *at, dsi_json_node *node, const char **stop) {
-    const char *p = at + (*at == '-'), *digits = p, *end;
-    uint64_t lead = 0;
-    int64_t power = 0;
-    int seen = 0, skipped = 0, fraction = 0;
-    bool negative = *at == '-', real = negative && *p == '0', cut = false, quick = true, minus;
-    *stop = p;
-    if (*p < '0' || *p > '9') return negative ? "expected a digit after '-'" : "expected a value";
-    if (*p == '0' && p[1] >= '0' && p[1] <= '9') return "a number may not start with 0";
-    /* up to 18 digits at full speed; more wrap around, and are read again below */
-    end = dsi_json_take_digits(p, &lead);
-    if (*end == '.') {
-        const char *point = end;
-        end = dsi_json_take_digits(point + 1, &lead);
-        power = point + 1 - end;
-        quick = power < 0;
-    }
-    if (quick && end - p <= 18) {
-        fraction = power < 0;
-        real |= fraction != 0;
-        p = end;
-    } else
-        lead = 0, power = 0;
-    for (;; p++) {
-        unsigned digit = (unsigned)(*p - '0');
-        if (*p == '.' && !fraction) {
-            fraction = 1;
-            real = true;
-            if (p[1] < '0' || p[1] > '9') return *stop = p + 1, "expected a digit after the decimal point";
-            continue;
-        }
-        if (digit > 9) break;
+/* The first 19 digits of a longer number, zeros in front not counted. Returns how many follow; *cut: not all are zeros. */
+DSI_FN int64_t dsi_json_cut(const char *digits, const char *end, uint64_t *lead, bool *cut) {
+    int64_t skipped = 0;
+    int seen = 0;
+    *lead = 0;
+    for (; digits < end; digits++) {
+        if (*digits == '.') continue;
         if (seen < 19) {
-            lead = 10 * lead + digit;
-            seen += lead != 0;
-            power -= fraction;
+            *lead = 10 * *lead + (uint64_t)(*digits - '0');
+            seen += *lead != 0;
         } else {
             skipped++;
-            cut |= digit != 0;
-            power += 1 - fraction;
+            *cut |= *digits != '0';
         }
     }
-    end = p;
-    node->type = DSI_JSON_REAL;
-    if (*p == 'e' || *p == 'E') {
-        int64_t exponent = 0;
+    return skipped;
+}
+
+/* A number at `at`, a digit or '-', with eight bytes that may be read behind it. Fills the node's type, length and value;
+   NULL, or what is wrong with it at *stop. */
+DSI_FN const char *dsi_json_read_number(const char *at, dsi_json_node *node, const char **stop) {
+    bool negative = *at == '-', real = false, cut = false;
+    const char *digits = at + negative, *end, *p = digits;
+    int64_t power = 0, skipped = 0, exponent = 0;
+    uint64_t lead = 0;
+    *stop = p;
+    if (*p < '0' || *p > '9') return "expected a digit after '-'";
+    if (*p == '0' && p[1] >= '0' && p[1] <= '9') return "a number may not start with 0";
+    p = dsi_json_take_digits(p, &lead);
+    if (*p == '.') {
+        const char *point = p;
+        p = dsi_json_take_digits(point + 1, &lead);
+        power = point + 1 - p;
         real = true;
-        minus = *++p == '-';
+        if (!power) return *stop = p, "expected a digit after the decimal point";
+    }
+    end = p;
+    if (end - digits - real - (*digits == '0') > 19) skipped = dsi_json_cut(digits, end, &lead, &cut);
+    if (*p == 'e' || *p == 'E') {
+        bool minus = *++p == '-';
         p += *p == '-' || *p == '+';
         if (*p < '0' || *p > '9') return *stop = p, "expected a digit in the exponent";
         for (; *p >= '0' && *p <= '9'; p++)
-            if (exponent < 100000000) exponent = 10 * exponent + (*p - '0');
+            if (exponent < INT64_C(10000000000)) exponent = 10 * exponent + (*p - '0');
         power += minus ? -exponent : exponent;
+        real = true;
     }
     *stop = p;
     node->length = (uint32_t)(p - at);
-    if (!real && !skipped && lead <= (uint64_t)INT64_MAX + (negative ? 1 : 0)) {
+    if (!real && !skipped && lead <= (uint64_t)INT64_MAX + negative && !(negative && !lead)) {
         node->type = DSI_JSON_INT;
         node->as.integer = negative ? (int64_t)(0 - lead) : (int64_t)lead;
         return NULL;
     }
-    if (power > 100000) power = 100000;
-    if (power < -100000) power = -100000;
-    node->as.real = dsi_json_nearest(digits, (size_t)(end - digits), (int)power - skipped, lead, (int)power, cut);
+    node->type = DSI_JSON_REAL;
+    node->as.real = dsi_json_nearest(digits, (size_t)(end - digits), power, lead, power + skipped, cut);
     if (negative) node->as.real = -node->as.real;
     return node->as.real - node->as.real == 0 ? NULL : (*stop = at, "the number is too large for a double");
 }
@@ -1769,7 +1761,7 @@ DSI_FN size_t dsi_json_room(const char *text, size_t bytes) {
     return dsi_add(dsi_mul(nodes, sizeof(dsi_json_node)), dsi_add(memchr(text, '\\', bytes) ? 2 * bytes : bytes, 16));
 }
 
-/* Reads a text into `memory` of dsi_json_room bytes, aligned to 8. False: doc->fault and doc->why say where and why. */
+/* Reads a text of at most DSI_JSON_BYTES into `memory` of dsi_json_room bytes, aligned to 8. False: doc->fault and doc->why say where and why. */
 DSI_FN bool dsi_json_read(dsi_json *doc, void *memory, size_t room, const char *text, size_t bytes, unsigned flags,
                           unsigned max_depth) {
     dsi_json_reader r;
@@ -1781,7 +1773,6 @@ DSI_FN bool dsi_json_read(dsi_json *doc, void *memory, size_t room, const char *
     doc->text = (char *)memory + (room - copies - 16);
     doc->bytes = bytes;
     r.doc = doc;
-    if (bytes >= UINT32_MAX / 2) return dsi_json_fail(&r, doc->text, "the text has 2 GiB or more") != NULL;
     memcpy(doc->text, text, bytes);
     memset(doc->text + bytes, 0, 16);
     r.end = doc->text + bytes;
@@ -1800,7 +1791,7 @@ DSI_FN bool dsi_json_read(dsi_json *doc, void *memory, size_t room, const char *
 /* Line and column, both from 1; a column is a UTF-8 character. */
 DSI_FN void dsi_json_position(const dsi_json *doc, size_t offset, int *line, int *column) {
     *line = *column = 1;
-    for (size_t i = 0; i < offset && i < doc->bytes; i++) {
+    for (size_t i = 0; i < offset; i++) {
         if (doc->text[i] == '\n') {
             ++*line;
             *column = 1;
@@ -1812,11 +1803,15 @@ DSI_FN void dsi_json_position(const dsi_json *doc, size_t offset, int *line, int
 /* The same with memory of its own. The error's text starts with line:column. */
 DSI_FN ds_status dsi_json_load(const ds_allocator *allocator, const char *text, size_t bytes, unsigned flags,
                                dsi_json *doc, ds_error *error) {
-    size_t room = dsi_json_room(text, bytes), fault;
+    size_t room, fault;
     const char *why;
-    void *memory = dsi_alloc(allocator, room);
+    void *memory;
     int line, column;
     memset(doc, 0, sizeof *doc);
+    if (bytes > DSI_JSON_BYTES)
+        return dsi_fail(error, DS_ERR_INPUT, "1:1: the text has %zu bytes, 2 GiB or more", bytes);
+    room = dsi_json_room(text, bytes);
+    memory = dsi_alloc(allocator, room);
     if (!memory) return dsi_fail(error, DS_ERR_MEMORY, "no memory for a JSON text (%zu bytes)", room);
     if (dsi_json_read(doc, memory, room, text, bytes, flags, DSI_JSON_DEPTH)) {
         doc->memory = memory;
@@ -2062,6 +2057,7 @@ DS_API ds_status ds_json_parse(const char *text, size_t bytes, const ds_json_opt
     if (out) *out = NULL;
     if (!text || !out) return dsi_fail(error, DS_ERR_ARGUMENT, "ds_json_parse: text or out is NULL");
     limit = options && options->max_bytes ? options->max_bytes : (size_t)1 << 30;
+    if (limit > DSI_JSON_BYTES) limit = DSI_JSON_BYTES;
     depth = options && options->max_depth ? options->max_depth : DSI_JSON_DEPTH;
     if (options && options->comments) flags |= DSI_JSON_COMMENTS;
     if (options && options->trailing_commas) flags |= DSI_JSON_COMMAS;
@@ -2153,8 +2149,9 @@ DS_API void ds_json_position(const ds_json *json, ds_json_node node, int *line, 
     if (node != DS_JSON_NO_NODE) dsi_json_position(&json->doc, json->doc.nodes[node].offset, line, column);
 }
 
-/* Sorts keys of one object by length and text, so that equal ones are neighbours: heap sort, since the text may come
-   from anyone. Then the repeated key that stands first in the text. `order` has room for the object's members. */
+/* The key of an object that repeats one before it and stands first in the text. With `order`, room for its members, they are
+   sorted by length and text, so that equal ones are neighbours: heap sort, since the text may come from anyone. Without it,
+   each is compared with each. */
 static int dsi_config_compare_keys(const dsi_json_node *nodes, uint32_t a, uint32_t b) {
     int order;
     if (nodes[a].length != nodes[b].length) return nodes[a].length < nodes[b].length ? -1 : 1;
@@ -2180,12 +2177,11 @@ static uint32_t dsi_config_repeated(const dsi_json *doc, uint32_t object, uint32
     const dsi_json_node *nodes = doc->nodes;
     uint32_t count = nodes[object].length, found = DSI_JSON_NONE, k = object + 1, i, j;
     for (i = 0; i < count; i++, k = nodes[k + 1].next) {
-        order[i] = k;
-        if (count <= 16)
-            for (j = 0; j < i; j++)
-                if (dsi_config_same_key(nodes, order[j], k)) return k;
+        if (order) order[i] = k;
+        for (j = object + 1; !order && j < k; j = nodes[j + 1].next)
+            if (dsi_config_same_key(nodes, j, k)) return k;
     }
-    if (count <= 16) return found;
+    if (!order) return found;
     for (i = count / 2; i-- > 0;) dsi_config_sift(nodes, order, i, count);
     for (i = count; i-- > 1;) {
         uint32_t swap = order[0];
@@ -2201,12 +2197,11 @@ static uint32_t dsi_config_repeated(const dsi_json *doc, uint32_t object, uint32
 DS_API ds_json_node ds_json_duplicate(const ds_json *json) {
     const dsi_json *doc = &json->doc;
     for (uint32_t object = 0; object < doc->count; object++) {
-        uint32_t small[16], *order = small, found, count = doc->nodes[object].length;
+        uint32_t *order = NULL, found, count = doc->nodes[object].length;
         if (doc->nodes[object].type != DSI_JSON_OBJECT) continue;
-        if (count > 16) order = (uint32_t *)dsi_alloc(&json->allocator, dsi_mul(count, sizeof *order));
-        if (!order) return DS_JSON_NO_NODE;
+        if (count > 16) order = (uint32_t *)dsi_alloc(&json->allocator, count * sizeof *order);
         found = dsi_config_repeated(doc, object, order);
-        if (order != small) dsi_release(&json->allocator, order, count * sizeof *order);
+        dsi_release(&json->allocator, order, count * sizeof *order);
         if (found != DSI_JSON_NONE) return found;
     }
     return DS_JSON_NO_NODE;
@@ -2469,7 +2464,7 @@ static void dsi_config_path_of(const dsi_json *doc, uint32_t node, char *out, si
     uint32_t at = 0;
     size_t length = 0;
     out[0] = 0;
-    while (at != node && nodes[at].type >= DSI_JSON_ARRAY && length + 8 < room) {
+    while (at != node && length + 8 < room) {
         bool object = nodes[at].type == DSI_JSON_OBJECT;
         uint32_t child = at + 1, index = 0;
         for (; node >= nodes[object ? child + 1 : child].next; index++) child = nodes[object ? child + 1 : child].next;
@@ -2523,15 +2518,12 @@ static uint32_t dsi_config_find(const dsi_config_scope *scope, uint32_t open, co
     return UINT32_MAX;
 }
 
-/* The row of a whole path in the main table; the path is known to be there. */
+/* The row of a whole path in the main table, which must be there. */
 static uint32_t dsi_config_row_of(const char *path) {
     size_t length = strlen(path);
-    uint32_t i = 0;
-    while (i < DSI_CONFIG_MAIN_ROWS &&
-           (dsi_config_rows[i].length != length || dsi_config_rows[i].kind == DSI_CONFIG_IS_CLOSE ||
-            memcmp(dsi_config_rows[i].path, path, length)))
-        i++;
-    return i < DSI_CONFIG_MAIN_ROWS ? i : UINT32_MAX;
+    const dsi_config_row *row = dsi_config_rows;
+    while (row->length != length || row->kind == DSI_CONFIG_IS_CLOSE || memcmp(row->path, path, length)) row++;
+    return (uint32_t)(row - dsi_config_rows);
 }
 static dsi_config_mark *dsi_config_mark_of(const dsi_config_parser *p, const char *path) {
     return p->state->scopes[0].marks + dsi_config_row_of(path);
@@ -2542,13 +2534,13 @@ static bool dsi_config_given(const dsi_config_parser *p, const char *path) {
 /* Where an error about a key is shown: at the key, or at the innermost section of its path that the file has. */
 static uint32_t dsi_config_place(const dsi_config_parser *p, const char *path) {
     char part[256];
-    size_t length = (size_t)snprintf(part, sizeof part, "%s", path);
-    while (length && length < sizeof part) {
-        uint32_t node;
-        part[length] = 0;
-        node = dsi_config_mark_of(p, part)->node;
+    char *end = part;
+    snprintf(part, sizeof part, "%s", path);
+    while (end) {
+        uint32_t node = dsi_config_mark_of(p, part)->node;
         if (node != DSI_JSON_NONE) return node;
-        while (length && part[--length] != '.') {}
+        end = strrchr(part, '.');
+        if (end) *end = 0;
     }
     return DSI_JSON_NONE;
 }
@@ -2558,7 +2550,7 @@ static uint32_t dsi_config_place(const dsi_config_parser *p, const char *path) {
 /* Edits between two names: insert, delete, replace, swap of neighbours; case counts half. */
 static int dsi_config_distance(const char *a, size_t m, const char *b, size_t n) {
     int before[65], row[65], next[65];
-    if (m > 64 || n > 64) return 1000;
+    if (m > 64) return 1000; /* and no name of ours is that long */
     for (size_t j = 0; j <= n; j++) before[j] = row[j] = 2 * (int)j;
     for (size_t i = 1; i <= m; i++) {
         next[0] = 2 * (int)i;
@@ -2601,7 +2593,7 @@ static void dsi_config_unknown(dsi_config_parser *p, const dsi_config_scope *sco
     }
     for (uint32_t i = 0; i < DSI_CONFIG_MAIN_ROWS; i++) {
         const dsi_config_row *row = dsi_config_rows + i;
-        if (row->kind == DSI_CONFIG_IS_CLOSE || strlen("enabled") == n->length) continue;
+        if (row->kind == DSI_CONFIG_IS_CLOSE || !strcmp(n->as.text, "enabled")) continue; /* which is in most of them */
         if ((size_t)row->length - row->name != n->length || memcmp(row->path + row->name, n->as.text, n->length))
             continue;
         if (row->name)
@@ -2660,7 +2652,7 @@ static dsi_config_range dsi_config_range_of(const char *accepted) {
         range.low_open = accepted[1] != '=';
         accepted += range.low_open ? 1 : 2;
         range.low = dsi_config_number(&accepted, &whole);
-    } else if (*accepted == '-' || (*accepted >= '0' && *accepted <= '9')) {
+    } else if (*accepted >= '0' && *accepted <= '9') {
         range.has_low = range.has_high = true;
         range.low = dsi_config_number(&accepted, &whole);
         range.low_open = *accepted == '<';
@@ -2759,7 +2751,7 @@ static const char *dsi_config_text(dsi_config_parser *p, const dsi_config_row *r
     if (dsi_config_choice(accepted, text, &choice, &bytes) < 0) return NULL;
     if (!strncmp(text, choice, bytes)) return text;
     copy = (char *)dsi_config_take(p, bytes + 1);
-    if (copy) memcpy(copy, choice, bytes);
+    memcpy(copy, choice, bytes);
     return copy;
 }
 
@@ -2809,7 +2801,6 @@ static bool dsi_config_set_texts(dsi_config_parser *p, char *to, uint32_t node) 
     ds_config_texts texts;
     if (!single && doc->nodes[node].type != DSI_JSON_ARRAY) return false;
     at = (const char **)dsi_config_take(p, count * sizeof *at);
-    if (!at) return false;
     for (uint32_t i = 0; i < count; i++, v = doc->nodes[v].next)
         if (!(at[i] = dsi_json_text(doc, v))) return false;
     texts.at = count ? at : NULL;
@@ -2825,7 +2816,6 @@ static bool dsi_config_set_textlists(dsi_config_parser *p, char *to, uint32_t no
     ds_config_textlists lists;
     if (doc->nodes[node].type != DSI_JSON_ARRAY) return false;
     at = (ds_config_texts *)dsi_config_take(p, count * sizeof *at);
-    if (!at) return false;
     for (uint32_t i = 0; i < count; i++, v = doc->nodes[v].next)
         if (!dsi_config_set_texts(p, (char *)(at + i), v)) return false;
     lists.at = count ? at : NULL;
@@ -2843,7 +2833,6 @@ static bool dsi_config_set_json(dsi_config_parser *p, char *to, uint32_t node) {
     w.out = (char *)dsi_config_take(p, w.length + 1);
     w.length = 0;
     w.comma = false;
-    if (!w.out) return false;
     dsi_config_write_node(&w, &p->state->doc, node);
     text = w.out;
     memcpy(to, &text, sizeof text);
@@ -2935,9 +2924,9 @@ static void dsi_config_set_default(dsi_config_parser *p, const dsi_config_row *r
     else if (row->type == DSI_CONFIG_INTS && count) {
         int64_t *at = (int64_t *)dsi_config_take(p, count * sizeof *at);
         ds_config_ints ints;
-        for (size_t i = 0; at && i < count; i++) at[i] = (int64_t)real[i];
+        for (size_t i = 0; i < count; i++) at[i] = (int64_t)real[i];
         ints.at = at;
-        ints.count = at ? count : 0;
+        ints.count = count;
         memcpy(to, &ints, sizeof ints);
     } else if (row->type == DSI_CONFIG_TEXTS && text[1] == '"') {
         ds_config_texts texts;
@@ -3003,7 +2992,7 @@ static const char *dsi_config_hint_name(unsigned hint) {
                                         "betas",          "epsilon",      "weight_decay",  "warmup_steps",
                                         "training_steps", "hidden_size",  "fp16",          "bf16"};
     int bit = 0;
-    while (bit < 11 && !(hint >> bit & 1)) bit++;
+    while (!(hint >> bit & 1)) bit++;
     return names[bit];
 }
 
@@ -3027,7 +3016,7 @@ static void dsi_config_auto(dsi_config_parser *p, const dsi_config_scope *scope,
     bool right, main_table = scope->table == dsi_config_tables;
     scope->marks[i].node = node;
     scope->marks[i].origin = DS_CONFIG_AUTO;
-    if (main_table && row->type == DSI_CONFIG_SIZE && i < 3) return;
+    if (main_table && i < 3) return;
     if (!main_table || !dsi_config_auto_value(hints, row->path, &hint, value)) {
         if (dsi_config_auto_is_default(row->path)) return;
         dsi_config_say(p, DS_LOG_ERROR, NULL, node, "\"auto\" has no source for this key; expected %s",
@@ -3201,10 +3190,10 @@ static void dsi_config_duplicates(dsi_config_parser *p) {
     const dsi_json *doc = &p->state->doc;
     char *mark = p->arena;
     for (uint32_t object = 0; object < doc->count; object++) {
-        uint32_t *order, found;
+        uint32_t *order = NULL, found, count = doc->nodes[object].length;
         if (doc->nodes[object].type != DSI_JSON_OBJECT) continue;
-        order = (uint32_t *)dsi_config_take(p, doc->nodes[object].length * sizeof *order);
-        found = order ? dsi_config_repeated(doc, object, order) : DSI_JSON_NONE;
+        if (count > 16) order = (uint32_t *)dsi_config_take(p, count * sizeof *order);
+        found = dsi_config_repeated(doc, object, order);
         if (found != DSI_JSON_NONE) dsi_config_say(p, DS_LOG_ERROR, NULL, found, "duplicate key");
         p->arena = mark;
     }
@@ -3855,7 +3844,7 @@ static size_t dsi_config_room(const char *text, size_t bytes, uint32_t *braces) 
     size_t most = 0, named, rows = 0, count = 0;
     const char *at = text, *end = text + bytes;
     for (; (at = (const char *)memchr(at, '{', (size_t)(end - at))) != NULL; at++) count++;
-    *braces = count > UINT32_MAX - 2 ? UINT32_MAX - 2 : (uint32_t)count;
+    *braces = (uint32_t)count;
     for (int i = 1; i < 5; i++) {
         rows += dsi_config_tables[i].count;
         if (dsi_config_tables[i].bytes > most) most = dsi_config_tables[i].bytes;
@@ -3873,7 +3862,7 @@ static size_t dsi_config_room(const char *text, size_t bytes, uint32_t *braces) 
 static const uint16_t *dsi_config_ends(dsi_config_parser *p, const dsi_config_table *table) {
     uint16_t *ends = (uint16_t *)dsi_config_take(p, table->count * sizeof *ends), open[10];
     int depth = 0;
-    for (uint32_t i = 0; ends && i < table->count; i++) {
+    for (uint32_t i = 0; i < table->count; i++) {
         if (table->rows[i].kind == DSI_CONFIG_IS_OPEN) open[depth++] = (uint16_t)i;
         if (table->rows[i].kind == DSI_CONFIG_IS_CLOSE) ends[open[--depth]] = (uint16_t)i;
     }
@@ -3900,7 +3889,7 @@ DS_API ds_status ds_config_parse_(const char *text, size_t bytes, const ds_confi
                                   ds_error *error, int version, size_t options_size) {
     static const ds_config_options standard = {0, 0, false, NULL, 0, 0, {NULL, NULL, NULL}, NULL, NULL};
     dsi_config_parser parser, *p = &parser;
-    size_t room, json_room;
+    size_t room, json_room, limit;
     uint32_t braces;
     char *memory, got[120];
     unsigned depth;
@@ -3912,8 +3901,9 @@ DS_API ds_status ds_config_parse_(const char *text, size_t bytes, const ds_confi
     memset(p, 0, sizeof *p);
     p->options = options ? options : &standard;
     p->error = error;
-    if (bytes > (p->options->max_bytes ? p->options->max_bytes : (size_t)16 << 20) || bytes >= UINT32_MAX / 2)
-        return dsi_fail(error, DS_ERR_INPUT, "1:1: the text has %zu bytes, more than are allowed", bytes);
+    limit = p->options->max_bytes ? p->options->max_bytes : (size_t)16 << 20;
+    if (limit > DSI_JSON_BYTES) limit = DSI_JSON_BYTES;
+    if (bytes > limit) return dsi_fail(error, DS_ERR_INPUT, "1:1: the text has %zu bytes, more than %zu", bytes, limit);
     depth = p->options->max_depth ? p->options->max_depth : 100;
     if (depth > DSI_JSON_DEPTH) depth = DSI_JSON_DEPTH;
     json_room = dsi_round_up(dsi_json_room(text, bytes), 16);
@@ -3941,7 +3931,7 @@ DS_API ds_status ds_config_parse_(const char *text, size_t bytes, const ds_confi
         dsi_config_duplicates(p);
         for (uint32_t s = 0, root = 0; s < p->state->scope_count; s++) {
             if (s) root = p->state->scopes[s].node;
-            if (p->state->doc.nodes[root].type == DSI_JSON_OBJECT) dsi_config_object(p, s, root);
+            dsi_config_object(p, s, root);
         }
         dsi_config_resolve(p);
     }
@@ -4028,7 +4018,7 @@ static void dsi_config_write_rest(ds_json_writer *w, const ds_config *config, ui
     const struct ds_config_state *state = config->state;
     const dsi_json_node *nodes = state->doc.nodes;
     uint32_t object = state->scopes[0].marks[open].node, k = object + 1;
-    if (object == DSI_JSON_NONE || nodes[object].type != DSI_JSON_OBJECT) return;
+    if (object == DSI_JSON_NONE) return;
     for (uint32_t i = 0; i < nodes[object].length; i++, k = nodes[k + 1].next)
         if (dsi_config_find(state->scopes, open, nodes[k].as.text, nodes[k].length) == UINT32_MAX) {
             dsi_config_begin(w, nodes[k].as.text, nodes[k].length);
@@ -4043,7 +4033,7 @@ static void dsi_config_write_scope(ds_json_writer *w, const ds_config *config, c
         const char *name = rows[i].path + rows[i].name;
         bool params = !strcmp(rows[i].path, "optimizer.params") || !strcmp(rows[i].path, "scheduler.params");
         const char *type = rows[i].path[0] == 'o' ? config->optimizer.type : config->scheduler.type;
-        if (rows[i].kind == DSI_CONFIG_IS_OPEN && params && !type && scope->table == dsi_config_tables) {
+        if (rows[i].kind == DSI_CONFIG_IS_OPEN && params && !type) {
             ds_json_write_null(w, name);
             i = scope->ends[i];
         } else if (rows[i].kind == DSI_CONFIG_IS_OPEN) {
@@ -4175,7 +4165,7 @@ DS_API size_t ds_config_unclaimed(const ds_config *config, const char *const *cl
             if (dsi_config_claimed(claims, count, path)) continue;
             if (row->kind == DSI_CONFIG_IS_OLD && dsi_config_claimed(claims, count, row->status)) continue;
             /* set by an old key, which is reported itself */
-            if (open && doc->nodes[node].type == DSI_JSON_OBJECT)
+            if (open)
                 for (uint32_t j = 0; j < doc->nodes[node].length; j++, k = doc->nodes[k + 1].next) {
                     if (dsi_config_find(scope, i, doc->nodes[k].as.text, doc->nodes[k].length) != UINT32_MAX) continue;
                     snprintf(path, sizeof path, "%s.%s", row->path, doc->nodes[k].as.text);
