@@ -1956,7 +1956,7 @@ DS_API ds_status ds_zero_grad_ready(ds_zero *z, size_t index, void *stream) {
     if (status) return status;
     if (!p->lent) return dsi_zero_fail(z, DS_ERR_STATE, "gradient of '%s' is ready without a buffer", p->name);
     status = dsi_zero_contribute(z, p, p->lent, p->dtype);
-    dsi_zero_stash_give(z, &p->lent);
+    if (!status) dsi_zero_stash_give(z, &p->lent);
     return status;
 }
 
@@ -2761,8 +2761,6 @@ static ds_status dsi_zero_load_optimizer(ds_zero *z, ds_checkpoint *c) {
 }
 
 static ds_status dsi_zero_load_values(ds_zero *z, ds_checkpoint *c) {
-    const void *bytes = NULL;
-    size_t count = 0;
     ds_status status;
     for (size_t i = 0; i < DSI_ZERO_SAVED; i++) {
         int64_t value = 0;
@@ -2772,14 +2770,21 @@ static ds_status dsi_zero_load_values(ds_zero *z, ds_checkpoint *c) {
     }
     if (z->fp16 && ds_checkpoint_get_number(c, "loss_scaler.scale", &z->scaler.scale))
         return dsi_zero_fail(z, DS_ERR_INPUT, "load: %.480s", ds_checkpoint_error(c)->message);
-    if (ds_checkpoint_get_bytes(c, "client", &bytes, &count) == DS_OK && count) {
-        void *client = dsi_alloc(&z->allocator, count);
-        if (!client) return dsi_zero_fail(z, DS_ERR_MEMORY, "load: no memory for %zu bytes of client state", count);
-        memcpy(client, bytes, count);
-        dsi_release(&z->allocator, z->client, z->client_bytes);
-        z->client = client;
-        z->client_bytes = count;
-    }
+    return DS_OK;
+}
+
+/* The caller's own bytes; a failure changes nothing. */
+static ds_status dsi_zero_load_client(ds_zero *z, ds_checkpoint *c) {
+    const void *bytes = NULL;
+    size_t count = 0;
+    void *client;
+    if (ds_checkpoint_get_bytes(c, "client", &bytes, &count) || !count) return DS_OK;
+    client = dsi_alloc(&z->allocator, count);
+    if (!client) return dsi_zero_fail(z, DS_ERR_MEMORY, "load: no memory for %zu bytes of client state", count);
+    memcpy(client, bytes, count);
+    dsi_release(&z->allocator, z->client, z->client_bytes);
+    z->client = client;
+    z->client_bytes = count;
     return DS_OK;
 }
 
@@ -2800,6 +2805,7 @@ DS_API ds_status ds_zero_load(ds_zero *z, const char *folder, const char *tag, c
         dsi_zero_fail(z, status, "load: %.480s", error.message);
     else
         status = dsi_zero_load_check(z, c);
+    if (!status) status = dsi_zero_load_client(z, c);
     if (!status) status = dsi_zero_load_optimizer(z, c);
     if ((status = dsi_zero_agree(z, status, "load"))) {
         ds_checkpoint_close(c);

@@ -225,8 +225,8 @@ int main(int argc, char **argv) {
             for (long n = 0; n < kills; n++) {
                 int victim = (int)(test_random(&random) % WORLD);
                 long at = 1 + (long)(test_random(&random) % (uint64_t)whole[victim].calls);
-                clean();
-                CHECK(!launch(settings[k], victim, at, got));
+                for (clean(); launch(settings[k], victim, at, got); clean())
+                    at = at * 7 / 8; /* a run may make fewer calls */
                 if (!CHECK(launch(settings[k], -1, 0, got))) printf("  rank %d killed at call %ld\n", victim, at);
                 if (!CHECK(got[0].hash == whole[0].hash && got[1].hash == whole[0].hash))
                     printf("  rank %d killed at call %ld: other bits\n", victim, at);
