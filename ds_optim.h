@@ -1086,7 +1086,7 @@ typedef struct dsi_optim_simd {
     void (*add)(float *y, const float *x, size_t n);
     double (*norm)(const dsi_optim_feed *f, size_t n); // sum of the gradient's squares
     void (*widen)(float *to, const void *from, ds_dtype dtype, float factor, size_t n);
-    void (*narrow)(void *to, ds_dtype dtype, const float *from, size_t n);
+    void (*narrow)(void *to, ds_dtype dtype, const float *from, size_t n); // to 16 bits
     void (*tile)(const float *a, const float *b, size_t k, float *c); // c (6, columns) = a (k, 6)^T * b (k, columns)
 } dsi_optim_simd;
 
@@ -1143,10 +1143,8 @@ static void dsi_optim_narrow_x1(void *to, ds_dtype dtype, const float *from, siz
     uint16_t *half = (uint16_t *)to;
     if (dtype == DS_BF16)
         for (size_t i = 0; i < n; i++) half[i] = dsi_bf16_of_f32(from[i]);
-    else if (dtype == DS_F16)
+    else
         for (size_t i = 0; i < n; i++) half[i] = dsi_f16_of_f32(from[i]);
-    else if (to != from)
-        memmove(to, from, n * sizeof(float));
 }
 static void dsi_optim_tile_x1(const float *a, const float *b, size_t k, float *c) {
     memset(c, 0, sizeof(float) * 6 * 8);
@@ -1402,10 +1400,6 @@ DSI_OPTIM_AVX2 static void dsi_optim_widen_x8(float *to, const void *from, ds_dt
 DSI_OPTIM_AVX2 static void dsi_optim_narrow_x8(void *to, ds_dtype dtype, const float *from, size_t n) {
     uint16_t *half = (uint16_t *)to;
     size_t i = 0;
-    if (dtype == DS_F32) {
-        dsi_optim_narrow_x1(to, dtype, from, n);
-        return;
-    }
     for (; n - i >= 8; i += 8) {
         __m256 x = _mm256_loadu_ps(from + i);
         _mm_storeu_si128((__m128i *)(void *)(half + i),
@@ -1511,10 +1505,6 @@ DSI_OPTIM_AVX512 static void dsi_optim_widen_x16(float *to, const void *from, ds
 DSI_OPTIM_AVX512 static void dsi_optim_narrow_x16(void *to, ds_dtype dtype, const float *from, size_t n) {
     uint16_t *half = (uint16_t *)to;
     size_t i = 0;
-    if (dtype == DS_F32) {
-        dsi_optim_narrow_x1(to, dtype, from, n);
-        return;
-    }
     for (; n - i >= 16; i += 16) {
         __m512 x = _mm512_loadu_ps(from + i);
         _mm256_storeu_si256((__m256i *)(void *)(half + i),
@@ -1602,7 +1592,7 @@ DS_API ds_status ds_optim_cast(void *to, ds_dtype to_dtype, const void *from, ds
         float *wide = to_dtype == DS_F32 ? (float *)out : buffer;
         const float *x = (const float *)in;
         if (from_dtype != DS_F32) simd->widen(wide, in, from_dtype, 1.0f, n), x = wide;
-        simd->narrow(out, to_dtype, x, n);
+        if (to_dtype != DS_F32) simd->narrow(out, to_dtype, x, n);
     }
     return DS_OK;
 }
@@ -2528,8 +2518,7 @@ DS_API ds_status ds_optim_create_(const ds_optim_desc *desc, ds_optim **out, ds_
     o->simd = dsi_optim_kernels_of(desc->level);
     if (table) { // the user's array need not outlive this call
         ds_optim_table *copy = (ds_optim_table *)dsi_optim_take(o, 1, sizeof *copy);
-        if (copy) *copy = *table;
-        o->table = copy;
+        if (copy) o->table = (const ds_optim_table *)memcpy(copy, table, sizeof *copy);
         status = copy ? DS_OK : DS_ERR_MEMORY;
     }
     if (!status) status = dsi_optim_register(o, desc);
@@ -2958,10 +2947,7 @@ static ds_status dsi_optim_pass_over(ds_optim *o, const ds_optim_io *io, dsi_opt
     ds_status status = DS_OK;
     for (size_t i = 0; i < o->desc.tensor_count && !status;) {
         size_t n = 0;
-        for (; i < o->desc.tensor_count && n < BATCH; i++) {
-            if (what == DSI_OPTIM_MEASURE && !o->items[i].table->measure) continue;
-            slices[n++] = dsi_optim_slice_of(o, &io[i], i);
-        }
+        for (; i < o->desc.tensor_count && n < BATCH; i++) slices[n++] = dsi_optim_slice_of(o, &io[i], i);
         if (what == DSI_OPTIM_NORM)
             dsi_optim_run(o, what, factor, slices, n);
         else if (what == DSI_OPTIM_MEASURE)

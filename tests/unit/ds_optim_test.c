@@ -1615,6 +1615,266 @@ static void corners(void) {
     }
 }
 
+/* ---- what the tests above leave out ---- */
+
+static ds_status create_of(const char *type, const ds_optim_params *p, ds_optim_tensor *tensors, size_t n,
+                           ds_group *group, ds_optim **o) {
+    ds_optim_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.type = type, desc.groups = p, desc.group_count = 1, desc.tensors = tensors, desc.tensor_count = n;
+    desc.own_states = true;
+    if (group) desc.group = *group;
+    return ds_optim_create(&desc, o, NULL);
+}
+static void rest(void) {
+    TEST(elementwise_refuses_whole_numbers_and_keeps_what_is_there) {
+        float x[3] = {1, 2, 3};
+        uint16_t h[3] = {0, 0, 0};
+        CHECK(ds_optim_cast(h, DS_BF16, x, DS_I8, 3) == DS_ERR_ARGUMENT);
+        CHECK(ds_optim_cast(h, DS_I16, x, DS_F32, 3) == DS_ERR_ARGUMENT);
+        CHECK(ds_optim_accumulate(h, DS_BF16, x, DS_I8, 3) == DS_ERR_ARGUMENT);
+        CHECK(ds_optim_accumulate(h, DS_U16, x, DS_F32, 3) == DS_ERR_ARGUMENT && h[0] == 0);
+        CHECK(ds_optim_cast(x, DS_F32, x, DS_F32, 3) == DS_OK && ds_optim_cast(NULL, DS_F16, NULL, DS_F16, 0) == DS_OK);
+        CHECK(x[0] == 1 && x[1] == 2 && x[2] == 3);
+    }
+    TEST(lamb_without_a_direction) { /* the trust ratio is 1 when either norm is 0: nothing moves, nothing is NaN */
+        static model m;
+        ds_optim_params p;
+        ds_optim *o = NULL;
+        memset(&m, 0, sizeof m);
+        ds_optim_params_default("Lamb", &p);
+        p.weight_decay = 0;
+        m.count = 2, m.tensors[0].name = "w", m.tensors[0].rows = 1, m.tensors[0].cols = 9;
+        m.tensors[1].name = "zero", m.tensors[1].rows = 1, m.tensors[1].cols = 9;
+        for (size_t i = 0; i < 9; i++) m.weights[0][i] = 3, m.grads[1][i] = 1;
+        if (!CHECK(create_of("Lamb", &p, m.tensors, 2, NULL, &o) == DS_OK)) break;
+        CHECK(step(o, &m, NULL, NULL) == DS_OK);
+        CHECK(m.weights[0][0] == 3 && m.weights[1][0] < 0 && m.weights[1][0] > -1);
+        ds_optim_destroy(o);
+    }
+    TEST(lamb_factor_is_held) { /* between factor_min and factor_max, and within the threshold of the last one */
+        ds_optim_params p;
+        ds_optim_params_default("OneBitLamb", &p);
+        p.factor_min = 0.5, p.factor_max = 4, p.factor_threshold = 0.1;
+        CHECK_NEAR(dsi_optim_lamb_factor(&p, 100, 3.9), 4, 0);
+        CHECK_NEAR(dsi_optim_lamb_factor(&p, 3, 2), 2.2, 1e-12);
+        CHECK_NEAR(dsi_optim_lamb_factor(&p, 0.1, 0.52), 0.5, 0);
+        CHECK_NEAR(dsi_optim_lamb_factor(&p, 1, 2), 1.8, 1e-12);
+    }
+    TEST(muon_tall_and_empty) {
+        static model m;
+        ds_optim_params p;
+        ds_optim *o = NULL;
+        memset(&m, 0, sizeof m);
+        ds_optim_params_default("Muon", &p);
+        m.count = 3, m.tensors[0].name = "wide", m.tensors[0].rows = 4, m.tensors[0].cols = 5;
+        m.tensors[1].name = "tall", m.tensors[1].rows = 9, m.tensors[1].cols = 2;
+        m.tensors[2].name = "none", m.tensors[2].rows = 3, m.tensors[2].cols = 0, m.tensors[2].muon = DS_OPTIM_MUON_ON;
+        for (size_t i = 0; i < 20; i++) m.grads[0][i] = (float)(i % 7) - 3, m.grads[1][i] = (float)(i % 5) - 2;
+        if (!CHECK(create_of("Muon", &p, m.tensors, 3, NULL, &o) == DS_OK)) break;
+        CHECK(step(o, &m, NULL, NULL) == DS_OK && m.weights[0][0] != 0 && m.weights[1][0] != 0);
+        CHECK(ds_optim_set_lr(o, 0, 0.5) == DS_OK && step(o, &m, NULL, NULL) == DS_OK);
+        ds_optim_destroy(o);
+        p.lr = 0, p.adam_lr = 1e-3; /* no ratio to scale adam_lr by */
+        m.tensors[0].muon = DS_OPTIM_MUON_OFF;
+        m.weights[0][0] = 0;
+        if (!CHECK(create_of("Muon", &p, m.tensors, 3, NULL, &o) == DS_OK)) break;
+        CHECK(step(o, &m, NULL, NULL) == DS_OK);
+        CHECK_NEAR(m.weights[0][0], 1e-3, 1e-5);
+        ds_optim_destroy(o);
+    }
+    TEST(second_exchange_fails) { /* the server's half of the compressed average, in each optimizer's frozen phase */
+        static const char *const types[] = {"OneBitAdam", "ZeroOneAdam", "OneBitLamb"};
+        for (size_t t = 0; t < 3; t++) {
+            static model m;
+            int left = 1000;
+            const ds_optim_options unchecked = {0, NULL, true};
+            ds_group group = {broken_exchange, &left, 0, 2};
+            ds_optim_params p;
+            ds_optim *o = NULL;
+            ds_optim_params_default(types[t], &p);
+            p.freeze_step = p.var_freeze_step = 2;
+            memset(&m, 0, sizeof m);
+            m.count = 2, m.tensors[0].name = "w", m.tensors[0].rows = 1, m.tensors[0].cols = 20;
+            m.tensors[1].name = "v", m.tensors[1].rows = 1, m.tensors[1].cols = 20;
+            for (size_t i = 0; i < 20; i++) m.weights[0][i] = m.grads[0][i] = m.weights[1][i] = m.grads[1][i] = 1;
+            if (!CHECK(create_of(types[t], &p, m.tensors, 2, &group, &o) == DS_OK)) break;
+            for (int k = 0; k < 4; k++) CHECK(step(o, &m, &unchecked, NULL) == DS_OK);
+            left = 1;
+            CHECK(step(o, &m, &unchecked, NULL) == DS_ERR_PEER && ds_optim_step_count(o) == 4);
+            CHECK_HAS(ds_optim_error(o)->message, "compressed average");
+            left = 1000;
+            CHECK(step(o, &m, &unchecked, NULL) == DS_OK && ds_optim_step_count(o) == 5);
+            ds_optim_destroy(o);
+        }
+    }
+    TEST(zero_one_fails_before_its_freeze) {
+        static model m;
+        int left = 1000;
+        const ds_optim_options unchecked = {0, NULL, true};
+        ds_group group = {broken_exchange, &left, 0, 2};
+        ds_optim_params p;
+        ds_optim *o = NULL;
+        ds_optim_params_default("ZeroOneAdam", &p);
+        p.var_freeze_step = 100, p.var_update_scaler = 1;
+        memset(&m, 0, sizeof m);
+        m.count = 1, m.tensors[0].name = "w", m.tensors[0].rows = 1, m.tensors[0].cols = 20;
+        for (size_t i = 0; i < 20; i++) m.grads[0][i] = 1;
+        if (!CHECK(create_of("ZeroOneAdam", &p, m.tensors, 1, &group, &o) == DS_OK)) break;
+        while (!ds_optim_wants_local_gradients(o) && ds_optim_step_count(o) < 20)
+            CHECK(step(o, &m, &unchecked, NULL) == DS_OK);
+        left = 0;
+        CHECK(ds_optim_wants_local_gradients(o) && step(o, &m, &unchecked, NULL) == DS_ERR_PEER);
+        ds_optim_destroy(o);
+    }
+    TEST(padding_of_the_shared_buffer) { /* OneBitLamb's third buffer is what its tensors leave of the rounded size */
+        static model m;
+        int left = 1000;
+        size_t count = 1;
+        ds_group group = {broken_exchange, &left, 0, 2};
+        ds_optim_params p;
+        ds_optim *o = NULL;
+        memset(&m, 0, sizeof m);
+        m.tensors[0].name = "w", m.tensors[0].rows = 1, m.tensors[0].cols = 20;
+        ds_optim_params_default("OneBitLamb", &p);
+        if (!CHECK(create_of("OneBitLamb", &p, m.tensors, 1, &group, &o) == DS_OK)) break;
+        CHECK(ds_optim_error_buffer(o, 0, 2, &count) != NULL && count > 0 && (20 + count) % 16 == 0);
+        ds_optim_destroy(o);
+        ds_optim_params_default("OneBitAdam", &p);
+        if (!CHECK(create_of("OneBitAdam", &p, m.tensors, 1, &group, &o) == DS_OK)) break;
+        CHECK(ds_optim_error_buffer(o, 0, 2, &count) != NULL && count == 0);
+        ds_optim_destroy(o);
+    }
+    TEST(many_names_are_cut) {
+        static char names[40][64];
+        static ds_optim_table tables[40];
+        ds_optim_params p;
+        ds_optim_desc desc;
+        ds_optim *o = NULL;
+        ds_error e = {DS_OK, ""};
+        memset(&desc, 0, sizeof desc);
+        ds_optim_params_default(NULL, &p);
+        for (int i = 0; i < 40; i++) {
+            snprintf(names[i], sizeof names[i], "an optimizer of the user's own whose number is %d", i);
+            tables[i].name = names[i], tables[i].update = normalized;
+        }
+        desc.type = "Adan", desc.groups = &p, desc.group_count = 1, desc.tables = tables, desc.table_count = 40;
+        CHECK(ds_optim_create(&desc, &o, &e) == DS_ERR_INPUT && !o);
+        CHECK_HAS(e.message, "\"Adan\"");
+        CHECK_HAS(e.message, "OneBitLamb, an optimizer");
+        desc.type = NULL;
+        CHECK(ds_optim_create(&desc, &o, &e) == DS_ERR_INPUT);
+    }
+    TEST(memory_of_ranks_and_of_a_users_table_fails) {
+        for (int own = 0; own < 2; own++)
+            for (size_t n = 1;; n++) {
+                test_memory memory;
+                int left = 1000;
+                ds_optim_tensor tensor = {"w", 1, 20, 0, DS_F32, DS_OPTIM_MUON_AUTO};
+                ds_optim_table table = {"Own", DS_OPTIM_BY_GRAIN, 1, {"a", NULL, NULL}, NULL, normalized, NULL};
+                ds_optim_params p;
+                ds_optim_desc desc;
+                ds_optim *o = NULL;
+                ds_status status;
+                memset(&memory, 0, sizeof memory);
+                memset(&desc, 0, sizeof desc);
+                ds_optim_params_default("Lamb", &p);
+                desc.type = own ? "Own" : "Lamb", desc.groups = &p, desc.group_count = 1, desc.tensors = &tensor;
+                desc.tensor_count = 1, desc.own_states = true, desc.tables = &table, desc.table_count = 1;
+                desc.group.exchange = broken_exchange, desc.group.ctx = &left, desc.group.size = 2;
+                desc.allocator.alloc = test_alloc, desc.allocator.release = test_release, desc.allocator.ctx = &memory;
+                memory.fail_at = n;
+                status = ds_optim_create(&desc, &o, NULL);
+                CHECK(status == DS_OK || (status == DS_ERR_MEMORY && !o));
+                ds_optim_destroy(o);
+                CHECK(memory.live == 0 && memory.mismatches == 0);
+                if (status == DS_OK) break;
+            }
+    }
+    TEST(users_table_takes_new_params_and_no_kernels) {
+        ds_optim_tensor tensor = {"w", 1, 20, 0, DS_F32, DS_OPTIM_MUON_AUTO};
+        ds_optim_table table = {"Own", DS_OPTIM_BY_GRAIN, 0, {NULL, NULL, NULL}, NULL, normalized, NULL};
+        ds_optim_kernels kernels = {NULL, fake_adam, NULL, NULL};
+        ds_optim_params p;
+        ds_optim_desc desc;
+        ds_optim *o = NULL;
+        float w[20] = {0}, g[20] = {1};
+        ds_optim_io io = {w, DS_F32, g, DS_F32};
+        memset(&desc, 0, sizeof desc);
+        ds_optim_params_default(NULL, &p);
+        p.adam_w_mode = false, p.momentum = 0.5;
+        desc.type = "Own", desc.groups = &p, desc.group_count = 1, desc.tensors = &tensor, desc.tensor_count = 1;
+        desc.tables = &table, desc.table_count = 1, desc.kernels = &kernels;
+        CHECK(ds_optim_create(&desc, &o, NULL) == DS_ERR_UNSUPPORTED);
+        desc.kernels = NULL, desc.own_states = true;
+        if (!CHECK(ds_optim_create(&desc, &o, NULL) == DS_OK)) break;
+        p.momentum = 0; /* of SGD this would be refused */
+        CHECK(ds_optim_set_group_params(o, 0, &p) == DS_OK && ds_optim_step(o, &io, NULL, NULL) == DS_OK);
+        ds_optim_destroy(o);
+        desc.type = "SGD";
+        p.momentum = 0.9;
+        if (!CHECK(ds_optim_create(&desc, &o, NULL) == DS_OK)) break;
+        p.momentum = 0.8;
+        CHECK(ds_optim_set_group_params(o, 0, &p) == DS_OK);
+        ds_optim_destroy(o);
+    }
+    TEST(nothing_to_gather) {
+        int left = 0; /* the exchange would fail */
+        ds_group group = {broken_exchange, &left, 0, 2};
+        ds_optim_tensor tensor = {"none", 1, 0, 0, DS_F32, DS_OPTIM_MUON_AUTO};
+        ds_optim_params p;
+        ds_optim *o = NULL;
+        ds_optim_params_default("Lamb", &p);
+        if (!CHECK(create_of("Lamb", &p, &tensor, 1, &group, &o) == DS_OK)) break;
+        CHECK(ds_optim_begin(o, 1, 1, 0) == DS_OK && ds_optim_combine(o) == DS_OK && ds_optim_end(o) == DS_OK);
+        ds_optim_destroy(o);
+    }
+    TEST(first_of_two_overflows_is_named) {
+        static model m;
+        ds_optim_params p;
+        ds_optim_report r;
+        ds_optim *o = NULL;
+        const ds_optim_options clipped = {1, NULL, true};
+        ds_loss_scaler scaler;
+        ds_optim_options scaled = {0, NULL, true};
+        memset(&m, 0, sizeof m);
+        ds_optim_params_default("SGD", &p);
+        m.count = 3;
+        for (size_t i = 0; i < 3; i++)
+            m.tensors[i].name = "w", m.tensors[i].rows = 1, m.tensors[i].cols = 4, m.grads[i][0] = i ? INFINITY : 1;
+        if (!CHECK(create_of("SGD", &p, m.tensors, 3, NULL, &o) == DS_OK)) break;
+        CHECK(step(o, &m, NULL, &r) == DS_OK && r.skipped == DS_OPTIM_OVERFLOW && r.overflow_tensor == 1);
+        CHECK(step(o, &m, &clipped, NULL) == DS_ERR_ARGUMENT);
+        CHECK(ds_loss_scaler_init(&scaler, NULL, NULL) == DS_OK);
+        scaled.scaler = &scaler;
+        CHECK(step(o, &m, &scaled, NULL) == DS_ERR_ARGUMENT && ds_optim_step_count(o) == 0);
+        ds_optim_destroy(o);
+    }
+    TEST(loss_scaler_refuses_what_is_not_finite) {
+        ds_loss_scaler s;
+        ds_loss_scaler_params p;
+        ds_loss_scaler_params_default(&p);
+        p.initial = INFINITY;
+        CHECK(ds_loss_scaler_init(&s, &p, NULL) == DS_ERR_ARGUMENT);
+        ds_loss_scaler_params_default(&p);
+        p.minimum = INFINITY;
+        CHECK(ds_loss_scaler_init(&s, &p, NULL) == DS_ERR_ARGUMENT);
+        ds_loss_scaler_params_default(&p);
+        p.factor = INFINITY;
+        CHECK(ds_loss_scaler_init(&s, &p, NULL) == DS_ERR_ARGUMENT);
+    }
+    TEST(schedules_at_their_ends) {
+        ds_schedule s;
+        CHECK(ds_schedule_default("WarmupCosineLR", &s, NULL) == DS_OK);
+        s.total_num_steps = 10, s.warmup_num_steps = 2, s.cos_min_ratio = -1;
+        CHECK(ds_schedule_lr(&s, 100, 1) == 0); /* never below zero */
+        CHECK(ds_schedule_default("OneCycle", &s, NULL) == DS_OK);
+        s.cycle_first_step_size = 4, s.cycle_min_lr = 0.1, s.cycle_max_lr = 1, s.decay_step_size = 0,
+        s.decay_lr_rate = 1;
+        CHECK_NEAR(ds_schedule_lr(&s, 100, 1), 0.1, 0); /* without a decay step it stays */
+    }
+}
+
 /* LAMB with its tensor partitioned over ranks gives the bits of one rank. */
 static float lamb_weights[RANKS_MOST][BIG];
 static void lamb_steps(rank *r, size_t begin, size_t end) {
@@ -1693,5 +1953,6 @@ int main(int argc, char **argv) {
     lamb_partitioned();
     hooks();
     corners();
+    rest();
     return test_end();
 }
