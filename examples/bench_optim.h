@@ -5,6 +5,7 @@
 #include <pthread.h>
 #if EXAMPLE_USE_CBLAS
 #include <cblas.h>
+void openblas_set_num_threads(int threads);
 #endif
 
 /* ---- ceilings, by the same number of threads ---- */
@@ -241,6 +242,9 @@ static int bench_optim(arguments *a) {
     if (!error.status) optim_measure(&small, 1024000, threads, 20 * rounds, memory, &error);
     for (size_t i = 0; !error.status && i < 8 * rows * rows; i++)
         memory[i] = (float)((i * 2654435761u >> 12) % 2048) / 1024 - 1;
+#if EXAMPLE_USE_CBLAS
+    openblas_set_num_threads((int)threads);
+#endif
     for (size_t r = 0; r < rounds && !error.status; r++)
         for (size_t i = 0; i < MATRICES; i++)
             if (!matrices[i].blas || EXAMPLE_USE_CBLAS)
