@@ -89,6 +89,7 @@ coverage:
 
 bench: $(B)/ds
 	$(B)/ds bench config
+	$(B)/ds bench comm
 
 # `make peers`: other programs beside ours, from scratch environments or paths that you give; never part of a test
 peers: $(B)/ds

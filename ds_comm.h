@@ -23,6 +23,7 @@ SYNOPSIS (every rank runs this; `ds run -n 2`, torchrun, mpirun and srun all say
 OPTIONS (macros of the implementing file)
 
     DS_COMM_USE_MPI    0    1: includes <mpi.h> and builds the backend "mpi"
+    DS_COMM_SIMD       1    0: leaves the code for AVX2 out, which is chosen at run time; the bits are the same
     DS_STATIC          -    defined: every function is private to the file
 
 WHAT IT DOES NOT DO. It starts no processes (ds run, mpirun, srun, torchrun do). It does not encrypt or authenticate:
@@ -857,6 +858,7 @@ DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers
 #include <fcntl.h>
 #include <limits.h>
 #include <math.h>
+#include <sched.h>
 #include <unistd.h>
 #ifdef __linux__
 #include <poll.h>
@@ -871,6 +873,16 @@ DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers
 #if DS_COMM_USE_MPI
 #include <mpi.h>
 #endif
+#ifndef DS_COMM_SIMD
+#define DS_COMM_SIMD 1
+#endif
+#if DS_COMM_SIMD && defined(__x86_64__) && defined(__GNUC__)
+#define DSI_COMM_X86  1
+#define DSI_COMM_AVX2 __attribute__((target("avx2,f16c"))) /* no fma: products and sums must stay apart */
+#include <immintrin.h>
+#else
+#define DSI_COMM_X86 0
+#endif
 
 #define DSI_COMM_LOAD(word)         __atomic_load_n(word, __ATOMIC_SEQ_CST)
 #define DSI_COMM_STORE(word, value) __atomic_store_n(word, value, __ATOMIC_SEQ_CST)
@@ -880,6 +892,7 @@ DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers
 #define DSI_COMM_LEVELS 32 /* depth of the tree over up to 2^31 ranks, with one spare */
 #define DSI_COMM_SMALL 512 /* bytes that travel inside the announcement of a call */
 #define DSI_COMM_QUEUE 64  /* started calls that may wait */
+#define DSI_COMM_LARGE ((size_t)8 << 20) /* bytes of a buffer that passes the caches by */
 #define DSI_COMM_LINE 64   /* cache line */
 #define DSI_COMM_PAGE 4096 /* alignment of everything that is mapped */
 #define DSI_COMM_ENTRIES 256 /* of the comms log */
@@ -888,21 +901,169 @@ DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers
 #define DSI_COMM_GATHER_SUMS 13
 // clang-format on
 
-// >>sum: the binary tree over rank numbers
+// >>simd: conversions and signs, eight at a time where the machine can; what is left goes to the plain loops
 
+#if DSI_COMM_X86
+static bool dsi_comm_avx2(void) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); /* all that have both have f16c */
+}
+/* eight elements of fp32 or a half type */
+DSI_COMM_AVX2 static inline __m256 dsi_comm_load8(const void *p, ds_dtype dtype, size_t i) {
+    const char *at = (const char *)p + i * DS_DTYPE_SIZE(dtype);
+    if (dtype == DS_F32) return _mm256_loadu_ps((const float *)(const void *)at);
+    {
+        const __m128i h = _mm_loadu_si128((const __m128i *)(const void *)at);
+        if (dtype == DS_F16) return _mm256_cvtph_ps(h);
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+    }
+}
+/* a half type; bf16 by the integer rule of dsi_bf16_of_f32 */
+DSI_COMM_AVX2 static inline __m128i dsi_comm_half8(__m256 x, ds_dtype dtype) {
+    const __m256i u = _mm256_castps_si256(x), high = _mm256_srli_epi32(u, 16);
+    const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+    const __m256i even = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    const __m256i r =
+        _mm256_blendv_epi8(_mm256_srli_epi32(even, 16), _mm256_or_si256(high, _mm256_set1_epi32(0x40)), nan);
+    if (dtype == DS_F16) return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
+    return _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
+}
+DSI_COMM_AVX2 static size_t dsi_comm_widen_avx2(float *to, const void *from, ds_dtype dtype, size_t n) {
+    size_t i = 0;
+    if (dtype == DS_F16)
+        for (; n - i >= 8; i += 8) _mm256_storeu_ps(to + i, dsi_comm_load8(from, DS_F16, i));
+    else
+        for (; n - i >= 8; i += 8) _mm256_storeu_ps(to + i, dsi_comm_load8(from, DS_BF16, i));
+    return i;
+}
+DSI_COMM_AVX2 static size_t dsi_comm_narrow_avx2(uint16_t *to, const float *from, ds_dtype dtype, size_t n) {
+    size_t i = 0;
+    for (; n - i >= 8; i += 8)
+        _mm_storeu_si128((__m128i *)(void *)(to + i), dsi_comm_half8(_mm256_loadu_ps(from + i), dtype));
+    return i;
+}
+/* Two inputs of one type in one pass: (a + b) * factor, which is exact for the factors 1 and 1/2, to each output. */
+#define DSI_COMM_PAIR(dtype, out_dtype)                                                                                \
+    for (; n - i >= 8; i += 8) {                                                                                       \
+        const __m256 x = _mm256_mul_ps(_mm256_add_ps(dsi_comm_load8(a, dtype, i), dsi_comm_load8(b, dtype, i)), by);   \
+        if (out_dtype == DS_F32) {                                                                                     \
+            _mm256_storeu_ps((float *)first + i, x);                                                                   \
+            _mm256_storeu_ps((float *)last + i, x);                                                                    \
+        } else {                                                                                                       \
+            const __m128i h = dsi_comm_half8(x, out_dtype);                                                            \
+            _mm_storeu_si128((__m128i *)(void *)((uint16_t *)first + i), h);                                           \
+            _mm_storeu_si128((__m128i *)(void *)((uint16_t *)last + i), h);                                            \
+        }                                                                                                              \
+    }
+DSI_COMM_AVX2 static size_t dsi_comm_pair_avx2(const void *a, const void *b, ds_dtype dtype, void *first, void *last,
+                                               ds_dtype out_dtype, float factor, size_t n) {
+    const __m256 by = _mm256_set1_ps(factor);
+    size_t i = 0;
+    if (dtype == DS_F32) {
+        DSI_COMM_PAIR(DS_F32, DS_F32)
+    } else if (dtype == DS_BF16 && out_dtype == DS_BF16) {
+        DSI_COMM_PAIR(DS_BF16, DS_BF16)
+    } else if (dtype == DS_BF16) {
+        DSI_COMM_PAIR(DS_BF16, DS_F32)
+    } else if (out_dtype == DS_F16) {
+        DSI_COMM_PAIR(DS_F16, DS_F16)
+    } else {
+        DSI_COMM_PAIR(DS_F16, DS_F32)
+    }
+    return i;
+}
+/* error += in (which may be NULL), and each lane gets the squares of every eighth element. */
+DSI_COMM_AVX2 static size_t dsi_comm_feed_avx2(float *error, const float *in, size_t n, double *lane) {
+    __m256d low = _mm256_loadu_pd(lane), high = _mm256_loadu_pd(lane + 4);
+    size_t i = 0;
+    for (; n - i >= 8; i += 8) {
+        __m256 x = _mm256_loadu_ps(error + i);
+        __m256d a, b;
+        if (in) x = _mm256_add_ps(x, _mm256_loadu_ps(in + i));
+        if (in) _mm256_storeu_ps(error + i, x);
+        a = _mm256_cvtps_pd(_mm256_castps256_ps128(x)), b = _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1));
+        low = _mm256_add_pd(low, _mm256_mul_pd(a, a)), high = _mm256_add_pd(high, _mm256_mul_pd(b, b));
+    }
+    _mm256_storeu_pd(lane, low), _mm256_storeu_pd(lane + 4, high);
+    return i;
+}
+/* One byte of signs for eight elements, the first in the highest bit; what sign and scale leave over stays in x. */
+DSI_COMM_AVX2 static size_t dsi_comm_signs_avx2(float *x, size_t n, float scale, unsigned char *signs) {
+    const __m256 plus = _mm256_set1_ps(scale), minus = _mm256_set1_ps(-scale);
+    const __m256i back = _mm256_setr_epi32(7, 6, 5, 4, 3, 2, 1, 0);
+    size_t i = 0;
+    for (; n - i >= 8; i += 8) {
+        const __m256 v = _mm256_loadu_ps(x + i), up = _mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_GE_OQ);
+        signs[i / 8] = (unsigned char)_mm256_movemask_ps(_mm256_permutevar8x32_ps(up, back));
+        _mm256_storeu_ps(x + i, _mm256_sub_ps(v, _mm256_blendv_ps(minus, plus, up)));
+    }
+    return i;
+}
+DSI_COMM_AVX2 static size_t dsi_comm_expand_avx2(float *to, const unsigned char *signs, float scale, size_t n) {
+    const __m256 plus = _mm256_set1_ps(scale), minus = _mm256_set1_ps(-scale);
+    const __m256i bit = _mm256_setr_epi32(128, 64, 32, 16, 8, 4, 2, 1);
+    size_t i = 0;
+    for (; n - i >= 8; i += 8) {
+        const __m256i set = _mm256_and_si256(_mm256_set1_epi32(signs[i / 8]), bit);
+        _mm256_storeu_ps(to + i, _mm256_blendv_ps(minus, plus, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, bit))));
+    }
+    return i;
+}
+/* Past the caches, which spares reading what is overwritten; both begin at a vector. */
+DSI_COMM_AVX2 static void dsi_comm_stream_avx2(char *to, const char *from, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) {
+        __m256i a, b;
+        _mm_prefetch(from + i + 1024, _MM_HINT_NTA);
+        a = _mm256_loadu_si256((const __m256i *)(const void *)(from + i));
+        b = _mm256_loadu_si256((const __m256i *)(const void *)(from + i + 32));
+        _mm256_stream_si256((__m256i *)(void *)(to + i), a);
+        _mm256_stream_si256((__m256i *)(void *)(to + i + 32), b);
+    }
+    _mm_sfence(); /* before others are told */
+}
+#endif
+
+/* memcpy; `large` says that the whole of it is more than a cache keeps for its reader. */
+static void dsi_comm_copy(char *to, const char *from, size_t bytes, bool large) {
+#if DSI_COMM_X86
+    if (large && bytes >= DSI_COMM_PAGE && dsi_comm_avx2()) {
+        size_t head = (DSI_COMM_LINE - (uintptr_t)to % DSI_COMM_LINE) % DSI_COMM_LINE;
+        size_t body = (bytes - head) / DSI_COMM_LINE * DSI_COMM_LINE;
+        memcpy(to, from, head);
+        dsi_comm_stream_avx2(to + head, from + head, body);
+        memcpy(to + head + body, from + head + body, bytes - head - body);
+        return;
+    }
+#endif
+    (void)large;
+    memcpy(to, from, bytes);
+}
 static float dsi_comm_f32_load(const void *p, ds_dtype dtype, size_t i) {
     if (dtype == DS_BF16) return dsi_f32_of_bf16(((const uint16_t *)p)[i]);
     if (dtype == DS_F16) return dsi_f32_of_f16(((const uint16_t *)p)[i]);
     return ((const float *)p)[i];
 }
+static void dsi_comm_widen(float *to, const uint16_t *from, ds_dtype dtype, size_t n) {
+    size_t i = 0;
+#if DSI_COMM_X86
+    if (dsi_comm_avx2()) i = dsi_comm_widen_avx2(to, from, dtype, n);
+#endif
+    for (; i < n; i++) to[i] = dsi_comm_f32_load(from, dtype, i);
+}
+static void dsi_comm_narrow(uint16_t *to, const float *from, ds_dtype dtype, size_t n) {
+    size_t i = 0;
+#if DSI_COMM_X86
+    if (dsi_comm_avx2()) i = dsi_comm_narrow_avx2(to, from, dtype, n);
+#endif
+    for (; i < n; i++) to[i] = dtype == DS_BF16 ? dsi_bf16_of_f32(from[i]) : dsi_f16_of_f32(from[i]);
+}
+
+// >>sum: the binary tree over rank numbers
 
 /* `count` elements from `begin` on, as the type that sums them: in place where they have it already, else in `room`. */
 static const float *dsi_comm_view_f32(float *room, const void *p, ds_dtype dtype, size_t begin, size_t count) {
     if (dtype == DS_F32) return (const float *)p + begin;
-    if (dtype == DS_BF16)
-        for (size_t i = 0; i < count; i++) room[i] = dsi_f32_of_bf16(((const uint16_t *)p)[begin + i]);
-    else
-        for (size_t i = 0; i < count; i++) room[i] = dsi_comm_f32_load(p, dtype, begin + i);
+    dsi_comm_widen(room, (const uint16_t *)p + begin, dtype, count);
     return room;
 }
 static const double *dsi_comm_view_f64(double *room, const void *p, ds_dtype dtype, size_t begin, size_t count) {
@@ -974,6 +1135,21 @@ DSI_COMM_FOLD(double, f64)
 DSI_COMM_FOLD(uint64_t, u64)
 DSI_COMM_FOLD(int64_t, i64) /* min and max only */
 
+/* A power of two has an exact reciprocal, so that the product is the quotient. */
+#define DSI_COMM_DIVIDE(T, tag)                                                                                        \
+    static void dsi_comm_divide_##tag(T *to, const T *from, int divisor, size_t count) {                               \
+        const bool exact = (divisor & (divisor - 1)) == 0;                                                             \
+        const T by = (T)divisor, inverse = 1 / by;                                                                     \
+        size_t i = 0;                                                                                                  \
+        for (; count - i >= 16 / sizeof(T); i += 16 / sizeof(T)) {                                                     \
+            const dsi_comm_vector_##tag x = *(const dsi_comm_vector_##tag *)(const void *)(from + i);                  \
+            *(dsi_comm_vector_##tag *)(void *)(to + i) = exact ? x * inverse : x / by;                                 \
+        }                                                                                                              \
+        for (; i < count; i++) to[i] = from[i] / by;                                                                   \
+    }
+DSI_COMM_DIVIDE(float, f32)
+DSI_COMM_DIVIDE(double, f64)
+
 typedef struct dsi_comm_sum {
     const void *const *inputs; /* one per rank */
     void *const *outputs;      /* the same result goes to each */
@@ -986,24 +1162,24 @@ static void dsi_comm_sum_f32(const dsi_comm_sum *s, size_t begin, size_t count) 
     float level[DSI_COMM_LEVELS][DSI_COMM_BLOCK], average[DSI_COMM_BLOCK];
     const float *r = dsi_comm_fold_f32(level, s->inputs, s->input_count, s->dtype, begin, count, s->op);
     if (s->op == DS_COMM_AVERAGE) {
-        for (size_t i = 0; i < count; i++) average[i] = r[i] / (float)s->input_count;
+        dsi_comm_divide_f32(average, r, s->input_count, count);
         r = average;
     }
     for (int o = 0; o < s->output_count; o++) {
-        uint16_t *half = (uint16_t *)s->outputs[o];
+        void *to = (char *)s->outputs[o] + begin * DS_DTYPE_SIZE(s->out_dtype);
         if (s->out_dtype == DS_F32)
-            memmove((float *)s->outputs[o] + begin, r, count * sizeof *r);
-        else if (s->out_dtype == DS_BF16)
-            for (size_t i = 0; i < count; i++) half[begin + i] = dsi_bf16_of_f32(r[i]);
+            memmove(to, r, count * sizeof *r);
+        else if (o)
+            memcpy(to, (char *)s->outputs[0] + begin * sizeof(uint16_t), count * sizeof(uint16_t));
         else
-            for (size_t i = 0; i < count; i++) half[begin + i] = dsi_f16_of_f32(r[i]);
+            dsi_comm_narrow((uint16_t *)to, r, s->out_dtype, count);
     }
 }
 static void dsi_comm_sum_f64(const dsi_comm_sum *s, size_t begin, size_t count) {
     double level[DSI_COMM_LEVELS][DSI_COMM_BLOCK], average[DSI_COMM_BLOCK];
     const double *r = dsi_comm_fold_f64(level, s->inputs, s->input_count, s->dtype, begin, count, s->op);
     if (s->op == DS_COMM_AVERAGE) {
-        for (size_t i = 0; i < count; i++) average[i] = r[i] / (double)s->input_count;
+        dsi_comm_divide_f64(average, r, s->input_count, count);
         r = average;
     }
     for (int o = 0; o < s->output_count; o++) memmove((double *)s->outputs[o] + begin, r, count * sizeof *r);
@@ -1026,17 +1202,19 @@ static void dsi_comm_sum_u64(const dsi_comm_sum *s, size_t begin, size_t count) 
             }
 }
 
+/* How many elements the vectors have done: of sums and averages of two, which are most there are. */
+static size_t dsi_comm_sum_pair(const dsi_comm_sum *s, size_t count) {
+#if DSI_COMM_X86
+    if (s->input_count == 2 && s->op <= DS_COMM_AVERAGE && s->dtype <= DS_BF16 && dsi_comm_avx2())
+        return dsi_comm_pair_avx2(s->inputs[0], s->inputs[1], s->dtype, s->outputs[0], s->outputs[s->output_count - 1],
+                                  s->out_dtype, s->op == DS_COMM_AVERAGE ? 0.5f : 1.0f, count);
+#endif
+    (void)s, (void)count;
+    return 0;
+}
 static void dsi_comm_sum_run(const dsi_comm_sum *s, size_t count) {
-    if (s->input_count == 2 && s->op == DS_COMM_SUM && s->dtype == DS_F32 && s->output_count == 1) {
-        const float *a = (const float *)s->inputs[0], *b = (const float *)s->inputs[1];
-        float *out = (float *)s->outputs[0];
-        size_t i = 0;
-        for (; count - i >= DSI_COMM_BLOCK; i += DSI_COMM_BLOCK)
-            dsi_comm_combine_f32(out + i, a + i, b + i, DSI_COMM_BLOCK, s->op);
-        dsi_comm_combine_f32(out + i, a + i, b + i, count - i, s->op);
-        return;
-    }
-    for (size_t i = 0; i < count; i += DSI_COMM_BLOCK) {
+    size_t i = dsi_comm_sum_pair(s, count);
+    for (; i < count; i += DSI_COMM_BLOCK) {
         size_t n = count - i < DSI_COMM_BLOCK ? count - i : DSI_COMM_BLOCK;
         if (s->dtype == DS_F32 || s->dtype == DS_F16 || s->dtype == DS_BF16)
             dsi_comm_sum_f32(s, i, n);
@@ -1629,8 +1807,8 @@ static ds_status dsi_comm_lost(ds_comm *c, const dsi_comm_sign *sign, int peer, 
                           who, dsi_comm_process(c, first), c->rank, call, (unsigned long long)sign->number);
 }
 
-/* Waits until another rank's counter reaches `value`: a short spin where every rank can have a core, then asleep. Wakes
-   by itself now and then to see whether that rank still lives. */
+/* Waits until another rank's counter reaches `value`: a short spin where every rank can have a core, then a while in which
+   others that want this core get it, then asleep. Wakes by itself now and then to see whether that rank still lives. */
 static ds_status dsi_comm_await(ds_comm *c, const dsi_comm_sign *sign, int peer, uint64_t *word, uint64_t value,
                                 const char *what) {
     dsi_comm_seat *me = dsi_comm_seat_of(c, c->rank);
@@ -1640,6 +1818,7 @@ static ds_status dsi_comm_await(ds_comm *c, const dsi_comm_sign *sign, int peer,
     begin = looked = dsi_now(&c->clock);
     deadline = dsi_deadline(&c->clock, c->timeout);
     for (int i = 0; i < c->spins && DSI_COMM_LOAD(word) < value; i++) dsi_comm_pause();
+    for (int i = 0; i < c->spins && DSI_COMM_LOAD(word) < value; i++) sched_yield();
     while (DSI_COMM_LOAD(word) < value) {
         uint32_t bell = DSI_COMM_LOAD(&me->bell);
         int64_t now;
@@ -1767,7 +1946,8 @@ static ds_status dsi_comm_take(ds_comm *c, const dsi_comm_plan *plan, size_t chu
         if (plan->reduces)
             c->views[peer] = dsi_comm_source(c, plan, peer, m.from, chunk, round);
         else if (peer != c->rank)
-            memcpy(plan->out + m.to + skip, dsi_comm_source(c, plan, peer, m.from, chunk, round), n);
+            dsi_comm_copy(plan->out + m.to + skip, dsi_comm_source(c, plan, peer, m.from, chunk, round), n,
+                          plan->total >= DSI_COMM_LARGE);
     }
     if (plan->reduces && n) {
         if (!plan->push) c->targets[0] = plan->out + skip / plan->size * DS_DTYPE_SIZE(plan->call.out_dtype);
@@ -1849,8 +2029,9 @@ static ds_status dsi_comm_room_receive(ds_comm *c, const dsi_comm_plan *plan) {
                                   (unsigned long long)slot->sign.bytes, dsi_comm_dtype_name(slot->sign.dtype));
         n = (size_t)slot->bytes;
         if (n)
-            memcpy(plan->out + slot->offset, slot->address ? dsi_comm_pointer(c, slot->address) : (char *)(slot + 1),
-                   n);
+            dsi_comm_copy(plan->out + slot->offset,
+                          slot->address ? dsi_comm_pointer(c, slot->address) : (char *)(slot + 1), n,
+                          plan->total >= DSI_COMM_LARGE);
         DSI_COMM_STORE(&pair->taken, turn + 1);
         dsi_comm_ring(c);
         at += n;
@@ -2140,7 +2321,8 @@ static ds_status dsi_comm_collect(ds_comm *c, dsi_comm_plan *plan, ds_comm_kind 
         plan->push = false;
         dsi_comm_add(c, plan, own.bytes / plan->size);
     } else if (!plan->reduces && own.bytes && plan->out + own.to != (const char *)plan->call.in + own.from)
-        memcpy(plan->out + own.to, (const char *)plan->call.in + own.from, own.bytes);
+        dsi_comm_copy(plan->out + own.to, (const char *)plan->call.in + own.from, own.bytes,
+                      plan->total >= DSI_COMM_LARGE);
     status = c->world == 1 ? DS_OK : c->room ? dsi_comm_room_carry(c, plan, most) : dsi_comm_message_carry(c, plan);
     if (!status) dsi_comm_count(c, plan, counted);
     return status;
@@ -2552,19 +2734,29 @@ DS_API ds_comm_one_bit ds_comm_one_bit_sizes(int world, size_t count) {
     return sizes;
 }
 
-/* Replaces `x` by what a sign and the scale |x| / sqrt(count) leave of it, and packs the signs. The norm is summed in
-   fp64, block by block, so that the order does not depend on anything but the count. */
-static float dsi_comm_compress(float *x, size_t count, unsigned char *signs) {
-    double norm = 0;
-    float scale;
-    for (size_t begin = 0; begin < count; begin += DSI_COMM_BLOCK) {
-        size_t end = begin + DSI_COMM_BLOCK < count ? begin + DSI_COMM_BLOCK : count;
-        double part = 0;
-        for (size_t i = begin; i < end; i++) part += (double)x[i] * (double)x[i];
-        norm += part;
+/* error += in (which may be NULL). The squares go to eight lanes by turns, so that their sum has one order; `begin` is
+   where the elements lie in the whole. */
+static void dsi_comm_feed(float *error, const float *in, size_t count, double lane[8], size_t begin) {
+    size_t i = 0;
+#if DSI_COMM_X86
+    if (dsi_comm_avx2() && begin % 8 == 0) i = dsi_comm_feed_avx2(error, in, count, lane);
+#endif
+    for (; i < count; i++) {
+        if (in) error[i] += in[i];
+        lane[(begin + i) % 8] += (double)error[i] * (double)error[i];
     }
-    scale = count ? (float)sqrt(norm / (double)count) : 0.0f;
-    for (size_t i = 0; i < count; i += 8) {
+}
+/* Packs the signs of `x` and leaves there what they and the scale |x| / sqrt(count), which is returned, have lost. */
+static float dsi_comm_compress(float *x, size_t count, double lane[8], unsigned char *signs) {
+    float scale;
+    size_t i = 0;
+    for (size_t half = 4; half; half /= 2)
+        for (size_t j = 0; j < half; j++) lane[j] += lane[j + half];
+    scale = count ? (float)sqrt(lane[0] / (double)count) : 0.0f;
+#if DSI_COMM_X86
+    if (dsi_comm_avx2()) i = dsi_comm_signs_avx2(x, count, scale, signs);
+#endif
+    for (; i < count; i += 8) {
         unsigned bits = 0;
         for (size_t j = 0; j < 8; j++) {
             bits = bits << 1 | (x[i + j] >= 0);
@@ -2574,8 +2766,12 @@ static float dsi_comm_compress(float *x, size_t count, unsigned char *signs) {
     }
     return scale;
 }
-static void dsi_comm_expand(float *to, const unsigned char *signs, float scale, size_t begin, size_t count) {
-    for (size_t i = 0; i < count; i++) to[i] = signs[(begin + i) / 8] >> (7 - (begin + i) % 8) & 1 ? scale : -scale;
+static void dsi_comm_expand(float *to, const unsigned char *signs, float scale, size_t count) {
+    size_t i = 0;
+#if DSI_COMM_X86
+    if (dsi_comm_avx2()) i = dsi_comm_expand_avx2(to, signs, scale, count);
+#endif
+    for (; i < count; i++) to[i] = signs[i / 8] >> (7 - i % 8) & 1 ? scale : -scale;
 }
 
 DS_API ds_status ds_comm_one_bit_all_reduce(ds_comm *comm, const float *in, float *out, size_t count,
@@ -2585,27 +2781,30 @@ DS_API ds_status ds_comm_one_bit_all_reduce(ds_comm *comm, const float *in, floa
     unsigned char *mine = (unsigned char *)scratch, *theirs = mine + dsi_round_up(bytes, 16);
     float *values = (float *)(void *)(theirs + dsi_round_up(bytes, 16));
     float *scales = values + (size_t)comm->world * DSI_COMM_BLOCK, scale;
-    float level[DSI_COMM_LEVELS][DSI_COMM_BLOCK];
+    float level[DSI_COMM_LEVELS][DSI_COMM_BLOCK], average[DSI_COMM_BLOCK];
+    double lane[8] = {0}, server_lane[8] = {0};
     ds_status status;
-    for (size_t i = 0; i < count; i++) worker_error[i] += in[i];
-    scale = dsi_comm_compress(worker_error, sizes.padded, mine);
+    dsi_comm_feed(worker_error, in, count, lane, 0);
+    dsi_comm_feed(worker_error + count, NULL, sizes.padded - count, lane, count);
+    scale = dsi_comm_compress(worker_error, sizes.padded, lane, mine);
     if ((status = ds_comm_all_gather(comm, &scale, scales, 1, NULL, DS_F32)) != DS_OK) return status;
     if ((status = ds_comm_all_to_all(comm, mine, theirs, part, DS_U8)) != DS_OK) return status;
     for (size_t begin = 0; begin < sizes.chunk; begin += DSI_COMM_BLOCK) {
         size_t n = sizes.chunk - begin < DSI_COMM_BLOCK ? sizes.chunk - begin : DSI_COMM_BLOCK;
-        const float *sum;
         for (int r = 0; r < comm->world; r++) {
-            dsi_comm_expand(values + (size_t)r * n, theirs + (size_t)r * part, scales[r], begin, n);
+            dsi_comm_expand(values + (size_t)r * n, theirs + (size_t)r * part + begin / 8, scales[r], n);
             comm->views[r] = values + (size_t)r * n;
         }
-        sum = dsi_comm_fold_f32(level, comm->views, comm->world, DS_F32, 0, n, DS_COMM_SUM);
-        for (size_t i = 0; i < n; i++) server_error[begin + i] += sum[i] / (float)comm->world;
+        dsi_comm_divide_f32(average, dsi_comm_fold_f32(level, comm->views, comm->world, DS_F32, 0, n, DS_COMM_SUM),
+                            comm->world, n);
+        dsi_comm_feed(server_error + begin, average, n, server_lane, begin);
     }
-    scale = dsi_comm_compress(server_error, sizes.chunk, mine);
+    scale = dsi_comm_compress(server_error, sizes.chunk, server_lane, mine);
     if ((status = ds_comm_all_gather(comm, &scale, scales, 1, NULL, DS_F32)) != DS_OK) return status;
     if ((status = ds_comm_all_gather(comm, mine, theirs, part, NULL, DS_U8)) != DS_OK) return status;
     for (size_t i = 0; i < count; i += sizes.chunk)
-        dsi_comm_expand(out + i, theirs, scales[i / sizes.chunk], i, count - i < sizes.chunk ? count - i : sizes.chunk);
+        dsi_comm_expand(out + i, theirs + i / 8, scales[i / sizes.chunk],
+                        count - i < sizes.chunk ? count - i : sizes.chunk);
     return DS_OK;
 }
 
@@ -2951,7 +3150,7 @@ static ds_comm *dsi_comm_make(const ds_comm_desc *desc, dsi_comm_family *family,
     c->stage_bytes = desc->stage_bytes ? desc->stage_bytes : (size_t)4 << 20;
     if (c->stage_bytes < 512 * w) c->stage_bytes = 512 * w;
     c->stage_bytes = dsi_round_up(c->stage_bytes, 2 * DSI_COMM_PAGE);
-    c->spins = sysconf(_SC_NPROCESSORS_ONLN) >= world ? 1000 : 0;
+    c->spins = sysconf(_SC_NPROCESSORS_ONLN) >= world ? 500 : 0;
     c->log = desc->log;
     c->allocator = desc->allocator;
     c->logger = desc->logger;
@@ -3906,6 +4105,11 @@ DS_API ds_status ds_comm_split(ds_comm *comm, int color, int key, ds_comm **out,
 
 #undef DSI_COMM_FOLD
 #undef DSI_COMM_BLOCK
+#undef DSI_COMM_AVX2
+#undef DSI_COMM_DIVIDE
+#undef DSI_COMM_LARGE
+#undef DSI_COMM_PAIR
+#undef DSI_COMM_X86
 #undef DSI_COMM_LEVELS
 #undef DSI_COMM_SMALL
 #undef DSI_COMM_QUEUE

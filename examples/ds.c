@@ -919,9 +919,11 @@ static int bench_checkpoint(arguments *a) {
     return finish(FINE);
 }
 
+#include "bench_comm.h"
 #include "bench_optim.h"
 
 static int run_bench(arguments *a) {
+    if (a->count && !strcmp(a->at[0], "comm")) return bench_comm(a);
     if (a->count && !strcmp(a->at[0], "optim")) return bench_optim(a);
     if (a->count && !strcmp(a->at[0], "checkpoint")) return bench_checkpoint(a);
     if (a->count && !strcmp(a->at[0], "sparse")) return bench_sparse(a);
@@ -1442,7 +1444,9 @@ static const struct command {
      "       ds bench optim [--elements N] [--threads T] [--rounds R] [--rows M] [--json]\n"
      "Times a step of each optimizer as a share of the memory's own speed, and Muon's iteration on an M x 4M matrix.\n"
      "       ds bench checkpoint [--folder DIR] [--mib N] [--json]\n"
-     "Times a durable save and a load beside writing and reading a plain file of the same size in DIR.\n",
+     "Times a durable save and a load beside writing and reading a plain file of the same size in DIR.\n"
+     "       ds bench comm [--ranks N] [--mib N | --bytes N] [--rounds R] [--json]\n"
+     "Times collectives between N processes over shared memory beside their reading and writing of memory.\n",
      run_bench},
     {"inspect", "show what a checkpoint holds, and verify it",
      "usage: ds inspect CHECKPOINT [--json]\n"

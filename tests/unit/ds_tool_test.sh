@@ -34,6 +34,11 @@ for command in config json memory schedule loss-scale run; do
     status "help_$command" 0 "$ds" $command --help
     says "help_${command}_usage" out "usage: ds $command"
 done
+# figures of collectives: the bytes on the wire are those of the manual's formulas, to the byte
+status bench_comm 0 "$ds" bench comm --ranks 3 --bytes 100000 --rounds 1 --json
+[ "$(grep -o '"sent": [0-9]*, "theory": [0-9]*' "$scratch/out" | awk '$2 + 0 == $4 + 0' | wc -l)" -eq 8 ]
+check bench_comm_wire_bytes
+status bench_comm_ranks 2 "$ds" bench comm --ranks 0
 status no_command 2 "$ds"
 status unknown_command 2 "$ds" frobnicate
 status unknown_option 2 "$ds" config --frobnicate "$scratch/good.json"
