@@ -1267,14 +1267,19 @@ static bool dsi_offload_page_go(dsi_offload_worker *w, dsi_offload_slot *slot, c
     return slot->busy = false;
 }
 
+/* Bytes of a tensor that spills are counted where they move; a transfer of another is counted when it starts. */
+static void dsi_offload_count(dsi_offload_worker *w, const dsi_offload_slot *slot) {
+    ds_offload *s = w->store;
+    bool write = slot->request.write;
+    pthread_mutex_lock(&s->lock);
+    s->stats.spills += write && slot->frame;
+    *(write ? &s->stats.bytes_written : &s->stats.bytes_read) += slot->bytes;
+    pthread_mutex_unlock(&s->lock);
+}
+
 /* A page moved between its frame and the file. */
 static bool dsi_offload_page_moved(dsi_offload_worker *w, dsi_offload_slot *slot, const dsi_offload_transfer *t) {
-    ds_offload *s = w->store;
     bool spilled = slot->request.write;
-    pthread_mutex_lock(&s->lock);
-    s->stats.spills += spilled;
-    *(spilled ? &s->stats.bytes_written : &s->stats.bytes_read) += slot->bytes;
-    pthread_mutex_unlock(&s->lock);
     slot->frame->dirty = false;
     if (!spilled) slot->frame->holds = slot->page;
     return dsi_offload_page_go(w, slot, t);
@@ -1294,6 +1299,7 @@ static bool dsi_offload_settle(dsi_offload_worker *w, dsi_offload_slot *slot, ds
                false;
     slot->done += (size_t)n;
     if (slot->done < slot->bytes) return dsi_offload_aim(slot, slot->request.write), true;
+    if (t->spills) dsi_offload_count(w, slot);
     if (slot->request.write) {
         if (s->sums) dsi_offload_sum(s, slot->memory, slot->at, slot->bytes);
         return slot->frame ? dsi_offload_page_moved(w, slot, t) : false;

@@ -88,7 +88,7 @@ ERRORS
     too early, a release without fetch) changes nothing. After an error of a collective or of the disk the engine is dead:
     every later call returns the same error, and the last checkpoint is what remains. A step skipped for overflow is not an
     error: report.skipped. Log ids: 2 step skipped, 3 a parameter that does not fit the arena, 4 memory not pinned,
-    5 reduction at the step's boundary, 6 times of a
+    5 reduction at the step's boundary, 9 fewer swap buffers than the pipelines want, 6 times of a
     step (wall_clock_breakdown), 7 the step (every steps_per_print), 8 the state at create (dump_state).
 
 THREADS
@@ -353,6 +353,7 @@ typedef struct ds_zero_desc {
     ds_clock clock;
     ds_files files;
     ds_offload_aio aio; /* asynchronous I/O of the swap files; zeroed: the best that works here */
+    int64_t probe;      /* ns that create measures the bandwidth of each swap folder for; 0: not */
 } ds_zero_desc;
 
 /* What a step did. Norm and loss are those of the whole batch, the same on every rank. */
@@ -743,6 +744,8 @@ DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers
 #define DSI_ZERO_NONE   SIZE_MAX
 #define DSI_ZERO_GROUP  256                       /* values that share one scale in quantized messages */
 #define DSI_ZERO_HOME   (1 + DS_OPTIM_MAX_STATES) /* index of parameters' parts among the arrays on disk */
+#define DSI_ZERO_GRAD   (2 + DS_OPTIM_MAX_STATES) /* and of gradient accumulators */
+#define DSI_ZERO_LANES  4                         /* buffers of DSI_ZERO_CHUNK through which gradients go to disk */
 
 typedef enum dsi_zero_where {
     DSI_ZERO_ABSENT = 0,
@@ -765,12 +768,13 @@ typedef struct dsi_zero_param {
     bool uncut;                 /* the optimizer takes the tensor as a whole */
     bool replicated;            /* the same on all ranks of the model group */
     size_t own_begin, own_count;
-    size_t shard;  /* where the own part stands in the arrays of states and accumulators, in elements */
-    size_t home;   /* where the own part stands in z->home, in bytes; stage 3, not whole */
-    bool whole;    /* kept whole on every rank */
-    bool external; /* in the model's own memory */
-    bool sparse;   /* reduced by rows, in a bucket of its own */
-    char *full;    /* the whole tensor, or NULL */
+    size_t norm_at; /* of its first grain among the own ones */
+    size_t shard;   /* where the own part stands in the arrays of states and accumulators, in elements */
+    size_t home;    /* where the own part stands in z->home, in bytes; stage 3, not whole */
+    bool whole;     /* kept whole on every rank */
+    bool external;  /* in the model's own memory */
+    bool sparse;    /* reduced by rows, in a bucket of its own */
+    char *full;     /* the whole tensor, or NULL */
     /* stage 3 */
     dsi_zero_where where;
     int fetches;
@@ -781,7 +785,7 @@ typedef struct dsi_zero_param {
     bool near_valid;         /* since the last update */
     bool from_near;          /* the gather under way */
     ds_comm_handle gather;
-    ds_offload_ticket read;
+    size_t reads;   /* buffers of the pool with a piece of it */
     size_t *counts; /* (parts): elements of each rank's part */
     /* gradient of this micro-batch */
     size_t bucket, piece; /* piece: first of (parts) entries in z->piece_offset */
@@ -814,11 +818,24 @@ typedef struct dsi_zero_sub {
 /* Memory of one sub-group while its arrays are swapped in. */
 typedef struct dsi_zero_set {
     float *array[1 + DS_OPTIM_MAX_STATES]; /* the master and the states */
-    char *home;
-    ds_offload_ticket ticket[2 + DS_OPTIM_MAX_STATES];
-    int of[2 + DS_OPTIM_MAX_STATES]; /* the store of each ticket */
+    char *home, *grad;
+    ds_offload_ticket ticket[3 + DS_OPTIM_MAX_STATES];
+    int of[3 + DS_OPTIM_MAX_STATES]; /* the store of each ticket */
     size_t tickets;
 } dsi_zero_set;
+
+/* A buffer of the pool through which parts of parameters come from disk; taken in turn, so that the oldest read is the
+   one that is waited for. [cfg: zero_optimization.offload_param.buffer_count, .buffer_size] */
+typedef struct dsi_zero_buffer {
+    char *memory, *to;
+    size_t bytes, param;
+    ds_offload_ticket ticket; /* 0: free */
+} dsi_zero_buffer;
+
+typedef struct dsi_zero_lane {
+    char *memory;
+    ds_offload_ticket ticket; /* of a write; 0: none */
+} dsi_zero_lane;
 
 struct ds_zero {
     ds_error error;
@@ -868,14 +885,26 @@ struct ds_zero {
     size_t home_bytes, train_elements, total_grains, own_grains, largest;
     size_t n_states;
     char *home;
-    float *array[1 + DS_OPTIM_MAX_STATES]; /* master and states; NULL on disk */
-    char *acc;                             /* NULL: the reduced gradient stays in its bucket */
-    char *resident;                        /* memory of whole parameters that the engine owns */
+    float *array[1 + DS_OPTIM_MAX_STATES]; /* master and states from element `cut` on; NULL on disk */
+    float *kept[1 + DS_OPTIM_MAX_STATES];  /* and before it: on the device */
+    size_t cut;                            /* [cfg: zero_optimization.offload_optimizer.ratio] */
+    char *acc;                             /* NULL: on disk, or the reduced gradient stays in its bucket */
+    bool acc_disk;
+    dsi_zero_lane lanes[DSI_ZERO_LANES];
+    size_t lane;
+    dsi_zero_buffer *pool_buffers; /* (n_pool) */
+    size_t n_pool, pool_bytes, pool_next;
+    char *resident; /* memory of whole parameters that the engine owns */
     size_t resident_bytes;
     dsi_zero_sub *subs;
     size_t n_subs, sub_elements, sub_home_bytes;
     dsi_zero_set sets[3];
-    size_t n_sets;
+    size_t n_sets, turn, set_limit; /* set_limit: buffer_count of states when given */
+    int64_t probe;
+    bool fast_init;
+    double ratio;
+    size_t pool_count, pool_elements, max_in_cpu; /* as configured */
+    size_t spill_bytes;                           /* of max_in_cpu that is used */
     bool measuring; /* the pass over sub-groups before the update: states change, parameters do not */
     ds_optim_slice *slices;
 
@@ -917,7 +946,7 @@ struct ds_zero {
     ds_group model; /* the other parts of the model; size 0 or 1: none */
     ds_loss_scaler scaler;
     ds_offload *store[2];                        /* of states and of parameters; may be the same */
-    ds_offload_id disk[2 + DS_OPTIM_MAX_STATES]; /* master, states, home */
+    ds_offload_id disk[3 + DS_OPTIM_MAX_STATES]; /* master, states, home, gradients */
     ds_checkpoint_desc checkpoint;
     char *agree; /* (world) errors */
 
@@ -1053,6 +1082,18 @@ static void dsi_zero_layout_shard(ds_zero *z) {
     z->home_bytes = home;
 }
 
+/* Where in shard space offloading begins: states of the elements before it stay on the device. Not inside of a tensor that
+   the optimizer takes as a whole. [cfg: zero_optimization.offload_optimizer.ratio] */
+static void dsi_zero_layout_cut(ds_zero *z) {
+    double keep = z->state_tier == DS_ZERO_DEVICE ? 0.0 : 1.0 - z->ratio;
+    z->cut = (size_t)((double)(z->shard_total / DS_GRAIN) * keep) * DS_GRAIN;
+    for (size_t i = 0; i < z->n_train; i++) {
+        const dsi_zero_param *p = &z->params[z->order[i]];
+        size_t end = p->shard + dsi_zero_grains(p->own_count) * DS_GRAIN;
+        if (p->uncut && p->shard < z->cut && end > z->cut) z->cut = end;
+    }
+}
+
 /* Cuts shard space in sub-groups, but never a tensor that the optimizer takes as a whole. [cfg: zero_optimization.sub_group_size] */
 static size_t dsi_zero_layout_subs(ds_zero *z, dsi_zero_sub *subs) {
     size_t step = z->sub_group / DS_GRAIN * DS_GRAIN, n = 0, cursor = 0;
@@ -1062,6 +1103,7 @@ static size_t dsi_zero_layout_subs(ds_zero *z, dsi_zero_sub *subs) {
         dsi_zero_sub sub;
         sub.begin = begin;
         sub.end = z->shard_total - begin < step ? z->shard_total : begin + step;
+        if (begin < z->cut && sub.end > z->cut) sub.end = z->cut;
         sub.home_begin = DSI_ZERO_NONE;
         sub.home_end = 0;
         while (cursor < z->n_train) {
@@ -1144,14 +1186,27 @@ static ds_status dsi_zero_disk_failed(ds_zero *z, int store, ds_status status, c
     return dsi_zero_die(z, status, what, ds_offload_error(z->store[store])->message);
 }
 
+/* Memory of element `at` of an array (0 the master, 1 and up the states), or NULL when that is on disk. */
+static float *dsi_zero_at(const ds_zero *z, size_t array, size_t at) {
+    if (at < z->cut) return z->kept[array] + at;
+    return z->array[array] ? z->array[array] + (at - z->cut) : NULL;
+}
+
+/* Elements of an array on the device, and those that are offloaded. */
+static size_t dsi_zero_kept(const ds_zero *z, size_t array) {
+    return array == 0 && z->shard_half < z->cut ? z->shard_half : z->cut;
+}
+static size_t dsi_zero_moved(const ds_zero *z, size_t array) {
+    return (array == 0 ? z->shard_half : z->shard_total) - dsi_zero_kept(z, array);
+}
+
 /* Reads (or writes) elements [begin, begin + count) of a parameter's own part: array -1 the fp32 value, else a state. */
 static ds_status dsi_zero_own_io(ds_zero *z, bool write, const dsi_zero_param *p, int array, size_t begin, size_t count,
                                  float *values) {
-    size_t at = p->shard + (begin - p->own_begin);
+    size_t at = p->shard + (begin - p->own_begin), offset;
     float *memory = NULL;
     ds_offload_id id;
     ds_status status;
-    size_t offset = at * sizeof(float);
     int store = 0;
     if (count == 0) return DS_OK;
     if (array < 0 && !dsi_zero_has_master(p)) {
@@ -1163,9 +1218,14 @@ static ds_status dsi_zero_own_io(ds_zero *z, bool write, const dsi_zero_param *p
         id = z->disk[DSI_ZERO_HOME];
         offset = p->home + (begin - p->own_begin) * sizeof(float);
     } else {
-        float *base = z->array[array + 1];
-        if (base) memory = base + at;
+        if (at < z->cut && count > z->cut - at) {
+            size_t first = z->cut - at;
+            if ((status = dsi_zero_own_io(z, write, p, array, begin, first, values))) return status;
+            return dsi_zero_own_io(z, write, p, array, begin + first, count - first, values + first);
+        }
+        memory = dsi_zero_at(z, (size_t)(array + 1), at);
         id = z->disk[array + 1];
+        offset = memory ? 0 : (at - z->cut) * sizeof(float);
     }
     if (memory) {
         if (write)
@@ -1241,18 +1301,23 @@ static ds_status dsi_zero_set_wait(ds_zero *z, dsi_zero_set *set) {
     return first ? dsi_zero_disk_failed(z, store, first, "swap", "optimizer states") : DS_OK;
 }
 
+static size_t dsi_zero_acc_bytes(const ds_zero *z) {
+    return DS_DTYPE_SIZE(z->acc_dtype);
+}
+
 /* Starts moving a sub-group's arrays that live on disk between there and the set's buffers. A half-type home is only
-   written: the update makes it anew from the master. */
+   written: the update makes it anew from the master. Gradients are only read. */
 static ds_status dsi_zero_set_start(ds_zero *z, dsi_zero_set *set, const dsi_zero_sub *sub, bool write) {
-    for (size_t a = 0; a <= DSI_ZERO_HOME; a++) {
-        bool home = a == DSI_ZERO_HOME;
+    for (size_t a = 0; a <= DSI_ZERO_GRAD; a++) {
+        bool home = a == DSI_ZERO_HOME, grad = a == DSI_ZERO_GRAD, state = !home && !grad;
         int store = home ? 1 : 0;
-        size_t begin = home ? sub->home_begin : sub->begin * sizeof(float);
-        size_t end = home ? sub->home_end : sub->end * sizeof(float);
-        void *buffer = home ? (void *)set->home : (void *)set->array[a];
+        size_t each = grad ? dsi_zero_acc_bytes(z) : sizeof(float), skip = state ? z->cut : 0;
+        size_t last = a == 0 && sub->end > z->shard_half ? z->shard_half : sub->end;
+        size_t begin = home ? sub->home_begin : sub->begin < skip ? 0 : (sub->begin - skip) * each;
+        size_t end = home ? sub->home_end : last < skip ? 0 : (last - skip) * each;
+        void *buffer = home ? (void *)set->home : grad ? (void *)set->grad : (void *)set->array[a];
         ds_status status;
-        if (a == 0 && end > z->shard_half * sizeof(float)) end = z->shard_half * sizeof(float);
-        if (write && z->measuring && (a == 0 || home)) continue;
+        if (write && (grad || (z->measuring && (a == 0 || home)))) continue;
         if (!buffer || end <= begin || (home && !write && sub->end <= z->shard_half)) continue;
         status = write ? ds_offload_start_write(z->store[store], z->disk[a], begin, end - begin, buffer,
                                                 &set->ticket[set->tickets])
@@ -1262,6 +1327,61 @@ static ds_status dsi_zero_set_start(ds_zero *z, dsi_zero_set *set, const dsi_zer
         set->of[set->tickets++] = store;
     }
     return DS_OK;
+}
+
+/* The next lane, free to be filled. */
+static ds_status dsi_zero_lane_take(ds_zero *z, dsi_zero_lane **lane) {
+    dsi_zero_lane *l = *lane = &z->lanes[z->lane++ % DSI_ZERO_LANES];
+    ds_status status = l->ticket ? ds_offload_wait(z->store[0], l->ticket) : DS_OK;
+    l->ticket = 0;
+    return status ? dsi_zero_disk_failed(z, 0, status, "swap-out", "gradients") : DS_OK;
+}
+
+/* All gradients that went to disk are there. */
+static ds_status dsi_zero_lanes_land(ds_zero *z) {
+    ds_status status = DS_OK;
+    for (size_t i = 0; i < DSI_ZERO_LANES && !status; i++) {
+        dsi_zero_lane *lane;
+        status = dsi_zero_lane_take(z, &lane);
+    }
+    return status;
+}
+
+static ds_status dsi_zero_buffer_land(ds_zero *z, dsi_zero_buffer *b) {
+    ds_status status;
+    if (!b->ticket) return DS_OK;
+    if ((status = ds_offload_wait(z->store[1], b->ticket)))
+        return dsi_zero_disk_failed(z, 1, status, "swap-in", z->params[b->param].name);
+    memcpy(b->to, b->memory, b->bytes);
+    z->params[b->param].reads--;
+    b->ticket = 0;
+    return DS_OK;
+}
+
+/* Starts bringing the own part of a parameter from disk to its place, piece by piece through the pool. */
+static ds_status dsi_zero_pool_read(ds_zero *z, dsi_zero_param *p) {
+    size_t bytes = p->own_count * p->bytes_each;
+    for (size_t at = 0; at < bytes; at += z->pool_bytes) {
+        dsi_zero_buffer *b = &z->pool_buffers[z->pool_next++ % z->n_pool];
+        ds_status status = dsi_zero_buffer_land(z, b);
+        if (status) return status;
+        b->param = (size_t)(p - z->params);
+        b->to = p->full + p->own_begin * p->bytes_each + at;
+        b->bytes = bytes - at < z->pool_bytes ? bytes - at : z->pool_bytes;
+        status =
+            ds_offload_start_read(z->store[1], z->disk[DSI_ZERO_HOME], p->home + at, b->bytes, b->memory, &b->ticket);
+        if (status) return dsi_zero_disk_failed(z, 1, status, "swap-in", p->name);
+        p->reads++;
+    }
+    return DS_OK;
+}
+
+static ds_status dsi_zero_pool_land(ds_zero *z, const dsi_zero_param *p) {
+    ds_status status = DS_OK;
+    for (size_t i = 0; p->reads && i < z->n_pool && !status; i++)
+        if (z->pool_buffers[i].ticket && z->pool_buffers[i].param == (size_t)(p - z->params))
+            status = dsi_zero_buffer_land(z, &z->pool_buffers[i]);
+    return status;
 }
 
 // >>arena: whole parameters at stage 3
@@ -1369,18 +1489,14 @@ static ds_status dsi_zero_gather_read(ds_zero *z, dsi_zero_param *p) {
     size_t bytes = p->own_count * p->bytes_each;
     if (status) return status;
     p->where = DSI_ZERO_READING;
-    p->read = 0;
     p->from_near = z->near && p->near_valid;
     if (p->from_near) {
         memcpy(p->full + p->near_begin * p->bytes_each, z->near + p->near, dsi_zero_near_count(z, p) * p->bytes_each);
         return DS_OK;
     }
     if (bytes == 0) return DS_OK;
-    if (z->home)
-        memcpy(p->full + p->own_begin * p->bytes_each, z->home + p->home, bytes);
-    else if ((status = ds_offload_start_read(z->store[1], z->disk[DSI_ZERO_HOME], p->home, bytes,
-                                             p->full + p->own_begin * p->bytes_each, &p->read)))
-        return dsi_zero_disk_failed(z, 1, status, "swap-in", p->name);
+    if (!z->home) return dsi_zero_pool_read(z, p);
+    memcpy(p->full + p->own_begin * p->bytes_each, z->home + p->home, bytes);
     return DS_OK;
 }
 
@@ -1389,9 +1505,7 @@ static ds_status dsi_zero_gather_start(ds_zero *z, dsi_zero_param *p) {
     ds_comm *comm = p->from_near ? z->node : z->comm;
     ds_comm_call call;
     ds_status status;
-    if (p->read && (status = ds_offload_wait(z->store[1], p->read)))
-        return dsi_zero_disk_failed(z, 1, status, "swap-in", p->name);
-    p->read = 0;
+    if ((status = dsi_zero_pool_land(z, p))) return status;
     p->where = DSI_ZERO_GATHERING;
     p->gather = 0;
     if (z->parts == 1) return DS_OK;
@@ -1561,10 +1675,6 @@ static void dsi_zero_stash_give(ds_zero *z, char **stash) {
     *stash = NULL;
 }
 
-static size_t dsi_zero_acc_bytes(const ds_zero *z) {
-    return DS_DTYPE_SIZE(z->acc_dtype);
-}
-
 /* With reduce_at_boundary whole gradients, in the buckets' layout; else the own parts, in shard space. */
 static size_t dsi_zero_acc_elements(const ds_zero *z) {
     return z->boundary ? z->train_elements : z->shard_total * z->levels;
@@ -1582,6 +1692,55 @@ static void dsi_zero_carry(ds_zero *z, const dsi_zero_param *p, float *piece) {
     memcpy(level + (last ? 0 : k * z->shard_total), piece, p->own_count * sizeof *piece);
 }
 
+typedef struct dsi_zero_ballot { /* what each rank tells the others before an update; its losses follow */
+    int64_t loss_count;
+    int64_t stop;
+    double squares; /* stage 0: of this rank's gradient, which is not that of the others when it is not reduced */
+    int64_t bad;    /* stage 0: the first parameter whose gradient is not finite; INT64_MAX: none */
+} dsi_zero_ballot;
+
+static size_t dsi_zero_head(const ds_zero *z) { /* in doubles */
+    return sizeof(dsi_zero_ballot) / sizeof(double) + (size_t)z->accumulation;
+}
+
+static ds_status dsi_zero_acc_io(ds_zero *z, bool write, dsi_zero_lane *lane, size_t at, size_t count) {
+    size_t each = dsi_zero_acc_bytes(z);
+    ds_status status;
+    if (write)
+        status = ds_offload_start_write(z->store[0], z->disk[DSI_ZERO_GRAD], at * each, count * each, lane->memory,
+                                        &lane->ticket);
+    else
+        status = ds_offload_read(z->store[0], z->disk[DSI_ZERO_GRAD], at * each, count * each, lane->memory);
+    return status ? dsi_zero_disk_failed(z, 0, status, write ? "swap-out" : "swap-in", "gradients") : DS_OK;
+}
+
+/* The same as in memory, where accumulators are on disk: chunk by chunk through the lanes. */
+static ds_status dsi_zero_acc_swap(ds_zero *z, const dsi_zero_param *p, char *piece, size_t begin, size_t count) {
+    bool last = z->micro + 1 == z->accumulation;
+    unsigned m = (unsigned)z->micro, k = 0;
+    dsi_zero_lane *lane;
+    ds_status status = DS_OK;
+    if (z->invariant) {
+        for (; !status && (m >> k & 1u || (last && m >> k)); k++) {
+            if (!(m >> k & 1u)) continue;
+            if ((status = dsi_zero_lane_take(z, &lane))) break;
+            status = dsi_zero_acc_io(z, false, lane, k * z->shard_total + p->shard + begin, count);
+            (void)ds_optim_accumulate(piece, DS_F32, lane->memory, DS_F32, count);
+        }
+        if (last) k = 0;
+    }
+    if (status || (status = dsi_zero_lane_take(z, &lane))) return status;
+    if (!z->invariant && m) {
+        if ((status = dsi_zero_acc_io(z, false, lane, p->shard + begin, count))) return status;
+        (void)ds_optim_accumulate(lane->memory, z->acc_dtype, piece, z->wire, count);
+    } else
+        (void)ds_optim_cast(lane->memory, z->acc_dtype, piece, z->wire, count);
+    if (last)
+        ds_optim_norm_grains(lane->memory, z->acc_dtype, count, 1.0f,
+                             z->norm_own + dsi_zero_head(z) + p->norm_at + begin / DS_GRAIN);
+    return dsi_zero_acc_io(z, true, lane, k * z->shard_total + p->shard + begin, count);
+}
+
 /* Takes a reduced bucket's own pieces into the accumulators. */
 static ds_status dsi_zero_bucket_finish(ds_zero *z, size_t b) {
     dsi_zero_bucket *bucket = &z->buckets[b];
@@ -1591,10 +1750,16 @@ static ds_status dsi_zero_bucket_finish(ds_zero *z, size_t b) {
         return dsi_zero_comm_failed(z, "gradient reduction", NULL);
     bucket->handle = 0;
     z->ns_reduce += dsi_now(&z->clock) - start;
-    for (size_t j = 0; z->acc && !z->boundary && j < bucket->count; j++) {
+    for (size_t j = 0; (z->acc || z->acc_disk) && !z->boundary && j < bucket->count; j++) {
         const dsi_zero_param *p = &z->params[z->bucket_order[bucket->first + j]];
         char *piece = dsi_zero_bucket_at(z, b) + z->piece_offset[p->piece + z->part] * each;
-        char *acc = z->acc + p->shard * dsi_zero_acc_bytes(z);
+        char *acc = z->acc ? z->acc + p->shard * dsi_zero_acc_bytes(z) : NULL;
+        for (size_t at = 0; !acc && at < p->own_count; at += DSI_ZERO_CHUNK) {
+            size_t n = p->own_count - at < DSI_ZERO_CHUNK ? p->own_count - at : DSI_ZERO_CHUNK;
+            ds_status status = dsi_zero_acc_swap(z, p, piece + at * each, at, n);
+            if (status) return status;
+        }
+        if (!acc) continue;
         if (z->invariant)
             dsi_zero_carry(z, p, (float *)(void *)piece);
         else if (z->micro == 0)
@@ -1842,9 +2007,7 @@ static ds_status dsi_zero_drop_all(ds_zero *z) {
         dsi_zero_param *p = &z->params[i];
         ds_status status = DS_OK;
         if (p->whole || !p->full) continue;
-        if (p->where == DSI_ZERO_READING && p->read && (status = ds_offload_wait(z->store[1], p->read)))
-            return dsi_zero_disk_failed(z, 1, status, "swap-in", p->name);
-        p->read = 0;
+        if ((status = dsi_zero_pool_land(z, p))) return status;
         if (p->where == DSI_ZERO_GATHERING && (status = dsi_zero_gather_wait(z, p))) return status;
         dsi_zero_arena_drop(z, p);
     }
@@ -1977,25 +2140,15 @@ DS_API void ds_zero_stop(ds_zero *z) {
 
 // >>step
 
-typedef struct dsi_zero_ballot { /* what each rank tells the others before an update; its losses follow */
-    int64_t loss_count;
-    int64_t stop;
-    double squares; /* stage 0: of this rank's gradient, which is not that of the others when it is not reduced */
-    int64_t bad;    /* stage 0: the first parameter whose gradient is not finite; INT64_MAX: none */
-} dsi_zero_ballot;
-
 static size_t dsi_zero_models(const ds_zero *z) {
     return z->model.size > 1 ? (size_t)z->model.size : 1;
 }
 
-static size_t dsi_zero_head(const ds_zero *z) { /* in doubles */
-    return sizeof(dsi_zero_ballot) / sizeof(double) + (size_t)z->accumulation;
-}
-
-/* Where the reduced gradient of a parameter's own part lies. */
+/* Where the reduced gradient of a parameter's own part lies; NULL: on disk. */
 static const char *dsi_zero_reduced(const ds_zero *z, const dsi_zero_param *p, ds_dtype *dtype) {
-    bool sums = z->acc && !z->boundary;
+    bool sums = (z->acc || z->acc_disk) && !z->boundary;
     *dtype = sums ? z->acc_dtype : z->wire;
+    if (z->acc_disk) return NULL;
     if (sums) return z->acc + p->shard * dsi_zero_acc_bytes(z);
     return dsi_zero_bucket_at(z, p->bucket) + z->piece_offset[p->piece + z->part] * DS_DTYPE_SIZE(z->wire);
 }
@@ -2072,7 +2225,8 @@ static size_t dsi_zero_measure(ds_zero *z) {
         const char *gradient;
         if (p->tensor == DSI_ZERO_NONE) continue;
         gradient = dsi_zero_reduced(z, p, &dtype);
-        ds_optim_norm_grains(gradient, dtype, p->own_count, 1.0f, z->norm_own + n);
+        if (gradient) /* else they were computed on the way to disk */
+            ds_optim_norm_grains(gradient, dtype, p->own_count, 1.0f, z->norm_own + n);
         n += dsi_zero_grains(p->own_count);
     }
     return n;
@@ -2085,6 +2239,7 @@ static ds_status dsi_zero_norm(ds_zero *z, dsi_zero_ballot *total, double *loss)
     size_t head = dsi_zero_head(z);
     dsi_zero_ballot mine;
     const double *all = z->norm_own;
+    if (z->acc_disk && dsi_zero_lanes_land(z)) return z->error.status;
     (void)dsi_zero_measure(z);
     memset(&mine, 0, sizeof mine);
     mine.loss_count = z->loss_count;
@@ -2120,6 +2275,7 @@ static size_t dsi_zero_slices(ds_zero *z, const dsi_zero_sub *sub, const dsi_zer
         size_t from = p->shard > sub->begin ? p->shard : sub->begin;
         size_t to = p->shard + room < sub->end ? p->shard + room : sub->end, in;
         ds_optim_slice *s = &z->slices[n];
+        const char *gradient;
         char *own;
         if (from < to && p->own_count) {
             memset(s, 0, sizeof *s);
@@ -2140,7 +2296,9 @@ static size_t dsi_zero_slices(ds_zero *z, const dsi_zero_sub *sub, const dsi_zer
             } else
                 s->master = (float *)(void *)own;
             for (size_t k = 0; k < z->n_states; k++) s->state[k] = set->array[1 + k] + (from - sub->begin);
-            s->grad = dsi_zero_reduced(z, p, &s->grad_dtype) + in * DS_DTYPE_SIZE(s->grad_dtype);
+            gradient = dsi_zero_reduced(z, p, &s->grad_dtype);
+            s->grad = gradient ? gradient + in * DS_DTYPE_SIZE(s->grad_dtype)
+                               : set->grad + (from - sub->begin) * DS_DTYPE_SIZE(s->grad_dtype);
             n++;
         }
         if (p->shard + room > sub->end) break;
@@ -2152,7 +2310,7 @@ static size_t dsi_zero_slices(ds_zero *z, const dsi_zero_sub *sub, const dsi_zer
 static dsi_zero_set dsi_zero_view(const ds_zero *z, const dsi_zero_sub *sub, const dsi_zero_set *buffers) {
     dsi_zero_set view = *buffers;
     for (size_t a = 0; a <= z->n_states; a++)
-        if (z->array[a]) view.array[a] = z->array[a] + sub->begin;
+        if (sub->begin < z->cut || z->array[a]) view.array[a] = dsi_zero_at(z, a, sub->begin);
     return view;
 }
 
@@ -3030,6 +3188,16 @@ static ds_status dsi_zero_configure(ds_zero *z, const ds_config *c, ds_error *er
     z->pin_params = c->zero_optimization.offload_param.pin_memory && z->param_tier != DS_ZERO_DEVICE;
     z->pipeline_read = c->zero_optimization.offload_optimizer.pipeline_read;
     z->pipeline_write = c->zero_optimization.offload_optimizer.pipeline_write;
+    z->fast_init = c->zero_optimization.offload_optimizer.fast_init;
+    z->ratio = c->zero_optimization.offload_optimizer.ratio;
+    z->pool_count = c->zero_optimization.offload_param.buffer_count;
+    z->pool_elements = c->zero_optimization.offload_param.buffer_size;
+    z->max_in_cpu = c->zero_optimization.offload_param.max_in_cpu;
+    {
+        ds_config_origin origin = DS_CONFIG_DEFAULT;
+        (void)ds_config_where(c, "zero_optimization.offload_optimizer.buffer_count", &origin, NULL, NULL);
+        z->set_limit = origin == DS_CONFIG_GIVEN ? c->zero_optimization.offload_optimizer.buffer_count : SIZE_MAX;
+    }
     if (z->stage == 0 && z->state_tier != DS_ZERO_DEVICE)
         return dsi_fail(error, DS_ERR_INPUT,
                         "zero_optimization.offload_optimizer.device: needs stage 1, 2 or 3, and the stage is 0");
@@ -3243,6 +3411,7 @@ static ds_status dsi_zero_share(ds_zero *z, ds_error *error) {
             dsi_zero_part(z, p, r, &begin, &p->counts[r]);
             if (r == z->part) p->own_begin = begin, p->own_count = p->counts[r];
         }
+        p->norm_at = z->own_grains;
         if (p->tensor != DSI_ZERO_NONE) z->own_grains += dsi_zero_grains(p->own_count);
         if (p->whole) continue;
         for (size_t r = 0; r < z->parts; r++)
@@ -3288,6 +3457,7 @@ static ds_status dsi_zero_make_tables(ds_zero *z, ds_error *error) {
         if (part > z->quantized_values) z->quantized_values = part;
     }
     z->n_slots = z->stage <= 1 ? z->n_train : z->overlap && z->n_buckets > 1 ? 2 : 1;
+    dsi_zero_layout_cut(z);
     z->n_subs = dsi_zero_layout_subs(z, NULL);
     z->subs = (dsi_zero_sub *)dsi_zero_table(z, z->n_subs, sizeof *z->subs);
     z->slices = (ds_optim_slice *)dsi_zero_table(z, z->n_train + 1, sizeof *z->slices);
@@ -3330,6 +3500,7 @@ static ds_status dsi_zero_prepare(const ds_zero_desc *d, int rank, int world, ds
         return dsi_fail(error, DS_ERR_ARGUMENT, "ds_zero: model_group has rank %d of %d%s", z->model.rank,
                         z->model.size, z->model.exchange ? "" : " and no exchange");
     z->event = d->event;
+    z->probe = d->probe;
     z->event_ctx = d->event_ctx;
     z->rank = rank;
     z->world = world;
@@ -3386,6 +3557,93 @@ static size_t dsi_zero_arena_size(const ds_zero *z, const ds_zero_desc *d) {
     return total < window ? total : dsi_round_up(window, DSI_ZERO_ALIGN);
 }
 
+/* The swap file of states (which 0) or of parameters; one file serves both when both sections name the same folder. */
+static ds_status dsi_zero_store_desc(const ds_zero *z, const ds_config *c, int which, ds_offload_desc *o, bool *shared,
+                                     ds_error *error) {
+    ds_offload_desc other;
+    ds_status status;
+    memset(o, 0, sizeof *o);
+    memset(&other, 0, sizeof other);
+    if ((status = ds_wire_offload(c, which == 1, o, error))) return status;
+    *shared = z->param_tier == DS_ZERO_DISK && z->state_tier == DS_ZERO_DISK &&
+              !ds_wire_offload(c, which == 0, &other, NULL) && strcmp(o->folder, other.folder) == 0;
+    o->max_in_cpu = 0;
+    if (z->param_tier == DS_ZERO_DISK && (which == 1 || *shared)) {
+        size_t most = dsi_mul(z->max_in_cpu, DS_DTYPE_SIZE(z->model_dtype));
+        size_t all = dsi_round_up(z->home_bytes, dsi_round_up(o->block_size, DSI_ZERO_ALIGN));
+        o->max_in_cpu = most < all ? most : all;
+    }
+    o->rank = z->rank;
+    o->allocator = z->allocator;
+    o->logger = z->logger;
+    o->clock = z->clock;
+    o->files = z->files;
+    o->aio = z->aio;
+    return DS_OK;
+}
+
+/* What the stores will take. */
+static ds_status dsi_zero_count_stores(ds_zero *z, const ds_config *c, ds_error *error) {
+    for (int which = 0; which < 2; which++) {
+        ds_offload_desc o;
+        size_t spill, block;
+        bool shared;
+        ds_status status;
+        if ((which ? z->param_tier : z->state_tier) != DS_ZERO_DISK) continue;
+        if ((status = dsi_zero_store_desc(z, c, which, &o, &shared, error))) return status;
+        if (which == 1 && shared) continue;
+        block = dsi_round_up(o.block_size, DSI_ZERO_ALIGN);
+        spill = o.max_in_cpu / block * block;
+        z->spill_bytes += spill;
+        dsi_zero_count(z, DS_ZERO_PARAMS, DS_ZERO_HOST, spill);
+        dsi_zero_count(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, ds_offload_memory(&o) - spill);
+    }
+    return DS_OK;
+}
+
+/* How many sets of swap buffers the pipelines want and buffer_count allows. */
+static ds_status dsi_zero_size_sets(ds_zero *z, ds_error *error) {
+    size_t wanted = 1u + z->pipeline_read + z->pipeline_write, each = 1 + z->n_states + (z->shard_half > 0);
+    z->acc_disk = z->state_tier == DS_ZERO_DISK;
+    if (!z->acc_disk && z->param_tier != DS_ZERO_DISK) wanted = 0;
+    if (z->acc_disk && z->set_limit < each)
+        return dsi_fail(
+            error, DS_ERR_INPUT,
+            "zero_optimization.offload_optimizer.buffer_count: %zu, and this optimizer needs %zu (gradient, "
+            "%zu states%s)",
+            z->set_limit, each, z->n_states, z->shard_half ? ", fp32 master" : "");
+    if (z->acc_disk && wanted > z->set_limit / each) {
+        wanted = z->set_limit / each;
+        dsi_log(&z->logger, "ds_zero", DS_LOG_INFO, 9,
+                "zero_optimization.offload_optimizer.buffer_count: %zu buffers are %zu sets of %zu; a set for reading "
+                "ahead, one for updating and one for writing behind would overlap all three",
+                z->set_limit, wanted, each);
+    }
+    z->n_sets = wanted < z->n_subs ? wanted : z->n_subs;
+    if (z->n_sets == 1) z->pipeline_read = z->pipeline_write = false;
+    return DS_OK;
+}
+
+/* The pool of parameters: no more and no larger buffers than there are parts to read. */
+static ds_status dsi_zero_size_pool(ds_zero *z, ds_error *error) {
+    size_t largest = 0, pieces = 0, most = dsi_mul(z->pool_elements, DS_DTYPE_SIZE(z->model_dtype));
+    if (z->param_tier != DS_ZERO_DISK) return DS_OK;
+    if (z->pool_count == 0 || z->pool_elements == 0)
+        return dsi_fail(error, DS_ERR_INPUT, "zero_optimization.offload_param.buffer_%s: 0, and the device is nvme",
+                        z->pool_count ? "size" : "count");
+    for (size_t i = 0; i < z->n_params; i++)
+        if (!z->params[i].whole && z->params[i].own_count * z->params[i].bytes_each > largest)
+            largest = z->params[i].own_count * z->params[i].bytes_each;
+    z->pool_bytes = dsi_round_up(most < largest ? most : largest, DSI_ZERO_ALIGN);
+    for (size_t i = 0; i < z->n_params && z->pool_bytes; i++)
+        if (!z->params[i].whole)
+            pieces += dsi_round_up(z->params[i].own_count * z->params[i].bytes_each, z->pool_bytes) / z->pool_bytes;
+    z->n_pool = pieces < z->pool_count ? pieces : z->pool_count;
+    z->pool_buffers = (dsi_zero_buffer *)dsi_zero_table(z, z->n_pool, sizeof *z->pool_buffers);
+    return z->n_pool && !z->pool_buffers ? dsi_fail(error, DS_ERR_MEMORY, "rank %d: no memory for a pool", z->rank)
+                                         : DS_OK;
+}
+
 static ds_status dsi_zero_memory(ds_zero *z, const ds_zero_desc *d, bool take, ds_error *error) {
     ds_zero_tier states = z->state_tier, gradients = states == DS_ZERO_DEVICE ? DS_ZERO_DEVICE : DS_ZERO_HOST;
     size_t each = DS_DTYPE_SIZE(z->wire), small = 0, big = 0, n = 0;
@@ -3404,9 +3662,10 @@ static ds_status dsi_zero_memory(ds_zero *z, const ds_zero_desc *d, bool take, d
     if (z->gather_pack_elements && z->gather_pack_elements < z->parts) z->gather_pack_elements = z->parts;
     if (z->parts == 1) z->gather_pack_elements = 0;
     z->arena_bytes = z->stage == 3 ? dsi_zero_arena_size(z, d) : 0;
-    z->n_sets = states == DS_ZERO_DISK || z->param_tier == DS_ZERO_DISK ? 1u + z->pipeline_read + z->pipeline_write : 0;
-    if (z->n_sets > z->n_subs) z->n_sets = z->n_subs;
-    if (z->n_sets == 1) z->pipeline_read = z->pipeline_write = false;
+    if ((status = dsi_zero_size_sets(z, error))) return status;
+    if ((status = dsi_zero_size_pool(z, error))) return status;
+    if ((status = dsi_zero_count_stores(z, d->config, error))) return status;
+    if (z->acc_disk) gradients = DS_ZERO_DISK;
 #define DSI_ZERO_ROW(memory, c, t, bytes, what)                                                                        \
     if (!status) {                                                                                                     \
         void *taken_ = NULL;                                                                                           \
@@ -3415,9 +3674,10 @@ static ds_status dsi_zero_memory(ds_zero *z, const ds_zero_desc *d, bool take, d
     }
     DSI_ZERO_ROW(z->resident, DS_ZERO_PARAMS, DS_ZERO_DEVICE, z->resident_bytes, "whole parameters")
     DSI_ZERO_ROW(z->home, DS_ZERO_PARAMS, z->param_tier, z->home_bytes, "parts of parameters")
-    DSI_ZERO_ROW(z->array[0], DS_ZERO_STATES, states, z->shard_half * 4, "fp32 master weights")
-    for (n = 0; n < z->n_states; n++) {
-        DSI_ZERO_ROW(z->array[1 + n], DS_ZERO_STATES, states, z->shard_total * 4, "optimizer states")
+    for (n = 0; n <= z->n_states; n++) {
+        const char *what = n ? "optimizer states" : "fp32 master weights";
+        DSI_ZERO_ROW(z->kept[n], DS_ZERO_STATES, DS_ZERO_DEVICE, dsi_zero_kept(z, n) * 4, what)
+        DSI_ZERO_ROW(z->array[n], DS_ZERO_STATES, states, dsi_zero_moved(z, n) * 4, what)
     }
     if (z->stage >= 2 || z->accumulation > 1) {
         DSI_ZERO_ROW(z->acc, DS_ZERO_GRADS, gradients, dsi_zero_acc_elements(z) * dsi_zero_acc_bytes(z),
@@ -3431,12 +3691,23 @@ static ds_status dsi_zero_memory(ds_zero *z, const ds_zero_desc *d, bool take, d
     }
     for (size_t s = 0; s < z->n_sets; s++) {
         for (n = 0; n <= z->n_states && states == DS_ZERO_DISK; n++)
-            if (n > 0 || z->shard_half) {
+            if (dsi_zero_moved(z, n)) {
                 DSI_ZERO_ROW(z->sets[s].array[n], DS_ZERO_BUCKETS, DS_ZERO_HOST, z->sub_elements * 4, "swap buffers")
             }
         if (z->param_tier == DS_ZERO_DISK) {
             DSI_ZERO_ROW(z->sets[s].home, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->sub_home_bytes, "swap buffers")
         }
+        if (z->acc_disk) {
+            DSI_ZERO_ROW(z->sets[s].grad, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->sub_elements * dsi_zero_acc_bytes(z),
+                         "swap buffers")
+        }
+    }
+    for (n = 0; n < DSI_ZERO_LANES && z->acc_disk; n++) {
+        DSI_ZERO_ROW(z->lanes[n].memory, DS_ZERO_BUCKETS, DS_ZERO_HOST, DSI_ZERO_CHUNK * dsi_zero_acc_bytes(z),
+                     "gradients on their way to disk")
+    }
+    for (n = 0; n < z->n_pool; n++) {
+        DSI_ZERO_ROW(z->pool_buffers[n].memory, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->pool_bytes, "offload_param buffers")
     }
     for (n = 0; n < z->n_stashes; n++) {
         char *stash = NULL;
@@ -3544,6 +3815,7 @@ static void dsi_zero_try(ds_config *c, const dsi_zero_change *change, char *text
     }
     if (change->states != DS_CONFIG_NONE && c->zero_optimization.offload_optimizer.device != change->states) {
         c->zero_optimization.offload_optimizer.device = change->states;
+        if (!c->zero_optimization.offload_optimizer.nvme_path) c->zero_optimization.offload_optimizer.nvme_path = ".";
         at = dsi_zero_say(text, room, at, "offload_optimizer.device", devices[change->states]);
         if (change->states == DS_CONFIG_NVME && c->zero_optimization.sub_group_size > DSI_ZERO_SMALL) {
             c->zero_optimization.sub_group_size = DSI_ZERO_SMALL;
@@ -3552,6 +3824,7 @@ static void dsi_zero_try(ds_config *c, const dsi_zero_change *change, char *text
     }
     if (change->params != DS_CONFIG_NONE && c->zero_optimization.offload_param.device != change->params) {
         c->zero_optimization.offload_param.device = change->params;
+        if (!c->zero_optimization.offload_param.nvme_path) c->zero_optimization.offload_param.nvme_path = ".";
         at = dsi_zero_say(text, room, at, "offload_param.device", devices[change->params]);
     }
 }
@@ -3586,51 +3859,85 @@ DS_API ds_status ds_zero_plan(const ds_zero_desc *desc, int rank, int world, ds_
                     found ? " would fit" : "no stage or offload would make it fit");
 }
 
-/* Swap files, one for states and one for parameters; the same file when both sections name the same folder. */
 static ds_status dsi_zero_open_stores(ds_zero *z, const ds_config *c, ds_error *error) {
     ds_status status = DS_OK;
     for (int which = 0; which < 2 && !status; which++) {
-        ds_offload_desc o, other;
+        ds_offload_desc o;
+        bool shared;
         if ((which ? z->param_tier : z->state_tier) != DS_ZERO_DISK) continue;
-        memset(&o, 0, sizeof o);
-        memset(&other, 0, sizeof other);
-        if ((status = ds_wire_offload(c, which == 1, &o, error))) return status;
-        if (which == 1 && z->store[0] && !ds_wire_offload(c, false, &other, NULL) &&
-            strcmp(o.folder, other.folder) == 0) {
+        if ((status = dsi_zero_store_desc(z, c, which, &o, &shared, error))) return status;
+        o.probe = z->probe;
+        if (which == 1 && shared)
             z->store[1] = z->store[0];
-            continue;
-        }
-        o.rank = z->rank;
-        o.allocator = z->allocator;
-        o.logger = z->logger;
-        o.clock = z->clock;
-        o.files = z->files;
-        o.aio = z->aio;
-        status = ds_offload_create(&o, &z->store[which], error);
+        else
+            status = ds_offload_create(&o, &z->store[which], error);
     }
-    for (size_t a = 0; a <= DSI_ZERO_HOME && !status; a++) {
+    for (size_t a = 0; a <= DSI_ZERO_GRAD && !status; a++) {
         int which = a == DSI_ZERO_HOME;
-        size_t bytes = which ? z->home_bytes : a == 0 ? z->shard_half * 4 : a <= z->n_states ? z->shard_total * 4 : 0;
-        const char *name = which ? "parameters" : a == 0 ? "master" : "states";
+        bool grad = a == DSI_ZERO_GRAD;
+        size_t bytes = which              ? z->home_bytes
+                       : grad             ? dsi_zero_acc_elements(z) * dsi_zero_acc_bytes(z)
+                       : a <= z->n_states ? dsi_zero_moved(z, a) * 4
+                                          : 0;
+        const char *name = which ? "parameters" : grad ? "gradients" : a == 0 ? "master" : "states";
         if ((which ? z->param_tier : z->state_tier) != DS_ZERO_DISK || bytes == 0) continue;
-        if (!which && a > 0) name = ds_optim_state_name(z->optim, 0, a - 1);
-        status = ds_offload_add(z->store[which], name, bytes, DS_OFFLOAD_NVME, &z->disk[a]);
+        if (!which && !grad && a > 0) name = ds_optim_state_name(z->optim, 0, a - 1);
+        status = ds_offload_add(z->store[which], name, bytes,
+                                which && z->spill_bytes ? DS_OFFLOAD_SPILL : DS_OFFLOAD_NVME, &z->disk[a]);
         if (status)
             return dsi_fail(error, status, "rank %d: %.460s", z->rank, ds_offload_error(z->store[which])->message);
     }
     return status;
 }
 
+/* fast_init: a set of swap buffers takes a piece of a parameter's values, and its writes are waited for when its turn comes
+   again. False: this parameter has nothing on disk that is written this way.
+   [cfg: zero_optimization.offload_optimizer.fast_init] */
+static bool dsi_zero_fast(const ds_zero *z, const dsi_zero_param *p) {
+    if (!z->fast_init || !z->n_sets || p->tensor == DSI_ZERO_NONE) return false;
+    if (!dsi_zero_has_master(p)) return z->sets[0].home && !p->whole;
+    return z->sets[0].array[0] && p->shard >= z->cut;
+}
+static size_t dsi_zero_fast_chunk(const ds_zero *z, const dsi_zero_param *p) {
+    size_t chunk = z->sub_elements;
+    if (!p->whole && !z->home && z->sub_home_bytes / p->bytes_each < chunk) chunk = z->sub_home_bytes / p->bytes_each;
+    return chunk > DS_GRAIN ? chunk / DS_GRAIN * DS_GRAIN : chunk;
+}
+static ds_status dsi_zero_fast_start(ds_zero *z, dsi_zero_set *set, dsi_zero_param *p, size_t begin, size_t count,
+                                     const float *values) {
+    size_t in = begin - p->own_begin;
+    bool master = dsi_zero_has_master(p);
+    ds_status status;
+    if (master) {
+        status = ds_offload_start_write(z->store[0], z->disk[0], (p->shard + in - z->cut) * sizeof(float),
+                                        count * sizeof(float), values, &set->ticket[0]);
+        if (status) return dsi_zero_disk_failed(z, 0, status, "swap-out", p->name);
+        set->of[set->tickets++] = 0;
+    }
+    if (p->whole || z->home) return dsi_zero_own_round(z, p, begin, count, values);
+    if (master) (void)ds_optim_cast(set->home, p->dtype, values, DS_F32, count);
+    status =
+        ds_offload_start_write(z->store[1], z->disk[DSI_ZERO_HOME], p->home + in * p->bytes_each, count * p->bytes_each,
+                               master ? (const void *)set->home : values, &set->ticket[set->tickets]);
+    if (status) return dsi_zero_disk_failed(z, 1, status, "swap-out", p->name);
+    set->of[set->tickets++] = 1;
+    return DS_OK;
+}
+
 /* Rank 0's initial values are everyone's. A value that comes from `init` is computed by each rank for what it holds. */
 static ds_status dsi_zero_initialise(ds_zero *z, const ds_zero_param *from, dsi_zero_param *p) {
     size_t begin = p->whole ? 0 : p->own_begin, end = p->whole ? p->numel : p->own_begin + p->own_count;
     ds_status status = DS_OK;
+    bool fast = dsi_zero_fast(z, p) && !(from->data && z->world > 1); /* broadcasts are in pieces alike on all ranks */
+    size_t chunk = fast ? dsi_zero_fast_chunk(z, p) : DSI_ZERO_CHUNK;
     if (from->data && z->world > 1) begin = 0, end = p->numel;
     for (size_t at = begin; at < end && !status;) {
-        size_t n = end - at < DSI_ZERO_CHUNK ? end - at : DSI_ZERO_CHUNK;
+        dsi_zero_set *set = fast ? &z->sets[z->turn++ % z->n_sets] : NULL;
+        size_t n = end - at < chunk ? end - at : chunk;
         size_t a = at > p->own_begin ? at : p->own_begin;
         size_t b = at + n < p->own_begin + p->own_count ? at + n : p->own_begin + p->own_count;
-        float *values = z->scratch;
+        float *values = !fast ? z->scratch : dsi_zero_has_master(p) ? set->array[0] : (float *)(void *)set->home;
+        if (fast && (status = dsi_zero_set_wait(z, set))) return status;
         if (from->data) {
             (void)ds_optim_cast(values, DS_F32, (const char *)from->data + at * p->bytes_each, p->dtype, n);
             if (z->world > 1 && ds_comm_broadcast(z->comm, values, n, DS_F32, 0))
@@ -3640,7 +3947,9 @@ static ds_status dsi_zero_initialise(ds_zero *z, const ds_zero_param *from, dsi_
         else
             memset(values, 0, n * sizeof *values);
         if (p->whole) (void)ds_optim_cast(p->full + at * p->bytes_each, p->dtype, values, DS_F32, n);
-        if (a < b && p->tensor != DSI_ZERO_NONE) {
+        if (a < b && fast)
+            status = dsi_zero_fast_start(z, set, p, a, b - a, values + (a - at));
+        else if (a < b && p->tensor != DSI_ZERO_NONE) {
             status = dsi_zero_own_io(z, true, p, -1, a, b - a, values + (a - at));
             if (!status && dsi_zero_has_master(p)) status = dsi_zero_own_round(z, p, a, b - a, values + (a - at));
         } else if (a < b && !p->whole) {
@@ -3721,6 +4030,8 @@ static ds_status dsi_zero_build(ds_zero *z, const ds_zero_desc *d, ds_error *err
         if (p->whole && p->slot) *p->slot = p->full;
         if ((status = dsi_zero_initialise(z, &d->params[i], p))) return dsi_fail(error, status, "%s", z->error.message);
     }
+    for (size_t i = 0; i < z->n_sets; i++)
+        if ((status = dsi_zero_set_wait(z, &z->sets[i]))) return dsi_fail(error, status, "%s", z->error.message);
     return DS_OK;
 }
 
@@ -3804,9 +4115,10 @@ DS_API void ds_zero_destroy(ds_zero *z) {
     ds_optim_destroy(z->optim);
     dsi_zero_put(z, DS_ZERO_PARAMS, DS_ZERO_DEVICE, z->resident, z->resident_bytes);
     dsi_zero_put(z, DS_ZERO_PARAMS, z->param_tier, z->home, z->home_bytes);
-    dsi_zero_put(z, DS_ZERO_STATES, states, z->array[0], z->shard_half * 4);
-    for (size_t n = 1; n <= DS_OPTIM_MAX_STATES; n++)
-        dsi_zero_put(z, DS_ZERO_STATES, states, z->array[n], z->shard_total * 4);
+    for (size_t n = 0; n <= DS_OPTIM_MAX_STATES; n++) {
+        dsi_zero_put(z, DS_ZERO_STATES, DS_ZERO_DEVICE, z->kept[n], dsi_zero_kept(z, n) * 4);
+        dsi_zero_put(z, DS_ZERO_STATES, states, z->array[n], dsi_zero_moved(z, n) * 4);
+    }
     dsi_zero_put(z, DS_ZERO_GRADS, gradients, z->acc, dsi_zero_acc_elements(z) * dsi_zero_acc_bytes(z));
     dsi_zero_put(z, z->stage <= 1 ? DS_ZERO_GRADS : DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->bucket_memory,
                  (z->stage <= 1 ? z->train_elements : z->n_slots * z->bucket_capacity) * DS_DTYPE_SIZE(z->wire));
@@ -3814,7 +4126,13 @@ DS_API void ds_zero_destroy(ds_zero *z) {
         for (size_t n = 0; n <= DS_OPTIM_MAX_STATES; n++)
             dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->sets[s].array[n], z->sub_elements * 4);
         dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->sets[s].home, z->sub_home_bytes);
+        dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->sets[s].grad, z->sub_elements * dsi_zero_acc_bytes(z));
     }
+    for (size_t n = 0; n < DSI_ZERO_LANES; n++)
+        dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->lanes[n].memory, DSI_ZERO_CHUNK * dsi_zero_acc_bytes(z));
+    for (size_t n = 0; z->pool_buffers && n < z->n_pool; n++)
+        dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->pool_buffers[n].memory, z->pool_bytes);
+    dsi_zero_untable(z, z->pool_buffers, z->n_pool, sizeof *z->pool_buffers);
     dsi_zero_put(z, DS_ZERO_GATHERED, DS_ZERO_DEVICE, z->arena, z->arena_bytes);
     dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->gather_pack, z->gather_pack_elements * 4);
     dsi_zero_put(z, DS_ZERO_PARAMS, DS_ZERO_DEVICE, z->near, z->near_bytes);
@@ -3957,15 +4275,24 @@ static const char *const dsi_zero_claimed[] = {
     "zero_optimization.offload_optimizer.device",
     "zero_optimization.offload_optimizer.nvme_path",
     "zero_optimization.offload_optimizer.pin_memory",
+    "zero_optimization.offload_optimizer.buffer_count",
+    "zero_optimization.offload_optimizer.fast_init",
+    "zero_optimization.offload_optimizer.ratio",
     "zero_optimization.offload_optimizer.pipeline_read",
     "zero_optimization.offload_optimizer.pipeline_write",
     "zero_optimization.offload_param.device",
     "zero_optimization.offload_param.nvme_path",
     "zero_optimization.offload_param.pin_memory",
+    "zero_optimization.offload_param.buffer_count",
+    "zero_optimization.offload_param.buffer_size",
+    "zero_optimization.offload_param.max_in_cpu",
     "zero_optimization.cpu_offload",
+    "zero_optimization.cpu_offload_param",
+    "zero_optimization.cpu_offload_use_pin_memory",
     "aio.block_size",
     "aio.queue_depth",
     "aio.thread_count",
+    "aio.intra_op_parallelism",
     "aio.single_submit",
     "aio.overlap_events",
     "checkpoint.tag_validation",
@@ -4174,6 +4501,8 @@ DS_API ds_status ds_wire_monitor(const ds_config *c, ds_monitor_desc *d, ds_erro
 #undef DSI_ZERO_GROUP
 #undef DSI_ZERO_SMALL
 #undef DSI_ZERO_HOME
+#undef DSI_ZERO_GRAD
+#undef DSI_ZERO_LANES
 #undef DSI_ZERO_SAVED
 #endif /* DS_ZERO_IMPL_DONE */
 

@@ -542,7 +542,8 @@ static void memory(void) {
         ds_config *c[2];
         for (int k = 0; k < 2; k++)
             c[k] = config_for("{\"train_micro_batch_size_per_gpu\": 1, \"optimizer\": {\"type\": \"AdamW\"}, "
-                              "\"bf16\": {\"enabled\": true}, \"zero_optimization\": {\"stage\": 0, "
+                              "\"bf16\": {\"enabled\": true}, \"aio\": {\"block_size\": 4096}, "
+                              "\"zero_optimization\": {\"stage\": 0, "
                               "\"stage3_param_persistence_threshold\": 0, \"stage3_max_live_parameters\": 30000, "
                               "\"stage3_prefetch_bucket_size\": 0, \"sub_group_size\": 100000}}",
                               k ? 8 : 1);

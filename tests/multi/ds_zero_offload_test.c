@@ -1,0 +1,225 @@
+/* What each key of the offload sections and of aio changes: bytes by tier, buffers, requests; and that the bits stay. */
+#include "ds_zero_run.h"
+
+static outcome plain[MAX_WORLD], out[MAX_WORLD], other[MAX_WORLD];
+
+/* Runs, and compares with `plain`: the same bits, and the plan is the high water of every class and tier. */
+static bool ran(const setting *s, outcome *o) {
+    run(s, o);
+    for (int r = 0; r < s->world; r++) {
+        if (!CHECK(o[r].message[0] == 0)) return printf("  rank %d: %s\n", r, o[r].message), false;
+        CHECK(same(&o[r], plain));
+        CHECK(memcmp(&o[r].plan, &o[r].stats.peak, sizeof(ds_zero_bytes)) == 0);
+    }
+    return true;
+}
+
+static const char *folder(void) {
+    return getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp";
+}
+
+#define NVME(more)                                                                                                     \
+    snprintf(zero, sizeof zero,                                                                                        \
+             ", \"stage3_param_persistence_threshold\": 0, \"sub_group_size\": 2048, \"reduce_bucket_size\": 4000, "   \
+             "\"offload_optimizer\": {\"device\": \"nvme\", \"nvme_path\": \"%s\"%s}",                                 \
+             folder(), more)
+#define PARAMS(more)                                                                                                   \
+    snprintf(zero, sizeof zero,                                                                                        \
+             ", \"stage3_param_persistence_threshold\": 0, \"sub_group_size\": 2048, \"offload_param\": {\"device\": " \
+             "\"nvme\", \"nvme_path\": \"%s\"%s}",                                                                     \
+             folder(), more)
+
+static char zero[600];
+
+static setting base(const char *precision, int world) {
+    setting s = setting_of(world, 3, 2, 2, precision);
+    s.tied = 1;
+    run(&s, plain);
+    CHECK(plain->message[0] == 0);
+    s.zero = zero;
+    s.top = ", \"aio\": {\"block_size\": 4096}";
+    return s;
+}
+
+static size_t host(const outcome *o, ds_zero_class c) {
+    return o->plan.bytes[c][DS_ZERO_HOST];
+}
+
+static void states(const char *precision, int world) {
+    setting s = base(precision, world);
+    bool half = strcmp(precision, "fp32") != 0;
+    size_t each = 2048 * 4, buffers = half ? 4 : 3,
+           set = half ? 3 * each + each / 2 : 3 * each; /* gradients: 16 bits */
+    char name[128];
+    snprintf(name, sizeof name, "offload_optimizer.buffer_count: %s world %d", precision, world);
+    TEST_NAMED(name) {
+        static const char *const pipes = ", \"pipeline_read\": true, \"pipeline_write\": true";
+        char more[200];
+        NVME("");
+        if (!ran(&s, out)) break;
+        for (size_t n = 1; n <= 4; n++) { /* n sets of buffers; a third is the most that the pipelines use */
+            snprintf(more, sizeof more, "%s, \"buffer_count\": %zu", pipes, n * buffers);
+            NVME(more);
+            if (!ran(&s, other)) break;
+            CHECK_EQ(host(other, DS_ZERO_BUCKETS), host(out, DS_ZERO_BUCKETS) + ((n < 3 ? n : 3) - 1) * set);
+        }
+        NVME(pipes); /* not given: as many as they use */
+        ran(&s, other);
+        CHECK_EQ(host(other, DS_ZERO_BUCKETS), host(out, DS_ZERO_BUCKETS) + 2 * set);
+        snprintf(more, sizeof more, ", \"buffer_count\": %zu", buffers - 1);
+        NVME(more);
+        run(&s, other);
+        CHECK_HAS(other->message, "zero_optimization.offload_optimizer.buffer_count: ");
+        CHECK_HAS(other->message, half ? "3, and this optimizer needs 4" : "2, and this optimizer needs 3");
+    }
+    snprintf(name, sizeof name, "offload_optimizer.ratio: %s world %d", precision, world);
+    TEST_NAMED(name) {
+        static const char *const ratios[] = {"0", "0.3", "0.5", "0.75", "1"};
+        for (int tier = DS_ZERO_HOST; tier <= DS_ZERO_DISK; tier++) {
+            size_t all = 0;
+            for (int k = 4; k >= 0; k--) {
+                char more[64];
+                size_t device, moved;
+                snprintf(more, sizeof more, ", \"ratio\": %s", ratios[k]);
+                NVME(more);
+                if (tier == DS_ZERO_HOST) memcpy(strstr(zero, "\"nvme\""), "\"cpu\" ", 6);
+                if (!ran(&s, out)) break;
+                device = out->plan.bytes[DS_ZERO_STATES][DS_ZERO_DEVICE];
+                moved = out->plan.bytes[DS_ZERO_STATES][tier];
+                if (k == 4) all = moved;
+                CHECK_EQ(device + moved, all);
+                /* to a grain of each array */
+                CHECK(fabs((double)moved - atof(ratios[k]) * (double)all) <= 3 * 4 * DS_GRAIN);
+                CHECK(k != 0 || moved == 0);
+            }
+        }
+    }
+    snprintf(name, sizeof name, "offload_optimizer.fast_init: %s world %d", precision, world);
+    TEST_NAMED(name) {
+        s.steps = 1;
+        s.zero = NULL;
+        run(&s, plain);
+        s.zero = zero;
+        for (int fast = 0; fast < 2; fast++) {
+            snprintf(zero, sizeof zero,
+                     ", \"stage3_param_persistence_threshold\": 0, \"offload_optimizer\": {\"device\": \"nvme\", "
+                     "\"nvme_path\": \"%s\", \"fast_init\": %s}, \"offload_param\": {\"device\": \"nvme\", "
+                     "\"nvme_path\": \"%s\", \"max_in_cpu\": 0}",
+                     folder(), fast ? "true" : "false", folder());
+            ran(&s, fast ? other : out);
+        }
+        CHECK_EQ(memcmp(&other->plan, &out->plan, sizeof out->plan), 0); /* it takes no memory */
+        CHECK_EQ(other->stats.swap.bytes_written, out->stats.swap.bytes_written);
+        if (half && world == 1)
+            CHECK(other->stats.swap.writes < out->stats.swap.writes); /* fewer and larger */
+        else
+            CHECK(other->stats.swap.writes <= out->stats.swap.writes);
+    }
+}
+
+static void parameters(const char *precision, int world) {
+    setting s = base(precision, world);
+    size_t each = strcmp(precision, "fp32") ? 2 : 4;
+    char name[128], more[200];
+    snprintf(name, sizeof name, "offload_param.max_in_cpu: %s world %d", precision, world);
+    TEST_NAMED(name) {
+        uint64_t read = UINT64_MAX, hits = 0;
+        size_t all;
+        PARAMS(", \"max_in_cpu\": 0");
+        if (!ran(&s, out)) break;
+        CHECK_EQ(host(out, DS_ZERO_PARAMS), 0);
+        all = out->plan.bytes[DS_ZERO_PARAMS][DS_ZERO_DISK];
+        CHECK(out->stats.swap.hits == 0 && out->stats.swap.bytes_read > 0);
+        for (size_t pages = 1; pages < 6; pages++) {
+            snprintf(more, sizeof more, ", \"max_in_cpu\": %zu", pages * 4096 / each);
+            PARAMS(more);
+            if (!ran(&s, other)) break;
+            CHECK_EQ(host(other, DS_ZERO_PARAMS), pages * 4096 < all ? pages * 4096 : all);
+            CHECK(read == 0 ? other->stats.swap.bytes_read == 0 : other->stats.swap.bytes_read < read);
+            CHECK(read == 0 || other->stats.swap.hits > hits);
+            read = other->stats.swap.bytes_read;
+            hits = other->stats.swap.hits;
+        }
+        PARAMS(""); /* the documents' default, 1e9: all of this model */
+        ran(&s, other);
+        CHECK_EQ(other->stats.swap.bytes_written + other->stats.swap.bytes_read, 0);
+        CHECK_EQ(other->stats.swap.spills, 0);
+        CHECK_EQ(host(other, DS_ZERO_PARAMS), all);
+    }
+    snprintf(name, sizeof name, "offload_param.buffer_count, buffer_size: %s world %d", precision, world);
+    TEST_NAMED(name) {
+        size_t one, most = world == 1 ? 4096 * each : dsi_round_up(3 * DS_GRAIN * each, 4096); /* of the largest part */
+        uint64_t reads;
+        PARAMS(", \"max_in_cpu\": 0, \"buffer_count\": 1, \"buffer_size\": 4096");
+        if (!ran(&s, out)) break;
+        one = host(out, DS_ZERO_BUCKETS);
+        reads = out->stats.swap.reads;
+        for (size_t n = 2; n < 4; n++) {
+            snprintf(more, sizeof more, ", \"max_in_cpu\": 0, \"buffer_count\": %zu, \"buffer_size\": 4096", n);
+            PARAMS(more);
+            ran(&s, other);
+            CHECK_EQ(host(other, DS_ZERO_BUCKETS), one + (n - 1) * most);
+            CHECK_EQ(other->stats.swap.reads, reads);
+        }
+        PARAMS(", \"max_in_cpu\": 0, \"buffer_count\": 1, \"buffer_size\": 2048");
+        ran(&s, other);
+        CHECK(host(other, DS_ZERO_BUCKETS) < one);
+        CHECK(other->stats.swap.reads > reads || world > 2); /* larger parts come in more pieces */
+        PARAMS(", \"max_in_cpu\": 0, \"buffer_count\": 0");
+        run(&s, other);
+        CHECK_HAS(other->message, "zero_optimization.offload_param.buffer_count: 0");
+        PARAMS(", \"max_in_cpu\": 0, \"buffer_size\": 0");
+        run(&s, other);
+        CHECK_HAS(other->message, "zero_optimization.offload_param.buffer_size: 0");
+    }
+}
+
+/* The same from all sides at once: parameters, gradients and states on disk, hardly anything in memory. */
+static void everything(void) {
+    static const char *const precisions[] = {"fp32", "bf16", "fp16"};
+    for (size_t k = 0; k < 3; k++)
+        for (int world = 1; world <= 3; world += 2)
+            for (int invariant = 0; invariant < (k == 0 && world == 1 ? 2 : 1); invariant++) {
+                char name[128];
+                snprintf(name, sizeof name, "all on disk: %s world %d invariant %d", precisions[k], world, invariant);
+                TEST_NAMED(name) {
+                    setting s = setting_of(world, 3, 5, 3, precisions[k]);
+                    s.top = invariant ? ", \"ds\": {\"world_invariant\": true}" : NULL;
+                    run(&s, plain);
+                    s.top = invariant ? ", \"aio\": {\"block_size\": 4096, \"intra_op_parallelism\": 2}, \"ds\": "
+                                        "{\"world_invariant\": true}"
+                                      : ", \"aio\": {\"block_size\": 4096, \"thread_count\": 2}";
+                    snprintf(zero, sizeof zero,
+                             ", \"stage3_param_persistence_threshold\": 0, \"sub_group_size\": 1024, "
+                             "\"reduce_bucket_size\": 3000, \"stage3_max_live_parameters\": 4000, "
+                             "\"offload_optimizer\": {\"device\": \"nvme\", \"nvme_path\": \"%s\", \"pipeline_read\": "
+                             "true, \"pipeline_write\": true, \"fast_init\": true, \"ratio\": 0.8}, "
+                             "\"offload_param\": {\"device\": \"nvme\", \"nvme_path\": \"%s\", \"max_in_cpu\": 5000, "
+                             "\"buffer_count\": 2, \"buffer_size\": 1500}",
+                             folder(), folder());
+                    s.zero = zero;
+                    ran(&s, out);
+                    CHECK_EQ(out->plan.bytes[DS_ZERO_GRADS][DS_ZERO_HOST], 0);
+                    CHECK(out->plan.bytes[DS_ZERO_GRADS][DS_ZERO_DISK] > 0);
+                }
+            }
+    TEST(cpu_offload and its older sisters) {
+        setting s = setting_of(2, 3, 1, 2, "bf16");
+        run(&s, plain);
+        s.zero = ", \"cpu_offload\": true, \"cpu_offload_param\": true, \"cpu_offload_use_pin_memory\": true";
+        ran(&s, out);
+        CHECK(host(out, DS_ZERO_STATES) > 0 && out->plan.bytes[DS_ZERO_STATES][DS_ZERO_DEVICE] == 0);
+    }
+}
+
+int main(int argc, char **argv) {
+    test_begin(argc, argv);
+    for (int world = 1; world <= 3; world += 2) {
+        states("bf16", world);
+        states("fp32", world);
+        parameters("bf16", world);
+        parameters("fp32", world);
+    }
+    everything();
+    return test_end();
+}
