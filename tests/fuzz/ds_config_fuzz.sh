@@ -26,7 +26,7 @@ fuzz() {
     local left=$((until - SECONDS)) log="$out/ds_config_fuzz.log" done
     [ $left -gt 0 ] || return 0
     ASAN_OPTIONS=quarantine_size_mb=8 "$out/ds_config_fuzz" -runs="$1" -max_len="$2" -seed="$3" -max_total_time=$left \
-        -timeout=20 -detect_leaks=0 -dict=$here/ds_config.dict -artifact_prefix="$out/" "$out/config_found/$2" \
+        -timeout=300 -detect_leaks=0 -dict=$here/ds_config.dict -artifact_prefix="$out/" "$out/config_found/$2" \
         $here/config_corpus >"$log" 2>&1 || { tail -n 30 "$log"; return 1; }
     done=$(sed -n 's/^Done \([0-9]*\) runs.*/\1/p' "$log")
     echo "$(date -u +%FT%TZ) $commit $done $2" >>"$out/ds_config.totals"
