@@ -1329,7 +1329,8 @@ typedef struct dsi_json_sink {
 } dsi_json_sink;
 
 DSI_FN void dsi_json_put(dsi_json_sink *sink, const char *text, size_t bytes) {
-    if (bytes <= sink->room && sink->length <= sink->room - bytes) memcpy(sink->out + sink->length, text, bytes);
+    size_t left = sink->length < sink->room ? sink->room - sink->length : 0;
+    if (left) memcpy(sink->out + sink->length, text, bytes < left ? bytes : left);
     sink->length += bytes;
 }
 DSI_FN void dsi_json_puts(dsi_json_sink *sink, const char *text) {

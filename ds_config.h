@@ -1997,7 +1997,8 @@ typedef struct dsi_json_sink {
 } dsi_json_sink;
 
 DSI_FN void dsi_json_put(dsi_json_sink *sink, const char *text, size_t bytes) {
-    if (bytes <= sink->room && sink->length <= sink->room - bytes) memcpy(sink->out + sink->length, text, bytes);
+    size_t left = sink->length < sink->room ? sink->room - sink->length : 0;
+    if (left) memcpy(sink->out + sink->length, text, bytes < left ? bytes : left);
     sink->length += bytes;
 }
 DSI_FN void dsi_json_puts(dsi_json_sink *sink, const char *text) {
@@ -3242,36 +3243,28 @@ static void dsi_config_old_keys(dsi_config_parser *p) {
     }
 }
 
-/* Offers batch sizes near a contradiction: each line of it multiplies out. */
-static void dsi_config_offer(char *out, size_t room, size_t total, size_t micro, size_t steps, size_t world) {
-    size_t used = 0, rank = total / world, low, one;
-    out[0] = 0;
-    one = dsi_mul(dsi_mul(micro, steps), world);
-    if (one != SIZE_MAX)
-        used += (size_t)snprintf(out + used, room - used, "%zu = %zu * %zu * %zu", one, micro, steps, world);
-    if (total % world == 0 && rank) { /* keep the total: the divisor of a rank's share that is nearest to micro */
-        size_t best = 1;
-        for (size_t d = 1; d <= rank && d <= dsi_add(micro, micro) && d <= 1000000; d++)
-            if (rank % d == 0 && (d > micro ? d - micro : micro - d) < (best > micro ? best - micro : micro - best))
-                best = d;
-        if (used < room)
-            used +=
-                (size_t)snprintf(out + used, room - used, ", %zu = %zu * %zu * %zu", total, best, rank / best, world);
-    }
-    low = total / dsi_mul(micro, world); /* keep the micro batch: round the total */
-    if (low != steps && low > 0 && used < room)
-        used += (size_t)snprintf(out + used, room - used, ", %zu = %zu * %zu * %zu", low * micro * world, micro, low,
-                                 world);
-    if (low + 1 != steps && dsi_mul(low + 1, dsi_mul(micro, world)) != SIZE_MAX && used < room)
-        snprintf(out + used, room - used, ", %zu = %zu * %zu * %zu", (low + 1) * micro * world, micro, low + 1, world);
+/* Appends a triple that multiplies out, unless it is of no sample or exceeds size_t. */
+static void dsi_config_offer(char out[400], size_t micro, size_t steps, size_t world) {
+    size_t used = strlen(out), total = dsi_mul(dsi_mul(micro, steps), world);
+    if (total && total != SIZE_MAX)
+        snprintf(out + used, 400 - used, "%s%zu = %zu * %zu * %zu", used ? ", " : "", total, micro, steps, world);
 }
 
+/* A contradiction is answered with the nearest triples: that of micro batch and accumulation; of the total, with the divisor
+   of a rank's share that is nearest to the micro batch; and of the micro batch, with the total rounded down and up. */
 static void dsi_config_mismatch(dsi_config_parser *p, const char *path, size_t total, size_t micro, size_t steps) {
-    char offers[256];
-    size_t world = p->config->world_size;
+    char offers[400] = "";
+    size_t world = p->config->world_size, rank = total / world, best = 1, low;
     if (!micro) micro = 1;
     if (!steps) steps = 1;
-    dsi_config_offer(offers, sizeof offers, total, micro, steps, world);
+    dsi_config_offer(offers, micro, steps, world);
+    for (size_t d = 1; d <= rank && d <= dsi_add(micro, micro) && d <= 1000000; d++)
+        if (rank % d == 0 && (d > micro ? d - micro : micro - d) < (best > micro ? best - micro : micro - best))
+            best = d;
+    if (total % world == 0) dsi_config_offer(offers, best, rank / best, world);
+    low = total / dsi_mul(micro, world);
+    if (low != steps) dsi_config_offer(offers, micro, low, world);
+    if (low + 1 != steps) dsi_config_offer(offers, micro, low + 1, world);
     DSI_CONFIG_REFUSE(
         p, path,
         "train_batch_size %zu is not train_micro_batch_size_per_gpu %zu * gradient_accumulation_steps %zu * "
@@ -3410,15 +3403,14 @@ static void dsi_config_params(dsi_config_parser *p, const dsi_config_kind *kind,
         char names[160];
         size_t used = 0;
         const char *name = nodes[k].as.text;
-        if (strlen(name) == nodes[k].length && dsi_config_takes(kind, name)) continue;
-        names[0] = 0;
-        for (size_t j = 0; j < count; j++)
-            if (dsi_config_takes(kinds + j, name) && used < sizeof names)
+        bool whole = strlen(name) == nodes[k].length; /* no NUL in it */
+        if (whole && dsi_config_takes(kind, name)) continue;
+        for (size_t j = 0; whole && j < count; j++)
+            if (dsi_config_takes(kinds + j, name))
                 used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", used ? ", " : "", kinds[j].name);
-        if (p->options->unknown == DS_CONFIG_UNKNOWN_IGNORE && !used) continue;
         if (used)
             dsi_config_say(p, DS_LOG_ERROR, NULL, k, "no parameter of %s; it belongs to %s", kind->name, names);
-        else if (dsi_config_find(p->state->scopes, open, name, nodes[k].length) == UINT32_MAX)
+        else
             dsi_config_unknown(p, p->state->scopes, open, k);
     }
 }
@@ -3636,18 +3628,19 @@ static void dsi_config_data(dsi_config_parser *p) {
 }
 
 /* Elastic batch sizes, as DeepSpeed computes them: candidates are each micro batch, and their least common multiple,
-   times the largest highly composite number that fits; the one that suits most GPU counts wins. */
-static bool dsi_config_suits(const ds_config_ints *micros, size_t batch, size_t gpus) {
+   times the largest highly composite number that fits; the one that suits most counts of nodes (version 0.1: GPUs) from
+   `low` to `high` wins. */
+static bool dsi_config_suits(const ds_config_ints *micros, size_t batch, size_t nodes) {
     for (size_t i = 0; i < micros->count; i++)
-        if (batch % (size_t)micros->at[i] == 0 && batch / (size_t)micros->at[i] % gpus == 0) return true;
+        if (batch % (size_t)micros->at[i] == 0 && batch / (size_t)micros->at[i] % nodes == 0) return true;
     return false;
 }
-static size_t dsi_config_elastic_batch(const ds_config_ints *micros, size_t most, size_t min_gpus, size_t max_gpus,
+static size_t dsi_config_elastic_batch(const ds_config_ints *micros, size_t most, size_t low, size_t high,
                                        bool larger) {
     // clang-format off
     static const size_t composite[] = {1, 2, 4, 6, 12, 24, 36, 48, 60, 120, 180, 240, 360, 720, 840, 1260, 1680, 2520, 5040,
         7560, 10080, 15120, 20160, 25200, 27720, 45360, 50400, 55440, 83160, 110880, 166320, 221760, 277200, 332640, 498960,
-        554400, 665280, 720720};
+        554400, 665280, 720720, SIZE_MAX};
     // clang-format on
     size_t common = 1, best = 0, best_count = 0;
     for (size_t i = 0; i < micros->count; i++) {
@@ -3661,12 +3654,12 @@ static size_t dsi_config_elastic_batch(const ds_config_ints *micros, size_t most
     }
     for (size_t i = 0; i <= micros->count; i++) {
         size_t base = i < micros->count ? (size_t)micros->at[i] : common, k = 0, batch, count = 0;
-        if (base == SIZE_MAX) continue;
-        while (k + 1 < sizeof composite / sizeof composite[0] && base < most && composite[k + 1] <= most / base) k++;
+        if (base > most) continue; /* the common multiple may be */
+        while (composite[k + 1] <= most / base) k++;
         batch = base * composite[k];
-        for (size_t gpus = min_gpus ? min_gpus : 1; gpus <= max_gpus && gpus <= batch; gpus++)
-            count += dsi_config_suits(micros, batch, gpus);
-        if (count > best_count || (count == best_count && (larger ? batch > best : batch < best))) {
+        for (size_t nodes = low; nodes <= high && nodes <= batch; nodes++)
+            count += dsi_config_suits(micros, batch, nodes);
+        if (count > best_count || (count && count == best_count && (larger ? batch > best : batch < best))) {
             best = batch;
             best_count = count;
         }
@@ -3674,35 +3667,34 @@ static size_t dsi_config_elastic_batch(const ds_config_ints *micros, size_t most
     return best;
 }
 
-/* The batch sizes for this world size. Version 0.2 works in nodes, and falls back to what fits the nodes at hand. */
+/* The batch sizes for this world size. Version 0.2 works in nodes; without model parallelism it falls back to what fits the
+   ranks at hand. */
 static void dsi_config_elastic_resolve(dsi_config_parser *p) {
     ds_config *c = p->config;
     const ds_config_ints *micros = &c->elasticity.micro_batch_sizes;
-    size_t world = c->world_size, most = c->elasticity.max_train_batch_size, batch, micro = 0, node = 1;
-    bool larger = c->elasticity.prefer_larger_batch;
-    if (c->elasticity.version >= 0.2) {
-        size_t per_node = c->elasticity.num_gpus_per_node, parallel = c->elasticity.model_parallel_size,
-               ranks = world / parallel;
-        node = per_node / parallel;
-        batch = dsi_config_elastic_batch(micros, most / node, c->elasticity.min_gpus / per_node,
-                                         c->elasticity.max_gpus / per_node, larger) *
-                node;
-        if (!ranks || ranks % node || !dsi_config_suits(micros, batch / node, ranks / node)) {
-            size_t data_ranks = world * node / per_node;
-            batch = 0;
-            for (size_t i = 0; data_ranks && i < micros->count; i++) {
-                size_t one = dsi_mul((size_t)micros->at[i], data_ranks), candidate = most / one * one;
-                if (!i || (larger ? candidate > batch : candidate < batch)) batch = candidate;
-            }
+    bool larger = c->elasticity.prefer_larger_batch, by_nodes = c->elasticity.version > 0.1;
+    size_t gpus = by_nodes ? c->elasticity.num_gpus_per_node : 1, parallel = c->elasticity.model_parallel_size,
+           node = gpus / parallel, world = c->world_size, most = c->elasticity.max_train_batch_size, micro = 0,
+           low = c->elasticity.min_gpus / gpus, high = c->elasticity.max_gpus / gpus, batch = 0;
+    bool fits = world % node == 0 && world / parallel % node == 0 && world >= parallel * node;
+    for (size_t i = 0; i < micros->count; i++)
+        if ((size_t)micros->at[i] > most / node) {
+            DSI_CONFIG_REFUSE(p, "elasticity.micro_batch_sizes", "%lld exceeds max_train_batch_size %zu / %zu ranks",
+                              (long long)micros->at[i], most, node);
+            return;
         }
-    } else {
-        batch = dsi_config_elastic_batch(micros, most, c->elasticity.min_gpus, c->elasticity.max_gpus, larger);
-        if (world < c->elasticity.min_gpus || world > c->elasticity.max_gpus || !dsi_config_suits(micros, batch, world))
-            batch = 0;
+    if (!low) low = 1;
+    if (!high) high = most / node;
+    batch = dsi_config_elastic_batch(micros, most / node, low, high, larger);
+    fits = fits && world / parallel / node >= low && world / node <= high &&
+           dsi_config_suits(micros, batch, world / node) && dsi_config_suits(micros, batch, world / parallel / node);
+    batch = fits ? batch * node : 0;
+    for (size_t i = 0; !fits && by_nodes && parallel == 1 && i < micros->count; i++) {
+        size_t one = dsi_mul((size_t)micros->at[i], world), candidate = most / one * one;
+        if (!i || (larger ? candidate > batch : candidate < batch)) batch = candidate;
     }
     for (size_t i = 0; i < micros->count; i++)
-        if (batch / world % (size_t)micros->at[i] == 0 && batch >= world &&
-            (!micro || (larger || c->elasticity.version < 0.2 ? (size_t)micros->at[i] > micro : false)))
+        if (batch >= world && batch / world % (size_t)micros->at[i] == 0 && (size_t)micros->at[i] > micro)
             micro = (size_t)micros->at[i];
     if (!micro) {
         DSI_CONFIG_REFUSE(p, "elasticity", "no batch of at most %zu samples suits a world size of %zu", most, world);
@@ -3732,16 +3724,14 @@ static bool dsi_config_elastic(dsi_config_parser *p) {
     if (!c->elasticity.micro_batch_sizes.count || c->elasticity.micro_batch_sizes.count > 16)
         DSI_CONFIG_REFUSE(p, "elasticity.micro_batch_sizes", "expected 1 to 16 of them; got %zu",
                           c->elasticity.micro_batch_sizes.count);
-    for (size_t i = 0; i < c->elasticity.micro_batch_sizes.count; i++)
-        if ((size_t)c->elasticity.micro_batch_sizes.at[i] > c->elasticity.max_train_batch_size)
-            DSI_CONFIG_REFUSE(p, "elasticity.micro_batch_sizes", "%lld exceeds max_train_batch_size %zu",
-                              (long long)c->elasticity.micro_batch_sizes.at[i], c->elasticity.max_train_batch_size);
+    if (c->elasticity.version != 0.1 && c->elasticity.version != 0.2)
+        DSI_CONFIG_REFUSE(p, "elasticity.version", "expected 0.1 or 0.2; got %g", c->elasticity.version);
     if (c->elasticity.max_gpus < c->elasticity.min_gpus)
         DSI_CONFIG_REFUSE(p, "elasticity.max_gpus", "must not be less than min_gpus %zu; got %zu",
                           c->elasticity.min_gpus, c->elasticity.max_gpus);
     if (parallel > 1 && c->elasticity.version < 0.2)
         DSI_CONFIG_REFUSE(p, "elasticity.model_parallel_size", "needs version 0.2; got %g", c->elasticity.version);
-    else if (c->elasticity.version >= 0.2 && c->elasticity.num_gpus_per_node % parallel)
+    else if (c->elasticity.num_gpus_per_node % parallel)
         DSI_CONFIG_REFUSE(p, "elasticity.model_parallel_size", "must divide num_gpus_per_node %zu; got %zu",
                           c->elasticity.num_gpus_per_node, parallel);
     if (p->errors > errors) return true;

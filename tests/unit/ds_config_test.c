@@ -811,6 +811,38 @@ static const struct {
      "The parameter names must match the optimizer constructor signature (000)"},
     {1, "\"scheduler\": {\"type\": \"WarmupLR\", \"params\": {\"total_num_steps\": 3}}",
      "scheduler.params.total_num_steps", "The parameter names should match scheduler constructor signature (000)"},
+    {6, "\"zero_optimization\": {\"stage\": 3, \"mics_shard_size\": 4}", "zero_optimization.mics_shard_size",
+     "as zero_hpz_partition_size: ranks of a group divide the ranks"},
+    {1, "\"zero_optimization\": {\"stage\": 3}, \"gradient_allreduce_op\": \"sum\"", "gradient_allreduce_op",
+     "Before gradient averaging ... divide (000): stage 3 averages as it scatters"},
+    {1, "\"zero_optimization\": {\"stage\": 3, \"compute_grad_norm\": false}", "zero_optimization.compute_grad_norm",
+     "only stages 1 and 2 can leave the norm out"},
+    {1, "\"fp16\": {\"enabled\": true, \"fp16_master_weights_and_grads\": true}", "fp16.fp16_master_weights_and_grads",
+     "fp16 master weights need ZeRO stage 2"},
+    {1, "\"fp16\": {\"fp16_master_weights_and_grads\": true}, \"zero_optimization\": {\"stage\": 2}",
+     "fp16.fp16_master_weights_and_grads", "fp16 master weights need fp16"},
+    {1, "\"bf16\": {\"enabled\": true, \"bf16_optimizer_states\": true}", "bf16.bf16_optimizer_states",
+     "bf16 states need bf16 master weights"},
+    {1, "\"fp16\": {\"enabled\": true, \"loss_scale_window\": 0}", "fp16.loss_scale_window",
+     "the window over which to raise/lower the dynamic loss scale value (000)"},
+    {1, "\"fp16\": {\"enabled\": true, \"min_loss_scale\": 0}", "fp16.min_loss_scale",
+     "the minimum dynamic loss scale value (000)"},
+    {1, "\"data_efficiency\": {\"data_sampling\": {\"curriculum_learning\": {\"enabled\": true}}}",
+     "data_efficiency.data_sampling.curriculum_learning.curriculum_metrics",
+     "This dictionary contains all desired curriculum metrics (003)"},
+    {1, "\"data_efficiency\": {\"data_sampling\": {\"dynamic_batching\": {\"enabled\": true}}}",
+     "data_efficiency.data_sampling.dynamic_batching.max_tokens", "dynamic batching is by tokens"},
+    {1, "\"autotuning\": {\"results_dir\": \"\"}", "autotuning.results_dir",
+     "Path to the autotuning experiment results directory (003)"},
+    {1, "\"sparse_attention\": {\"num_global_blocks\": 0}", "sparse_attention.num_global_blocks",
+     "as above: none would divide nothing"},
+    {1,
+     "\"compression_training\": {\"weight_quantization\": {\"shared_parameters\": {\"enabled\": true}, "
+     "\"different_groups\": {\"wq1\": {\"params\": {\"start_bits\": 8}}}}}",
+     "compression_training.weight_quantization.different_groups.wq1.params.target_bits",
+     "target_bits: the bit width of the weights in the end (003)"},
+    {1, "\"compression_training\": {\"activation_quantization\": {\"shared_parameters\": {\"enabled\": true}}}",
+     "compression_training.activation_quantization.different_groups", "Different quantization groups (003)"},
     {3, "\"ds\": {\"world_invariant\": true}", "ds.world_invariant", "W a power of two"},
     {1, "\"ds\": {\"reduce_at_boundary\": true}, \"zero_optimization\": {\"stage\": 2}", "ds.reduce_at_boundary",
      "single reduction at stages 0 and 1"},
@@ -924,6 +956,121 @@ static void test_errors(void) {
                        1, "different_groups.i|1:157|expected an object; got 9\n");
         CHECK_EQ(last.errors, 9);
     }
+    TEST(errors_one_by_one) {
+        static const struct {
+            size_t world;
+            const char *text, *problem;
+        } cases[] = {
+            /* lists and pairs */
+            {1, "\"sparse_attention\": {\"local_window_blocks\": \"4\"}",
+             "|expected a list of whole numbers of at least 0; got"},
+            {1, "\"sparse_attention\": {\"local_window_blocks\": [1, 2.5]}", "local_window_blocks|"},
+            {1, "\"sparse_attention\": {\"local_window_blocks\": [1, -1]}", "local_window_blocks|"},
+            {1, "\"comms_logger\": {\"prof_ops\": 3}", "prof_ops|1:54|expected a list of texts; got 3"},
+            {1, "\"comms_logger\": {\"prof_ops\": [\"a\", 3]}", "prof_ops|1:54|expected a list of texts; got a list"},
+            {1,
+             "\"compression_training\": {\"row_pruning\": {\"different_groups\": {\"r\": {\"related_modules\": 1}}}}",
+             "related_modules|1:112|expected a list of lists of texts, or null; got 1"},
+            {1,
+             "\"compression_training\": {\"row_pruning\": {\"different_groups\": {\"r\": {\"related_modules\": "
+             "[[1]]}}}}",
+             "related_modules|1:112|"},
+            {1, "\"optimizer\": {\"type\": \"Adam\", \"params\": {\"betas\": 0.9}}",
+             "betas|1:75|expected a list of two numbers"},
+            {1, "\"optimizer\": {\"type\": \"Adam\", \"params\": {\"betas\": [0.9, \"x\"]}}", "betas|1:75|"},
+            {1, "\"optimizer\": {\"type\": \"Adam\", \"params\": {\"betas\": [\"x\", 0.9]}}", "betas|1:75|"},
+            {1, "\"optimizer\": {\"type\": \"Adam\", \"params\": {\"betas\": [1, 0.9]}}", "betas|1:75|"},
+            {1, "\"optimizer\": {\"type\": \"Adam\", \"params\": {\"betas\": [0.9, 1]}}", "betas|1:75|"},
+            {1, "\"optimizer\": {\"type\": \"Adam\", \"params\": {\"betas\": [-0.1, 0.9]}}", "betas|1:75|"},
+            {1, "\"zero_optimization\": {\"offload_param\": {\"device\": 5}}",
+             "device|1:75|expected one of none|cpu|nvme; got 5"},
+            {1, "\"fp16\": {\"loss_scale\": true}", "fp16.loss_scale|1:48|expected a number of at least 0; got true"},
+            {1, "\"elasticity\": {\"max_gpus\": 100001}",
+             "max_gpus|1:52|expected a whole number from 1 to 100000; got 100001"},
+            {1, "\"progressive_layer_drop\": {\"theta\": 1.5}", "theta|1:61|expected a number from 0 to 1; got 1.5"},
+            {1, "\"communication_data_type\": \"fp1\"",
+             "|expected one of fp16|bf16|fp32, or null; got the text \"fp1\""},
+            {1, "\"gradient_allreduce_op\": \"@ean\"", "gradient_allreduce_op|"},
+            {1, "\"gradient_predivide_factor\": 0", "|expected a number above 0; got 0"},
+            {1,
+             "\"data_efficiency\": {\"data_sampling\": {\"curriculum_learning\": {\"curriculum_metrics\": {\"a\": "
+             "7}}}}",
+             "curriculum_metrics.a|"},
+            /* "auto" */
+            {1,
+             "\"compression_training\": {\"row_pruning\": {\"different_groups\": {\"r\": {\"params\": "
+             "{\"dense_ratio\": "
+             "\"auto\"}}}}}",
+             "different_groups.r.params.dense_ratio|1:119|\"auto\" has no source for this key; expected a number from "
+             "0 to 1, or null"},
+            {1, "\"optimizer\": {\"type\": \"Adam\", \"params\": {\"betas\": \"auto\"}}",
+             "\"auto\" needs the hint \"betas\""},
+            {1, "\"communication_data_type\": \"auto\"",
+             "expected one of fp16|bf16|fp32, or null; got the text \"auto\""},
+            /* old keys */
+            {1, "\"allgather_size\": \"x\"",
+             "allgather_size|1:43|expected a whole number of at least 0; got the text \"x\""},
+            {1, "\"zero_optimization\": {\"stage\": 2, \"cpu_offload\": 5}",
+             "cpu_offload|1:74|expected true or false, or null; got 5"},
+            {1, "\"zero_optimization\": {\"stage\": 3, \"cpu_offload_param\": true, \"offload_param\": {}}",
+             "cpu_offload_param|1:80|given together with \"zero_optimization.offload_param\", which replaces it"},
+            {1, "\"zero_optimization\": {\"allgather_bucket_size\": 5}, \"allgather_size\": 6",
+             "allgather_size|1:94|given together with \"zero_optimization.allgather_bucket_size\""},
+            /* unknown keys */
+            {1, "\"bfloat16\": {\"enabled\": true}, \"bf16\": {}", "bfloat16|1:25|unknown key"},
+            {1, "\"project\": 1", "project|1:25|unknown key here; it belongs in \"wandb\""},
+            {1, "\"enabled\": true", "enabled|1:25|unknown key\n"},
+            {1, "\"dt\": 1", "dt|1:25|unknown key; did you mean \"ds\"?"},
+            {1, "\"q\": 1", "q|1:25|unknown key\n"},
+            {1, "\"ttrain_batch_siez\": 1", "did you mean \"train_batch_size\"?"},
+            {1, "\"a_key_of_more_than_sixty_four_bytes_that_no_table_of_ours_could_ever_hold\": 1",
+             "|1:25|unknown key\n"},
+            {1, "\"optimizer\": {\"type\": \"Adam\", \"params\": {\"lr \": 1}}",
+             "params.lr |1:66|unknown key; did you mean \"lr\"?"},
+            {1, "\"optimizer\": {\"type\": \"Adam\", \"params\": {\"lr\\u0000x\": 1}}", "|1:66|unknown key"},
+            {1, "\"optimizer\": {\"type\": \"Adam\", \"params\": {\"bias_correction \": 1}}", "|1:66|unknown key"},
+            {1, "\"optimizer\": {\"type\": \"Lion\", \"params\": {\"eps\": 1}}",
+             "no parameter of lion; it belongs to adam, adamw, lamb, adagrad, muon, onebitadam, onebitlamb, "
+             "zerooneadam"},
+            /* structure */
+            {1, "\"amp\": {\"x\": [[0], {\"z\": [1, {\"y\": 1, \"y\": 2}]}]}", "amp.x[1].z[1].y|1:63|duplicate key"},
+            {1,
+             "\"amp\": "
+             "{\"a_key_of_more_than_sixty_four_bytes_that_no_table_of_ours_could_ever_hold_but_open_sections\": "
+             "{\"a_key_of_more_than_sixty_four_bytes_that_no_table_of_ours_could_ever_hold_but_open_sections\": "
+             "{\"a_third\": "
+             "{\"y\": 1, \"y\": 2}}}}",
+             "|duplicate key"},
+            {1, "\"scheduler\": {\"type\": \"1Cycle\"}", "scheduler.params.cycle_max_lr|1:47|needed by OneCycle"},
+            {1, "\"comet\": {\"enabled\": true, \"experiment_key\": \"short\"}, \"no\": 1",
+             "experiment_key|1:70|Comet wants 32 to 50"},
+            {1,
+             "\"comet\": {\"experiment_key\": \"012345678901234567890123456789012345678901234567890123456789\"}, "
+             "\"no\": 1",
+             "got 60 characters"},
+            {1, "\"comet\": {\"experiment_key\": \"01234567890123456789012345678901234-/:@Z[`z{\"}, \"no\": 1",
+             "experiment_key|"},
+            /* the equation */
+            {4, "\"train_micro_batch_size_per_gpu\": 7", "these work: 28 = 7 * 1 * 4, 4 = 1 * 1 * 4\n"},
+            {1,
+             "\"train_micro_batch_size_per_gpu\": 9223372036854775807, \"gradient_accumulation_steps\": "
+             "9223372036854775807",
+             "these work: 4 = 4 * 1 * 1, 9223372036854775807 = 9223372036854775807 * 1 * 1\n"},
+        };
+        for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+            char text[1024];
+            snprintf(text, sizeof text, "{\"train_batch_size\": 4, %s}", cases[i].text);
+            expect_problem(text, cases[i].world, cases[i].problem);
+            CHECK(last.errors >= 1);
+        }
+        expect_problem("{\"train_batch_size\": \"auto\"}", 1,
+                       "train_micro_batch_size_per_gpu|0:0|\"auto\" needs the hint \"micro_batch\"");
+        expect_problem("{\"train_micro_batch_size_per_gpu\": \"auto\"}", 1,
+                       "train_micro_batch_size_per_gpu|1:36|\"auto\" needs");
+        expect_problem(
+            "{\"train_batch_size\": 30, \"train_micro_batch_size_per_gpu\": 4, \"gradient_accumulation_steps\": 7}", 1,
+            "these work: 28 = 4 * 7 * 1, 30 = 3 * 10 * 1, 32 = 4 * 8 * 1\n");
+    }
     TEST(unknown_keys_follow_the_policy) {
         const char *text = "{\"train_batch_size\": 1, \"no_such_key\": {\"a\": [1]}}";
         ds_config_options options;
@@ -941,6 +1088,13 @@ static void test_errors(void) {
         CHECK(ds_config_parse(text, strlen(text), &options, &config, NULL) == DS_OK);
         CHECK_EQ(last.warnings, 1);
         ds_config_free(config);
+        text = "{\"train_batch_size\": 1, \"optimizer\": {\"type\": \"Adam\", \"params\": {\"foo\": 1}}}";
+        CHECK(ds_config_parse(text, strlen(text), &options, &config, NULL) == DS_OK);
+        ds_config_free(config);
+        text = "{\"train_batch_size\": 1, \"optimizer\": {\"type\": \"Adam\", \"params\": {\"momentum\": 1}}}";
+        CHECK(ds_config_parse(text, strlen(text), &options, &config, NULL) ==
+              DS_ERR_INPUT); /* of another kind: no effect */
+        CHECK_HAS(last.text, "no parameter of adam");
     }
     TEST(old_keys_work_and_warn) {
         ds_config *c = parse("{\"train_batch_size\": 1, \"zero_optimization\": {\"stage\": 3, \"cpu_offload\": true, "
@@ -965,6 +1119,43 @@ static void test_errors(void) {
             CHECK_EQ(c->zero_optimization.allgather_bucket_size, 1000);
             ds_config_free(c);
         }
+    }
+    TEST(old_keys_that_say_nothing) {
+        ds_config *c =
+            parse("{\"train_batch_size\": 1, \"zero_optimization\": {\"stage\": 3, \"cpu_offload\": \"auto\", "
+                  "\"cpu_offload_param\": null, \"cpu_offload_use_pin_memory\": true}}");
+        if (CHECK(c != NULL)) {
+            CHECK_EQ(c->zero_optimization.offload_optimizer.device, DS_CONFIG_NONE);
+            CHECK_EQ(c->zero_optimization.offload_param.device, DS_CONFIG_NONE);
+            CHECK(c->zero_optimization.offload_optimizer.pin_memory);
+        }
+        ds_config_free(c);
+        c = parse(
+            "{\"train_batch_size\": 1, \"zero_optimization\": {\"stage\": 3, \"cpu_offload\": false}, \"bf16\": null, "
+            "\"bfloat16\": {\"enabled\": true}}");
+        if (CHECK(c != NULL)) CHECK(c->bf16.enabled && c->zero_optimization.offload_optimizer.device == DS_CONFIG_NONE);
+        ds_config_free(c);
+    }
+    TEST(the_first_error_behind_a_hundred_warnings_is_told) {
+        static char text[16384];
+        ds_config_options options;
+        ds_config *config;
+        ds_error error = {DS_OK, ""};
+        size_t n = (size_t)snprintf(text, sizeof text, "{\"train_batch_size\": 1");
+        for (int i = 0; i < 150; i++) n += (size_t)snprintf(text + n, sizeof text - n, ", \"unknown_%d\": 0", i);
+        n += (size_t)snprintf(text + n, sizeof text - n, ", \"fp16\": 5, \"bf16\": 5}");
+        memset(&options, 0, sizeof options);
+        memset(&last, 0, sizeof last);
+        options.unknown = DS_CONFIG_UNKNOWN_WARN;
+        options.problem = take_problem;
+        options.ctx = &last;
+        CHECK(ds_config_parse(text, n, &options, &config, &error) == DS_ERR_INPUT);
+        CHECK_EQ(last.warnings, 100);
+        CHECK_EQ(last.errors, 0);
+        CHECK_HAS(error.message, ": fp16: expected an object; got 5 (and 1 more)");
+        options.problem = NULL;
+        CHECK(ds_config_parse(text, n, &options, &config, &error) == DS_ERR_INPUT);
+        CHECK(ds_config_parse(text, n, &options, &config, NULL) == DS_ERR_INPUT);
     }
     TEST(a_hundred_problems_are_enough) {
         static char text[40000];
@@ -991,6 +1182,21 @@ static void test_errors(void) {
         options.strict_json = false;
         CHECK(ds_config_parse("{\"train_batch_size\": 1,}", 24, &options, &config, &error) == DS_OK);
         ds_config_free(config);
+        CHECK(ds_config_parse("{\"train_batch_size\": 1}", 23, NULL, &config, NULL) == DS_OK);
+        CHECK(ds_config_print(config, NULL, 0) > 100);
+        {
+            char few[10] = "xxxxxxxxx";
+            CHECK(ds_config_print(config, few, 8) == ds_config_print(config, NULL, 0));
+            CHECK_STR(few, "{\n  \"tr"); /* cut, with a NUL */
+        }
+        ds_config_free(config);
+        options.max_depth = 5000; /* more than a reader that does not recurse needs is brought down to what it can */
+        CHECK(ds_config_parse("{\"train_batch_size\": 1}", 23, &options, &config, NULL) == DS_OK);
+        ds_config_free(config);
+        options.max_bytes = SIZE_MAX;
+        CHECK(ds_config_parse("{}", SIZE_MAX / 2, &options, &config, &error) == DS_ERR_INPUT);
+        CHECK_HAS(error.message, "more than 2147483646");
+        options.max_bytes = 0;
         options.max_depth = 1;
         CHECK(ds_config_parse("{\"fp16\": {}}", 12, &options, &config, &error) == DS_ERR_INPUT);
         ds_config_free(NULL);
@@ -1261,6 +1467,53 @@ static void test_kinds(void) {
         }
         ds_config_free(c);
     }
+    TEST(elastic_batch_sizes_of_deepspeed) {
+        ds_json *golden = read_json(GOLDEN "elasticity.json");
+        int accepted_there = 0;
+        for (ds_json_node row = ds_json_first(golden, 0); row != DS_JSON_NO_NODE; row = ds_json_next(golden, 0, row)) {
+            static char settings[512], text[600];
+            int64_t world = 0, batch = 0, micro = 0;
+            ds_json_writer w;
+            ds_config *c;
+            memset(&w, 0, sizeof w);
+            w.out = settings;
+            w.room = sizeof settings - 1;
+            ds_json_integer(golden, ds_json_at(golden, row, 0), &world);
+            ds_json_integer(golden, ds_json_at(golden, row, 1), &batch);
+            ds_json_integer(golden, ds_json_at(golden, row, 2), &micro);
+            dsi_config_write_node(&w, &golden->doc, ds_json_at(golden, row, 3));
+            settings[w.length] = 0;
+            snprintf(text, sizeof text, "{\"elasticity\": %s}", settings);
+            c = parse_for(text, (size_t)world);
+            if (!test_check((c ? (int64_t)c->train_batch_size : 0) == batch &&
+                                (c ? (int64_t)c->train_micro_batch_size_per_gpu : 0) == micro,
+                            __FILE__, __LINE__, "%s at %d: %s", text, (int)world, last.text))
+                break;
+            if (c)
+                CHECK(c->gradient_accumulation_steps * c->train_micro_batch_size_per_gpu * (size_t)world ==
+                      c->train_batch_size);
+            accepted_there += c != NULL;
+            ds_config_free(c);
+        }
+        CHECK_EQ(accepted_there, 112);
+        ds_json_free(golden);
+    }
+    TEST(elastic_batch_sizes_beside_given_ones) {
+        const char *text =
+            "{\"train_batch_size\": %d, \"elasticity\": {\"enabled\": true, \"max_train_batch_size\": 100, "
+            "\"micro_batch_sizes\": [2, 3], \"version\": 0.1, \"ignore_non_elastic_batch_info\": %s}}";
+        char out[300];
+        ds_config *c;
+        snprintf(out, sizeof out, text, 48, "true");
+        if (CHECK((c = parse(out)) != NULL)) CHECK(c->train_batch_size != 48);
+        snprintf(out, sizeof out, text, c ? (int)c->train_batch_size : 0,
+                 "false"); /* as a printed configuration has it */
+        ds_config_free(c);
+        CHECK((c = parse(out)) != NULL);
+        ds_config_free(c);
+        snprintf(out, sizeof out, text, 47, "false");
+        expect_problem(out, 1, "remove this, or set ignore_non_elastic_batch_info");
+    }
     TEST(elastic_nodes_that_fit_no_candidate) {
         const char *text =
             "{\"elasticity\": {\"enabled\": true, \"max_train_batch_size\": 100, \"micro_batch_sizes\": [2, 3], "
@@ -1274,7 +1527,12 @@ static void test_kinds(void) {
             "{\"elasticity\": {\"enabled\": true, \"max_train_batch_size\": 100, \"micro_batch_sizes\": ";
         static const char *const ends[][2] = {
             {"[]}}", "expected 1 to 16 of them; got 0"},
-            {"[101]}}", "101 exceeds max_train_batch_size 100"},
+            {"[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1]}}", "expected 1 to 16 of them; got 17"},
+            {"[101]}}", "101 exceeds max_train_batch_size 100 / 1 ranks"},
+            {"[30], \"num_gpus_per_node\": 4}}", "30 exceeds max_train_batch_size 100 / 4 ranks"},
+            {"[30], \"version\": 0.15}}", "expected 0.1 or 0.2; got 0.15"},
+            {"[7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67], \"version\": 0.1, \"max_gpus\": 2}}",
+             "no batch of at most 100 samples suits a world size of 3"}, /* whose common multiple exceeds 64 bits */
             {"[2], \"min_gpus\": 9, \"max_gpus\": 8}}", "must not be less than min_gpus 9; got 8"},
             {"[2], \"num_gpus_per_node\": 4, \"model_parallel_size\": 3}}", "must divide num_gpus_per_node 4; got 3"},
             {"[2], \"version\": 0.1, \"model_parallel_size\": 2}}", "needs version 0.2; got 0.1"},
