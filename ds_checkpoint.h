@@ -53,7 +53,7 @@ STEP BY STEP
     every rank, before the next save: only then the tag stands. ds_checkpoint_done tells whether finish would wait.
     Loading: open, find or at, read, close. ds_checkpoint_verify reads everything.
     Other formats: ds_checkpoint_open_path opens one of ours, a .safetensors file, an index of such files or a DeepSpeed
-    checkpoint, all with the same calls. ds_safetensors_write exports; DeepSpeed's own format is read, not written.
+    checkpoint, all with the same calls. ds_safetensors_write exports, ds_deepspeed_write writes what DeepSpeed reads.
 
 MEMORY
     A writer holds the list of its parts and 1 MiB; with `background` also a copy of the data. A reader holds the shards'
@@ -401,6 +401,16 @@ DS_API ds_status ds_checkpoint_value_at(const ds_checkpoint *checkpoint, size_t 
 DS_API ds_status ds_safetensors_write(const char *path, const ds_checkpoint_tensor *tensors, size_t count,
                                       const char *const *metadata, size_t metadata_pairs, size_t max_shard_bytes,
                                       const ds_checkpoint_desc *hooks, ds_error *error);
+
+/* An open checkpoint as one that DeepSpeed 0.19 reads, at folder/tag, committed as our own are. Stage 0: a universal
+   checkpoint, named by `latest_universal`, from which DeepSpeed goes on training at any world size and stage (stage 3 at up
+   to `ranks`), its "checkpoint": {"load_universal": true}. Stages 1 to 3: the files of `ranks` ranks (0: one), which its
+   zero_to_fp32.py reads. Weights and states are fp32; tensors that have no state (when some have) go as buffers. Rates and
+   betas are left to DeepSpeed's configuration, and its loss scale starts anew. The hooks are those of `from`.
+   Errors: DS_ERR_ARGUMENT, DS_ERR_UNSUPPORTED (a dtype that torch lacks, a name that is no folder's), and those of
+   ds_checkpoint_read and ds_checkpoint_commit. */
+DS_API ds_status ds_deepspeed_write(ds_checkpoint *from, const char *folder, const char *tag, int stage, int ranks,
+                                    ds_error *error);
 
 #ifdef __cplusplus
 }
@@ -3230,6 +3240,10 @@ DS_API ds_status ds_checkpoint_get_integer(const ds_checkpoint *c, const char *k
     *value = v.integer;
     return status;
 }
+static int64_t dsi_checkpoint_value_or(const ds_checkpoint *c, const char *key, int64_t otherwise) {
+    int64_t value;
+    return ds_checkpoint_get_integer(c, key, &value) ? otherwise : value;
+}
 DS_API ds_status ds_checkpoint_get_bytes(const ds_checkpoint *c, const char *key, const void **data, size_t *bytes) {
     ds_checkpoint_value v;
     const ds_status status = dsi_checkpoint_get(c, key, 3, &v);
@@ -3259,17 +3273,22 @@ DS_API ds_status ds_checkpoint_find(const ds_checkpoint *c, const char *name, ds
     return dsi_fail(c->error, DS_ERR_INPUT, "checkpoint '%.200s' has no tensor '%.200s'", c->tag, name);
 }
 
-/* CRC-32 as zip has it (reflected 0xEDB88320), a half byte at a time. */
+/* CRC-32 as zip has it (reflected 0xEDB88320), eight bytes at a time; the tables cost less than a page of data does. */
 static uint32_t dsi_checkpoint_crc32(uint32_t crc, const char *data, size_t bytes) {
-    static const uint32_t table[16] = {0x00000000u, 0x1DB71064u, 0x3B6E20C8u, 0x26D930ACu, 0x76DC4190u, 0x6B6B51F4u,
-                                       0x4DB26158u, 0x5005713Cu, 0xEDB88320u, 0xF00F9344u, 0xD6D6A3E8u, 0xCB61B38Cu,
-                                       0x9B64C2B0u, 0x86D3D2D4u, 0xA00AE278u, 0xBDBDF21Cu};
-    crc = ~crc;
-    for (size_t i = 0; i < bytes; i++) {
-        crc ^= (unsigned char)data[i];
-        crc = crc >> 4 ^ table[crc & 15];
-        crc = crc >> 4 ^ table[crc & 15];
+    const unsigned char *p = (const unsigned char *)data;
+    uint32_t table[8][256];
+    for (uint32_t i = 0; i < 256; i++) {
+        table[0][i] = i;
+        for (int k = 0; k < 8; k++) table[0][i] = table[0][i] >> 1 ^ (table[0][i] & 1 ? 0xEDB88320u : 0);
     }
+    for (int k = 1; k < 8; k++)
+        for (int i = 0; i < 256; i++) table[k][i] = table[k - 1][i] >> 8 ^ table[0][table[k - 1][i] & 255];
+    for (crc = ~crc; bytes >= 8; bytes -= 8, p += 8) {
+        crc ^= (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+        crc = table[7][crc & 255] ^ table[6][crc >> 8 & 255] ^ table[5][crc >> 16 & 255] ^ table[4][crc >> 24] ^
+              table[3][p[4]] ^ table[2][p[5]] ^ table[1][p[6]] ^ table[0][p[7]];
+    }
+    for (; bytes; bytes--) crc = crc >> 8 ^ table[0][(crc ^ *p++) & 255];
     return ~crc;
 }
 /* A zip entry is under one checksum: all of it is read when its first byte is asked for. */
@@ -3415,7 +3434,8 @@ typedef struct dsi_checkpoint_word {
 struct ds_checkpoint_writer {
     ds_checkpoint_desc desc;
     size_t ranks;
-    bool leader; /* makes folders and commits */
+    bool leader;        /* makes folders and commits */
+    const char *latest; /* the file that names the tag */
     char folder[DSI_CHECKPOINT_PATH], made[DSI_CHECKPOINT_PATH], final[DSI_CHECKPOINT_PATH], old[DSI_CHECKPOINT_PATH];
     char tag[DSI_CHECKPOINT_TAG + 1], previous[DSI_CHECKPOINT_TAG + 1]; /* previous: what `latest` named */
     dsi_checkpoint_list items, values;
@@ -3573,6 +3593,7 @@ DS_API ds_status ds_checkpoint_begin_(const ds_checkpoint_desc *desc, size_t des
     }
     w->desc = *desc;
     w->desc.files = dsi_files(&desc->files);
+    w->latest = "latest";
     w->ranks = ranks;
     w->leader = desc->node_local ? desc->local_rank == 0 : desc->group.rank == 0;
     w->items.each = sizeof(dsi_checkpoint_item);
@@ -3758,7 +3779,7 @@ static ds_status dsi_checkpoint_publish(ds_checkpoint_writer *w, ds_error *error
     ds_status status;
     int result = d->files.exists(d->files.ctx, w->final);
     if (result < 0) return dsi_checkpoint_failed(error, result, "look at", w->final);
-    dsi_checkpoint_read_latest(d, w->folder, "latest", w->previous, &none);
+    dsi_checkpoint_read_latest(d, w->folder, w->latest, w->previous, &none);
     if (result) {
         result = d->files.rename(d->files.ctx, w->final, w->old);
         if (result < 0) return dsi_checkpoint_failed(error, result, "rename", w->final);
@@ -3770,7 +3791,7 @@ static ds_status dsi_checkpoint_publish(ds_checkpoint_writer *w, ds_error *error
     status = dsi_checkpoint_sync_folder(d, w->folder, error);
     if (status) return status;
     w->published |= 4;
-    return dsi_checkpoint_replace_file(d, w->folder, "latest", w->tag, strlen(w->tag), error);
+    return dsi_checkpoint_replace_file(d, w->folder, w->latest, w->tag, strlen(w->tag), error);
 }
 /* After a failure of any rank: the folder as it was, as far as the file system still obeys. */
 static void dsi_checkpoint_take_back(ds_checkpoint_writer *w) {
@@ -3778,8 +3799,8 @@ static void dsi_checkpoint_take_back(ds_checkpoint_writer *w) {
     char path[DSI_CHECKPOINT_PATH];
     if (w->published & 4) {
         if (w->previous[0])
-            dsi_checkpoint_replace_file(d, w->folder, "latest", w->previous, strlen(w->previous), NULL);
-        else if (dsi_checkpoint_join(path, w->folder, "latest"))
+            dsi_checkpoint_replace_file(d, w->folder, w->latest, w->previous, strlen(w->previous), NULL);
+        else if (dsi_checkpoint_join(path, w->folder, w->latest))
             d->files.unlink(d->files.ctx, path);
     }
     if (w->published & 2) d->files.rename(d->files.ctx, w->final, w->made);
@@ -4362,6 +4383,7 @@ static const struct {
     {"torch ShortStorage", DS_I16},  {"torch IntStorage", DS_I32},  {"torch LongStorage", DS_I64},
     {"torch BoolStorage", DS_BOOL},
 };
+#define DSI_CHECKPOINT_STORAGES (sizeof dsi_checkpoint_pickle_storages / sizeof dsi_checkpoint_pickle_storages[0])
 static const char *const dsi_checkpoint_pickle_known[] = {
     "torch._utils _rebuild_tensor_v2",
     "torch._utils _rebuild_parameter",
@@ -4394,8 +4416,7 @@ static ds_status dsi_checkpoint_pickle_global(dsi_checkpoint_pickle *p, const ch
     char both[256];
     bool known = false;
     snprintf(both, sizeof both, "%.120s %.120s", module, name);
-    for (size_t i = 0; i < sizeof dsi_checkpoint_pickle_storages / sizeof *dsi_checkpoint_pickle_storages; i++)
-        known |= !strcmp(both, dsi_checkpoint_pickle_storages[i].name);
+    for (size_t i = 0; i < DSI_CHECKPOINT_STORAGES; i++) known |= !strcmp(both, dsi_checkpoint_pickle_storages[i].name);
     for (size_t i = 0; i < sizeof dsi_checkpoint_pickle_known / sizeof *dsi_checkpoint_pickle_known; i++)
         known |= !strcmp(both, dsi_checkpoint_pickle_known[i]);
     if (!known)
@@ -4421,7 +4442,7 @@ static ds_status dsi_checkpoint_pickle_storage(dsi_checkpoint_pickle *p) {
     dsi_checkpoint_pickle_value *v;
     int64_t numel;
     int dtype = -1;
-    for (size_t i = 0; i < sizeof dsi_checkpoint_pickle_storages / sizeof *dsi_checkpoint_pickle_storages; i++)
+    for (size_t i = 0; i < DSI_CHECKPOINT_STORAGES; i++)
         if (dsi_checkpoint_pickle_named(p, type, dsi_checkpoint_pickle_storages[i].name))
             dtype = dsi_checkpoint_pickle_storages[i].dtype;
     if (dtype < 0 || key == UINT32_MAX || dsi_checkpoint_pickle_at(p, key)->type != DSI_CHECKPOINT_PICKLE_TEXT ||
@@ -5053,6 +5074,541 @@ static ds_status dsi_checkpoint_deepspeed_open(ds_checkpoint *c, ds_error *error
     return status ? status : dsi_checkpoint_settle(c, false, error);
 }
 
+// >>DeepSpeed: writing
+
+/* What a storage of a .pt file holds. */
+typedef struct dsi_checkpoint_storage {
+    const char *prefix; /* "", or "optimizer.STATE."; NULL: `number` */
+    size_t tensor;      /* of `from`; NONE: the flat partition of `rank` */
+    size_t numel;
+    ds_dtype dtype;
+    int rank;
+    float number;
+} dsi_checkpoint_storage;
+
+/* A checkpoint that is written for DeepSpeed, and in it one .pt file at a time: its pickle is made first and names the
+   storages that are written behind it. The first failure stays, and what follows it does nothing. */
+typedef struct dsi_checkpoint_pt {
+    ds_checkpoint_writer w; /* for its folders and the commit */
+    ds_checkpoint *from;
+    int stage, ranks; /* stage 0: universal */
+    bool *trained;    /* (tensors of `from`) */
+    size_t partition; /* elements of a rank's flat partition */
+    dsi_checkpoint_list prefixes /* of dsi_checkpoint_state */, pickle, storages, header, directory;
+    char path[DSI_CHECKPOINT_PATH], *block;
+    int fd;
+    uint64_t at, entry, data; /* of the file: where it ends; where the entry and its data begin */
+    uint64_t entries;
+    uint32_t sum;
+    ds_status status;
+    ds_error *error;
+} dsi_checkpoint_pt;
+typedef struct dsi_checkpoint_state {
+    char text[96]; /* "optimizer.STATE."; the first is "", for the weights */
+} dsi_checkpoint_state;
+
+static const char *dsi_checkpoint_pt_prefix(const dsi_checkpoint_pt *p, size_t i) {
+    return ((const dsi_checkpoint_state *)(const void *)p->prefixes.items)[i].text;
+}
+static void dsi_checkpoint_pt_bytes(dsi_checkpoint_pt *p, dsi_checkpoint_list *list, const void *data, size_t n) {
+    void *to = p->status ? NULL : dsi_checkpoint_push(&p->w.desc.allocator, list, n);
+    if (to)
+        memcpy(to, data, n * list->each);
+    else if (!p->status)
+        p->status = dsi_checkpoint_no_memory(p->error, p->w.final);
+}
+static void dsi_checkpoint_pt_little(dsi_checkpoint_pt *p, dsi_checkpoint_list *list, uint64_t value, int bytes) {
+    char text[8];
+    for (int i = 0; i < bytes; i++) text[i] = (char)(value >> 8 * i & 255);
+    dsi_checkpoint_pt_bytes(p, list, text, (size_t)bytes);
+}
+/* Opcodes, and the lines of globals. */
+static void dsi_checkpoint_pt_code(dsi_checkpoint_pt *p, const char *code) {
+    dsi_checkpoint_pt_bytes(p, &p->pickle, code, strlen(code));
+}
+static void dsi_checkpoint_pt_text(dsi_checkpoint_pt *p, const char *text) {
+    dsi_checkpoint_pt_code(p, "X");
+    dsi_checkpoint_pt_little(p, &p->pickle, strlen(text), 4);
+    dsi_checkpoint_pt_code(p, text);
+}
+static void dsi_checkpoint_pt_integer(dsi_checkpoint_pt *p, int64_t value) {
+    const bool small = value >= INT32_MIN && value <= INT32_MAX;
+    dsi_checkpoint_pt_code(p, small ? "J" : "\x8A\x08");
+    dsi_checkpoint_pt_little(p, &p->pickle, (uint64_t)value, small ? 4 : 8);
+}
+/* A dict's key and what follows it: the code of its value, or a number. */
+static void dsi_checkpoint_pt_key(dsi_checkpoint_pt *p, const char *key, const char *code) {
+    dsi_checkpoint_pt_text(p, key);
+    dsi_checkpoint_pt_code(p, code);
+}
+static void dsi_checkpoint_pt_count(dsi_checkpoint_pt *p, const char *key, int64_t value) {
+    dsi_checkpoint_pt_text(p, key);
+    dsi_checkpoint_pt_integer(p, value);
+}
+static void dsi_checkpoint_pt_sizes(dsi_checkpoint_pt *p, const size_t *sizes, int dims) {
+    dsi_checkpoint_pt_code(p, "(");
+    for (int i = 0; i < dims; i++) dsi_checkpoint_pt_integer(p, (int64_t)sizes[i]);
+    dsi_checkpoint_pt_code(p, "t");
+}
+/* A tensor over a new storage of its own. */
+static void dsi_checkpoint_pt_tensor(dsi_checkpoint_pt *p, const dsi_checkpoint_storage *s, const size_t *shape,
+                                     int dims) {
+    size_t strides[8], stride = 1, type = 0;
+    char key[24];
+    while (type < DSI_CHECKPOINT_STORAGES && dsi_checkpoint_pickle_storages[type].dtype != (int)s->dtype) type++;
+    if (type == DSI_CHECKPOINT_STORAGES) {
+        if (!p->status)
+            p->status =
+                dsi_fail(p->error, DS_ERR_UNSUPPORTED, "tensor '%.200s' is of dtype %s, which torch lacks",
+                         dsi_checkpoint_tensor_of(p->from, s->tensor)->name, dsi_checkpoint_dtypes[s->dtype].name);
+        return;
+    }
+    snprintf(key, sizeof key, "%zu", p->storages.count);
+    dsi_checkpoint_pt_bytes(p, &p->storages, s, 1);
+    dsi_checkpoint_pt_code(p, "ctorch._utils\n_rebuild_tensor_v2\n((");
+    dsi_checkpoint_pt_key(p, "storage", "ctorch\n");
+    dsi_checkpoint_pt_code(p, dsi_checkpoint_pickle_storages[type].name + strlen("torch "));
+    dsi_checkpoint_pt_code(p, "\n");
+    dsi_checkpoint_pt_text(p, key);
+    dsi_checkpoint_pt_count(p, "cpu", (int64_t)s->numel);
+    dsi_checkpoint_pt_code(p, "tQ");
+    dsi_checkpoint_pt_integer(p, 0);
+    dsi_checkpoint_pt_sizes(p, shape, dims);
+    for (int i = dims - 1; i >= 0; i--) {
+        strides[i] = stride;
+        stride *= shape[i] ? shape[i] : 1;
+    }
+    dsi_checkpoint_pt_sizes(p, strides, dims);
+    dsi_checkpoint_pt_code(p, "\x89}tR");
+}
+/* Tensor i of `from`, or its state. */
+static void dsi_checkpoint_pt_whole(dsi_checkpoint_pt *p, size_t i, const char *prefix) {
+    const dsi_checkpoint_tensor_ *t = dsi_checkpoint_tensor_of(p->from, i);
+    dsi_checkpoint_storage s = {prefix, i, t->numel, DS_F32, 0, 0};
+    if (!p->trained[i]) s.dtype = t->dtype;
+    dsi_checkpoint_pt_tensor(p, &s, t->shape, t->dims);
+}
+static void dsi_checkpoint_pt_flat(dsi_checkpoint_pt *p, const char *prefix, int rank) {
+    const dsi_checkpoint_storage s = {prefix, DSI_CHECKPOINT_NONE, p->partition, DS_F32, rank, 0};
+    dsi_checkpoint_pt_tensor(p, &s, &p->partition, 1);
+}
+/* The optimizer's count of steps, as torch has it: a scalar. */
+static void dsi_checkpoint_pt_step(dsi_checkpoint_pt *p) {
+    dsi_checkpoint_storage s = {NULL, 0, 1, DS_F32, 0, 0};
+    s.number = (float)dsi_checkpoint_value_or(p->from, "optimizer.step",
+                                              dsi_checkpoint_value_or(p->from, "engine.step", 0) -
+                                                  dsi_checkpoint_value_or(p->from, "engine.skipped", 0));
+    dsi_checkpoint_pt_tensor(p, &s, NULL, 0);
+}
+
+static void dsi_checkpoint_pt_write(dsi_checkpoint_pt *p, const void *data, size_t n) {
+    if (!p->status) p->status = dsi_checkpoint_put(&p->w.desc, p->fd, p->path, data, n, p->at, p->error);
+    p->sum = dsi_checkpoint_crc32(p->sum, (const char *)data, n);
+    p->at += n;
+}
+/* Elements of tensor i, or of its state, which may be missing; more than there are: zeros. */
+static void dsi_checkpoint_pt_range(dsi_checkpoint_pt *p, size_t i, const char *prefix, ds_dtype dtype, size_t begin,
+                                    size_t count, size_t zeros) {
+    const size_t most = DSI_CHECKPOINT_BLOCK / DS_DTYPE_SIZE(dtype);
+    const char *name = i == DSI_CHECKPOINT_NONE ? "" : dsi_checkpoint_tensor_of(p->from, i)->name;
+    char *whole = p->block + DSI_CHECKPOINT_BLOCK; /* room for a name is behind the block */
+    ds_checkpoint_info info;
+    memcpy(whole, prefix, strlen(prefix));
+    memcpy(whole + strlen(prefix), name, strlen(name) + 1);
+    if (count && ds_checkpoint_find(p->from, whole, &info)) zeros += count, count = 0;
+    while (count && !p->status) {
+        const size_t n = count < most ? count : most;
+        p->status = ds_checkpoint_read(p->from, whole, begin, n, dtype, p->block);
+        if (p->status) dsi_fail(p->error, p->status, "%s", ds_checkpoint_error(p->from)->message);
+        dsi_checkpoint_pt_write(p, p->block, n * DS_DTYPE_SIZE(dtype));
+        begin += n;
+        count -= n;
+    }
+    if (zeros) memset(p->block, 0, DSI_CHECKPOINT_BLOCK);
+    for (; zeros && !p->status; zeros -= zeros < most ? zeros : most)
+        dsi_checkpoint_pt_write(p, p->block, (zeros < most ? zeros : most) * DS_DTYPE_SIZE(dtype));
+}
+/* What `rank` has of all trained tensors: of stage 3 a part of each, else a part of them laid end to end. */
+static void dsi_checkpoint_pt_partition(dsi_checkpoint_pt *p, const char *prefix, size_t rank) {
+    const size_t ranks = (size_t)p->ranks, start = rank * p->partition, stop = start + p->partition;
+    size_t at = 0, filled = 0;
+    for (size_t i = 0; i < p->from->tensors.count && !p->status; i++) {
+        const size_t n = dsi_checkpoint_tensor_of(p->from, i)->numel, each = n / ranks + (n % ranks != 0);
+        size_t begin = p->stage == 3 ? each * rank : start > at ? start - at : 0;
+        size_t end = p->stage == 3 ? begin + each : stop > at ? stop - at : 0;
+        if (!p->trained[i]) continue;
+        if (begin > n) begin = n;
+        if (end > n) end = n;
+        if (end > begin || p->stage == 3) {
+            const size_t zeros = p->stage == 3 ? each - (end - begin) : 0;
+            dsi_checkpoint_pt_range(p, i, prefix, DS_F32, begin, end - begin, zeros);
+            filled += end - begin + zeros;
+        }
+        at += n;
+    }
+    dsi_checkpoint_pt_range(p, DSI_CHECKPOINT_NONE, "", DS_F32, 0, 0, p->partition - filled);
+}
+
+/* An entry of the zip file: its data start at a multiple of 64, as torch's do; sizes and places are always in zip64's
+   fields, so that there is one way to write them. */
+static void dsi_checkpoint_pt_record(dsi_checkpoint_pt *p, dsi_checkpoint_list *to, const char *name, bool local) {
+    const size_t length = strlen(name);
+    const uint64_t used = p->entry + 30 + length + 20 + 4;
+    dsi_checkpoint_pt_little(p, to, local ? 0x04034B50u : 0x02014B50u, 4);
+    dsi_checkpoint_pt_little(p, to, local ? 45 : 45 | 45 << 16, local ? 2 : 4); /* versions */
+    dsi_checkpoint_pt_little(p, to, 0, 6);                                      /* flags, stored, time */
+    dsi_checkpoint_pt_little(p, to, 0x21, 2);                                   /* 1 January 1980 */
+    dsi_checkpoint_pt_little(p, to, p->sum, 4);
+    dsi_checkpoint_pt_little(p, to, UINT64_MAX, 8);
+    dsi_checkpoint_pt_little(p, to, length, 2);
+    dsi_checkpoint_pt_little(p, to, local ? 20 + 4 + (p->data - used) : 28, 2);
+    if (!local) {
+        dsi_checkpoint_pt_little(p, to, 0, 8);
+        dsi_checkpoint_pt_little(p, to, 0, 2);
+        dsi_checkpoint_pt_little(p, to, UINT32_MAX, 4);
+    }
+    dsi_checkpoint_pt_bytes(p, to, name, length);
+    dsi_checkpoint_pt_little(p, to, local ? 1 | 16 << 16 : 1 | 24 << 16, 4);
+    dsi_checkpoint_pt_little(p, to, p->at - p->data, 8);
+    dsi_checkpoint_pt_little(p, to, p->at - p->data, 8);
+    if (local) {
+        dsi_checkpoint_pt_little(p, to, 'F' | 'B' << 8 | (p->data - used) << 16, 4);
+        for (uint64_t i = used; i < p->data; i++) dsi_checkpoint_pt_bytes(p, to, "Z", 1);
+    } else
+        dsi_checkpoint_pt_little(p, to, p->entry, 8);
+}
+static void dsi_checkpoint_pt_begin_entry(dsi_checkpoint_pt *p, const char *name) {
+    p->entry = p->at;
+    p->at = p->data = (p->entry + 30 + strlen(name) + 20 + 4 + 63) / 64 * 64;
+    p->sum = 0;
+}
+static void dsi_checkpoint_pt_end_entry(dsi_checkpoint_pt *p, const char *name) {
+    p->header.count = 0;
+    dsi_checkpoint_pt_record(p, &p->header, name, true);
+    dsi_checkpoint_pt_record(p, &p->directory, name, false);
+    p->entries++;
+    if (!p->status)
+        p->status =
+            dsi_checkpoint_put(&p->w.desc, p->fd, p->path, p->header.items, p->header.count, p->entry, p->error);
+}
+static void dsi_checkpoint_pt_entry(dsi_checkpoint_pt *p, const char *name, const void *data, size_t n) {
+    dsi_checkpoint_pt_begin_entry(p, name);
+    dsi_checkpoint_pt_write(p, data, n);
+    dsi_checkpoint_pt_end_entry(p, name);
+}
+static void dsi_checkpoint_pt_directory(dsi_checkpoint_pt *p) {
+    const uint64_t start = p->at, bytes = p->directory.count;
+    dsi_checkpoint_list *to = &p->directory;
+    dsi_checkpoint_pt_little(p, to, 0x06064B50u, 4);
+    dsi_checkpoint_pt_little(p, to, 44, 8);
+    dsi_checkpoint_pt_little(p, to, 45 | 45 << 16, 4);
+    dsi_checkpoint_pt_little(p, to, 0, 8);
+    dsi_checkpoint_pt_little(p, to, p->entries, 8);
+    dsi_checkpoint_pt_little(p, to, p->entries, 8);
+    dsi_checkpoint_pt_little(p, to, bytes, 8);
+    dsi_checkpoint_pt_little(p, to, start, 8);
+    dsi_checkpoint_pt_little(p, to, 0x07064B50u, 8);
+    dsi_checkpoint_pt_little(p, to, start + bytes, 8);
+    dsi_checkpoint_pt_little(p, to, 1, 4);
+    dsi_checkpoint_pt_little(p, to, 0x06054B50u, 8);
+    dsi_checkpoint_pt_little(p, to, UINT64_MAX, 8);
+    dsi_checkpoint_pt_little(p, to, UINT32_MAX, 4);
+    dsi_checkpoint_pt_little(p, to, 0, 2);
+    dsi_checkpoint_pt_write(p, to->items, to->count);
+}
+
+static void dsi_checkpoint_pt_begin(dsi_checkpoint_pt *p) {
+    p->pickle.count = p->storages.count = p->directory.count = 0;
+    p->at = p->entries = 0;
+    dsi_checkpoint_pt_code(p, "\x80\x02");
+}
+/* Writes the file whose pickle was made. */
+static void dsi_checkpoint_pt_end(dsi_checkpoint_pt *p, const char *name) {
+    dsi_checkpoint_pt_code(p, ".");
+    if (p->status) return;
+    if (!dsi_checkpoint_join(p->path, p->w.made, name)) {
+        p->status = dsi_checkpoint_path_long(p->error, p->w.made);
+        return;
+    }
+    p->fd = dsi_checkpoint_create(&p->w.desc, p->path);
+    if (p->fd < 0) {
+        p->status = dsi_checkpoint_failed(p->error, p->fd, "create", p->path);
+        return;
+    }
+    dsi_checkpoint_pt_entry(p, "archive/data.pkl", p->pickle.items, p->pickle.count);
+    dsi_checkpoint_pt_entry(p, "archive/byteorder", "little", 6);
+    for (size_t i = 0; i < p->storages.count && !p->status; i++) {
+        const dsi_checkpoint_storage *s = (const dsi_checkpoint_storage *)(const void *)p->storages.items + i;
+        char entry[48];
+        snprintf(entry, sizeof entry, "archive/data/%zu", i);
+        dsi_checkpoint_pt_begin_entry(p, entry);
+        if (!s->prefix)
+            dsi_checkpoint_pt_write(p, &s->number, sizeof s->number);
+        else if (s->tensor == DSI_CHECKPOINT_NONE)
+            dsi_checkpoint_pt_partition(p, s->prefix, (size_t)s->rank);
+        else
+            dsi_checkpoint_pt_range(p, s->tensor, s->prefix, s->dtype, 0, s->numel, 0);
+        dsi_checkpoint_pt_end_entry(p, entry);
+    }
+    dsi_checkpoint_pt_entry(p, "archive/version", "3\n", 2);
+    dsi_checkpoint_pt_directory(p);
+    p->status = dsi_checkpoint_close_written(&p->w.desc, p->fd, p->path, p->status, p->error);
+}
+
+/* A rank's model states; stage 3's and a universal checkpoint's other files need no weights. */
+static void dsi_checkpoint_pt_model(dsi_checkpoint_pt *p, const char *file, bool weights) {
+    const ds_checkpoint *c = p->from;
+    const int64_t step = dsi_checkpoint_value_or(c, "engine.step", 0);
+    const int64_t skipped = dsi_checkpoint_value_or(c, "engine.skipped", 0);
+    dsi_checkpoint_pt_begin(p);
+    dsi_checkpoint_pt_code(p, "}(");
+    dsi_checkpoint_pt_key(p, "buffer_names", "](");
+    for (size_t i = 0; i < c->tensors.count; i++)
+        if (!p->trained[i] && strncmp(dsi_checkpoint_tensor_of(c, i)->name, "optimizer.", 10) != 0)
+            dsi_checkpoint_pt_text(p, dsi_checkpoint_tensor_of(c, i)->name);
+    dsi_checkpoint_pt_code(p, "e");
+    dsi_checkpoint_pt_key(p, "module", "}(");
+    for (size_t i = 0; i < c->tensors.count; i++) {
+        if (p->trained[i] ? !weights : !strncmp(dsi_checkpoint_tensor_of(c, i)->name, "optimizer.", 10)) continue;
+        dsi_checkpoint_pt_text(p, dsi_checkpoint_tensor_of(c, i)->name);
+        dsi_checkpoint_pt_whole(p, i, "");
+    }
+    dsi_checkpoint_pt_code(p, "u");
+    dsi_checkpoint_pt_key(p, "param_shapes", "](}(");
+    for (size_t i = 0; i < c->tensors.count; i++) {
+        const dsi_checkpoint_tensor_ *t = dsi_checkpoint_tensor_of(c, i);
+        if (!p->trained[i]) continue;
+        dsi_checkpoint_pt_key(p, t->name, "ctorch\nSize\n(");
+        dsi_checkpoint_pt_sizes(p, t->shape, t->dims);
+        dsi_checkpoint_pt_code(p, "tR");
+    }
+    dsi_checkpoint_pt_code(p, "ue");
+    dsi_checkpoint_pt_key(p, "frozen_param_shapes", "N");
+    dsi_checkpoint_pt_key(p, "frozen_param_fragments", "N");
+    dsi_checkpoint_pt_key(p, "shared_params", "}");
+    dsi_checkpoint_pt_key(p, "optimizer", "N");
+    dsi_checkpoint_pt_key(p, "lr_scheduler", "}(");
+    dsi_checkpoint_pt_count(p, "last_batch_iteration",
+                            dsi_checkpoint_value_or(c, "optimizer.schedule", step - skipped) - 1);
+    dsi_checkpoint_pt_code(p, "u");
+    dsi_checkpoint_pt_count(p, "global_steps", step);
+    dsi_checkpoint_pt_count(p, "skipped_steps", skipped);
+    dsi_checkpoint_pt_count(p, "global_samples", dsi_checkpoint_value_or(c, "engine.samples", 0));
+    dsi_checkpoint_pt_count(p, "dp_world_size", p->ranks);
+    dsi_checkpoint_pt_count(p, "mp_world_size", 1);
+    dsi_checkpoint_pt_key(p, "ds_config", "}");
+    dsi_checkpoint_pt_text(p, "ds_version");
+    dsi_checkpoint_pt_text(p, "0.19.6");
+    if (!p->stage) {
+        dsi_checkpoint_pt_key(p, "universal_checkpoint_info", "}(");
+        dsi_checkpoint_pt_key(p, "universal_checkpoint_version", "G\x3F\xD9\x99\x99\x99\x99\x99\x9Au"); /* 0.4 */
+    }
+    dsi_checkpoint_pt_code(p, "u");
+    dsi_checkpoint_pt_end(p, file);
+}
+/* Without rates and betas: DeepSpeed takes those of its own configuration. */
+static void dsi_checkpoint_pt_groups(dsi_checkpoint_pt *p, int groups) {
+    dsi_checkpoint_pt_key(p, "param_groups", "](");
+    for (int g = 0; g < groups; g++) {
+        dsi_checkpoint_pt_code(p, "}(");
+        dsi_checkpoint_pt_key(p, "params", "](");
+        dsi_checkpoint_pt_integer(p, g);
+        dsi_checkpoint_pt_code(p, "eu");
+    }
+    dsi_checkpoint_pt_code(p, "e");
+}
+/* The state of a base optimizer: its step, and when `rank` >= 0 that rank's partitions. */
+static void dsi_checkpoint_pt_optimizer(dsi_checkpoint_pt *p, const char *key, int rank) {
+    dsi_checkpoint_pt_key(p, key, "}(");
+    dsi_checkpoint_pt_key(p, "state", "}(K");
+    dsi_checkpoint_pt_bytes(p, &p->pickle, "\0}(", 3); /* of group 0 */
+    dsi_checkpoint_pt_text(p, "step");
+    dsi_checkpoint_pt_step(p);
+    for (size_t k = 1; k < p->prefixes.count && rank >= 0; k++) {
+        const char *prefix = dsi_checkpoint_pt_prefix(p, k);
+        char name[96];
+        snprintf(name, sizeof name, "%.*s", (int)strlen(prefix) - 11, prefix + 10);
+        dsi_checkpoint_pt_text(p, name);
+        dsi_checkpoint_pt_flat(p, prefix, rank);
+    }
+    dsi_checkpoint_pt_code(p, "uu");
+    dsi_checkpoint_pt_groups(p, 1);
+    dsi_checkpoint_pt_code(p, "u");
+}
+static void dsi_checkpoint_pt_rank(dsi_checkpoint_pt *p, int rank) {
+    char file[96];
+    dsi_checkpoint_pt_begin(p);
+    dsi_checkpoint_pt_code(p, "}(");
+    dsi_checkpoint_pt_key(p, "optimizer_state_dict", "}(");
+    dsi_checkpoint_pt_count(p, "zero_stage", p->stage);
+    dsi_checkpoint_pt_count(p, "partition_count", p->ranks);
+    dsi_checkpoint_pt_key(p, p->stage == 3 ? "fp32_flat_groups" : "single_partition_of_fp32_groups", "](");
+    dsi_checkpoint_pt_flat(p, "", rank);
+    dsi_checkpoint_pt_code(p, "e");
+    dsi_checkpoint_pt_optimizer(p, p->stage == 3 ? "optimizer_state_dict" : "base_optimizer_state", rank);
+    dsi_checkpoint_pt_code(p, "uu");
+    snprintf(file, sizeof file, "zero_pp_rank_%d_mp_rank_00_optim_states.pt", rank);
+    dsi_checkpoint_pt_end(p, file);
+}
+
+/* Makes folder made/name, or syncs it. */
+static void dsi_checkpoint_pt_folder(dsi_checkpoint_pt *p, const char *name, bool sync) {
+    char path[DSI_CHECKPOINT_PATH];
+    int result;
+    if (p->status) return;
+    if (!dsi_checkpoint_join(path, p->w.made, name))
+        p->status = dsi_checkpoint_path_long(p->error, p->w.made);
+    else if (sync)
+        p->status = dsi_checkpoint_sync_folder(&p->w.desc, path, p->error);
+    else if ((result = p->w.desc.files.mkdir(p->w.desc.files.ctx, path, 0777)) < 0)
+        p->status = dsi_checkpoint_failed(p->error, result, "make the folder", path);
+}
+static void dsi_checkpoint_pt_universal(dsi_checkpoint_pt *p) {
+    dsi_checkpoint_pt_folder(p, "zero", false);
+    dsi_checkpoint_pt_begin(p);
+    dsi_checkpoint_pt_code(p, "}(");
+    dsi_checkpoint_pt_groups(p, 64); /* DeepSpeed loads as many groups as are here, and finds tensors by name */
+    dsi_checkpoint_pt_optimizer(p, "optimizer_state_dict", -1); /* stage 3 looks here */
+    dsi_checkpoint_pt_count(p, "zero_stage", 1);
+    dsi_checkpoint_pt_key(p, "overflow", "\x89");
+    dsi_checkpoint_pt_text(p, "ds_version");
+    dsi_checkpoint_pt_text(p, "0.19.6");
+    dsi_checkpoint_pt_code(p, "u");
+    dsi_checkpoint_pt_end(p, "zero/optimizer_state.pt");
+    for (size_t i = 0; i < p->from->tensors.count && !p->status; i++) {
+        const char *name = dsi_checkpoint_tensor_of(p->from, i)->name;
+        char folder[300], file[400];
+        if (!p->trained[i]) continue;
+        if (!dsi_checkpoint_plain_name(name, 255)) {
+            p->status = dsi_fail(p->error, DS_ERR_UNSUPPORTED, "tensor '%.200s': its name cannot be a folder's", name);
+            return;
+        }
+        snprintf(folder, sizeof folder, "zero/%.255s", name);
+        dsi_checkpoint_pt_folder(p, folder, false);
+        for (size_t k = 0; k < p->prefixes.count; k++) {
+            const char *prefix = dsi_checkpoint_pt_prefix(p, k);
+            snprintf(file, sizeof file, "%s/%.*s.pt", folder, k ? (int)strlen(prefix) - 11 : 4,
+                     k ? prefix + 10 : "fp32");
+            dsi_checkpoint_pt_begin(p);
+            dsi_checkpoint_pt_code(p, "}(");
+            dsi_checkpoint_pt_text(p, "param");
+            dsi_checkpoint_pt_whole(p, i, prefix);
+            dsi_checkpoint_pt_count(p, "cat_dim", 0);
+            dsi_checkpoint_pt_code(p, "u");
+            dsi_checkpoint_pt_end(p, file);
+        }
+        dsi_checkpoint_pt_begin(p);
+        dsi_checkpoint_pt_step(p);
+        snprintf(file, sizeof file, "%s/step.pt", folder);
+        dsi_checkpoint_pt_end(p, file);
+        dsi_checkpoint_pt_folder(p, folder, true);
+    }
+    dsi_checkpoint_pt_folder(p, "zero", true);
+}
+
+/* Which tensors are trained: those with a state of the optimizer, or when there is none all of a floating type. */
+static void dsi_checkpoint_pt_sort(dsi_checkpoint_pt *p) {
+    ds_checkpoint *c = p->from;
+    dsi_checkpoint_state state;
+    size_t all = 0;
+    memset(&state, 0, sizeof state);
+    dsi_checkpoint_pt_bytes(p, &p->prefixes, &state, 1);
+    for (size_t i = 0; i < c->tensors.count && !p->status; i++) {
+        const char *name = dsi_checkpoint_tensor_of(c, i)->name;
+        const char *end = strncmp(name, "optimizer.", 10) ? NULL : strchr(name + 10, '.');
+        const size_t at = end ? dsi_checkpoint_lookup(&c->index, &c->tensors, end + 1) : DSI_CHECKPOINT_NONE;
+        bool known = false;
+        if (at == DSI_CHECKPOINT_NONE || (size_t)(end + 1 - name) >= sizeof state.text ||
+            dsi_checkpoint_tensor_of(c, at)->numel != dsi_checkpoint_tensor_of(c, i)->numel)
+            continue;
+        p->trained[at] = true;
+        snprintf(state.text, sizeof state.text, "%.*s", (int)(end + 1 - name), name);
+        for (size_t k = 0; k < p->prefixes.count; k++) known |= !strcmp(dsi_checkpoint_pt_prefix(p, k), state.text);
+        if (!known) dsi_checkpoint_pt_bytes(p, &p->prefixes, &state, 1);
+    }
+    for (size_t i = 0; i < c->tensors.count && !p->status; i++) {
+        const dsi_checkpoint_tensor_ *t = dsi_checkpoint_tensor_of(c, i);
+        const size_t ranks = (size_t)p->ranks;
+        if (p->prefixes.count == 1 && dsi_checkpoint_is_float(t->dtype)) p->trained[i] = true;
+        if (p->trained[i] && !dsi_checkpoint_is_float(t->dtype))
+            p->status =
+                dsi_fail(p->error, DS_ERR_UNSUPPORTED, "tensor '%.200s' is trained, and of no floating type", t->name);
+        if (p->trained[i]) p->partition += t->numel / ranks + (t->numel % ranks != 0);
+        if (p->trained[i]) all += t->numel;
+    }
+    if (p->stage < 3) p->partition = dsi_round_up(all, 2 * (size_t)p->ranks) / (size_t)p->ranks;
+}
+static void dsi_checkpoint_pt_files(dsi_checkpoint_pt *p) {
+    const bool three = p->stage == 3 || !p->stage;
+    char file[96];
+    if (p->stage < 3) dsi_checkpoint_pt_model(p, "mp_rank_00_model_states.pt", true);
+    for (int r = 0; r < p->ranks && !p->status; r++) {
+        snprintf(file, sizeof file, "zero_pp_rank_%d_mp_rank_00_model_states.pt", r);
+        if (three) dsi_checkpoint_pt_model(p, file, false);
+        if (p->stage) dsi_checkpoint_pt_rank(p, r);
+    }
+    if (!p->stage) dsi_checkpoint_pt_universal(p);
+    dsi_checkpoint_pt_folder(p, "", true);
+}
+
+static ds_status dsi_checkpoint_pt_save(dsi_checkpoint_pt *p, const char *folder, const char *tag) {
+    ds_checkpoint_writer *w = &p->w;
+    w->desc = p->from->desc;
+    w->desc.folder = folder;
+    w->latest = p->stage ? "latest" : "latest_universal";
+    snprintf(w->folder, sizeof w->folder, "%s", folder);
+    snprintf(w->tag, sizeof w->tag, "%s", tag);
+    dsi_checkpoint_paths(w);
+    p->prefixes.each = sizeof(dsi_checkpoint_state);
+    p->storages.each = sizeof(dsi_checkpoint_storage);
+    p->pickle.each = p->header.each = p->directory.each = 1;
+    dsi_checkpoint_pt_sort(p);
+    if (!p->status) p->status = dsi_checkpoint_prepare(w, p->error);
+    if (p->status) return p->status;
+    dsi_checkpoint_pt_files(p);
+    if (!p->status) p->status = dsi_checkpoint_publish(w, p->error);
+    if (p->status)
+        dsi_checkpoint_take_back(w);
+    else
+        dsi_checkpoint_clean_up(w);
+    return p->status;
+}
+
+DS_API ds_status ds_deepspeed_write(ds_checkpoint *from, const char *folder, const char *tag, int stage, int ranks,
+                                    ds_error *error) {
+    const ds_allocator *a = from ? &from->desc.allocator : NULL;
+    const size_t room = from ? from->tensors.count * sizeof(bool) : 0, block = DSI_CHECKPOINT_BLOCK + 4096;
+    dsi_checkpoint_pt *p;
+    ds_status status;
+    if (!from || !folder || !folder[0] || strlen(folder) + DSI_CHECKPOINT_TAG + 64 > DSI_CHECKPOINT_PATH ||
+        !dsi_checkpoint_good_tag(tag) || stage < 0 || stage > 3 || ranks < 0 || ranks > 100000)
+        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_deepspeed_write: folder, tag, stage %d or %d ranks are wrong",
+                        stage, ranks);
+    for (size_t i = 0; i < from->tensors.count; i++)
+        if (strlen(dsi_checkpoint_tensor_of(from, i)->name) > 3900)
+            return dsi_fail(error, DS_ERR_UNSUPPORTED, "tensor '%.100s...': its name is too long",
+                            dsi_checkpoint_tensor_of(from, i)->name);
+    p = (dsi_checkpoint_pt *)dsi_alloc_zero(a, sizeof *p);
+    if (!p) return dsi_checkpoint_no_memory(error, "a checkpoint's writer");
+    p->from = from;
+    p->stage = stage;
+    p->ranks = ranks ? ranks : 1;
+    p->error = error;
+    p->trained = (bool *)dsi_alloc_zero(a, room);
+    p->block = (char *)dsi_alloc(a, block);
+    status = p->trained && p->block ? dsi_checkpoint_pt_save(p, folder, tag)
+                                    : dsi_checkpoint_no_memory(error, "a checkpoint's writer");
+    dsi_release(a, p->trained, room);
+    dsi_release(a, p->block, block);
+    dsi_checkpoint_list_free(a, &p->prefixes);
+    dsi_checkpoint_list_free(a, &p->pickle);
+    dsi_checkpoint_list_free(a, &p->storages);
+    dsi_checkpoint_list_free(a, &p->header);
+    dsi_checkpoint_list_free(a, &p->directory);
+    dsi_release(a, p, sizeof *p);
+    return status;
+}
+
 // >>opening whatever there is
 
 /* A safetensors file's metadata as values, but for our notes. */
@@ -5211,6 +5767,7 @@ DS_API ds_status ds_checkpoint_open_path_(const ds_checkpoint_desc *desc, size_t
 #undef DSI_CHECKPOINT_SHARD_NAME
 #undef DSI_CHECKPOINT_DEPTH
 #undef DSI_CHECKPOINT_DTYPES
+#undef DSI_CHECKPOINT_STORAGES
 #undef DSI_CHECKPOINT_TAIL
 
 #endif /* DS_CHECKPOINT_IMPL_DONE */

@@ -1312,16 +1312,18 @@ static ds_status convert_read(void *ctx, size_t begin, size_t count, void *out) 
     return ds_checkpoint_read(s->from, s->name, begin, count, s->dtype, out);
 }
 
+static const char *converted_tag(const ds_checkpoint *c) {
+    return ds_checkpoint_get_format(c) == DS_CHECKPOINT_SAFETENSORS ? "converted" : ds_checkpoint_tag(c);
+}
 static ds_status convert_to_ds(ds_checkpoint *c, const ds_checkpoint_tensor *tensors, size_t count, const char *folder,
                                ds_error *error) {
     ds_checkpoint_desc desc;
     ds_checkpoint_writer *w = NULL;
     ds_checkpoint_value v;
-    const char *tag = ds_checkpoint_get_format(c) == DS_CHECKPOINT_SAFETENSORS ? "converted" : ds_checkpoint_tag(c);
     ds_status status;
     memset(&desc, 0, sizeof desc);
     desc.folder = folder;
-    status = ds_checkpoint_begin(&desc, tag, &w, error);
+    status = ds_checkpoint_begin(&desc, converted_tag(c), &w, error);
     if (status) return status;
     for (size_t i = 0; i < count; i++) ds_checkpoint_add(w, &tensors[i]); /* a failure makes commit fail */
     for (size_t i = 0; !ds_checkpoint_value_at(c, i, &v); i++) {
@@ -1370,21 +1372,31 @@ static ds_status convert(ds_checkpoint *c, const char *to, size_t shard_bytes, i
 }
 
 static int run_convert(arguments *a) {
+    static const char *const kinds[] = {"universal", "zero1", "zero2", "zero3"};
     const char *shard = option(a, "--max-shard-bytes", "0"), *type = option(a, "--dtype", "");
+    const char *kind = option(a, "--to", ""), *rank_text = option(a, "--ranks", "1");
     ds_checkpoint_desc desc;
     ds_checkpoint *c = NULL;
     ds_error error = {DS_OK, ""};
-    size_t shard_bytes;
+    size_t shard_bytes, ranks;
     ds_status status;
-    int used = operands(a, 2), dtype = -1;
+    int used = operands(a, 2), dtype = -1, stage = -1;
     if (used) return used;
+    for (int i = 0; i < 4 && kind; i++)
+        if (!strcmp(kind, kinds[i])) stage = i;
+    if (!kind || (*kind && stage < 0)) return usage(a, "--to is universal, zero1, zero2 or zero3", NULL);
+    if (!number(rank_text, &ranks) || ranks < 1 || ranks > 100000) return usage(a, "--ranks needs a count", NULL);
+    if (stage >= 0 && *type) return usage(a, "--dtype is for ds and safetensors; DeepSpeed's states are fp32", NULL);
     if (!number(shard, &shard_bytes)) return usage(a, "--max-shard-bytes needs a count", NULL);
     if (!type || (*type && strcmp(type, "fp32") && strcmp(type, "fp16") && strcmp(type, "bf16")))
         return usage(a, "--dtype is fp32, fp16 or bf16", NULL);
     if (*type) dtype = type[0] == 'b' ? DS_BF16 : type[2] == '3' ? DS_F32 : DS_F16;
     memset(&desc, 0, sizeof desc);
     status = ds_checkpoint_open_path(&desc, a->at[0], &c, &error);
-    if (!status) status = convert(c, a->at[1], shard_bytes, dtype, &error);
+    if (!status && stage >= 0)
+        status = ds_deepspeed_write(c, a->at[1], converted_tag(c), stage, (int)ranks, &error);
+    else if (!status)
+        status = convert(c, a->at[1], shard_bytes, dtype, &error);
     ds_checkpoint_close(c);
     return status ? checkpoint_failed("convert", status, error.message) : FINE;
 }
@@ -1455,9 +1467,13 @@ static const struct command {
      run_inspect},
     {"convert", "change a checkpoint's format",
      "usage: ds convert SRC DST [--dtype fp32|fp16|bf16] [--max-shard-bytes N]\n"
+     "       ds convert SRC DST --to universal|zero1|zero2|zero3 [--ranks N]\n"
      "SRC is whatever ds inspect reads. DST ending in .safetensors gets the weights in one file, or in shards of at "
      "most N\n"
-     "bytes with an index; any other DST is a folder that gets a checkpoint of ds, with all states.\n",
+     "bytes with an index; any other DST is a folder that gets a checkpoint of ds, with all states. With --to it gets "
+     "one\n"
+     "of DeepSpeed: universal (goes on training, with load_universal; stage 3 on up to N ranks) or ZeRO's files of N "
+     "ranks.\n",
      run_convert},
     {"run", "start the ranks of a program on this machine",
      "usage: ds run -n N [--] PROGRAM ARGS...\n"
