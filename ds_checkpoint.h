@@ -405,8 +405,8 @@ DS_API ds_status ds_safetensors_write(const char *path, const ds_checkpoint_tens
 /* An open checkpoint as one that DeepSpeed 0.19 reads, at folder/tag, committed as our own are. Stage 0: a universal
    checkpoint, named by `latest_universal`, from which DeepSpeed goes on training at any world size and stage (stage 3 at up
    to `ranks`), its "checkpoint": {"load_universal": true}. Stages 1 to 3: the files of `ranks` ranks (0: one), which its
-   zero_to_fp32.py reads. Weights and states are fp32; tensors that have no state (when some have) go as buffers. Rates and
-   betas are left to DeepSpeed's configuration, and its loss scale starts anew. The hooks are those of `from`.
+   zero_to_fp32.py reads. Weights and states are fp32; tensors that have no state (when some have) go as buffers. The first
+   group's rate goes along, betas and the like are DeepSpeed's configuration's, and its loss scale starts anew. The hooks are those of `from`.
    Errors: DS_ERR_ARGUMENT, DS_ERR_UNSUPPORTED (a dtype that torch lacks, a name that is no folder's), and those of
    ds_checkpoint_read and ds_checkpoint_commit. */
 DS_API ds_status ds_deepspeed_write(ds_checkpoint *from, const char *folder, const char *tag, int stage, int ranks,
@@ -4415,6 +4415,7 @@ static ds_status dsi_checkpoint_pickle_global(dsi_checkpoint_pickle *p, const ch
     dsi_checkpoint_pickle_value *v;
     char both[256];
     bool known = false;
+    if (!strcmp(module, "__builtin__")) module = "builtins"; /* its name in Python 2, which protocol 2 keeps */
     snprintf(both, sizeof both, "%.120s %.120s", module, name);
     for (size_t i = 0; i < DSI_CHECKPOINT_STORAGES; i++) known |= !strcmp(both, dsi_checkpoint_pickle_storages[i].name);
     for (size_t i = 0; i < sizeof dsi_checkpoint_pickle_known / sizeof *dsi_checkpoint_pickle_known; i++)
@@ -4838,8 +4839,48 @@ typedef struct dsi_checkpoint_deepspeed {
     char model_path[DSI_CHECKPOINT_PATH];
     int64_t stage, ranks;
     size_t passed[64]; /* elements of each group in the ranks before (stages 1, 2) */
+    bool failed;       /* no memory for a value */
     ds_error *error;
 } dsi_checkpoint_deepspeed;
+
+/* A value; its kind is number for the loss scale, else integer. */
+static ds_checkpoint_value *dsi_checkpoint_deepspeed_value(dsi_checkpoint_deepspeed *d, const char *key,
+                                                           int64_t integer) {
+    ds_checkpoint_value *v = (ds_checkpoint_value *)dsi_checkpoint_push(&d->c->desc.allocator, &d->c->values, 1);
+    d->failed |= !v;
+    if (!v) return NULL;
+    v->key = key;
+    v->kind = 2;
+    v->integer = integer;
+    return v;
+}
+/* What a dynamic loss scaler holds; of a static one the scale. */
+static void dsi_checkpoint_deepspeed_scaler(dsi_checkpoint_deepspeed *d, const dsi_checkpoint_pickle *p,
+                                            uint32_t scaler) {
+    static const char *const from[] = {"cur_iter", "last_overflow_iter", "cur_hysteresis"};
+    static const char *const to[] = {"loss_scaler.iteration", "loss_scaler.last_overflow",
+                                     "loss_scaler.hysteresis_left"};
+    ds_checkpoint_value *v;
+    uint32_t state, scale;
+    int64_t value;
+    if (scaler == UINT32_MAX || dsi_checkpoint_pickle_at(p, scaler)->type != DSI_CHECKPOINT_PICKLE_OBJECT ||
+        !dsi_checkpoint_pickle_at(p, scaler)->first)
+        return;
+    state = dsi_checkpoint_pickle_at(p, scaler)->first - 1;
+    scale = dsi_checkpoint_pickle_get(p, state, "cur_scale", 0);
+    for (int i = 0; i < 3; i++)
+        if (dsi_checkpoint_pickle_integer(p, dsi_checkpoint_pickle_get(p, state, from[i], 0), &value))
+            dsi_checkpoint_deepspeed_value(d, to[i], value);
+    if (scale == UINT32_MAX) return;
+    value = 0;
+    if (dsi_checkpoint_pickle_at(p, scale)->type != DSI_CHECKPOINT_PICKLE_REAL &&
+        !dsi_checkpoint_pickle_integer(p, scale, &value))
+        return;
+    v = dsi_checkpoint_deepspeed_value(d, "loss_scaler.scale", 0);
+    if (!v) return;
+    v->kind = 1;
+    v->number = value ? (double)value : dsi_checkpoint_pickle_at(p, scale)->as.real;
+}
 
 /* A rank's flat partition of a group: what of each parameter lies in it. Stages 1 and 2 cut the concatenated group, stage
    3 each parameter, into ceil(numel / ranks). */
@@ -4904,6 +4945,7 @@ static ds_status dsi_checkpoint_deepspeed_rank(dsi_checkpoint_deepspeed *d, cons
     }
     d->stage = stage;
     d->ranks = parts;
+    if (!rank) dsi_checkpoint_deepspeed_scaler(d, &p, dsi_checkpoint_pickle_get(&p, states, "loss_scaler", 0));
     flats =
         dsi_checkpoint_pickle_get(&p, states, stage == 3 ? "fp32_flat_groups" : "single_partition_of_fp32_groups", 0);
     optimizer = dsi_checkpoint_pickle_get(&p, states, stage == 3 ? "optimizer_state_dict" : "base_optimizer_state", 0);
@@ -4964,19 +5006,18 @@ static ds_status dsi_checkpoint_deepspeed_module(dsi_checkpoint_deepspeed *d, ui
 static ds_status dsi_checkpoint_deepspeed_values(dsi_checkpoint_deepspeed *d) {
     static const char *const from[] = {"global_steps", "skipped_steps", "global_samples", "dp_world_size"};
     static const char *const to[] = {"engine.step", "engine.skipped", "engine.samples", "engine.world"};
-    for (int i = 0; i < 4; i++) {
-        int64_t value;
-        ds_checkpoint_value *v;
-        if (!dsi_checkpoint_pickle_integer(&d->model, dsi_checkpoint_pickle_get(&d->model, d->root, from[i], 0),
-                                           &value))
-            continue;
-        v = (ds_checkpoint_value *)dsi_checkpoint_push(&d->c->desc.allocator, &d->c->values, 1);
-        if (!v) return dsi_checkpoint_no_memory(d->error, "values");
-        v->key = to[i];
-        v->kind = 2;
-        v->integer = value;
-    }
-    return DS_OK;
+    const uint32_t schedule = dsi_checkpoint_pickle_get(&d->model, d->root, "lr_scheduler", 0);
+    int64_t value;
+    for (int i = 0; i < 4; i++)
+        if (dsi_checkpoint_pickle_integer(&d->model, dsi_checkpoint_pickle_get(&d->model, d->root, from[i], 0), &value))
+            dsi_checkpoint_deepspeed_value(d, to[i], value);
+    value = dsi_checkpoint_value_or(d->c, "engine.step", -1);
+    if (value >= 0)
+        dsi_checkpoint_deepspeed_value(d, "optimizer.step", value - dsi_checkpoint_value_or(d->c, "engine.skipped", 0));
+    if (dsi_checkpoint_pickle_integer(
+            &d->model, dsi_checkpoint_pickle_get(&d->model, schedule, "last_batch_iteration", 0), &value))
+        dsi_checkpoint_deepspeed_value(d, "optimizer.schedule", value + 1);
+    return d->failed ? dsi_checkpoint_no_memory(d->error, "values") : DS_OK;
 }
 
 /* zero/NAME/{fp32,exp_avg,...}.pt of a universal checkpoint. */
@@ -5144,6 +5185,14 @@ static void dsi_checkpoint_pt_key(dsi_checkpoint_pt *p, const char *key, const c
 static void dsi_checkpoint_pt_count(dsi_checkpoint_pt *p, const char *key, int64_t value) {
     dsi_checkpoint_pt_text(p, key);
     dsi_checkpoint_pt_integer(p, value);
+}
+static void dsi_checkpoint_pt_number(dsi_checkpoint_pt *p, const char *key, double value) {
+    uint64_t bits;
+    char text[9] = "G";
+    memcpy(&bits, &value, sizeof bits);
+    for (int i = 0; i < 8; i++) text[1 + i] = (char)(bits >> 8 * (7 - i) & 255);
+    dsi_checkpoint_pt_text(p, key);
+    dsi_checkpoint_pt_bytes(p, &p->pickle, text, sizeof text);
 }
 static void dsi_checkpoint_pt_sizes(dsi_checkpoint_pt *p, const size_t *sizes, int dims) {
     dsi_checkpoint_pt_code(p, "(");
@@ -5401,16 +5450,20 @@ static void dsi_checkpoint_pt_model(dsi_checkpoint_pt *p, const char *file, bool
     dsi_checkpoint_pt_text(p, "0.19.6");
     if (!p->stage) {
         dsi_checkpoint_pt_key(p, "universal_checkpoint_info", "}(");
-        dsi_checkpoint_pt_key(p, "universal_checkpoint_version", "G\x3F\xD9\x99\x99\x99\x99\x99\x9Au"); /* 0.4 */
+        dsi_checkpoint_pt_number(p, "universal_checkpoint_version", 0.4);
+        dsi_checkpoint_pt_code(p, "u");
     }
     dsi_checkpoint_pt_code(p, "u");
     dsi_checkpoint_pt_end(p, file);
 }
-/* Without rates and betas: DeepSpeed takes those of its own configuration. */
+/* The next step's rate, of the first group; what else a group has DeepSpeed takes from its own configuration. */
 static void dsi_checkpoint_pt_groups(dsi_checkpoint_pt *p, int groups) {
+    double rate;
+    const bool known = ds_checkpoint_get_number(p->from, "optimizer.lr", &rate) == DS_OK;
     dsi_checkpoint_pt_key(p, "param_groups", "](");
     for (int g = 0; g < groups; g++) {
         dsi_checkpoint_pt_code(p, "}(");
+        if (known && g == 0) dsi_checkpoint_pt_number(p, "lr", rate);
         dsi_checkpoint_pt_key(p, "params", "](");
         dsi_checkpoint_pt_integer(p, g);
         dsi_checkpoint_pt_code(p, "eu");

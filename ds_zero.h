@@ -89,7 +89,8 @@ ERRORS
     every later call returns the same error, and the last checkpoint is what remains. A step skipped for overflow is not an
     error: report.skipped. Log ids: 2 step skipped, 3 a parameter that does not fit the arena, 4 memory not pinned,
     5 reduction at the step's boundary, 9 fewer swap buffers than the pipelines want, 6 times of a
-    step (wall_clock_breakdown), 7 the step (every steps_per_print), 8 the state at create (dump_state).
+    step (wall_clock_breakdown), 7 the step (every steps_per_print), 8 the state at create (dump_state), 10 a load of
+    what is not ds's own.
 
 THREADS
     One thread at a time per engine. Several engines may live in one process.
@@ -478,6 +479,8 @@ DS_API ds_status ds_zero_read(ds_zero *zero, size_t index, int state, size_t beg
 DS_API ds_status ds_zero_save(ds_zero *zero, const char *folder, const char *tag, const void *client,
                               size_t client_bytes);
 /* Loads what ds_zero_save wrote at any stage and offload, and any world size unless elastic_checkpoint is given as false.
+   With tag NULL `folder` is whatever ds_checkpoint_open_path opens: of a checkpoint of DeepSpeed (ZeRO or universal) the
+   weights, states and counters are taken, of safetensors the weights alone; tensors that the engine lacks are left.
    Tag NULL: the latest complete one. `*client` is allocated with the engine's allocator and stays its own until the next
    load or destroy. Collective; between steps. [cfg: zero_optimization.elastic_checkpoint]
    On failure nothing is changed, unless the message says that the engine is dead.
@@ -2759,6 +2762,9 @@ static ds_status dsi_zero_save_values(ds_zero *z, ds_checkpoint_writer *w, const
     if (!status) status = ds_checkpoint_set_integer(w, "engine.world", z->world);
     if (!status) status = ds_checkpoint_set_integer(w, "engine.stage", z->stage);
     if (!status) status = ds_checkpoint_set_text(w, "optimizer.type", ds_optim_type_name(z->optim));
+    if (!status) status = ds_checkpoint_set_integer(w, "optimizer.step", ds_optim_step_count(z->optim));
+    if (!status) status = ds_checkpoint_set_integer(w, "optimizer.schedule", ds_optim_schedule_count(z->optim));
+    if (!status) status = ds_checkpoint_set_number(w, "optimizer.lr", ds_optim_lr(z->optim, 0)); /* for other tools */
     if (!status) status = ds_checkpoint_set_bytes(w, "optimizer.state", saved, bytes);
     if (!status) status = ds_checkpoint_set_bytes(w, "client", client, client_bytes);
     dsi_release(&z->allocator, saved, bytes);
@@ -2775,6 +2781,19 @@ static ds_checkpoint_desc dsi_zero_checkpoint_desc(ds_zero *z, const char *folde
     d.files = z->files;
     d.clock = z->clock;
     return d;
+}
+
+/* This rank's number among those of its machine: each machine's first writes what its ranks share.
+   [cfg: checkpoint.use_node_local_storage] */
+static ds_status dsi_zero_local_rank(ds_zero *z, int *local) {
+    ds_error mine, *all = (ds_error *)(void *)z->agree; /* room for a name of each rank */
+    *local = 0;
+    if (z->world == 1 || !z->checkpoint.node_local) return DS_OK;
+    memset(&mine, 0, sizeof mine);
+    (void)gethostname(mine.message, sizeof mine.message - 1);
+    if (ds_comm_all_gather(z->comm, &mine, all, sizeof mine, NULL, DS_U8)) return dsi_zero_comm_failed(z, "save", NULL);
+    for (int r = 0; r < z->rank; r++) *local += strcmp(all[r].message, mine.message) == 0;
+    return DS_OK;
 }
 
 DS_API ds_status ds_zero_save(ds_zero *z, const char *folder, const char *tag, const void *client,
@@ -2794,6 +2813,7 @@ DS_API ds_status ds_zero_save(ds_zero *z, const char *folder, const char *tag, c
     n_sources = z->n_params * (1 + DS_OPTIM_MAX_STATES) + dsi_zero_errors(z);
     snprintf(made, sizeof made, "global_step%lld", (long long)z->step);
     d = dsi_zero_checkpoint_desc(z, folder);
+    if ((status = dsi_zero_local_rank(z, &d.local_rank))) return status;
     status = ds_checkpoint_begin(&d, tag ? tag : made, &w, &error);
     if (status) return dsi_zero_fail(z, status, "save: %.480s", error.message);
     sources = (dsi_zero_source *)dsi_zero_table(z, n_sources, sizeof *sources);
@@ -2830,8 +2850,26 @@ static ds_status dsi_zero_load_extra(ds_zero *z, ds_checkpoint *c, size_t expect
     return DS_OK;
 }
 
+/* What a checkpoint brings beside the weights. One of DeepSpeed has the states in the same names, but not the words of
+   the optimizer; a file of weights has neither. */
+typedef enum dsi_zero_brings { DSI_ZERO_BRINGS_ALL, DSI_ZERO_BRINGS_STATES, DSI_ZERO_BRINGS_WEIGHTS } dsi_zero_brings;
+
+static dsi_zero_brings dsi_zero_load_brings(const ds_checkpoint *c) {
+    ds_checkpoint_info info;
+    const char *type;
+    if (ds_checkpoint_get_text(c, "optimizer.type", &type) == DS_OK) return DSI_ZERO_BRINGS_ALL;
+    for (size_t i = 0; ds_checkpoint_at(c, i, &info) == DS_OK; i++)
+        if (strncmp(info.name, "optimizer.", 10) == 0) return DSI_ZERO_BRINGS_STATES;
+    return DSI_ZERO_BRINGS_WEIGHTS;
+}
+
+static int dsi_zero_load_arrays(const ds_zero *z, const dsi_zero_param *p, dsi_zero_brings brings) {
+    if (p->tensor == DSI_ZERO_NONE || brings == DSI_ZERO_BRINGS_WEIGHTS) return 0;
+    return (int)ds_optim_state_count(z->optim, p->tensor);
+}
+
 /* Before anything is changed: every parameter is there in its shape, and the optimizer is the same. */
-static ds_status dsi_zero_load_check(ds_zero *z, ds_checkpoint *c) {
+static ds_status dsi_zero_load_check(ds_zero *z, ds_checkpoint *c, dsi_zero_brings brings) {
     const char *type = NULL;
     char *name = (char *)z->scratch;
     size_t expected = 0;
@@ -2843,7 +2881,7 @@ static ds_status dsi_zero_load_check(ds_zero *z, ds_checkpoint *c) {
                              ds_checkpoint_tag(c), (long long)world, z->world);
     for (size_t i = 0; i < z->n_params; i++) {
         const dsi_zero_param *p = &z->params[i];
-        int arrays = p->tensor == DSI_ZERO_NONE ? 0 : (int)ds_optim_state_count(z->optim, p->tensor);
+        int arrays = dsi_zero_load_arrays(z, p, brings);
         for (int a = -1; a < arrays; a++) {
             ds_checkpoint_info info;
             const char *saved = dsi_zero_saved_name(z, p, a, name, DSI_ZERO_CHUNK);
@@ -2863,6 +2901,10 @@ static ds_status dsi_zero_load_check(ds_zero *z, ds_checkpoint *c) {
                                      ds_checkpoint_tag(c), saved, info.numel, info.dims, p->numel, p->dims);
         }
     }
+    if (brings == DSI_ZERO_BRINGS_STATES && ds_optim_error_buffers(z->optim))
+        return dsi_zero_fail(z, DS_ERR_UNSUPPORTED, "load: checkpoint '%s' lacks what %s keeps beside its states",
+                             ds_checkpoint_tag(c), ds_optim_type_name(z->optim));
+    if (brings != DSI_ZERO_BRINGS_ALL) return DS_OK; /* what else is there, such as buffers, is not the engine's */
     if (ds_checkpoint_get_text(c, "optimizer.type", &type) || strcmp(type, ds_optim_type_name(z->optim)) != 0)
         return dsi_zero_fail(z, DS_ERR_INPUT, "load: checkpoint '%s' was trained with optimizer %s, expected %s",
                              ds_checkpoint_tag(c), type ? type : "(unknown)", ds_optim_type_name(z->optim));
@@ -2908,25 +2950,41 @@ static ds_status dsi_zero_load_tensor(ds_zero *z, ds_checkpoint *c, dsi_zero_par
 }
 
 /* What the optimizer remembers; a failure changes nothing. */
-static ds_status dsi_zero_load_optimizer(ds_zero *z, ds_checkpoint *c) {
+static ds_status dsi_zero_load_optimizer(ds_zero *z, ds_checkpoint *c, dsi_zero_brings brings) {
     const void *bytes = NULL;
     size_t count = 0;
-    ds_status status = ds_checkpoint_get_bytes(c, "optimizer.state", &bytes, &count);
+    int64_t step, schedule;
+    ds_status status = brings == DSI_ZERO_BRINGS_ALL ? ds_checkpoint_get_bytes(c, "optimizer.state", &bytes, &count)
+                       : brings == DSI_ZERO_BRINGS_STATES ? ds_checkpoint_get_integer(c, "optimizer.step", &step)
+                                                          : DS_OK;
     if (status) return dsi_zero_fail(z, status, "load: %.480s", ds_checkpoint_error(c)->message);
-    if ((status = ds_optim_load(z->optim, bytes, count)))
-        return dsi_zero_fail(z, status, "load: %.480s", ds_optim_error(z->optim)->message);
+    if (brings == DSI_ZERO_BRINGS_WEIGHTS) return DS_OK;
+    if (brings == DSI_ZERO_BRINGS_STATES) {
+        if (ds_checkpoint_get_integer(c, "optimizer.schedule", &schedule)) schedule = step;
+        if (!(status = ds_optim_set_step_count(z->optim, step)))
+            status = ds_optim_set_schedule_count(z->optim, schedule);
+    } else
+        status = ds_optim_load(z->optim, bytes, count);
+    if (status) return dsi_zero_fail(z, status, "load: %.480s", ds_optim_error(z->optim)->message);
     return DS_OK;
 }
 
-static ds_status dsi_zero_load_values(ds_zero *z, ds_checkpoint *c) {
+static ds_status dsi_zero_load_values(ds_zero *z, ds_checkpoint *c, dsi_zero_brings brings) {
     ds_status status;
+    double scale;
+    bool all = brings == DSI_ZERO_BRINGS_ALL;
+    if (brings == DSI_ZERO_BRINGS_WEIGHTS) return DS_OK;
     for (size_t i = 0; i < DSI_ZERO_SAVED; i++) {
         int64_t value = 0;
-        if ((status = ds_checkpoint_get_integer(c, dsi_zero_saved[i].key, &value)))
+        if ((status = ds_checkpoint_get_integer(c, dsi_zero_saved[i].key, &value))) {
+            if (!all) continue;
             return dsi_zero_fail(z, status, "load: %.480s", ds_checkpoint_error(c)->message);
+        }
         memcpy((char *)z + dsi_zero_saved[i].offset, &value, sizeof value);
     }
-    if (z->fp16 && ds_checkpoint_get_number(c, "loss_scaler.scale", &z->scaler.scale))
+    if (z->fp16 && ds_checkpoint_get_number(c, "loss_scaler.scale", &scale) == DS_OK)
+        z->scaler.scale = scale;
+    else if (z->fp16 && all)
         return dsi_zero_fail(z, DS_ERR_INPUT, "load: %.480s", ds_checkpoint_error(c)->message);
     return DS_OK;
 }
@@ -2951,6 +3009,7 @@ DS_API ds_status ds_zero_load(ds_zero *z, const char *folder, const char *tag, c
     ds_status status = dsi_zero_alive(z);
     ds_checkpoint_desc d;
     ds_checkpoint *c = NULL;
+    dsi_zero_brings brings = DSI_ZERO_BRINGS_ALL;
     ds_error error;
     memset(&error, 0, sizeof error);
     if (client) *client = NULL;
@@ -2958,24 +3017,29 @@ DS_API ds_status ds_zero_load(ds_zero *z, const char *folder, const char *tag, c
     if (status) return status;
     if (z->pass >= 0 || z->micro) return dsi_zero_fail(z, DS_ERR_STATE, "ds_zero_load: in the middle of a step");
     d = dsi_zero_checkpoint_desc(z, folder);
-    status = ds_checkpoint_open(&d, tag, &c, &error);
+    status = tag ? ds_checkpoint_open(&d, tag, &c, &error) : ds_checkpoint_open_path(&d, folder, &c, &error);
     if (status)
         dsi_zero_fail(z, status, "load: %.480s", error.message);
-    else
-        status = dsi_zero_load_check(z, c);
+    else {
+        brings = dsi_zero_load_brings(c);
+        status = dsi_zero_load_check(z, c, brings);
+    }
     if (!status) status = dsi_zero_load_client(z, c);
-    if (!status) status = dsi_zero_load_optimizer(z, c);
+    if (!status) status = dsi_zero_load_optimizer(z, c, brings);
     if ((status = dsi_zero_agree(z, status, "load"))) {
         ds_checkpoint_close(c);
         return status;
     }
     for (size_t i = 0; i < z->n_params && !status; i++) {
         dsi_zero_param *p = &z->params[i];
-        int arrays = p->tensor == DSI_ZERO_NONE ? 0 : (int)ds_optim_state_count(z->optim, p->tensor);
+        int arrays = dsi_zero_load_arrays(z, p, brings);
         for (int a = -1; a < arrays && !status; a++) status = dsi_zero_load_tensor(z, c, p, a);
     }
     if (!status) status = dsi_zero_load_errors(z, c);
-    if (!status) status = dsi_zero_load_values(z, c);
+    if (!status) status = dsi_zero_load_values(z, c, brings);
+    if (!status && brings != DSI_ZERO_BRINGS_ALL && z->rank == 0)
+        dsi_log(&z->logger, "ds_zero", DS_LOG_INFO, 10, "loaded '%s', which is not ds's own: %s", ds_checkpoint_tag(c),
+                brings == DSI_ZERO_BRINGS_STATES ? "weights, the optimizer's states and counters" : "weights alone");
     ds_checkpoint_close(c);
     if ((status = dsi_zero_agree(z, status, "load"))) {
         ds_error failed = z->error;
@@ -4296,6 +4360,7 @@ static const char *const dsi_zero_claimed[] = {
     "aio.single_submit",
     "aio.overlap_events",
     "checkpoint.tag_validation",
+    "checkpoint.load_universal",
     "checkpoint.use_node_local_storage",
     "tensorboard.enabled",
     "tensorboard.output_path",
@@ -4480,6 +4545,7 @@ DS_API ds_status ds_wire_checkpoint(const ds_config *c, ds_checkpoint_desc *d, d
     (void)error;
     d->tag_validation = !tag ? 0 : (tag[0] | 32) == 'i' ? 1 : (tag[0] | 32) == 'f' ? 2 : 0;
     d->node_local = c->checkpoint.use_node_local_storage;
+    d->load_universal = c->checkpoint.load_universal;
     return DS_OK;
 }
 

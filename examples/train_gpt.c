@@ -181,7 +181,8 @@ static void usage(FILE *to) {
           "  --layers N --heads N --channels N --context N   the model (default 5, 4, 128, 128)\n"
           "  --seed N            of initial weights and of sampling (default 1)\n"
           "  --save DIR          checkpoints here, at the end and when interrupted; --save-every N: each N steps too\n"
-          "  --resume DIR        go on from the latest checkpoint there\n"
+          "  --resume PATH       go on from the latest checkpoint there (ds or DeepSpeed), or with the weights of "
+          "safetensors\n"
           "  --eval-every N      validation loss each N steps (default: only at the end)\n"
           "  --generate N        bytes of text to generate at the end (default 160)\n"
           "  --svg FILE          loss curve\n"
@@ -888,7 +889,8 @@ static void resume(void) {
         ds_status status = ds_zero_error(t.zero)->status;
         fail(status == DS_ERR_CORRUPT ? EXIT_INPUT : exit_code(status), ds_zero_error(t.zero)->message);
     }
-    memset(&saved, 0, sizeof saved);
+    saved = t.o.shape; /* a checkpoint that is not ours does not tell */
+    if (client) memset(&saved, 0, sizeof saved);
     if (client && bytes == sizeof saved) memcpy(&saved, client, sizeof saved);
     if (memcmp(&saved, &t.o.shape, sizeof saved) != 0) { /* tensors tell all but the number of heads */
         snprintf(message, sizeof message,
