@@ -2629,8 +2629,8 @@ static double dsi_config_number(const char **text, int64_t *whole) {
     char copy[48]; /* a number is read with eight bytes of padding */
     size_t n = 0;
     memset(copy, 0, sizeof copy);
-    while (n < 31 && (from[n] == '-' || (from[n] >= '0' && from[n] <= '9') || from[n] == 'e' ||
-                      (from[n] == '.' && from[n + 1] != '.')))
+    while (from[n] == '-' || (from[n] >= '0' && from[n] <= '9') || from[n] == 'e' ||
+           (from[n] == '.' && from[n + 1] != '.'))
         copy[n] = from[n], n++;
     *text += n;
     dsi_json_read_number(copy, &node, &stop);
@@ -2653,7 +2653,7 @@ static dsi_config_range dsi_config_range_of(const char *accepted) {
         range.low_open = accepted[1] != '=';
         accepted += range.low_open ? 1 : 2;
         range.low = dsi_config_number(&accepted, &whole);
-    } else if (*accepted >= '0' && *accepted <= '9') {
+    } else if (*accepted) {
         range.has_low = range.has_high = true;
         range.low = dsi_config_number(&accepted, &whole);
         range.low_open = *accepted == '<';
@@ -2913,8 +2913,7 @@ static void dsi_config_set_default(dsi_config_parser *p, const dsi_config_row *r
     mark->null = !strcmp(text, "null");
     if (mark->null || row->kind != DSI_CONFIG_IS_KEY) return;
     if (*text == '[' && row->type != DSI_CONFIG_TEXTS)
-        for (text++; *text && *text != ']' && count < 3; text += *text == ',' ? 2 : 0)
-            real[count++] = dsi_config_number(&text, &whole);
+        for (text++; *text != ']'; text += *text == ',' ? 2 : 0) real[count++] = dsi_config_number(&text, &whole);
     text = row->initial;
     if (row->type == DSI_CONFIG_BOOL)
         *(bool *)(void *)to = *text == 't';
@@ -2922,7 +2921,7 @@ static void dsi_config_set_default(dsi_config_parser *p, const dsi_config_row *r
         memcpy(to, real, 2 * sizeof real[0]);
     else if (row->type == DSI_CONFIG_TEXT || row->type == DSI_CONFIG_JSON)
         memcpy(to, &text, sizeof text);
-    else if (row->type == DSI_CONFIG_INTS && count) {
+    else if (row->type == DSI_CONFIG_INTS) {
         int64_t *at = (int64_t *)dsi_config_take(p, count * sizeof *at);
         ds_config_ints ints;
         for (size_t i = 0; i < count; i++) at[i] = (int64_t)real[i];
@@ -3686,8 +3685,8 @@ static void dsi_config_elastic_resolve(dsi_config_parser *p) {
     if (!low) low = 1;
     if (!high) high = most / node;
     batch = dsi_config_elastic_batch(micros, most / node, low, high, larger);
-    fits = fits && world / parallel / node >= low && world / node <= high &&
-           dsi_config_suits(micros, batch, world / node) && dsi_config_suits(micros, batch, world / parallel / node);
+    fits =
+        fits && world / parallel / node >= low && world / node <= high && dsi_config_suits(micros, batch, world / node);
     batch = fits ? batch * node : 0;
     for (size_t i = 0; !fits && by_nodes && parallel == 1 && i < micros->count; i++) {
         size_t one = dsi_mul((size_t)micros->at[i], world), candidate = most / one * one;
@@ -3757,7 +3756,7 @@ static void dsi_config_groups(dsi_config_parser *p, const char *technique, bool 
         const dsi_config_row *rows = scope->table->rows;
         if (scope->row != row) continue;
         for (uint32_t i = 0; i < scope->table->count; i++)
-            if (!strncmp(rows[i].path, "params.", 7) && rows[i].kind == DSI_CONFIG_IS_KEY && scope->marks[i].null) {
+            if (!strncmp(rows[i].path, "params.", 7) && scope->marks[i].null) {
                 char missing[200];
                 snprintf(missing, sizeof missing, "%s%s", scope->prefix, rows[i].path);
                 dsi_config_say(p, DS_LOG_ERROR, missing, scope->node, "needed when %s is enabled", technique);
@@ -4150,7 +4149,7 @@ DS_API size_t ds_config_unclaimed(const ds_config *config, const char *const *cl
             const dsi_config_row *row = scope->table->rows + i;
             uint32_t node = scope->marks[i].node, k = node + 1;
             bool open = row->kind == DSI_CONFIG_IS_OPEN && strstr(row->status, "open") != NULL;
-            if (node == DSI_JSON_NONE || row->kind == DSI_CONFIG_IS_CLOSE) continue;
+            if (node == DSI_JSON_NONE) continue;
             snprintf(path, sizeof path, "%s%s", scope->prefix, row->path);
             if (dsi_config_claimed(claims, count, path)) continue;
             if (row->kind == DSI_CONFIG_IS_OLD && dsi_config_claimed(claims, count, row->status)) continue;
