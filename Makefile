@@ -39,6 +39,7 @@ ifneq ($(MPICC),)
 EXAMPLES += $(B)/train_gpt_mpi
 endif
 UNIT := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/unit/*.c tests/multi/*.c tests/fault/*.c))
+UNIT += $(patsubst tests/%.cc,$(B)/tests/%,$(wildcard tests/unit/*.cc tests/multi/*.cc))
 SCRIPTS := $(wildcard tests/compile/*.sh tests/unit/*.sh tests/multi/*.sh tests/fault/*.sh tests/fuzz/*.sh)
 HEADERS := $(wildcard ds_*.h)
 
@@ -61,6 +62,11 @@ $(B)/train_gpt_mpi: examples/train_gpt.c
 $(B)/tests/%: tests/%.c
 	@mkdir -p $(@D)
 	$(CC) -std=gnu99 $(COMMON) -o $@ $< $(LIBS)
+
+# what includes ds_kernels.cu runs it on the emulated GPU of tests/emulate
+$(B)/tests/%: tests/%.cc
+	@mkdir -p $(@D)
+	$(CXX) -std=gnu++17 $(COMMON) -Itests/emulate -fno-strict-aliasing -ffp-contract=off -o $@ $< $(LIBS)
 
 # `make demo`: the main job; README shows what it prints.
 demo: $(B)/ds $(B)/train_gpt

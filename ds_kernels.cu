@@ -13,54 +13,116 @@
    Each element goes through the formula that the CPU uses, spelled in PTX operations that round to nearest, keep denormals
    and cannot be contracted, whatever the flags (-use_fast_math included): the bits are those of the CPU. So is the
    order of every sum. A call orders work on its stream and returns; a failure of a kernel itself shows at the next
-   synchronize, as always in CUDA. Nothing here allocates. Any thread may call; the thread's current device is used.
+   synchronize, as always in CUDA. Nothing here allocates, but for the list of parts of an update with more than 32, which
+   comes from the stream's own pool. Any thread may call; the thread's current device is used.
 
-   WHAT IT HAS  Adam and AdamW over slices, norms by grain, casts; the device table (memory, copies, streams, events). */
+   WHAT IT HAS
+   optimizers   Adam, AdamW, SGD, Adagrad, Lion and LAMB's two phases over any number of slices in one launch, with
+                unscaling, clipping and 16-bit weights in the same pass; Muon's matrix product and its mix
+   gradients    norms by grain, whose sums also tell an overflow; their tree; casts, accumulation, scaling
+   device       memory, pinned memory, copies, streams, events
+   Comments say how many bytes each kernel moves for an element: all but the products are bound by that. */
 #define DS_OPTIM_FORMULAS
 #include "ds_optim.h"
 #include <cuda_runtime.h>
 #include <stdio.h>
 
+// Nothing below is inline PTX or the syntax of a launch: tests/emulate has twins of these, and so runs this file on a CPU.
+#ifndef DS_EMULATED
+#define DSI_UNROLL_(text) _Pragma(#text)
+#define DSI_UNROLL(n)     DSI_UNROLL_(unroll n)
+#define DSI_LAUNCH(kernel, grid, block, bytes, stream, ...) (kernel)<<<grid, block, bytes, stream>>>(__VA_ARGS__)
+#define DSI_SHARED(T, name)                                                                                            \
+    extern __shared__ uint4 dsi_shared[];                                                                              \
+    T *const name = (T *)(void *)dsi_shared
+#endif
+
 namespace {
-// >>operations of the formulas
-#define dsi_optim_cu_t      float
-#define dsi_optim_cu_set(x) (x)
-#define DSI_CU_BINARY(name, ptx)                                                                                       \
-    __device__ float dsi_optim_cu_##name(float a, float b) {                                                           \
-        float r;                                                                                                       \
-        asm(ptx " %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));                                                            \
+// >>ptx
+#ifndef DS_EMULATED
+#define DSI_PTX_2(name, T, c, ptx)                                                                                     \
+    __device__ T name(T a, T b) {                                                                                      \
+        T r;                                                                                                           \
+        asm(ptx " %0, %1, %2;" : "=" c(r) : c(a), c(b));                                                               \
         return r;                                                                                                      \
     }
-DSI_CU_BINARY(mul, "mul.rn.f32")
-DSI_CU_BINARY(div, "div.rn.f32")
-#undef DSI_CU_BINARY
-__device__ float dsi_optim_cu_sqrt(float a) {
-    float r;
-    asm("sqrt.rn.f32 %0, %1;" : "=f"(r) : "f"(a));
-    return r;
-}
-__device__ float dsi_optim_cu_fma(float a, float b, float c) {
+#define DSI_PTX_1(name, R, rc, T, tc, ptx)                                                                             \
+    __device__ R name(T a) {                                                                                           \
+        R r;                                                                                                           \
+        asm(ptx " %0, %1;" : "=" rc(r) : tc(a));                                                                       \
+        return r;                                                                                                      \
+    }
+DSI_PTX_2(ptx_add, float, "f", "add.rn.f32")
+DSI_PTX_2(ptx_mul, float, "f", "mul.rn.f32")
+DSI_PTX_2(ptx_div, float, "f", "div.rn.f32")
+DSI_PTX_2(ptx_add64, double, "d", "add.rn.f64")
+DSI_PTX_1(ptx_sqrt, float, "f", float, "f", "sqrt.rn.f32")
+DSI_PTX_1(ptx_wide, double, "d", float, "f", "cvt.f64.f32")
+__device__ float ptx_fma(float a, float b, float c) {
     float r;
     asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(r) : "f"(a), "f"(b), "f"(c));
     return r;
 }
-__device__ double wide(float a) {
+__device__ double ptx_fma64(double a, double b, double c) {
     double r;
-    asm("cvt.f64.f32 %0, %1;" : "=d"(r) : "f"(a));
+    asm("fma.rn.f64 %0, %1, %2, %3;" : "=d"(r) : "d"(a), "d"(b), "d"(c));
     return r;
 }
+#endif
 
-enum { THREADS = 256, LANES = 16 };
-
-template <ds_dtype D> __device__ float load(const void *from, size_t i) {
-    if (D == DS_F32) return ((const float *)from)[i];
-    return D == DS_F16 ? dsi_f32_of_f16(((const uint16_t *)from)[i]) : dsi_f32_of_bf16(((const uint16_t *)from)[i]);
+// >>elements
+#define dsi_optim_cu_t float
+#define dsi_optim_cu_set
+#define dsi_optim_cu_add  ptx_add
+#define dsi_optim_cu_mul  ptx_mul
+#define dsi_optim_cu_div  ptx_div
+#define dsi_optim_cu_sqrt ptx_sqrt
+#define dsi_optim_cu_fma  ptx_fma
+__device__ float dsi_optim_cu_sign(float a) {
+    return a != a ? a : dsi_f32_of_bits((dsi_bits_of_f32(a) & 0x80000000u) | 0x3F800000u);
 }
-template <ds_dtype D> __device__ void store(void *to, size_t i, float x) {
-    if (D == DS_F32)
+
+enum { THREADS = 256, LANES = 16, CHUNK = 4 * DS_GRAIN, PARTS = 32 };
+
+__device__ float load(ds_dtype dtype, const void *from, size_t i) {
+    if (dtype == DS_F32) return ((const float *)from)[i];
+    return dtype == DS_F16 ? dsi_f32_of_f16(((const uint16_t *)from)[i]) : dsi_f32_of_bf16(((const uint16_t *)from)[i]);
+}
+__device__ void store(ds_dtype dtype, void *to, size_t i, float x) {
+    if (dtype == DS_F32)
         ((float *)to)[i] = x;
     else
-        ((uint16_t *)to)[i] = D == DS_F16 ? dsi_f16_of_f32(x) : dsi_bf16_of_f32(x);
+        ((uint16_t *)to)[i] = dtype == DS_F16 ? dsi_f16_of_f32(x) : dsi_bf16_of_f32(x);
+}
+// Four elements from i on: n of them when the array ends there; one access of 8 or 16 bytes where `wide` says it may.
+__device__ void load4(ds_dtype dtype, const void *from, size_t i, size_t n, bool wide, float x[4]) {
+    if (!wide || n < 4) {
+        for (unsigned e = 0; e < 4; e++) x[e] = e < n ? load(dtype, from, i + e) : 0.0f;
+    } else if (dtype == DS_F32) {
+        const float4 v = *(const float4 *)(const void *)((const float *)from + i);
+        x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
+    } else {
+        const uint2 v = *(const uint2 *)(const void *)((const uint16_t *)from + i);
+        const uint16_t h[4] = {(uint16_t)(v.x & 0xFFFFu), (uint16_t)(v.x >> 16), (uint16_t)(v.y & 0xFFFFu),
+                               (uint16_t)(v.y >> 16)};
+        for (unsigned e = 0; e < 4; e++) x[e] = dtype == DS_F16 ? dsi_f32_of_f16(h[e]) : dsi_f32_of_bf16(h[e]);
+    }
+}
+__device__ unsigned narrow(ds_dtype dtype, float x) {
+    return dtype == DS_F16 ? dsi_f16_of_f32(x) : dsi_bf16_of_f32(x);
+}
+__device__ void store4(ds_dtype dtype, void *to, size_t i, size_t n, bool wide, const float x[4]) {
+    if (!wide || n < 4) {
+        for (unsigned e = 0; e < 4; e++)
+            if (e < n) store(dtype, to, i + e, x[e]);
+    } else if (dtype == DS_F32) {
+        *(float4 *)(void *)((float *)to + i) = make_float4(x[0], x[1], x[2], x[3]);
+    } else {
+        uint2 v;
+        v.x = narrow(dtype, x[0]) | narrow(dtype, x[1]) << 16;
+        v.y = narrow(dtype, x[2]) | narrow(dtype, x[3]) << 16;
+        *(uint2 *)(void *)((uint16_t *)to + i) = v;
+    }
 }
 __device__ size_t first_index() {
     return (size_t)blockIdx.x * blockDim.x + threadIdx.x;
@@ -68,110 +130,336 @@ __device__ size_t first_index() {
 __device__ size_t stride() {
     return (size_t)gridDim.x * blockDim.x;
 }
-
-// W is the dtype of the 16-bit weights; DS_F32 stands for none.
-template <ds_dtype G, ds_dtype W> __global__ void adam(ds_optim_adam c, ds_optim_slice s) {
-    for (size_t i = first_index(); i < s.count; i += stride()) {
-        float g = dsi_optim_cu_mul(load<G>(s.grad, i), c.factor), p = s.master[i], m = s.state[0][i], v = s.state[1][i];
-        DSI_OPTIM_ADAM(cu, g, p, m, v)
-        s.master[i] = p;
-        s.state[0][i] = m;
-        s.state[1][i] = v;
-        if (W != DS_F32) store<W>(s.weights16, i, p);
-    }
+bool aligned(const void *p, size_t bytes) {
+    return (uintptr_t)p % bytes == 0;
 }
-
-// Sixteen threads to a grain: thread l adds elements l, l + 16, ... in order, then the lanes fold by halves.
-template <ds_dtype G>
-__global__ void norm_grains(const void *grad, size_t count, float factor, double *per_grain, size_t grains) {
-    const unsigned lane = threadIdx.x % LANES;
-    for (size_t grain = first_index() / LANES; grain < grains; grain += stride() / LANES) {
-        const size_t begin = grain * DS_GRAIN, end = begin + DS_GRAIN < count ? begin + DS_GRAIN : count;
-        const unsigned mask = 0xFFFFu << (threadIdx.x & 16);
-        double sum = 0;
-        for (size_t i = begin + lane; i < end; i += LANES) {
-            const double x = wide(dsi_optim_cu_mul(load<G>(grad, i), factor));
-            sum = __fma_rn(x, x, sum); // the product is exact
-        }
-        for (int half = LANES / 2; half; half /= 2) sum = __dadd_rn(sum, __shfl_down_sync(mask, sum, half, LANES));
-        if (lane == 0) per_grain[grain] = sum;
-    }
+// Whether load4 and store4 may take the elements of an array at once; NULL may.
+bool wide_of(ds_dtype dtype, const void *p) {
+    return aligned(p, dtype == DS_F32 ? 16 : 8);
 }
-
-template <ds_dtype T, ds_dtype F> __global__ void cast(void *to, const void *from, size_t count) {
-    for (size_t i = first_index(); i < count; i += stride()) store<T>(to, i, load<F>(from, i));
+bool is_float(ds_dtype dtype) {
+    return dtype == DS_F32 || dtype == DS_F16 || dtype == DS_BF16;
 }
-
 unsigned blocks(size_t threads) {
     const size_t n = (threads + THREADS - 1) / THREADS;
     return n < 65536 ? (unsigned)n : 65536u;
 }
+ds_status said(cudaError_t error) {
+    return error == cudaSuccess ? DS_OK : error == cudaErrorMemoryAllocation ? DS_ERR_MEMORY : DS_ERR_DEVICE;
+}
 ds_status launched() {
-    return cudaGetLastError() == cudaSuccess ? DS_OK : DS_ERR_DEVICE;
+    return said(cudaGetLastError());
 }
 
-template <ds_dtype G> void launch_adam(const ds_optim_adam *c, const ds_optim_slice *s, cudaStream_t stream) {
-    const unsigned n = blocks(s->count);
-    if (!s->weights16)
-        adam<G, DS_F32><<<n, THREADS, 0, stream>>>(*c, *s);
-    else if (s->weights16_dtype == DS_F16)
-        adam<G, DS_F16><<<n, THREADS, 0, stream>>>(*c, *s);
-    else
-        adam<G, DS_BF16><<<n, THREADS, 0, stream>>>(*c, *s);
+// >>optimizers
+// What the kernels need of a ds_optim_part; `first` is the number of the chunks of all parts before it.
+struct part {
+    float *master, *state[2];
+    const void *grad;
+    void *weights16;
+    double *sums;
+    size_t count, first;
+    float rate;
+    ds_dtype grad_dtype, weights_dtype;
+    bool wide;
+};
+struct parts {
+    const part *list; // in device memory, or NULL: `own`
+    unsigned count;
+    part own[PARTS];
+};
+// The part that block b works on: the last one whose first chunk is not after b.
+__device__ const part *part_of(const parts &all, size_t b) {
+    const part *list = all.list ? all.list : all.own;
+    unsigned low = 0, high = all.count;
+    while (high - low > 1) {
+        const unsigned middle = (low + high) / 2;
+        if (list[middle].first <= b)
+            low = middle;
+        else
+            high = middle;
+    }
+    return &list[low];
 }
-ds_status call_adam(void *, const ds_optim_adam *c, const ds_optim_slice *s, void *stream) {
-    if (!s->count) return DS_OK;
-    if (s->grad_dtype == DS_F32)
-        launch_adam<DS_F32>(c, s, (cudaStream_t)stream);
-    else if (s->grad_dtype == DS_F16)
-        launch_adam<DS_F16>(c, s, (cudaStream_t)stream);
-    else if (s->grad_dtype == DS_BF16)
-        launch_adam<DS_BF16>(c, s, (cudaStream_t)stream);
-    else
-        return DS_ERR_ARGUMENT;
+template <int RULE>
+__device__ void one_element(const ds_optim_constants &all, const part &s, float g, float &p, float &m, float &v) {
+    if (RULE == DS_OPTIM_RULE_ADAM) {
+        const ds_optim_adam &c = all.adam;
+        DSI_OPTIM_ADAM(cu, g, p, m, v)
+    } else {
+        const ds_optim_constants &c = all;
+        if (RULE == DS_OPTIM_RULE_SGD) {
+            DSI_OPTIM_SGD(cu, g, p, m)
+        } else if (RULE == DS_OPTIM_RULE_ADAGRAD) {
+            DSI_OPTIM_ADAGRAD(cu, g, p, m)
+        } else if (RULE == DS_OPTIM_RULE_LION) {
+            DSI_OPTIM_LION(cu, g, p, m)
+        } else {
+            float u;
+            DSI_OPTIM_TRUST(cu, u, p, m, v)
+            p = ptx_fma(u, s.rate, p);
+        }
+    }
+}
+/* One chunk of one part a block, four elements a thread and turn. Bytes an element, fp32 gradient: Adam 28, SGD, Adagrad
+   and Lion 20, LAMB's update 16; 2 less for a 16-bit gradient, 2 more for 16-bit weights. */
+template <int RULE> __global__ void __launch_bounds__(THREADS) update(ds_optim_constants c, parts all) {
+    const part &s = *part_of(all, blockIdx.x);
+    const bool reads_grad = RULE != DS_OPTIM_RULE_LAMB_UPDATE;
+    const bool second = RULE == DS_OPTIM_RULE_ADAM || RULE == DS_OPTIM_RULE_LAMB_UPDATE;
+    const size_t begin = (blockIdx.x - s.first) * CHUNK;
+    for (size_t i = begin + 4 * threadIdx.x; i < begin + CHUNK && i < s.count; i += 4 * THREADS) {
+        const size_t n = s.count - i;
+        float g[4] = {0, 0, 0, 0}, p[4], m[4] = {0, 0, 0, 0}, v[4] = {0, 0, 0, 0};
+        if (reads_grad) load4(s.grad_dtype, s.grad, i, n, s.wide, g);
+        load4(DS_F32, s.master, i, n, s.wide, p);
+        if (s.state[0]) load4(DS_F32, s.state[0], i, n, s.wide, m);
+        if (second) load4(DS_F32, s.state[1], i, n, s.wide, v);
+        for (unsigned e = 0; e < 4; e++) one_element<RULE>(c, s, ptx_mul(g[e], c.adam.factor), p[e], m[e], v[e]);
+        store4(DS_F32, s.master, i, n, s.wide, p);
+        if (reads_grad && s.state[0]) store4(DS_F32, s.state[0], i, n, s.wide, m);
+        if (RULE == DS_OPTIM_RULE_ADAM) store4(DS_F32, s.state[1], i, n, s.wide, v);
+        if (s.weights16) store4(s.weights_dtype, s.weights16, i, n, s.wide, p);
+    }
+}
+// The lanes of a grain fold by halves; the sum is lane 0's.
+__device__ double fold(double sum) {
+    const unsigned mask = 0xFFFFu << (threadIdx.x & 16);
+    for (int half = LANES / 2; half; half /= 2) sum = ptx_add64(sum, __shfl_down_sync(mask, sum, half, LANES));
+    return sum;
+}
+/* LAMB's first phase: moments, and the squares of weights and direction by grain. Sixteen threads to a grain: thread l
+   adds elements l, l + 16, ... in order. 24 bytes an element, fp32 gradient. */
+__global__ void __launch_bounds__(THREADS) lamb_measure(ds_optim_constants c, parts all) {
+    const part &s = *part_of(all, blockIdx.x);
+    const size_t lane = threadIdx.x % LANES, grains = (s.count + DS_GRAIN - 1) / DS_GRAIN;
+    for (size_t k = threadIdx.x / LANES; k < CHUNK / DS_GRAIN; k += THREADS / LANES) {
+        const size_t grain = (blockIdx.x - s.first) * (CHUNK / DS_GRAIN) + k, begin = grain * DS_GRAIN;
+        const size_t end = begin + DS_GRAIN < s.count ? begin + DS_GRAIN : s.count;
+        double weights = 0, direction = 0;
+        if (grain >= grains) break;
+        for (size_t i = begin + lane; i < end; i += LANES) {
+            const float g = ptx_mul(load(s.grad_dtype, s.grad, i), c.adam.factor), p = s.master[i];
+            float m = s.state[0][i], v = s.state[1][i], u;
+            DSI_OPTIM_MOMENTS(cu, g, m, v)
+            DSI_OPTIM_TRUST(cu, u, p, m, v)
+            s.state[0][i] = m;
+            s.state[1][i] = v;
+            weights = ptx_fma64(ptx_wide(p), ptx_wide(p), weights); // the products are exact
+            direction = ptx_fma64(ptx_wide(u), ptx_wide(u), direction);
+        }
+        weights = fold(weights);
+        direction = fold(direction);
+        if (lane == 0) s.sums[2 * grain] = weights, s.sums[2 * grain + 1] = direction;
+    }
+}
+part part_from(const ds_optim_part &from, size_t first) {
+    const ds_optim_slice &s = from.slice;
+    part p;
+    p.master = s.master, p.state[0] = s.state[0], p.state[1] = s.state[1];
+    p.grad = s.grad, p.weights16 = s.weights16, p.sums = from.sums;
+    p.count = s.count, p.first = first, p.rate = from.rate;
+    p.grad_dtype = s.grad_dtype, p.weights_dtype = s.weights16_dtype;
+    p.wide = wide_of(DS_F32, s.master) && wide_of(DS_F32, s.state[0]) && wide_of(DS_F32, s.state[1]) &&
+             wide_of(s.grad_dtype, s.grad) && wide_of(s.weights16_dtype, s.weights16);
+    return p;
+}
+void launch_update(ds_optim_rule rule, unsigned n, const ds_optim_constants &c, const parts &all, cudaStream_t stream) {
+    switch (rule) {
+    case DS_OPTIM_RULE_ADAM: DSI_LAUNCH(update<DS_OPTIM_RULE_ADAM>, n, THREADS, 0, stream, c, all); break;
+    case DS_OPTIM_RULE_SGD: DSI_LAUNCH(update<DS_OPTIM_RULE_SGD>, n, THREADS, 0, stream, c, all); break;
+    case DS_OPTIM_RULE_ADAGRAD: DSI_LAUNCH(update<DS_OPTIM_RULE_ADAGRAD>, n, THREADS, 0, stream, c, all); break;
+    case DS_OPTIM_RULE_LION: DSI_LAUNCH(update<DS_OPTIM_RULE_LION>, n, THREADS, 0, stream, c, all); break;
+    case DS_OPTIM_RULE_LAMB_MEASURE: DSI_LAUNCH(lamb_measure, n, THREADS, 0, stream, c, all); break;
+    case DS_OPTIM_RULE_LAMB_UPDATE: DSI_LAUNCH(update<DS_OPTIM_RULE_LAMB_UPDATE>, n, THREADS, 0, stream, c, all);
+    }
+}
+// A list too long for a kernel's arguments goes to device memory, in copies small enough not to wait for the stream.
+ds_status send_list(const ds_optim_part *from, size_t count, void *to, size_t *chunks, cudaStream_t stream) {
+    part some[PARTS];
+    ds_status status = DS_OK;
+    *chunks = 0;
+    for (size_t i = 0; i < count && !status;) {
+        const size_t at = i;
+        for (; i < count && i - at < PARTS; i++) {
+            some[i - at] = part_from(from[i], *chunks);
+            *chunks += (from[i].slice.count + CHUNK - 1) / CHUNK;
+        }
+        status = said(cudaMemcpyAsync((part *)to + at, some, (i - at) * sizeof(part), cudaMemcpyDefault, stream));
+    }
+    return status;
+}
+ds_status call_update(void *, ds_optim_rule rule, const ds_optim_constants *c, const ds_optim_part *from, size_t count,
+                      void *on) {
+    const cudaStream_t stream = (cudaStream_t)on;
+    ds_status status = DS_OK;
+    parts all;
+    void *list = NULL;
+    size_t chunks = 0;
+    if ((unsigned)rule > DS_OPTIM_RULE_LAMB_UPDATE || count > 0x7FFFFFFF) return DS_ERR_ARGUMENT;
+    for (size_t i = 0; i < count; i++) {
+        if (!is_float(from[i].slice.grad_dtype) || !from[i].slice.count) return DS_ERR_ARGUMENT;
+        if (count <= PARTS) all.own[i] = part_from(from[i], chunks);
+        chunks += (from[i].slice.count + CHUNK - 1) / CHUNK;
+    }
+    if (!chunks) return DS_OK;
+    if (chunks > 0x7FFFFFFF) return DS_ERR_UNSUPPORTED; // 8 Ti elements
+    if (count > PARTS) {
+        if ((status = said(cudaMallocAsync(&list, count * sizeof(part), stream))) != DS_OK) return status;
+        status = send_list(from, count, list, &chunks, stream);
+    }
+    all.list = (const part *)list;
+    all.count = (unsigned)count;
+    if (!status) launch_update(rule, (unsigned)chunks, *c, all, stream);
+    if (!status) status = launched();
+    if (list) (void)cudaFreeAsync(list, stream);
+    return status;
+}
+
+// >>muon
+// y = x * a + y * b: 12 bytes an element.
+__global__ void mix(float *y, const float *x, float a, float b, size_t count) {
+    for (size_t i = first_index(); i < count; i += stride()) y[i] = ptx_fma(x[i], a, ptx_mul(y[i], b));
+}
+/* c = alpha * a * op(b) + beta * c, in tiles of 64 x 64 by 256 threads, 16 of k at a time through shared memory: each
+   element is one chain of fused multiply-adds in the order of k, as on the CPU. Bound by fp32 arithmetic. */
+enum { TILE = 64, DEPTH = 16 };
+template <bool TRANSPOSE>
+__global__ void __launch_bounds__(THREADS)
+    multiply(size_t m, size_t n, size_t k, float alpha, const float *a, const float *b, float beta, float *c) {
+    DSI_SHARED(float, shared);
+    float *const as = shared, *const bs = shared + DEPTH * TILE; // (DEPTH, TILE) each
+    const size_t row0 = (size_t)blockIdx.y * TILE, column0 = (size_t)blockIdx.x * TILE;
+    const unsigned tx = threadIdx.x % 16, ty = threadIdx.x / 16;
+    float sum[4][4] = {{0}};
+    for (size_t l0 = 0; l0 < k; l0 += DEPTH) {
+        for (unsigned e = threadIdx.x; e < DEPTH * TILE; e += THREADS) {
+            const size_t l = l0 + e % DEPTH, row = row0 + e / DEPTH;
+            as[e % DEPTH * TILE + e / DEPTH] = row < m && l < k ? a[row * k + l] : 0.0f;
+            if (TRANSPOSE) {
+                const size_t column = column0 + e / DEPTH;
+                bs[e % DEPTH * TILE + e / DEPTH] = column < n && l < k ? b[column * k + l] : 0.0f;
+            } else {
+                const size_t column = column0 + e % TILE, deep = l0 + e / TILE;
+                bs[e] = column < n && deep < k ? b[deep * n + column] : 0.0f;
+            }
+        }
+        __syncthreads();
+        for (unsigned l = 0; l < DEPTH && l0 + l < k; l++)
+            for (unsigned i = 0; i < 4; i++)
+                for (unsigned j = 0; j < 4; j++)
+                    sum[i][j] = ptx_fma(as[l * TILE + ty * 4 + i], bs[l * TILE + tx + 16 * j], sum[i][j]);
+        __syncthreads();
+    }
+    for (unsigned i = 0; i < 4; i++)
+        for (unsigned j = 0; j < 4; j++) {
+            const size_t row = row0 + ty * 4 + i, column = column0 + tx + 16 * j;
+            float *const to = c + row * n + column;
+            if (row >= m || column >= n) continue;
+            *to = beta == 0 ? ptx_mul(sum[i][j], alpha) : ptx_fma(sum[i][j], alpha, ptx_mul(*to, beta));
+        }
+}
+ds_status call_mix(void *, float *y, const float *x, float a, float b, size_t count, void *stream) {
+    if (!count) return DS_OK;
+    DSI_LAUNCH(mix, blocks(count), THREADS, 0, (cudaStream_t)stream, y, x, a, b, count);
     return launched();
+}
+ds_status call_multiply(void *, bool transpose, size_t m, size_t n, size_t k, float alpha, const float *a,
+                        const float *b, float beta, float *c, void *stream) {
+    const size_t across = (n + TILE - 1) / TILE, down = (m + TILE - 1) / TILE, bytes = 2 * DEPTH * TILE * sizeof(float);
+    if (!m || !n) return DS_OK;
+    if (across > 0x7FFFFFFF || down > 65535) return DS_ERR_UNSUPPORTED;
+    const dim3 grid((unsigned)across, (unsigned)down);
+    if (transpose)
+        DSI_LAUNCH(multiply<true>, grid, THREADS, bytes, (cudaStream_t)stream, m, n, k, alpha, a, b, beta, c);
+    else
+        DSI_LAUNCH(multiply<false>, grid, THREADS, bytes, (cudaStream_t)stream, m, n, k, alpha, a, b, beta, c);
+    return launched();
+}
+
+// >>gradients
+/* Sums of squares by grain, sixteen threads to one, in the CPU's order: one read of the gradient, 2 or 4 bytes an element.
+   An element that is not finite makes its sum so; nothing else can. */
+__global__ void __launch_bounds__(THREADS)
+    norm_grains(const void *grad, ds_dtype dtype, size_t count, float factor, double *per_grain, size_t grains) {
+    const size_t lane = threadIdx.x % LANES;
+    for (size_t grain = first_index() / LANES; grain < grains; grain += stride() / LANES) {
+        const size_t begin = grain * DS_GRAIN, end = begin + DS_GRAIN < count ? begin + DS_GRAIN : count;
+        double sum = 0;
+        DSI_UNROLL(8)
+        for (size_t i = begin + lane; i < end; i += LANES) {
+            const double x = ptx_wide(ptx_mul(load(dtype, grad, i), factor));
+            sum = ptx_fma64(x, x, sum); // the product is exact
+        }
+        sum = fold(sum);
+        if (lane == 0) per_grain[grain] = sum;
+    }
+}
+/* Neighbours are added until one is left, as ds_optim_norm_tree does; one block, in place: a piece is read before any of
+   it is written, and pieces go upwards. 32 bytes for each grain in all, so 1/128 of what norm_grains reads. */
+__global__ void norm_tree(double *sums, size_t n) {
+    for (; n > 1; n = n / 2 + n % 2)
+        for (size_t begin = 0; begin < n / 2 + n % 2; begin += blockDim.x) {
+            const size_t i = begin + threadIdx.x;
+            double sum = 0;
+            if (i < n / 2) sum = ptx_add64(sums[2 * i], sums[2 * i + 1]);
+            if (i == n / 2 && n % 2) sum = sums[n - 1];
+            __syncthreads();
+            if (i < n / 2 + n % 2) sums[i] = sum;
+            __syncthreads();
+        }
+}
+// Bytes an element: the two types' sizes; accumulate reads `to` too, scale reads and writes one.
+template <int HOW>
+__global__ void convert(void *to, ds_dtype t, const void *from, ds_dtype f, float factor, bool wide, size_t count) {
+    for (size_t i = 4 * first_index(); i < count; i += 4 * stride()) {
+        float x[4], y[4];
+        load4(f, from, i, count - i, wide, x);
+        if (HOW == 1) load4(t, to, i, count - i, wide, y);
+        for (unsigned e = 0; e < 4; e++) {
+            if (HOW == 1) x[e] = ptx_add(y[e], x[e]);
+            if (HOW == 2) x[e] = ptx_mul(x[e], factor);
+        }
+        store4(t, to, i, count - i, wide, x);
+    }
+}
+enum { CAST, ACCUMULATE, SCALE };
+template <int HOW>
+ds_status call_convert(void *to, ds_dtype t, const void *from, ds_dtype f, float factor, size_t count, void *stream) {
+    const bool wide = wide_of(t, to) && wide_of(f, from);
+    if (!is_float(t) || !is_float(f)) return DS_ERR_ARGUMENT;
+    if (!count) return DS_OK;
+    DSI_LAUNCH(convert<HOW>, blocks(count / 4 + 1), THREADS, 0, (cudaStream_t)stream, to, t, from, f, factor, wide,
+               count);
+    return launched();
+}
+ds_status call_cast(void *, void *to, ds_dtype t, const void *from, ds_dtype f, size_t count, void *stream) {
+    if (t != f || !is_float(t)) return call_convert<CAST>(to, t, from, f, 1.0f, count, stream);
+    if (!count || to == from) return DS_OK;
+    return said(cudaMemcpyAsync(to, from, count * DS_DTYPE_SIZE(t), cudaMemcpyDefault, (cudaStream_t)stream));
+}
+ds_status call_accumulate(void *, void *to, ds_dtype t, const void *from, ds_dtype f, size_t count, void *stream) {
+    return call_convert<ACCUMULATE>(to, t, from, f, 1.0f, count, stream);
+}
+ds_status call_scale(void *, void *x, ds_dtype dtype, float factor, size_t count, void *stream) {
+    return call_convert<SCALE>(x, dtype, x, dtype, factor, count, stream);
 }
 ds_status call_norm(void *, const void *grad, ds_dtype dtype, size_t count, float factor, double *per_grain,
                     void *stream) {
     const size_t grains = count / DS_GRAIN + (count % DS_GRAIN != 0);
-    const unsigned n = blocks(grains * LANES);
+    if (!is_float(dtype)) return DS_ERR_ARGUMENT;
     if (!count) return DS_OK;
-    if (dtype == DS_F32)
-        norm_grains<DS_F32><<<n, THREADS, 0, (cudaStream_t)stream>>>(grad, count, factor, per_grain, grains);
-    else if (dtype == DS_F16)
-        norm_grains<DS_F16><<<n, THREADS, 0, (cudaStream_t)stream>>>(grad, count, factor, per_grain, grains);
-    else if (dtype == DS_BF16)
-        norm_grains<DS_BF16><<<n, THREADS, 0, (cudaStream_t)stream>>>(grad, count, factor, per_grain, grains);
-    else
-        return DS_ERR_ARGUMENT;
+    DSI_LAUNCH(norm_grains, blocks(grains * LANES), THREADS, 0, (cudaStream_t)stream, grad, dtype, count, factor,
+               per_grain, grains);
     return launched();
 }
-template <ds_dtype T> bool launch_cast(void *to, const void *from, ds_dtype dtype, size_t count, cudaStream_t stream) {
-    const unsigned n = blocks(count);
-    if (dtype == DS_F32)
-        cast<T, DS_F32><<<n, THREADS, 0, stream>>>(to, from, count);
-    else if (dtype == DS_F16)
-        cast<T, DS_F16><<<n, THREADS, 0, stream>>>(to, from, count);
-    else if (dtype == DS_BF16)
-        cast<T, DS_BF16><<<n, THREADS, 0, stream>>>(to, from, count);
-    else
-        return false;
-    return true;
-}
-ds_status call_cast(void *, void *to, ds_dtype to_dtype, const void *from, ds_dtype from_dtype, size_t count,
-                    void *stream) {
-    bool known = false;
-    if (!count) return DS_OK;
-    if (to_dtype == DS_F32) known = launch_cast<DS_F32>(to, from, from_dtype, count, (cudaStream_t)stream);
-    if (to_dtype == DS_F16) known = launch_cast<DS_F16>(to, from, from_dtype, count, (cudaStream_t)stream);
-    if (to_dtype == DS_BF16) known = launch_cast<DS_BF16>(to, from, from_dtype, count, (cudaStream_t)stream);
-    return known ? launched() : DS_ERR_ARGUMENT;
+ds_status call_tree(void *, double *grains, size_t n, void *stream) {
+    if (n < 2) return DS_OK;
+    DSI_LAUNCH(norm_tree, 1, 1024, 0, (cudaStream_t)stream, grains, n);
+    return launched();
 }
 
 // >>device
-ds_status said(cudaError_t error) {
-    return error == cudaSuccess ? DS_OK : error == cudaErrorMemoryAllocation ? DS_ERR_MEMORY : DS_ERR_DEVICE;
-}
 ds_status device_alloc(void *, size_t bytes, void **memory) {
     return said(cudaMalloc(memory, bytes ? bytes : 1));
 }
@@ -230,9 +518,14 @@ const char *device_describe(void *) {
 
 extern "C" void ds_cuda_optim_kernels(ds_optim_kernels *out) {
     out->ctx = NULL;
-    out->adam = call_adam;
+    out->update = call_update;
     out->norm_grains = call_norm;
+    out->norm_tree = call_tree;
     out->cast = call_cast;
+    out->accumulate = call_accumulate;
+    out->scale = call_scale;
+    out->mix = call_mix;
+    out->multiply = call_multiply;
 }
 extern "C" void ds_cuda_device(ds_device *out) {
     out->ctx = NULL;

@@ -378,15 +378,56 @@ typedef struct ds_optim_adam {
     float eps, step_size;  /* step_size: -lr / (1 - beta1^t) */
 } ds_optim_adam;
 
+/* Constants of one step for every built-in optimizer; one per parameter group (two for Muon: matrices, and the rest by
+   Adam). The last two members are the header's own. */
+typedef struct ds_optim_constants {
+    ds_optim_adam adam;
+    float beta1, one_minus_beta1, beta2, one_minus_beta2;
+    float l2, decay, minus_lr, eps_in, eps_out, momentum, gain;
+    bool nesterov, first;
+    double rate; /* Lamb: lr with its bias corrections */
+    const struct dsi_optim_simd *simd;
+    struct ds_optim *o;
+} ds_optim_constants;
+
+/* What a kernel does to each slice. LAMB takes two: MEASURE updates the moments and sums squares of weights and of the
+   direction by grain, UPDATE takes the direction times `rate`. */
+typedef enum ds_optim_rule {
+    DS_OPTIM_RULE_ADAM = 0,
+    DS_OPTIM_RULE_SGD = 1,
+    DS_OPTIM_RULE_ADAGRAD = 2,
+    DS_OPTIM_RULE_LION = 3,
+    DS_OPTIM_RULE_LAMB_MEASURE = 4,
+    DS_OPTIM_RULE_LAMB_UPDATE = 5
+} ds_optim_rule;
+
+/* A slice with what its rule needs besides. */
+typedef struct ds_optim_part {
+    ds_optim_slice slice;
+    float rate;   /* LAMB_UPDATE: -rate * trust ratio */
+    double *sums; /* LAMB_MEASURE: two for each of the slice's grains */
+} ds_optim_part;
+
 /* GPU kernels over the same formulas; ds_kernels.cu fills it. All pointers are device memory; calls order work on the
-   stream and return. Elements, rounding and bits are those of the CPU. */
+   stream and return. Elements, rounding and bits are those of the CPU's function of the same name. A `per_grain` that is
+   not finite says that its grain overflowed: norm and check are one read. */
 typedef struct ds_optim_kernels {
     void *ctx;
-    ds_status (*adam)(void *ctx, const ds_optim_adam *constants, const ds_optim_slice *slice, void *stream);
+    /* all parts in one launch: gradient times constants->adam.factor, formula, 16-bit weights */
+    ds_status (*update)(void *ctx, ds_optim_rule rule, const ds_optim_constants *constants, const ds_optim_part *parts,
+                        size_t count, void *stream);
     ds_status (*norm_grains)(void *ctx, const void *grad, ds_dtype dtype, size_t count, float factor, double *per_grain,
                              void *stream);
+    ds_status (*norm_tree)(void *ctx, double *grains, size_t n, void *stream); /* the sum is left in grains[0] */
     ds_status (*cast)(void *ctx, void *to, ds_dtype to_dtype, const void *from, ds_dtype from_dtype, size_t count,
                       void *stream);
+    ds_status (*accumulate)(void *ctx, void *to, ds_dtype to_dtype, const void *from, ds_dtype from_dtype, size_t count,
+                            void *stream);
+    ds_status (*scale)(void *ctx, void *x, ds_dtype dtype, float factor, size_t count, void *stream);
+    /* Muon's parts: y = x * a + y * b, and c = alpha * a * op(b) + beta * c with k in order, row-major */
+    ds_status (*mix)(void *ctx, float *y, const float *x, float a, float b, size_t count, void *stream);
+    ds_status (*multiply)(void *ctx, bool transpose_b, size_t m, size_t n, size_t k, float alpha, const float *a,
+                          const float *b, float beta, float *c, void *stream);
 } ds_optim_kernels;
 
 /* Both are defined in ds_kernels.cu, which nvcc compiles: the kernels above, and CUDA as a ds_device. Their functions
@@ -412,7 +453,8 @@ typedef struct ds_optim_desc {
     ds_optim_average average;
     ds_optim_gemm gemm;
     const float *const *masks;       /* 1-bit family: exp_avg_mask per tensor, whole, the caller's; may be NULL */
-    const ds_optim_kernels *kernels; /* Adam and AdamW: slices are device memory */
+    const ds_optim_kernels *kernels; /* Adam, AdamW, SGD, Adagrad, Lion, Lamb: slices are device memory */
+    const ds_device *device;         /* with kernels, for Lamb: where its sums are kept */
     ds_allocator allocator;
     ds_logger logger;
 } ds_optim_desc;
@@ -457,7 +499,8 @@ DS_API ds_status ds_optim_set_step_count(ds_optim *o, int64_t count);
    of order, DS_ERR_ARGUMENT for a slice off the grain or without its pointers; nothing is changed then. */
 DS_API ds_status ds_optim_begin(ds_optim *o, double inv_scale, double clip_coefficient, double grad_norm);
 DS_API ds_status ds_optim_measure(ds_optim *o, const ds_optim_slice *slices, size_t count); /* BY_NORM tensors only */
-DS_API ds_status ds_optim_combine(ds_optim *o);                                             /* collective over group */
+DS_API ds_status ds_optim_measure_on(ds_optim *o, const ds_optim_slice *slices, size_t count, void *stream);
+DS_API ds_status ds_optim_combine(ds_optim *o); /* collective over group */
 DS_API ds_status ds_optim_apply(ds_optim *o, const ds_optim_slice *slices, size_t count);
 DS_API ds_status ds_optim_apply_on(ds_optim *o, const ds_optim_slice *slices, size_t count, void *stream); /* kernels */
 DS_API ds_status ds_optim_end(ds_optim *o);
@@ -1045,17 +1088,6 @@ DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers
         _mm512_castsi512_ps(_mm512_or_si512(_mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(INT32_MIN)),    \
                                             _mm512_castps_si512(_mm512_set1_ps(1.0f)))))
 
-// What a step needs besides the elements; one per group (two for Muon: matrices, and the rest by Adam).
-typedef struct dsi_optim_constants {
-    ds_optim_adam adam;
-    float beta1, one_minus_beta1, beta2, one_minus_beta2;
-    float l2, decay, minus_lr, eps_in, eps_out, momentum, gain;
-    bool nesterov, first;
-    double rate; // Lamb: lr with its bias corrections
-    const struct dsi_optim_simd *simd;
-    ds_optim *o;
-} dsi_optim_constants;
-
 // A part's gradient on its way in and its 16-bit weights on their way out: converted in registers, so that memory is
 // touched once.
 typedef struct dsi_optim_feed {
@@ -1070,17 +1102,17 @@ typedef struct dsi_optim_simd {
     ds_optim_level level;
     size_t tile_columns;
     void (*adam)(const ds_optim_adam *k, const dsi_optim_feed *f, float *p, float *m, float *v, size_t n);
-    void (*sgd)(const dsi_optim_constants *k, const dsi_optim_feed *f, float *p, float *m, size_t n); // m may be NULL
-    void (*adagrad)(const dsi_optim_constants *k, const dsi_optim_feed *f, float *p, float *v, size_t n);
-    void (*lion)(const dsi_optim_constants *k, const dsi_optim_feed *f, float *p, float *m, size_t n);
+    void (*sgd)(const ds_optim_constants *k, const dsi_optim_feed *f, float *p, float *m, size_t n); // m may be NULL
+    void (*adagrad)(const ds_optim_constants *k, const dsi_optim_feed *f, float *p, float *v, size_t n);
+    void (*lion)(const ds_optim_constants *k, const dsi_optim_feed *f, float *p, float *m, size_t n);
     // p += a * trust(p, m, v)
-    void (*lamb)(const dsi_optim_constants *k, const dsi_optim_feed *f, float *p, const float *m, const float *v,
+    void (*lamb)(const ds_optim_constants *k, const dsi_optim_feed *f, float *p, const float *m, const float *v,
                  float a, size_t n);
-    void (*moments)(const dsi_optim_constants *k, const float *grad, float *m, float *v, size_t n);
+    void (*moments)(const ds_optim_constants *k, const float *grad, float *m, float *v, size_t n);
     // moments, and trust of what they came to
-    void (*turn)(const dsi_optim_constants *k, const float *grad, float *u, const float *p, float *m, float *v,
+    void (*turn)(const ds_optim_constants *k, const float *grad, float *u, const float *p, float *m, float *v,
                  size_t n);
-    void (*trust)(const dsi_optim_constants *k, float *u, const float *p, const float *m, const float *v, size_t n);
+    void (*trust)(const ds_optim_constants *k, float *u, const float *p, const float *m, const float *v, size_t n);
     void (*axpy)(float *y, const float *x, float a, size_t n);         // y = x * a + y
     void (*mix)(float *y, const float *x, float a, float b, size_t n); // y = x * a + y * b
     void (*add)(float *y, const float *x, size_t n);
@@ -1183,9 +1215,9 @@ static void dsi_optim_tile_x1(const float *a, const float *b, size_t k, float *c
         const dsi_optim_feed rest = dsi_optim_feed_at(&f, i);                                                          \
         if (i < n) dsi_optim_adam_x1(k, &rest, weights + i, moment + i, variance + i, n - i);                          \
     }                                                                                                                  \
-    TARGET static void dsi_optim_sgd_##L(const dsi_optim_constants *k, const dsi_optim_feed *feed, float *weights,     \
+    TARGET static void dsi_optim_sgd_##L(const ds_optim_constants *k, const dsi_optim_feed *feed, float *weights,      \
                                          float *moment, size_t n) {                                                    \
-        const dsi_optim_constants c = *k;                                                                              \
+        const ds_optim_constants c = *k;                                                                               \
         const dsi_optim_feed f = *feed;                                                                                \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) {                                                                                            \
@@ -1200,9 +1232,9 @@ static void dsi_optim_tile_x1(const float *a, const float *b, size_t k, float *c
         const dsi_optim_feed rest = dsi_optim_feed_at(&f, i);                                                          \
         if (i < n) dsi_optim_sgd_x1(k, &rest, weights + i, moment ? moment + i : NULL, n - i);                         \
     }                                                                                                                  \
-    TARGET static void dsi_optim_adagrad_##L(const dsi_optim_constants *k, const dsi_optim_feed *feed, float *weights, \
+    TARGET static void dsi_optim_adagrad_##L(const ds_optim_constants *k, const dsi_optim_feed *feed, float *weights,  \
                                              float *variance, size_t n) {                                              \
-        const dsi_optim_constants c = *k;                                                                              \
+        const ds_optim_constants c = *k;                                                                               \
         const dsi_optim_feed f = *feed;                                                                                \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) {                                                                                            \
@@ -1217,9 +1249,9 @@ static void dsi_optim_tile_x1(const float *a, const float *b, size_t k, float *c
         const dsi_optim_feed rest = dsi_optim_feed_at(&f, i);                                                          \
         if (i < n) dsi_optim_adagrad_x1(k, &rest, weights + i, variance + i, n - i);                                   \
     }                                                                                                                  \
-    TARGET static void dsi_optim_lion_##L(const dsi_optim_constants *k, const dsi_optim_feed *feed, float *weights,    \
+    TARGET static void dsi_optim_lion_##L(const ds_optim_constants *k, const dsi_optim_feed *feed, float *weights,     \
                                           float *moment, size_t n) {                                                   \
-        const dsi_optim_constants c = *k;                                                                              \
+        const ds_optim_constants c = *k;                                                                               \
         const dsi_optim_feed f = *feed;                                                                                \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) {                                                                                            \
@@ -1234,9 +1266,9 @@ static void dsi_optim_tile_x1(const float *a, const float *b, size_t k, float *c
         const dsi_optim_feed rest = dsi_optim_feed_at(&f, i);                                                          \
         if (i < n) dsi_optim_lion_x1(k, &rest, weights + i, moment + i, n - i);                                        \
     }                                                                                                                  \
-    TARGET static void dsi_optim_lamb_##L(const dsi_optim_constants *k, const dsi_optim_feed *feed, float *weights,    \
+    TARGET static void dsi_optim_lamb_##L(const ds_optim_constants *k, const dsi_optim_feed *feed, float *weights,     \
                                           const float *moment, const float *variance, float a, size_t n) {             \
-        const dsi_optim_constants c = *k;                                                                              \
+        const ds_optim_constants c = *k;                                                                               \
         const dsi_optim_feed f = *feed;                                                                                \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) {                                                                                            \
@@ -1252,9 +1284,9 @@ static void dsi_optim_tile_x1(const float *a, const float *b, size_t k, float *c
         const dsi_optim_feed rest = dsi_optim_feed_at(&f, i);                                                          \
         if (i < n) dsi_optim_lamb_x1(k, &rest, weights + i, moment + i, variance + i, a, n - i);                       \
     }                                                                                                                  \
-    TARGET static void dsi_optim_turn_##L(const dsi_optim_constants *k, const float *grad, float *update,              \
+    TARGET static void dsi_optim_turn_##L(const ds_optim_constants *k, const float *grad, float *update,               \
                                           const float *weights, float *moment, float *variance, size_t n) {            \
-        const dsi_optim_constants c = *k;                                                                              \
+        const ds_optim_constants c = *k;                                                                               \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) {                                                                                            \
             dsi_optim_##L##_ahead(grad + i), dsi_optim_##L##_ahead(weights + i), dsi_optim_##L##_ahead(moment + i),    \
@@ -1269,9 +1301,9 @@ static void dsi_optim_tile_x1(const float *a, const float *b, size_t k, float *c
         }                                                                                                              \
         if (i < n) dsi_optim_turn_x1(k, grad + i, update + i, weights + i, moment + i, variance + i, n - i);           \
     }                                                                                                                  \
-    TARGET static void dsi_optim_moments_##L(const dsi_optim_constants *k, const float *grad, float *moment,           \
+    TARGET static void dsi_optim_moments_##L(const ds_optim_constants *k, const float *grad, float *moment,            \
                                              float *variance, size_t n) {                                              \
-        const dsi_optim_constants c = *k;                                                                              \
+        const ds_optim_constants c = *k;                                                                               \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) {                                                                                            \
             dsi_optim_##L##_ahead(grad + i), dsi_optim_##L##_ahead(moment + i), dsi_optim_##L##_ahead(variance + i);   \
@@ -1283,9 +1315,9 @@ static void dsi_optim_tile_x1(const float *a, const float *b, size_t k, float *c
         }                                                                                                              \
         if (i < n) dsi_optim_moments_x1(k, grad + i, moment + i, variance + i, n - i);                                 \
     }                                                                                                                  \
-    TARGET static void dsi_optim_trust_##L(const dsi_optim_constants *k, float *update, const float *weights,          \
+    TARGET static void dsi_optim_trust_##L(const ds_optim_constants *k, float *update, const float *weights,           \
                                            const float *moment, const float *variance, size_t n) {                     \
-        const dsi_optim_constants c = *k;                                                                              \
+        const ds_optim_constants c = *k;                                                                               \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) {                                                                                            \
             dsi_optim_##L##_ahead(weights + i), dsi_optim_##L##_ahead(moment + i),                                     \
@@ -1653,7 +1685,7 @@ struct dsi_optim_item {
     size_t count, grains, first_grain; // first_grain: in the object's table of sums
     const ds_optim_table *table;
     const dsi_optim_entry *entry; // NULL for a user's table
-    const dsi_optim_constants *constants;
+    const ds_optim_constants *constants;
     size_t state_count;
     ds_optim_pass pass;
     float *state[DS_OPTIM_MAX_STATES], *master; // own_states
@@ -1683,11 +1715,13 @@ struct ds_optim {
     ds_schedule *schedules;
     int64_t schedule_count, step;
     dsi_optim_item *items;
-    dsi_optim_constants *constants; // two per group
+    ds_optim_constants *constants; // two per group
     size_t grains;
     double *sums, *all_sums; // two per grain; -1: not measured
     bool open, combined;
-    float *gradient;                                                // of the largest whole tensor
+    float *gradient;                   // of the largest whole tensor
+    ds_optim_part *parts;              // with kernels
+    double *device_sums, *pinned_sums; // Lamb's, in the device's memory and on their way back
     float *matrices[2], *squares[4], *packed_rows, *packed_columns; // Muon's scratch
     float *worker_error, *server_error, *average;                   // the 1-bit family's
     unsigned char *packed, *all_packed;
@@ -1730,33 +1764,33 @@ static void dsi_optim_parallel(const ds_optim *o, size_t count,
 }
 
 // >>table
-static const dsi_optim_constants *dsi_optim_k(const ds_optim_pass *pass) {
-    return (const dsi_optim_constants *)pass->ctx;
+static const ds_optim_constants *dsi_optim_k(const ds_optim_pass *pass) {
+    return (const ds_optim_constants *)pass->ctx;
 }
 static void dsi_optim_fed_adam(const ds_optim_pass *pass, const dsi_optim_feed *f, float *master, float *const *state,
                                size_t count) {
-    const dsi_optim_constants *k = dsi_optim_k(pass);
+    const ds_optim_constants *k = dsi_optim_k(pass);
     k->simd->adam(&k->adam, f, master, state[0], state[1], count);
 }
 static void dsi_optim_fed_sgd(const ds_optim_pass *pass, const dsi_optim_feed *f, float *master, float *const *state,
                               size_t count) {
-    const dsi_optim_constants *k = dsi_optim_k(pass);
+    const ds_optim_constants *k = dsi_optim_k(pass);
     k->simd->sgd(k, f, master, state[0], count);
 }
 static void dsi_optim_fed_adagrad(const ds_optim_pass *pass, const dsi_optim_feed *f, float *master,
                                   float *const *state, size_t count) {
-    const dsi_optim_constants *k = dsi_optim_k(pass);
+    const ds_optim_constants *k = dsi_optim_k(pass);
     k->simd->adagrad(k, f, master, state[0], count);
 }
 static void dsi_optim_fed_lion(const ds_optim_pass *pass, const dsi_optim_feed *f, float *master, float *const *state,
                                size_t count) {
-    const dsi_optim_constants *k = dsi_optim_k(pass);
+    const ds_optim_constants *k = dsi_optim_k(pass);
     k->simd->lion(k, f, master, state[0], count);
 }
 // LAMB (You et al. 2020): the direction's length is set to the weights', tensor by tensor.
 static void dsi_optim_measure_lamb(const ds_optim_pass *pass, const float *grad, const float *master,
                                    float *const *state, size_t count, double sums[2]) {
-    const dsi_optim_constants *k = dsi_optim_k(pass);
+    const ds_optim_constants *k = dsi_optim_k(pass);
     float direction[DS_GRAIN];
     k->simd->turn(k, grad, direction, master, state[0], state[1], count);
     sums[0] = dsi_optim_squares(k->simd, master, count);
@@ -1769,7 +1803,7 @@ static double dsi_optim_trust_ratio(const ds_optim_params *p, const double norm[
 }
 static void dsi_optim_fed_lamb(const ds_optim_pass *pass, const dsi_optim_feed *f, float *master, float *const *state,
                                size_t count) {
-    const dsi_optim_constants *k = dsi_optim_k(pass);
+    const ds_optim_constants *k = dsi_optim_k(pass);
     k->simd->lamb(k, f, master, state[0], state[1], (float)(-k->rate * dsi_optim_trust_ratio(pass->params, pass->norm)),
                   count);
 }
@@ -2055,7 +2089,7 @@ static ds_status dsi_optim_average_item(ds_optim *o, const dsi_optim_item *item,
 }
 // master -= rate * (m / (sqrt(v) + eps) + decay * master); `moved` (may be NULL) gets the same change.
 static void dsi_optim_direct(const dsi_optim_item *item, const ds_optim_slice *s, float minus_rate, float *moved) {
-    const dsi_optim_constants *k = item->constants;
+    const ds_optim_constants *k = item->constants;
     float direction[DS_GRAIN];
     for (size_t i = 0; i < s->count; i += DS_GRAIN) {
         const size_t n = s->count - i < DS_GRAIN ? s->count - i : DS_GRAIN;
@@ -2065,7 +2099,7 @@ static void dsi_optim_direct(const dsi_optim_item *item, const ds_optim_slice *s
     }
 }
 static ds_status dsi_optim_whole_one_bit_adam(ds_optim *o, dsi_optim_item *item, const ds_optim_slice *s, float *grad) {
-    const dsi_optim_constants *k = item->constants;
+    const ds_optim_constants *k = item->constants;
     ds_status status;
     if (!s->count) return DS_OK;
     o->simd->mix(s->state[0], grad, k->one_minus_beta1, k->beta1, s->count);
@@ -2090,7 +2124,7 @@ static ds_status dsi_optim_synchronize(ds_optim *o, dsi_optim_item *item, const 
     return DS_OK;
 }
 static ds_status dsi_optim_whole_zero_one(ds_optim *o, dsi_optim_item *item, const ds_optim_slice *s, float *grad) {
-    const dsi_optim_constants *k = item->constants;
+    const ds_optim_constants *k = item->constants;
     const ds_optim_params *p = item->pass.params;
     const int64_t t = o->step + 1;
     const bool frozen = dsi_optim_frozen(o);
@@ -2140,12 +2174,12 @@ static double dsi_optim_lamb_factor(const ds_optim_params *p, double factor, dou
     return factor;
 }
 static ds_status dsi_optim_whole_one_bit_lamb(ds_optim *o, dsi_optim_item *item, const ds_optim_slice *s, float *grad) {
-    const dsi_optim_constants *k = item->constants;
+    const ds_optim_constants *k = item->constants;
     const ds_optim_params *p = item->pass.params;
     const float *mask = o->desc.masks ? o->desc.masks[s->tensor] : NULL, *fused = o->average + item->error_begin;
     const float scaling = (float)item->scalar[DSI_OPTIM_SCALING];
     double factor = 0, sum = 0, plain_sum = 0;
-    dsi_optim_constants plain = *k;
+    ds_optim_constants plain = *k;
     float fresh[DS_GRAIN], direction[DS_GRAIN];
     (void)grad;
     plain.l2 = 0;
@@ -2262,7 +2296,7 @@ DS_API void ds_optim_reset_errors(ds_optim *o) {
 
 static void dsi_optim_fed_one_bit_adam(const ds_optim_pass *pass, const dsi_optim_feed *f, float *master,
                                        float *const *state, size_t count) {
-    const dsi_optim_constants *k = dsi_optim_k(pass);
+    const ds_optim_constants *k = dsi_optim_k(pass);
     float buffer[DS_GRAIN];
     const float *grad = dsi_optim_grad(k->simd, f->grad, f->grad_dtype, f->factor, count, buffer);
     k->simd->moments(k, grad, state[0], state[1], count);
@@ -2270,7 +2304,7 @@ static void dsi_optim_fed_one_bit_adam(const ds_optim_pass *pass, const dsi_opti
 }
 static void dsi_optim_fed_one_bit_lamb(const ds_optim_pass *pass, const dsi_optim_feed *f, float *master,
                                        float *const *state, size_t count) {
-    const dsi_optim_constants *k = dsi_optim_k(pass);
+    const ds_optim_constants *k = dsi_optim_k(pass);
     const dsi_optim_item *item = (const dsi_optim_item *)(const void *)pass->tensor; // its first member
     dsi_optim_fed_lamb(pass, f, master, state, count);
     if (pass->step != dsi_optim_freeze_step(k->o)) return;
@@ -2402,7 +2436,7 @@ static ds_status dsi_optim_register(ds_optim *o, const ds_optim_desc *d) {
     o->groups = (ds_optim_params *)dsi_optim_take(o, groups, sizeof *o->groups);
     o->base_lr = (double *)dsi_optim_take(o, groups, sizeof *o->base_lr);
     o->schedules = (ds_schedule *)dsi_optim_take(o, groups, sizeof *o->schedules);
-    o->constants = (dsi_optim_constants *)dsi_optim_take(o, dsi_mul(2, groups), sizeof *o->constants);
+    o->constants = (ds_optim_constants *)dsi_optim_take(o, dsi_mul(2, groups), sizeof *o->constants);
     o->items = (dsi_optim_item *)dsi_optim_take(o, d->tensor_count, sizeof *o->items);
     if (!o->groups || !o->base_lr || !o->schedules || !o->constants || !o->items) return DS_ERR_MEMORY;
     for (size_t g = 0; g < groups; g++) o->groups[g] = d->groups[g], o->base_lr[g] = d->groups[g].lr;
@@ -2466,6 +2500,30 @@ static ds_status dsi_optim_scratch(ds_optim *o) {
     return DS_OK;
 }
 
+// The rule of the kernels that an optimizer takes, or -1.
+static int dsi_optim_rule_of(const dsi_optim_entry *entry) {
+    if (!entry) return -1;
+    return entry->fed == dsi_optim_fed_adam      ? (int)DS_OPTIM_RULE_ADAM
+           : entry->fed == dsi_optim_fed_sgd     ? (int)DS_OPTIM_RULE_SGD
+           : entry->fed == dsi_optim_fed_adagrad ? (int)DS_OPTIM_RULE_ADAGRAD
+           : entry->fed == dsi_optim_fed_lion    ? (int)DS_OPTIM_RULE_LION
+           : entry->fed == dsi_optim_fed_lamb    ? (int)DS_OPTIM_RULE_LAMB_UPDATE
+                                                 : -1;
+}
+static ds_status dsi_optim_device_scratch(ds_optim *o) {
+    const ds_device *d = o->desc.device;
+    const size_t bytes = dsi_mul(2 * sizeof(double), o->grains);
+    ds_status status = DS_OK;
+    void *memory = NULL;
+    if (!o->desc.kernels) return DS_OK;
+    o->parts = (ds_optim_part *)dsi_optim_take(o, o->desc.tensor_count, sizeof(ds_optim_part));
+    if (!o->parts) return DS_ERR_MEMORY;
+    if (!o->table->measure) return DS_OK;
+    if (!(status = d->alloc(d->ctx, bytes, &memory))) o->device_sums = (double *)memory;
+    if (!status && !(status = d->pinned_alloc(d->ctx, bytes, &memory))) o->pinned_sums = (double *)memory;
+    return status;
+}
+
 static ds_status dsi_optim_workers(ds_optim *o) {
     if (o->desc.tasks.parallel_for)
         o->tasks = o->desc.tasks;
@@ -2504,8 +2562,11 @@ DS_API ds_status ds_optim_create_(const ds_optim_desc *desc, ds_optim **out, ds_
         return dsi_fail(error, DS_ERR_ARGUMENT,
                         "ds_optim: table \"%s\" needs update, at most %d states, and measure exactly for BY_NORM",
                         table->name, DS_OPTIM_MAX_STATES);
-    if (desc->kernels && (desc->own_states || !entry || entry->fed != dsi_optim_fed_adam))
-        return dsi_fail(error, DS_ERR_UNSUPPORTED, "ds_optim: device kernels serve Adam and AdamW over slices only");
+    if (desc->kernels && (desc->own_states || dsi_optim_rule_of(entry) < 0))
+        return dsi_fail(error, DS_ERR_UNSUPPORTED,
+                        "ds_optim: device kernels serve Adam, AdamW, SGD, Adagrad, Lion and Lamb over slices only");
+    if (desc->kernels && dsi_optim_rule_of(entry) == DS_OPTIM_RULE_LAMB_UPDATE && !desc->device)
+        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_optim: Lamb's kernels need desc.device");
     if (!dsi_optim_kernels_of(desc->level))
         return dsi_fail(error, DS_ERR_UNSUPPORTED, "ds_optim: this machine lacks the SIMD level that is forced (%d)",
                         (int)desc->level);
@@ -2526,6 +2587,7 @@ DS_API ds_status ds_optim_create_(const ds_optim_desc *desc, ds_optim **out, ds_
     if (!status) status = dsi_optim_scratch(o);
     if (!status) status = dsi_optim_matrix_scratch(o);
     if (!status) status = dsi_optim_one_bit_scratch(o);
+    if (!status) status = dsi_optim_device_scratch(o);
     if (!status && desc->own_states) status = dsi_optim_own(o);
     if (status) {
         dsi_fail(error, status, "ds_optim: no memory for %s's states and scratch (%zu bytes so far)",
@@ -2544,8 +2606,12 @@ DS_API ds_status ds_optim_create_(const ds_optim_desc *desc, ds_optim **out, ds_
 }
 
 DS_API void ds_optim_destroy(ds_optim *o) {
+    const ds_device *d;
     if (!o) return;
+    d = o->desc.device;
     dsi_pool_destroy(o->pool);
+    if (o->device_sums) d->release(d->ctx, o->device_sums, 2 * sizeof(double) * o->grains);
+    if (o->pinned_sums) d->pinned_release(d->ctx, o->pinned_sums, 2 * sizeof(double) * o->grains);
     while (o->blocks) {
         dsi_optim_block *block = o->blocks;
         o->blocks = block->next;
@@ -2624,7 +2690,7 @@ DS_API ds_status ds_optim_set_step_count(ds_optim *o, int64_t count) {
 // >>step
 // Constants are made in double and rounded once; t is exact to 2^53.
 static void dsi_optim_prepare(ds_optim *o, size_t group, bool aux, float factor) {
-    dsi_optim_constants *k = &o->constants[2 * group + aux];
+    ds_optim_constants *k = &o->constants[2 * group + aux];
     const ds_optim_params *p = &o->groups[group];
     const double t = (double)(o->step + 1), base = o->base_lr[group];
     const double lr = aux && p->adam_lr >= 0 ? p->adam_lr * (base > 0 ? p->lr / base : 1) : p->lr;
@@ -2826,7 +2892,49 @@ static ds_status dsi_optim_whole(ds_optim *o, const ds_optim_slice *s) {
     return status;
 }
 
+// Slices that share constants are one call of the table.
+static ds_status dsi_optim_on_device(ds_optim *o, ds_optim_rule rule, const ds_optim_slice *slices, size_t count,
+                                     void *stream) {
+    const ds_optim_kernels *table = o->desc.kernels;
+    ds_status status = DS_OK;
+    for (size_t g = 0; g < o->desc.group_count; g++) {
+        const ds_optim_constants *k = &o->constants[2 * g];
+        size_t n = 0;
+        for (size_t i = 0; i < count && !status; i++) {
+            const dsi_optim_item *item = &o->items[slices[i].tensor];
+            ds_optim_part *part = &o->parts[n];
+            if (item->constants != k || !slices[i].count) continue;
+            part->slice = slices[i];
+            part->rate = 0, part->sums = NULL;
+            if (rule == DS_OPTIM_RULE_LAMB_MEASURE)
+                part->sums = o->device_sums + 2 * (item->first_grain + slices[i].begin / DS_GRAIN);
+            if (rule == DS_OPTIM_RULE_LAMB_UPDATE)
+                part->rate = (float)(-k->rate * dsi_optim_trust_ratio(item->pass.params, item->pass.norm));
+            if (++n < o->desc.tensor_count) continue;
+            status = table->update(table->ctx, rule, k, o->parts, n, stream);
+            n = 0;
+        }
+        if (n && !status) status = table->update(table->ctx, rule, k, o->parts, n, stream);
+    }
+    return status ? dsi_fail(&o->error, status, "ds_optim: the device kernel failed") : DS_OK;
+}
+static ds_status dsi_optim_measure_on_device(ds_optim *o, const ds_optim_slice *slices, size_t count, void *stream) {
+    const ds_device *d = o->desc.device;
+    ds_status status = dsi_optim_on_device(o, DS_OPTIM_RULE_LAMB_MEASURE, slices, count, stream);
+    if (!status) status = d->copy(d->ctx, o->pinned_sums, o->device_sums, 2 * sizeof(double) * o->grains, stream);
+    if (!status) status = d->synchronize(d->ctx, stream);
+    if (status) return dsi_fail(&o->error, status, "ds_optim_measure: the device failed");
+    for (size_t i = 0; i < count; i++) {
+        const size_t at = 2 * (o->items[slices[i].tensor].first_grain + slices[i].begin / DS_GRAIN);
+        memcpy(o->sums + at, o->pinned_sums + at, 2 * sizeof(double) * dsi_optim_grains(slices[i].count));
+    }
+    return DS_OK;
+}
+
 DS_API ds_status ds_optim_measure(ds_optim *o, const ds_optim_slice *slices, size_t count) {
+    return ds_optim_measure_on(o, slices, count, NULL);
+}
+DS_API ds_status ds_optim_measure_on(ds_optim *o, const ds_optim_slice *slices, size_t count, void *stream) {
     ds_status status = dsi_optim_check_slices(o, "ds_optim_measure", slices, count);
     if (status) return status;
     for (size_t i = 0; i < count; i++)
@@ -2834,6 +2942,7 @@ DS_API ds_status ds_optim_measure(ds_optim *o, const ds_optim_slice *slices, siz
             return dsi_fail(&o->error, DS_ERR_STATE, "ds_optim_measure: \"%s\" needs no norms",
                             o->items[slices[i].tensor].tensor.name);
     if (o->combined) return dsi_fail(&o->error, DS_ERR_STATE, "ds_optim_measure: norms were combined already");
+    if (o->desc.kernels) return dsi_optim_measure_on_device(o, slices, count, stream);
     if (dsi_optim_is(o, DSI_OPTIM_ONE_BIT) && o->step == 0) return DS_OK;
     dsi_optim_run(o, DSI_OPTIM_MEASURE, 0, slices, count);
     for (size_t i = 0; i < count; i++)
@@ -2889,12 +2998,8 @@ DS_API ds_status ds_optim_apply_on(ds_optim *o, const ds_optim_slice *slices, si
         if (o->items[slices[i].tensor].table->measure && !o->combined)
             return dsi_fail(&o->error, DS_ERR_STATE, "ds_optim_apply: \"%s\" needs ds_optim_measure and combine first",
                             o->items[slices[i].tensor].tensor.name);
-    if (o->desc.kernels) {
-        for (size_t i = 0; i < count && !status; i++)
-            status = o->desc.kernels->adam(o->desc.kernels->ctx, &o->items[slices[i].tensor].constants->adam,
-                                           &slices[i], stream);
-        return status ? dsi_fail(&o->error, status, "ds_optim_apply: the device kernel failed") : DS_OK;
-    }
+    if (o->desc.kernels)
+        return dsi_optim_on_device(o, (ds_optim_rule)dsi_optim_rule_of(o->entry), slices, count, stream);
     dsi_optim_run(o, DSI_OPTIM_UPDATE, 0, slices, count);
     for (size_t i = 0; i < count && !status; i++)
         if (dsi_optim_now_whole(o, &o->items[slices[i].tensor])) status = dsi_optim_whole(o, &slices[i]);

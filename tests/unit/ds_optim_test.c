@@ -1294,11 +1294,19 @@ static void plain_gemm(void *ctx, bool ta, bool tb, size_t m, size_t n, size_t k
             c[i * ldc + j] = (float)((double)alpha * sum + (beta == 0 ? 0 : (double)beta * (double)c[i * ldc + j]));
         }
 }
-static ds_status fake_adam(void *ctx, const ds_optim_adam *k, const ds_optim_slice *s, void *stream) {
-    const dsi_optim_feed feed = {s->grad, s->grad_dtype, DS_F32, k->factor, NULL};
-    if (stream != ctx) return DS_ERR_DEVICE;
-    dsi_optim_x1.adam(k, &feed, s->master, s->state[0], s->state[1], s->count);
+static ds_status fake_adam(void *ctx, ds_optim_rule rule, const ds_optim_constants *k, const ds_optim_part *parts,
+                           size_t count, void *stream) {
+    const ds_optim_slice *s = &parts[0].slice;
+    const dsi_optim_feed feed = {s->grad, s->grad_dtype, DS_F32, k->adam.factor, NULL};
+    if (stream != ctx || rule != DS_OPTIM_RULE_ADAM || count != 1) return DS_ERR_DEVICE;
+    dsi_optim_x1.adam(&k->adam, &feed, s->master, s->state[0], s->state[1], s->count);
     return DS_OK;
+}
+static ds_optim_kernels fake_kernels(void *ctx) {
+    ds_optim_kernels kernels;
+    memset(&kernels, 0, sizeof kernels);
+    kernels.ctx = ctx, kernels.update = fake_adam;
+    return kernels;
 }
 static ds_status broken_exchange(void *ctx, const void *mine, void *all, size_t bytes) {
     (void)mine, (void)all, (void)bytes;
@@ -1339,7 +1347,7 @@ static void hooks(void) {
     TEST(device_kernels) {
         static float w[2][BIG], s[2][2][BIG], g[BIG];
         ds_optim_tensor tensor = {"w", 1, BIG, 0, DS_F32, DS_OPTIM_MUON_AUTO};
-        ds_optim_kernels kernels = {w, fake_adam, NULL, NULL};
+        ds_optim_kernels kernels = fake_kernels(w);
         ds_optim_params p;
         ds_optim_desc desc;
         ds_error e;
@@ -1367,11 +1375,11 @@ static void hooks(void) {
             ds_optim_destroy(o);
         }
         CHECK(memcmp(w[0], w[1], sizeof w[0]) == 0 && memcmp(s[0], s[1], sizeof s[0]) == 0);
-        desc.type = "Lion";
+        desc.type = "Muon";
         {
             ds_optim *o;
             CHECK(ds_optim_create(&desc, &o, &e) == DS_ERR_UNSUPPORTED);
-            CHECK_HAS(e.message, "Adam and AdamW");
+            CHECK_HAS(e.message, "Adam, AdamW, SGD");
         }
     }
     TEST(exchange_fails) {
@@ -1551,7 +1559,7 @@ static void corners(void) {
         static model m;
         static float data[DS_GRAIN];
         ds_optim_table table = {"Own", DS_OPTIM_BY_GRAIN, 0, {NULL, NULL, NULL}, NULL, normalized, NULL};
-        ds_optim_kernels kernels = {NULL, fake_adam, NULL, NULL};
+        ds_optim_kernels kernels = fake_kernels(NULL);
         ds_optim_io io = {NULL, DS_F32, data, DS_F32};
         ds_optim_params p;
         ds_optim_desc desc, good;
@@ -1794,7 +1802,7 @@ static void rest(void) {
     TEST(users_table_takes_new_params_and_no_kernels) {
         ds_optim_tensor tensor = {"w", 1, 20, 0, DS_F32, DS_OPTIM_MUON_AUTO};
         ds_optim_table table = {"Own", DS_OPTIM_BY_GRAIN, 0, {NULL, NULL, NULL}, NULL, normalized, NULL};
-        ds_optim_kernels kernels = {NULL, fake_adam, NULL, NULL};
+        ds_optim_kernels kernels = fake_kernels(NULL);
         ds_optim_params p;
         ds_optim_desc desc;
         ds_optim *o = NULL;

@@ -1,0 +1,397 @@
+// ds_kernels.cu on the emulated GPU of tests/emulate: every kernel, in several random orders, beside the CPU's function.
+#include "../../ds_kernels.cu"
+#define DS_IMPLEMENTATION
+#include "../../ds_optim.h"
+#include "../test.h"
+
+static ds_optim_kernels optim_kernels;
+static ds_device gpu;
+static const ds_dtype floats[] = {DS_F32, DS_F16, DS_BF16};
+static uint64_t dice = 42;
+
+// Device memory that holds a copy of host memory, and comes back.
+struct on_device {
+    void *at, *base;
+    size_t bytes;
+    on_device(const void *from, size_t bytes_, size_t shift = 0) : bytes(bytes_) {
+        CHECK(gpu.alloc(gpu.ctx, bytes + shift, &base) == DS_OK);
+        at = (char *)base + shift;
+        CHECK(gpu.copy(gpu.ctx, at, from, bytes, NULL) == DS_OK);
+    }
+    ~on_device() { gpu.release(gpu.ctx, base, bytes); }
+    on_device(const on_device &) = delete;
+    void back(void *to) {
+        CHECK(gpu.copy(gpu.ctx, to, at, bytes, NULL) == DS_OK);
+        CHECK(gpu.synchronize(gpu.ctx, NULL) == DS_OK);
+    }
+    bool equals(const void *host) {
+        std::string now(bytes, 0);
+        back(&now[0]);
+        return memcmp(now.data(), host, bytes) == 0;
+    }
+};
+// A float of any size: most near 1, some zero, denormal or huge.
+static float any_float() {
+    const double u = test_uniform(&dice) * 2 - 1;
+    switch (test_random(&dice) % 16) {
+    case 0: return 0;
+    case 1: return (float)(u * 1e-40);
+    case 2: return (float)(u * 1e-6);
+    case 3: return (float)(u * 1e4);
+    default: return (float)u;
+    }
+}
+static std::vector<char> random_array(ds_dtype dtype, size_t count) {
+    std::vector<char> bytes(count * DS_DTYPE_SIZE(dtype) + 1);
+    for (size_t i = 0; i < count; i++) {
+        const float x = any_float();
+        ds_optim_cast(&bytes[i * DS_DTYPE_SIZE(dtype)], dtype, &x, DS_F32, 1);
+    }
+    bytes.resize(count * DS_DTYPE_SIZE(dtype));
+    return bytes;
+}
+
+// One tensor's arrays on both sides.
+struct tensor_pair {
+    size_t count;
+    ds_dtype grad_dtype, weights_dtype;
+    bool weights16;
+    std::vector<char> master, state[2], grad, weights;
+    std::vector<on_device *> device;
+    tensor_pair(size_t count_, ds_dtype g, int w, size_t shift, int states) : count(count_), grad_dtype(g) {
+        weights16 = w != 0;
+        weights_dtype = w == 2 ? DS_BF16 : DS_F16;
+        master = random_array(DS_F32, count);
+        grad = random_array(g, count);
+        weights.resize(2 * count);
+        for (int k = 0; k < 2; k++) {
+            state[k] = random_array(DS_F32, count);
+            for (size_t i = 0; i < count; i++) { // second moments are not negative
+                float x;
+                memcpy(&x, &state[k][4 * i], 4);
+                x = fabsf(x);
+                memcpy(&state[k][4 * i], &x, 4);
+            }
+        }
+        const std::vector<char> *all[] = {&master, &grad, &weights, states > 0 ? &state[0] : NULL,
+                                          states > 1 ? &state[1] : NULL};
+        for (const std::vector<char> *a : all)
+            device.push_back(a ? new on_device(a->data(), a->size(), shift * (a == &grad || a == &weights ? 2 : 4))
+                               : NULL);
+        if (g == DS_F32) delete device[1], device[1] = new on_device(grad.data(), grad.size(), shift * 4);
+    }
+    ~tensor_pair() {
+        for (on_device *d : device) delete d;
+    }
+    tensor_pair(const tensor_pair &) = delete;
+    ds_optim_slice slice(size_t tensor, bool on_gpu) {
+        ds_optim_slice s;
+        memset(&s, 0, sizeof s);
+        s.tensor = tensor, s.count = count, s.grad_dtype = grad_dtype, s.weights16_dtype = weights_dtype;
+        s.master = (float *)(void *)(on_gpu ? device[0]->at : master.data());
+        s.grad = on_gpu ? device[1]->at : grad.data();
+        s.weights16 = !weights16 ? NULL : on_gpu ? device[2]->at : weights.data();
+        for (int k = 0; k < 2; k++)
+            if (device[(size_t)(3 + k)])
+                s.state[k] = (float *)(void *)(on_gpu ? device[(size_t)(3 + k)]->at : state[k].data());
+        return s;
+    }
+    bool same() {
+        return device[0]->equals(master.data()) && (!weights16 || device[2]->equals(weights.data())) &&
+               (!device[3] || device[3]->equals(state[0].data())) && (!device[4] || device[4]->equals(state[1].data()));
+    }
+};
+static ds_optim *make_optim(const char *type, const ds_optim_params *groups, size_t group_count,
+                            const std::vector<ds_optim_tensor> &tensors, bool on_gpu) {
+    ds_optim_desc desc;
+    ds_optim *o;
+    ds_error error;
+    memset(&desc, 0, sizeof desc);
+    desc.type = type, desc.groups = groups, desc.group_count = group_count;
+    desc.tensors = tensors.data(), desc.tensor_count = tensors.size();
+    if (on_gpu) desc.kernels = &optim_kernels, desc.device = &gpu;
+    if (!CHECK(ds_optim_create(&desc, &o, &error) == DS_OK)) printf("%s\n", error.message), exit(1);
+    return o;
+}
+static void step_both(ds_optim *cpu, ds_optim *on_gpu, std::vector<ds_optim_slice> &host,
+                      std::vector<ds_optim_slice> &device, void *stream) {
+    ds_optim *const both[2] = {cpu, on_gpu};
+    std::vector<ds_optim_slice> *const slices[2] = {&host, &device};
+    for (int k = 0; k < 2; k++) {
+        ds_optim *o = both[k];
+        CHECK_EQ(ds_optim_begin(o, 1.0 / 1024, 0.75, 1), DS_OK);
+        if (ds_optim_tensor_work(o, 0) == DS_OPTIM_BY_NORM) {
+            CHECK_EQ(ds_optim_measure_on(o, slices[k]->data(), slices[k]->size(), stream), DS_OK);
+            CHECK_EQ(ds_optim_combine(o), DS_OK);
+        }
+        CHECK_EQ(ds_optim_apply_on(o, slices[k]->data(), slices[k]->size(), stream), DS_OK);
+        CHECK_EQ(ds_optim_end(o), DS_OK);
+    }
+}
+// Tensors of many sizes, types and alignments in two groups; every bit as on the CPU.
+static void check_optimizer(const char *type, const ds_optim_params *groups, uint64_t seed) {
+    static const size_t counts[] = {1, 5, 1023, 1024, 1025, 4096, 5000, 9001};
+    const size_t each = sizeof counts / sizeof *counts;
+    std::vector<ds_optim_tensor> tensors(each);
+    std::vector<tensor_pair *> pairs;
+    std::vector<ds_optim_slice> host, device;
+    void *stream;
+    emu::seed = seed;
+    for (size_t i = 0; i < tensors.size(); i++) {
+        memset(&tensors[i], 0, sizeof tensors[i]);
+        tensors[i].name = "t", tensors[i].rows = 1, tensors[i].cols = counts[i];
+        tensors[i].group = i % 2;
+    }
+    ds_optim *cpu = make_optim(type, groups, 2, tensors, false), *on_gpu = make_optim(type, groups, 2, tensors, true);
+    CHECK_EQ(gpu.stream_create(gpu.ctx, &stream), DS_OK);
+    for (size_t i = 0; i < tensors.size(); i++) {
+        pairs.push_back(new tensor_pair(tensors[i].cols, floats[i % 3], (int)(i / 3 % 3), i % 4 == 3,
+                                        (int)ds_optim_state_count(cpu, i)));
+        host.push_back(pairs[i]->slice(i, false));
+        device.push_back(pairs[i]->slice(i, true));
+    }
+    CHECK_EQ(gpu.synchronize(gpu.ctx, NULL), DS_OK);
+    for (int step = 0; step < 3; step++) step_both(cpu, on_gpu, host, device, stream);
+    CHECK_EQ(gpu.synchronize(gpu.ctx, stream), DS_OK);
+    for (tensor_pair *p : pairs) {
+        if (!test_check(p->same(), __FILE__, __LINE__, "%s: %zu elements differ", type, p->count)) break;
+    }
+    for (tensor_pair *p : pairs) delete p;
+    gpu.stream_destroy(gpu.ctx, stream);
+    ds_optim_destroy(cpu);
+    ds_optim_destroy(on_gpu);
+}
+static void check_types(const char *type, uint64_t seed) {
+    ds_optim_params groups[2];
+    CHECK_EQ(ds_optim_params_default(type, &groups[0]), DS_OK);
+    groups[0].lr = 0.03;
+    groups[1] = groups[0];
+    groups[1].weight_decay = 0.1, groups[1].adam_w_mode = false, groups[1].lr = 0.01;
+    if (strcmp(type, "SGD") == 0) groups[0].momentum = groups[1].momentum = 0.9, groups[1].nesterov = true;
+    check_optimizer(type, groups, seed);
+    if (strcmp(type, "SGD") == 0) {
+        groups[0].momentum = 0, groups[1].momentum = 0.9, groups[1].nesterov = false;
+        check_optimizer(type, groups, seed);
+    }
+}
+
+// Kernels that break the rules, for the emulation's own test.
+static void half_waits(int *out) {
+    if (threadIdx.x % 2) __syncthreads();
+    out[threadIdx.x] = 1;
+}
+static void two_places(int *out) {
+    if (threadIdx.x % 2)
+        __syncthreads();
+    else
+        __syncthreads();
+    out[threadIdx.x] = 1;
+}
+static void wrong_mask(int *out) {
+    if (threadIdx.x < 16) out[threadIdx.x] = __shfl_down_sync(0xFFFFFFFFu, 1, 1);
+}
+static void reads_shared(float *out) {
+    DSI_SHARED(float, shared);
+    if (threadIdx.x == 0) *out = shared[3];
+}
+static void count_up(int *out, int *order) {
+    atomicAdd(out, 1);
+    if (threadIdx.x == 0) order[atomicAdd(out + 1, 1)] = (int)blockIdx.x;
+    const unsigned votes = __ballot_sync(0xFFFFFFFFu, threadIdx.x % 3 == 0);
+    if (threadIdx.x == 0) out[2] = (int)votes;
+    if (threadIdx.x == 5) out[3] = __shfl_xor_sync(1u << 5 | 1u << 4, 7, 1);
+    if (threadIdx.x == 4) out[3] = __shfl_xor_sync(1u << 5 | 1u << 4, 8, 1);
+}
+
+int main(int argc, char **argv) {
+    test_begin(argc, argv);
+    ds_cuda_optim_kernels(&optim_kernels);
+    ds_cuda_device(&gpu);
+
+    TEST(emulation_finds_divergence) {
+        int zero[64] = {0};
+        on_device out(zero, sizeof zero);
+        void (*const wrong[])(int *) = {half_waits, two_places, wrong_mask};
+        for (void (*kernel)(int *) : wrong) {
+            DSI_LAUNCH(kernel, 1, 64, 0, NULL, (int *)out.at);
+            CHECK_EQ(gpu.synchronize(gpu.ctx, NULL), DS_ERR_DEVICE);
+            CHECK_HAS(gpu.describe(gpu.ctx), "waits");
+            emu::reset();
+        }
+    }
+    TEST(emulation_shared_and_order) {
+        float nothing = 0;
+        on_device one(&nothing, sizeof nothing);
+        int zero[20] = {0}, seen[20] = {0}, first = 0;
+        DSI_LAUNCH(reads_shared, 1, 32, 64, NULL, (float *)one.at);
+        one.back(&nothing);
+        CHECK(nothing != nothing); // shared memory begins as NaN
+        for (int turn = 0; turn < 8; turn++) {
+            on_device out(zero, sizeof zero), order(zero, sizeof zero);
+            DSI_LAUNCH(count_up, 16, 32, 0, NULL, (int *)out.at, (int *)order.at);
+            out.back(seen);
+            CHECK_EQ(seen[0], 16 * 32);
+            CHECK_EQ(seen[2], 0x49249249);
+            CHECK(seen[3] == 7 || seen[3] == 8);
+            order.back(seen);
+            first += seen[0] != 0;
+        }
+        CHECK(first > 0); // blocks run in a random order
+    }
+    TEST(emulation_streams) {
+        // A copy on another stream that waits for no event may come too early; with the event it never does.
+        int wrong = 0;
+        void *a, *b, *event, *pinned;
+        CHECK_EQ(gpu.stream_create(gpu.ctx, &a), DS_OK);
+        CHECK_EQ(gpu.stream_create(gpu.ctx, &b), DS_OK);
+        CHECK_EQ(gpu.event_create(gpu.ctx, &event), DS_OK);
+        CHECK_EQ(gpu.pinned_alloc(gpu.ctx, 64, &pinned), DS_OK);
+        for (int turn = 0; turn < 40; turn++) {
+            const bool waits = turn % 2 != 0;
+            char zero[64] = {0};
+            on_device memory(zero, sizeof zero);
+            CHECK_EQ(gpu.synchronize(gpu.ctx, NULL), DS_OK);
+            CHECK_EQ(gpu.fill(gpu.ctx, memory.at, 1, 64, a), DS_OK);
+            CHECK_EQ(gpu.event_record(gpu.ctx, event, a), DS_OK);
+            if (waits) CHECK_EQ(gpu.event_wait(gpu.ctx, event, b), DS_OK);
+            CHECK_EQ(gpu.copy(gpu.ctx, pinned, memory.at, 64, b), DS_OK);
+            CHECK_EQ(gpu.synchronize(gpu.ctx, b), DS_OK);
+            if (waits) CHECK_EQ(*(char *)pinned, 1);
+            wrong += *(char *)pinned != 1;
+        }
+        CHECK(wrong > 0);
+        bool done = false;
+        while (!done) CHECK_EQ(gpu.event_done(gpu.ctx, event, &done), DS_OK);
+        gpu.pinned_release(gpu.ctx, pinned, 64);
+        gpu.event_destroy(gpu.ctx, event);
+        gpu.stream_destroy(gpu.ctx, a);
+        gpu.stream_destroy(gpu.ctx, b);
+        emu::fail_alloc = 1;
+        CHECK_EQ(gpu.alloc(gpu.ctx, 64, &pinned), DS_ERR_MEMORY);
+    }
+    static const char *const types[] = {"Adam", "AdamW", "SGD", "Adagrad", "Lion", "Lamb"};
+    for (const char *type : types) TEST_NAMED(type) for (uint64_t seed = 1; seed <= 2; seed++) check_types(type, seed);
+    TEST(a_thousand_tensors_in_one_launch) {
+        enum { N = 1000, ROOM = 8 };
+        ds_optim_params params;
+        CHECK_EQ(ds_optim_params_default("AdamW", &params), DS_OK);
+        std::vector<ds_optim_tensor> tensors(N);
+        std::vector<char> arrays[4];
+        std::vector<on_device *> device;
+        std::vector<ds_optim_slice> slices[2] = {std::vector<ds_optim_slice>(N), std::vector<ds_optim_slice>(N)};
+        for (std::vector<char> &a : arrays) {
+            a = random_array(DS_F32, N * ROOM);
+            for (size_t i = 3; i < a.size(); i += 4) a[i] = (char)(a[i] & 0x7F);
+            device.push_back(new on_device(a.data(), a.size()));
+        }
+        for (size_t i = 0; i < N; i++) {
+            memset(&tensors[i], 0, sizeof tensors[i]);
+            tensors[i].name = "t", tensors[i].rows = 1, tensors[i].cols = 1 + i % 7;
+            for (int side = 0; side < 2; side++) {
+                ds_optim_slice &s = slices[side][i];
+                void *at[4];
+                for (size_t k = 0; k < 4; k++)
+                    at[k] = (side ? (char *)device[k]->at : arrays[k].data()) + i * ROOM * sizeof(float);
+                memset(&s, 0, sizeof s);
+                s.tensor = i, s.count = tensors[i].cols, s.grad_dtype = floats[i % 3], s.grad = at[3];
+                s.master = (float *)at[0], s.state[0] = (float *)at[1], s.state[1] = (float *)at[2];
+            }
+        }
+        ds_optim *cpu = make_optim("AdamW", &params, 1, tensors, false);
+        ds_optim *on_gpu = make_optim("AdamW", &params, 1, tensors, true);
+        const size_t before = emu::calls["update"];
+        step_both(cpu, on_gpu, slices[0], slices[1], NULL);
+        CHECK_EQ(emu::calls["update"] - before, 1);
+        for (size_t k = 0; k < 4; k++) {
+            CHECK(device[k]->equals(arrays[k].data()));
+            delete device[k];
+        }
+        ds_optim_destroy(cpu);
+        ds_optim_destroy(on_gpu);
+    }
+    TEST(norms_and_overflow) {
+        static const size_t counts[] = {1, 17, 1024, 1025, 5000, 70000};
+        for (size_t n : counts)
+            for (ds_dtype t : floats) {
+                std::vector<char> grad = random_array(t, n);
+                const size_t grains = (n + DS_GRAIN - 1) / DS_GRAIN;
+                std::vector<double> sums(grains), got(grains);
+                ds_optim_norm_grains(grad.data(), t, n, 0.37f, sums.data());
+                on_device g(grad.data(), grad.size(), DS_DTYPE_SIZE(t)), out(got.data(), grains * sizeof(double));
+                CHECK_EQ(optim_kernels.norm_grains(NULL, g.at, t, n, 0.37f, (double *)out.at, NULL), DS_OK);
+                CHECK(out.equals(sums.data()));
+                CHECK_EQ(optim_kernels.norm_tree(NULL, (double *)out.at, grains, NULL), DS_OK);
+                out.back(got.data());
+                CHECK(got[0] == ds_optim_norm_tree(sums.data(), grains));
+                const float bad = n % 2 ? INFINITY : NAN;
+                ds_optim_cast(&grad[(n / 2) * DS_DTYPE_SIZE(t)], t, &bad, DS_F32, 1);
+                on_device h(grad.data(), grad.size());
+                CHECK_EQ(optim_kernels.norm_grains(NULL, h.at, t, n, 0.37f, (double *)out.at, NULL), DS_OK);
+                out.back(got.data());
+                for (size_t i = 0; i < grains; i++) CHECK((got[i] - got[i] == 0) == (i != n / 2 / DS_GRAIN));
+            }
+    }
+    TEST(tree_of_any_length) {
+        for (size_t n = 1; n < 5000; n = n * 7 / 5 + 1) {
+            std::vector<double> sums(n);
+            for (double &x : sums) x = test_uniform(&dice);
+            on_device d(sums.data(), n * sizeof(double));
+            CHECK_EQ(optim_kernels.norm_tree(NULL, (double *)d.at, n, NULL), DS_OK);
+            std::vector<double> got(n);
+            d.back(got.data());
+            CHECK(got[0] == ds_optim_norm_tree(sums.data(), n));
+        }
+    }
+    TEST(casts_accumulation_scale) {
+        static const size_t counts[] = {1, 3, 1024, 4099};
+        for (size_t n : counts)
+            for (ds_dtype t : floats)
+                for (ds_dtype f : floats)
+                    for (size_t shift = 0; shift < 2; shift++) {
+                        std::vector<char> to = random_array(t, n), from = random_array(f, n);
+                        on_device x(from.data(), from.size(), shift * DS_DTYPE_SIZE(f)), y(to.data(), to.size());
+                        CHECK_EQ(optim_kernels.accumulate(NULL, y.at, t, x.at, f, n, NULL), DS_OK);
+                        CHECK_EQ(ds_optim_accumulate(to.data(), t, from.data(), f, n), DS_OK);
+                        CHECK(y.equals(to.data()));
+                        CHECK_EQ(optim_kernels.scale(NULL, y.at, t, 0.3f, n, NULL), DS_OK);
+                        CHECK_EQ(ds_optim_scale(to.data(), t, 0.3f, n), DS_OK);
+                        CHECK(y.equals(to.data()));
+                        CHECK_EQ(optim_kernels.cast(NULL, y.at, t, x.at, f, n, NULL), DS_OK);
+                        CHECK_EQ(ds_optim_cast(to.data(), t, from.data(), f, n), DS_OK);
+                        CHECK(y.equals(to.data()));
+                    }
+        CHECK_EQ(optim_kernels.cast(NULL, NULL, DS_I8, NULL, DS_F32, 1, NULL), DS_ERR_ARGUMENT);
+    }
+    TEST(muons_product) {
+        static const size_t sizes[][3] = {{1, 1, 1}, {5, 7, 3}, {64, 64, 16}, {65, 130, 33}, {100, 20, 70}};
+        for (const size_t *s : sizes)
+            for (int how = 0; how < 4; how++) {
+                const size_t m = s[0], n = s[1], k = s[2];
+                const bool turned = how % 2 != 0;
+                const float beta = how / 2 ? 0.5f : 0.0f;
+                std::vector<float> a(m * k), b(n * k), c(m * n);
+                for (float &x : a) x = any_float();
+                for (float &x : b) x = any_float();
+                for (float &x : c) x = any_float();
+                on_device da(a.data(), 4 * m * k), db(b.data(), 4 * n * k), dc(c.data(), 4 * m * n);
+                CHECK_EQ(optim_kernels.multiply(NULL, turned, m, n, k, 1.5f, (float *)da.at, (float *)db.at, beta,
+                                                (float *)dc.at, NULL),
+                         DS_OK);
+                for (size_t i = 0; i < m; i++)
+                    for (size_t j = 0; j < n; j++) {
+                        float sum = 0;
+                        for (size_t l = 0; l < k; l++)
+                            sum = fmaf(a[i * k + l], turned ? b[j * k + l] : b[l * n + j], sum);
+                        c[i * n + j] = beta == 0 ? sum * 1.5f : fmaf(sum, 1.5f, c[i * n + j] * beta);
+                    }
+                CHECK(dc.equals(c.data()));
+                CHECK_EQ(
+                    optim_kernels.mix(NULL, (float *)da.at, (float *)db.at, 0.95f, 0.05f, m < n ? m * k : n * k, NULL),
+                    DS_OK);
+                for (size_t i = 0; i < (m < n ? m * k : n * k); i++) a[i] = fmaf(b[i], 0.95f, a[i] * 0.05f);
+                CHECK(da.equals(a.data()));
+            }
+    }
+    CHECK_EQ(emu::device.size(), 0); // nothing is left allocated
+    return test_end();
+}
