@@ -2336,44 +2336,19 @@ typedef struct dsi_config_row {
     const char *initial, *accepted, *seen, *status, *doc; /* status of an old key: what replaces it */
 } dsi_config_row;
 
-#define DSI_CONFIG_KEY(type, section, name, initial, accepted, seen, status, doc)                                      \
-    {#section #name,                                                                                                   \
-     sizeof(#section) - 1,                                                                                             \
-     sizeof(#section #name) - 1,                                                                                       \
-     DSI_CONFIG_IS_KEY,                                                                                                \
-     DSI_CONFIG_##type,                                                                                                \
-     (uint32_t)offsetof(DSI_CONFIG_OF, section name),                                                                  \
-     initial,                                                                                                          \
-     accepted,                                                                                                         \
-     seen,                                                                                                             \
-     status,                                                                                                           \
-     doc},
-#define DSI_CONFIG_OLD(type, section, name, accepted, seen, newer, doc)                                                \
-    {#section #name,                                                                                                   \
-     sizeof(#section) - 1,                                                                                             \
-     sizeof(#section #name) - 1,                                                                                       \
-     DSI_CONFIG_IS_OLD,                                                                                                \
-     DSI_CONFIG_##type,                                                                                                \
-     0,                                                                                                                \
-     "",                                                                                                               \
-     accepted,                                                                                                         \
-     seen,                                                                                                             \
-     newer,                                                                                                            \
-     doc},
-#define DSI_CONFIG_OPEN(section, name, status)                                                                         \
-    {#section #name,                                                                                                   \
-     sizeof(#section) - 1,                                                                                             \
-     sizeof(#section #name) - 1,                                                                                       \
-     DSI_CONFIG_IS_OPEN,                                                                                               \
-     0,                                                                                                                \
-     0,                                                                                                                \
-     "",                                                                                                               \
-     "",                                                                                                               \
-     "",                                                                                                               \
-     status,                                                                                                           \
-     ""},
-#define DSI_CONFIG_CLOSE(section, name)                                                                                \
+/* Each stringises its own arguments, so that a macro of the program with the name of a key does no harm. */
+// clang-format off
+#define DSI_CONFIG_KEY(type, section, name, initial, accepted, seen, status, doc) \
+    {#section #name, sizeof(#section) - 1, sizeof(#section #name) - 1, DSI_CONFIG_IS_KEY, DSI_CONFIG_##type, \
+     (uint32_t)offsetof(DSI_CONFIG_OF, section name), initial, accepted, seen, status, doc},
+#define DSI_CONFIG_OLD(type, section, name, accepted, seen, newer, doc) \
+    {#section #name, sizeof(#section) - 1, sizeof(#section #name) - 1, DSI_CONFIG_IS_OLD, DSI_CONFIG_##type, \
+     0, "", accepted, seen, newer, doc},
+#define DSI_CONFIG_OPEN(section, name, status) \
+    {#section #name, sizeof(#section) - 1, sizeof(#section #name) - 1, DSI_CONFIG_IS_OPEN, 0, 0, "", "", "", status, ""},
+#define DSI_CONFIG_CLOSE(section, name) \
     {#section #name, sizeof(#section) - 1, sizeof(#section #name) - 1, DSI_CONFIG_IS_CLOSE, 0, 0, "", "", "", "", ""},
+// clang-format on
 #define DSI_CONFIG_OF ds_config
 static const dsi_config_row dsi_config_rows[] = {
     DS_CONFIG_KEYS(DSI_CONFIG_OPEN, DSI_CONFIG_KEY, DSI_CONFIG_OLD, DSI_CONFIG_CLOSE)};
@@ -3210,6 +3185,13 @@ static void dsi_config_derived(const dsi_config_parser *p, const char *path) {
 static bool dsi_config_null(const dsi_config_parser *p, const char *path) {
     return dsi_config_mark_of(p, path)->null;
 }
+/* A key of the main table that is null, from others. */
+#define DSI_CONFIG_DERIVE(p, key, value)                                                                               \
+    do {                                                                                                               \
+        if (!dsi_config_null(p, #key)) break;                                                                          \
+        (p)->config->key = value;                                                                                      \
+        dsi_config_derived(p, #key);                                                                                   \
+    } while (0)
 
 /* The former spellings: each replaces its new key, and giving both is a contradiction. */
 static void dsi_config_old_keys(dsi_config_parser *p) {
@@ -3439,14 +3421,8 @@ static void dsi_config_optimizer(dsi_config_parser *p) {
                                   kind->name, (int)c->zero_optimization.stage);
     }
     if (!c->optimizer.type) return;
-    if (dsi_config_null(p, "optimizer.params.muon_lr")) {
-        c->optimizer.params.muon_lr = c->optimizer.params.lr;
-        dsi_config_derived(p, "optimizer.params.muon_lr");
-    }
-    if (dsi_config_null(p, "optimizer.params.adam_lr")) {
-        c->optimizer.params.adam_lr = c->optimizer.params.lr;
-        dsi_config_derived(p, "optimizer.params.adam_lr");
-    }
+    DSI_CONFIG_DERIVE(p, optimizer.params.muon_lr, c->optimizer.params.lr);
+    DSI_CONFIG_DERIVE(p, optimizer.params.adam_lr, c->optimizer.params.lr);
 }
 
 static void dsi_config_scheduler(dsi_config_parser *p) {
@@ -3468,19 +3444,12 @@ static void dsi_config_scheduler(dsi_config_parser *p) {
         if (dsi_config_takes(kind, needed[i][1]) && !dsi_config_given(p, needed[i][0]))
             dsi_config_say(p, DS_LOG_ERROR, needed[i][0], dsi_config_mark_of(p, "scheduler.type")->node, "needed by %s",
                            kind->name);
-    if (dsi_config_null(p, "scheduler.params.warmup_max_lr") &&
-        (c->optimizer.type || !strcmp(kind->name, "WarmupDecayLR"))) {
-        c->scheduler.params.warmup_max_lr = strcmp(kind->name, "WarmupDecayLR") ? c->optimizer.params.lr : 0.001;
-        dsi_config_derived(p, "scheduler.params.warmup_max_lr");
-    }
-    if (dsi_config_null(p, "scheduler.params.cycle_second_step_size")) {
-        c->scheduler.params.cycle_second_step_size = c->scheduler.params.cycle_first_step_size;
-        dsi_config_derived(p, "scheduler.params.cycle_second_step_size");
-    }
-    if (dsi_config_null(p, "scheduler.params.cycle_second_stair_count")) {
-        c->scheduler.params.cycle_second_stair_count = c->scheduler.params.cycle_first_stair_count;
-        dsi_config_derived(p, "scheduler.params.cycle_second_stair_count");
-    }
+    if (!strcmp(kind->name, "WarmupDecayLR"))
+        DSI_CONFIG_DERIVE(p, scheduler.params.warmup_max_lr, 0.001);
+    else if (c->optimizer.type)
+        DSI_CONFIG_DERIVE(p, scheduler.params.warmup_max_lr, c->optimizer.params.lr);
+    DSI_CONFIG_DERIVE(p, scheduler.params.cycle_second_step_size, c->scheduler.params.cycle_first_step_size);
+    DSI_CONFIG_DERIVE(p, scheduler.params.cycle_second_stair_count, c->scheduler.params.cycle_first_stair_count);
 }
 
 /* >>rules: what the documents say about several keys at once */
@@ -3550,10 +3519,7 @@ static void dsi_config_zero(dsi_config_parser *p) {
                           (long long)c->zero_optimization.mics_shard_size, c->world_size);
     if (stage == 3 && !strcmp(c->gradient_allreduce_op, "sum"))
         DSI_CONFIG_REFUSE(p, "gradient_allreduce_op", "\"sum\" is not possible at ZeRO stage 3; expected \"mean\"");
-    if (dsi_config_null(p, "zero_optimization.overlap_comm")) {
-        c->zero_optimization.overlap_comm = stage == 3;
-        dsi_config_derived(p, "zero_optimization.overlap_comm");
-    }
+    DSI_CONFIG_DERIVE(p, zero_optimization.overlap_comm, stage == 3);
     if (!c->zero_optimization.compute_grad_norm && stage != 1 && stage != 2)
         DSI_CONFIG_REFUSE(p, "zero_optimization.compute_grad_norm",
                           "false needs ZeRO stage 1 or 2; zero_optimization.stage is %d", (int)stage);
@@ -3785,11 +3751,8 @@ static void dsi_config_compression(dsi_config_parser *p) {
     if (c->compression_training.weight_quantization.shared_parameters.quantizer_kernel && !c->fp16.enabled)
         DSI_CONFIG_REFUSE(p, "compression_training.weight_quantization.shared_parameters.quantizer_kernel",
                           "needs fp16.enabled");
-    if (dsi_config_null(p, "compression_training.sparse_pruning.shared_parameters.schedule_offset_end")) {
-        c->compression_training.sparse_pruning.shared_parameters.schedule_offset_end =
-            c->compression_training.sparse_pruning.shared_parameters.schedule_offset;
-        dsi_config_derived(p, "compression_training.sparse_pruning.shared_parameters.schedule_offset_end");
-    }
+    DSI_CONFIG_DERIVE(p, compression_training.sparse_pruning.shared_parameters.schedule_offset_end,
+                      c->compression_training.sparse_pruning.shared_parameters.schedule_offset);
     if (snip && c->compression_training.sparse_pruning.shared_parameters.schedule_offset_end <
                     c->compression_training.sparse_pruning.shared_parameters.schedule_offset)
         DSI_CONFIG_REFUSE(p, "compression_training.sparse_pruning.shared_parameters.schedule_offset_end",
@@ -4239,6 +4202,7 @@ DS_API void ds_config_memory(const ds_config_memory_desc *d, size_t *cpu_bytes, 
 #undef DSI_CONFIG_CLOSE
 #undef DSI_CONFIG_COUNT
 #undef DSI_CONFIG_REFUSE
+#undef DSI_CONFIG_DERIVE
 #undef DSI_CONFIG_MAIN_ROWS
 #undef DSI_CONFIG_MOST_ROWS
 #undef DSI_CONFIG_MOST_PROBLEMS
