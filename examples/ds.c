@@ -752,6 +752,58 @@ static double ten_times_longer(const sparse_case *like, size_t dim, size_t threa
     free(memory);
     return c.forward + c.backward;
 }
+/* Dense, a sliding window and the fixed pattern at doubling lengths: time forward and backward, memory of the attention. */
+static int bench_lengths(size_t heads, size_t most, size_t dim, size_t block, size_t threads, size_t rounds,
+                         bool json) {
+    static const char *const modes[3] = {"dense", "local_sliding_window", "fixed"};
+    ds_error error = {DS_OK, ""};
+    float *memory = (float *)calloc(heads * most * (8 * dim + 1), sizeof *memory);
+    if (json)
+        printf("[");
+    else
+        printf("%zu heads of %zu, blocks of %zu, %zu thread%s; milliseconds forward and backward, MB held, density\n"
+               "%8s %21s %29s %29s %14s\n",
+               heads, dim, block, threads, threads > 1 ? "s" : "", "tokens", modes[0], modes[1], modes[2],
+               "all scores");
+    for (size_t tokens = 1024; memory && tokens <= most && !error.status; tokens *= 2) {
+        const size_t n = heads * tokens * dim;
+        for (size_t i = 0; i < 8 * n; i++) memory[i] = (float)((i * 2654435761u >> 8) % 1024) / 512 - 1;
+        printf(json ? "%s\n  {\"tokens\": %zu" : "%s%8zu", json && tokens > 1024 ? "," : "", tokens);
+        for (size_t k = 0; k < 3 && !error.status; k++) {
+            sparse_case c;
+            ds_sparse_params params;
+            ds_sparse_info info;
+            memset(&c, 0, sizeof c);
+            ds_sparse_params_default(modes[k], &params, NULL);
+            params.heads = heads;
+            params.block = block;
+            c.io.q = memory, c.io.k = memory + n, c.io.v = memory + 2 * n, c.io.out = memory + 3 * n;
+            c.io.d_out = memory + 4 * n, c.io.d_q = memory + 5 * n, c.io.d_k = memory + 6 * n;
+            c.io.d_v = memory + 7 * n, c.io.lse = memory + 8 * n;
+            if (open_case(&c, &params, tokens, dim, threads, &error)) {
+                for (size_t r = 0; r < rounds; r++) sparse_round(&c, 1);
+                ds_sparse_layout_info(c.layout, &info);
+                if (json)
+                    printf(", \"%s\": {\"seconds\": %.4g, \"bytes\": %zu, \"density\": %.4g}", modes[k],
+                           c.forward + c.backward, ds_sparse_memory(c.attention), info.density);
+                else
+                    printf("%12.1f %8.1f", 1e3 * (c.forward + c.backward),
+                           1e-6 * (double)ds_sparse_memory(c.attention));
+                if (!json && k) printf(" %7.3f", info.density);
+            }
+            ds_sparse_destroy(c.attention);
+            ds_sparse_layout_destroy(c.layout);
+        }
+        if (json)
+            printf("}");
+        else
+            printf(" %11.0f MB\n", 4e-6 * (double)heads * (double)tokens * (double)tokens);
+    }
+    if (json) printf("]\n");
+    if (!memory || error.status) fprintf(stderr, "ds bench sparse: %s\n", memory ? error.message : "out of memory");
+    free(memory);
+    return finish(memory && !error.status ? FINE : ENVIRONMENT);
+}
 static int bench_sparse(arguments *a) {
     enum { CASES = 7 };
     static const struct {
@@ -768,15 +820,17 @@ static int bench_sparse(arguments *a) {
     sparse_case cases[CASES];
     ds_error error = {DS_OK, ""};
     float *memory = NULL;
-    const bool json = flag(a, "--json");
+    const bool json = flag(a, "--json"), lengths = flag(a, "--lengths");
     int status;
-    if (!number(option(a, "--seq-len", "2048"), &tokens) || !number(option(a, "--heads", "2"), &heads) ||
-        !number(option(a, "--head-dim", "64"), &dim) || !number(option(a, "--block", "64"), &block) ||
-        !number(option(a, "--threads", "1"), &threads) || !number(option(a, "--rounds", "7"), &rounds))
+    if (!number(option(a, "--seq-len", lengths ? "16384" : "2048"), &tokens) ||
+        !number(option(a, "--heads", "2"), &heads) || !number(option(a, "--head-dim", "64"), &dim) ||
+        !number(option(a, "--block", "64"), &block) || !number(option(a, "--threads", "1"), &threads) ||
+        !number(option(a, "--rounds", "7"), &rounds))
         return usage(a, "a whole number is wanted after each option", NULL);
     if ((status = operands(a, 1)) != FINE) return status;
     if (!block || !threads || !tokens || tokens > (size_t)1 << 24 || heads > 4096 || dim > 4096)
         return usage(a, "numbers of at least 1 are wanted, and of a size that fits memory", NULL);
+    if (lengths) return bench_lengths(heads, tokens, dim, block, threads, rounds, json);
     memset(cases, 0, sizeof cases);
     n = heads * tokens * dim;
     memory = (float *)malloc((8 * n + heads * tokens) * sizeof *memory);
@@ -1451,8 +1505,11 @@ static const struct command {
      "Measures how fast a configuration (FILE, or a sample) and a JSON document of 1 MB are read, beside what copying "
      "the\n"
      "document takes, and yyjson on it when a shared library of it is given.\n"
-     "       ds bench sparse [--seq-len N] [--heads H] [--head-dim D] [--block B] [--threads T] [--rounds R] [--json]\n"
-     "Times block-sparse attention, forward and backward, beside dense layouts and the machine's multiply-adds.\n"
+     "       ds bench sparse [--seq-len N] [--heads H] [--head-dim D] [--block B] [--threads T] [--rounds R] "
+     "[--lengths]\n"
+     "                       [--json]\n"
+     "Times block-sparse attention, forward and backward, beside dense layouts and the machine's multiply-adds; with\n"
+     "--lengths, at 1,024, 2,048, ... up to N tokens.\n"
      "       ds bench optim [--elements N] [--threads T] [--rounds R] [--rows M] [--json]\n"
      "Times a step of each optimizer as a share of the memory's own speed, and Muon's iteration on an M x 4M matrix.\n"
      "       ds bench checkpoint [--folder DIR] [--mib N] [--json]\n"
