@@ -975,12 +975,14 @@ static int bench_checkpoint(arguments *a) {
 
 #include "bench_comm.h"
 #include "bench_optim.h"
+#include "bench_zero.h"
 
 static int run_bench(arguments *a) {
     if (a->count && !strcmp(a->at[0], "comm")) return bench_comm(a);
     if (a->count && !strcmp(a->at[0], "optim")) return bench_optim(a);
     if (a->count && !strcmp(a->at[0], "checkpoint")) return bench_checkpoint(a);
     if (a->count && !strcmp(a->at[0], "sparse")) return bench_sparse(a);
+    if (a->count && !strcmp(a->at[0], "zero")) return bench_zero(a);
     const char *library = option(a, "--yyjson", ""), *path = option(a, "--config", "");
     bool json = flag(a, "--json");
     int status = operands(a, 1);
@@ -1515,7 +1517,9 @@ static const struct command {
      "       ds bench checkpoint [--folder DIR] [--mib N] [--json]\n"
      "Times a durable save and a load beside writing and reading a plain file of the same size in DIR.\n"
      "       ds bench comm [--ranks N] [--mib N | --bytes N] [--rounds R] [--json]\n"
-     "Times collectives between N processes over shared memory beside their reading and writing of memory.\n",
+     "Times collectives between N processes over shared memory beside their reading and writing of memory.\n"
+     "       ds bench zero [--folder DIR] [--elements N] [--json]\n"
+     "Times steps of the engine beside computation, communication and disk alone; N elements in each of 8 layers.\n",
      run_bench},
     {"inspect", "show what a checkpoint holds, and verify it",
      "usage: ds inspect CHECKPOINT [--json]\n"

@@ -1,0 +1,420 @@
+/* bench_zero.h - ds bench zero: what the engine adds to a training step, each figure beside what it is measured against in
+   the same run. Part of ds.c, which has the arguments and `seconds`. */
+#ifndef BENCH_ZERO_H
+#define BENCH_ZERO_H
+#include <pthread.h>
+#include <sys/mman.h>
+
+/* ---- a model of equal layers: a pass computes for a while at each, forward and backward ---- */
+
+enum { ZB_LAYERS = 8, ZB_ROUNDS = 8 };
+typedef struct zb_case {
+    const char *zero;   /* the zero_optimization section */
+    size_t numel, work; /* of a layer: elements; units of computation, done twice as often backward */
+    size_t layers;
+    int world;
+    ds_comm_transport *transports; /* (world); NULL: shared memory between processes */
+    bool alone;                    /* computes only */
+} zb_case;
+
+/* Multiplications that no compiler leaves out and no other thread can do: a unit takes about a microsecond. */
+static void zb_work(size_t units) {
+    volatile float kept = 1.0f;
+    float x[8];
+    for (int k = 0; k < 8; k++) x[k] = kept;
+    for (size_t u = 0; u < units; u++)
+        for (int i = 0; i < 250; i++)
+            for (int k = 0; k < 8; k++) x[k] = x[k] * 0.999f + 0.001f;
+    for (int k = 0; k < 8; k++) kept = kept + x[k];
+}
+
+static double zb_compute(const zb_case *c) {
+    double best = 1e9;
+    for (int round = 0; round < ZB_ROUNDS; round++) {
+        double start = seconds();
+        for (size_t i = 0; i < c->layers; i++) zb_work(3 * c->work);
+        if (seconds() - start < best) best = seconds() - start;
+    }
+    return best;
+}
+
+/* One rank's training; the shortest step in seconds, negative when it failed. */
+static double zb_train(const zb_case *c, int rank, ds_comm *comm, ds_zero_stats *stats) {
+    float *gradient;
+    char text[1024], names[64][16];
+    double best = 1e9;
+    void *slots[64];
+    ds_zero_param params[64];
+    ds_error error = {DS_OK, ""};
+    ds_config_options o;
+    ds_config *config = NULL;
+    ds_zero_desc d;
+    ds_zero *z = NULL;
+    bool good = true;
+    memset(params, 0, sizeof params);
+    memset(&o, 0, sizeof o);
+    memset(&d, 0, sizeof d);
+    o.world_size = (size_t)c->world;
+    snprintf(
+        text, sizeof text,
+        "{\"train_micro_batch_size_per_gpu\": 1, \"optimizer\": {\"type\": \"AdamW\"}, \"zero_optimization\": {%s}}",
+        c->zero);
+    for (size_t i = 0; i < c->layers; i++) {
+        snprintf(names[i], sizeof names[i], "layer%zu", i);
+        params[i].name = names[i];
+        params[i].dims = 1;
+        params[i].shape[0] = c->numel;
+        params[i].slot = &slots[i];
+    }
+    d.params = params;
+    d.n_params = c->layers;
+    d.comm = comm;
+    gradient = (float *)calloc(c->numel, sizeof *gradient);
+    if (ds_config_parse(text, strlen(text), &o, &config, &error)) good = false;
+    d.config = config;
+    if (!good || ds_zero_create(&d, &z, &error)) good = false;
+    for (int round = 0; round < ZB_ROUNDS && good; round++) {
+        double start = seconds();
+        good = !ds_zero_begin(z, DS_ZERO_TRAIN);
+        for (size_t i = 0; i < c->layers && good; i++) {
+            good = !ds_zero_fetch(z, i, NULL);
+            zb_work(c->work);
+            good = good && !ds_zero_release(z, i);
+        }
+        for (size_t i = c->layers; i-- > 0 && good;) {
+            good = !ds_zero_fetch(z, i, NULL);
+            zb_work(2 * c->work);
+            good = good && !ds_zero_grad(z, i, gradient, NULL) && !ds_zero_release(z, i);
+        }
+        good = good && !ds_zero_end(z) && !ds_zero_step(z, NULL);
+        if (round > 1 && seconds() - start < best) best = seconds() - start;
+    }
+    if (!good) fprintf(stderr, "ds bench zero: rank %d: %s\n", rank, z ? ds_zero_error(z)->message : error.message);
+    if (z && stats) ds_zero_get_stats(z, stats);
+    ds_zero_destroy(z);
+    ds_config_free(config);
+    free(gradient);
+    return good ? best : -1.0;
+}
+
+static double zb_rank(const zb_case *c, int rank, const char *run) {
+    ds_error error = {DS_OK, ""};
+    ds_comm_desc d;
+    ds_comm *comm = NULL;
+    double took;
+    if (c->alone) return zb_compute(c);
+    memset(&d, 0, sizeof d);
+    d.backend = c->transports ? "user" : "shm";
+    if (c->transports) d.transport = &c->transports[rank];
+    d.world = d.local_world = c->world;
+    d.rank = rank;
+    d.run_id = run;
+    if (c->world > 1 && ds_comm_create(&d, &comm, &error)) {
+        fprintf(stderr, "ds bench zero: %s\n", error.message);
+        return -1.0;
+    }
+    took = zb_train(c, rank, comm, NULL);
+    ds_comm_destroy(comm);
+    return took;
+}
+
+/* The slowest rank's step: ranks are processes. */
+static double zb_run(const zb_case *c) {
+    static int runs;
+    char run[48];
+    double worst = 0.0;
+    double *took;
+    if (c->world == 1) return zb_rank(c, 0, "");
+    took = (double *)mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    snprintf(run, sizeof run, "bench-%ld-%d", (long)getpid(), runs++);
+    fflush(stdout);
+    for (int r = 0; r < c->world; r++)
+        if (fork() == 0) {
+            took[r] = zb_rank(c, r, run);
+            _exit(0);
+        }
+    for (int r = 0; r < c->world; r++) wait(NULL);
+    for (int r = 0; r < c->world; r++) worst = took[r] <= 0 || worst < 0 ? -1.0 : took[r] > worst ? took[r] : worst;
+    munmap(took, 4096);
+    return worst;
+}
+
+/* As many processes as ranks, with nothing between them. */
+static double zb_compute_alone(const zb_case *c) {
+    zb_case alone = *c;
+    alone.alone = true;
+    return zb_run(&alone);
+}
+
+/* ---- a link of a given speed between two threads ---- */
+
+typedef struct zb_letter {
+    struct zb_letter *next;
+    size_t bytes;
+    unsigned channel;
+    int to;
+    char *data;
+} zb_letter;
+typedef struct zb_link {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    zb_letter *first;
+    double rate; /* bytes in a second, each way */
+} zb_link;
+typedef struct zb_end {
+    zb_link *link;
+    int rank;
+    double free_at; /* when the wire to here has carried all so far */
+} zb_end;
+
+static void zb_send(zb_link *l, int to, unsigned channel, const void *data, size_t bytes) {
+    zb_letter *letter = (zb_letter *)calloc(1, sizeof *letter), **at = &l->first;
+    letter->data = (char *)malloc(bytes);
+    letter->bytes = bytes;
+    letter->channel = channel;
+    letter->to = to;
+    memcpy(letter->data, data, bytes);
+    while (*at) at = &(*at)->next;
+    *at = letter;
+    pthread_cond_broadcast(&l->changed);
+}
+
+static ds_status zb_exchange(void *ctx, unsigned channel, ds_comm_part *parts, int n, int64_t deadline,
+                             ds_error *error) {
+    zb_end *e = (zb_end *)ctx;
+    zb_link *l = e->link;
+    size_t bytes = 0;
+    (void)deadline, (void)error;
+    pthread_mutex_lock(&l->lock);
+    for (int i = 0; i < n; i++)
+        if (parts[i].send_bytes) zb_send(l, parts[i].peer, channel, parts[i].send, parts[i].send_bytes);
+    for (int i = 0; i < n; i++) {
+        zb_letter **at = &l->first, *letter;
+        if (!parts[i].receive_bytes) continue;
+        while (*at == NULL || (*at)->to != e->rank || (*at)->channel != channel)
+            if (*at)
+                at = &(*at)->next;
+            else {
+                pthread_cond_wait(&l->changed, &l->lock);
+                at = &l->first;
+            }
+        letter = *at;
+        *at = letter->next;
+        memcpy(parts[i].receive, letter->data, letter->bytes);
+        bytes += letter->bytes;
+        free(letter->data);
+        free(letter);
+    }
+    pthread_mutex_unlock(&l->lock);
+    for (int i = 0; i < n; i++) parts[i].done = true;
+    if (e->free_at < seconds()) e->free_at = seconds();
+    e->free_at += (double)bytes / l->rate;
+    while (seconds() < e->free_at) {
+        struct timespec rest = {0, (long)((e->free_at - seconds()) * 1e9)};
+        if (rest.tv_nsec > 0) nanosleep(&rest, NULL);
+    }
+    return DS_OK;
+}
+
+typedef struct zb_thread {
+    const zb_case *c;
+    int rank;
+    double took;
+} zb_thread;
+static void *zb_thread_main(void *arg) {
+    zb_thread *t = (zb_thread *)arg;
+    t->took = zb_rank(t->c, t->rank, "");
+    return NULL;
+}
+
+static double zb_run_linked(const zb_case *c, double rate) {
+    zb_link link;
+    zb_end ends[2];
+    ds_comm_transport transports[2];
+    zb_thread threads[2];
+    pthread_t ids[2];
+    zb_case linked = *c;
+    memset(&link, 0, sizeof link);
+    memset(transports, 0, sizeof transports);
+    pthread_mutex_init(&link.lock, NULL);
+    pthread_cond_init(&link.changed, NULL);
+    link.rate = rate;
+    linked.transports = transports;
+    for (int r = 0; r < 2; r++) {
+        ends[r].link = &link;
+        ends[r].rank = r;
+        ends[r].free_at = 0;
+        transports[r].name = "link";
+        transports[r].ctx = &ends[r];
+        transports[r].exchange = zb_exchange;
+        transports[r].concurrent = true;
+        threads[r].c = &linked;
+        threads[r].rank = r;
+        pthread_create(&ids[r], NULL, zb_thread_main, &threads[r]);
+    }
+    for (int r = 0; r < 2; r++) pthread_join(ids[r], NULL);
+    return threads[0].took > threads[1].took ? threads[0].took : threads[1].took;
+}
+
+/* ---- the figures ---- */
+
+typedef struct zb_print {
+    bool json, failed;
+    int count;
+} zb_print;
+
+static void zb_row(zb_print *p, const char *key, const char *what, double took, double against, double goal) {
+    if (took <= 0 || against <= 0)
+        p->failed = true;
+    else if (p->json)
+        printf("%s\"%s\": {\"ms\": %.4f, \"against_ms\": %.4f, \"ratio\": %.4f, \"goal\": %.2f}", p->count ? ", " : "{",
+               key, took * 1e3, against * 1e3, took / against, goal);
+    else
+        printf("%-60s %9.3f ms of %9.3f ms: %.3f (goal %.2f)\n", what, took * 1e3, against * 1e3, took / against, goal);
+    p->count++;
+    fflush(stdout);
+}
+
+/* Tensors of one element and no computation: what is left is the engine. */
+static void zb_overhead(zb_print *p) {
+    for (int stage = 0; stage < 4; stage++) {
+        char zero[96], key[32], what[96];
+        zb_case c = {zero, 1, 0, 60, 1, NULL, false};
+        snprintf(zero, sizeof zero, "\"stage\": %d, \"stage3_param_persistence_threshold\": 0", stage);
+        snprintf(key, sizeof key, "overhead_stage%d", stage);
+        snprintf(what, sizeof what, "stage %d: the engine's own time with 60 tensors, of 5 ms", stage);
+        zb_row(p, key, what, zb_run(&c), 5e-3, 0.01);
+    }
+}
+
+static void zb_overlap(zb_print *p, size_t numel, size_t work) {
+    for (int stage = 1; stage < 4; stage++) {
+        char zero[192], key[32], what[96];
+        zb_case c = {zero, numel, 0, ZB_LAYERS, 2, NULL, false};
+        double compute, communication, both, rate;
+        snprintf(zero, sizeof zero,
+                 "\"stage\": %d, \"overlap_comm\": true, \"stage3_param_persistence_threshold\": 0, "
+                 "\"reduce_bucket_size\": %zu, \"stage3_prefetch_bucket_size\": %zu, \"stage3_max_reuse_distance\": 0",
+                 stage, numel, 2 * numel);
+        communication = zb_run(&c);
+        c.work = work;
+        compute = zb_compute_alone(&c);
+        both = zb_run(&c);
+        snprintf(key, sizeof key, "shared_memory_stage%d", stage);
+        snprintf(what, sizeof what, "stage %d, 2 ranks, shared memory: step of compute + the rest", stage);
+        zb_row(p, key, what, both, compute + communication, 1.05);
+        if (stage < 3) continue; /* below, parameters are gathered after the update, where nothing is left to compute */
+        rate = (double)(ZB_LAYERS * numel * sizeof(float)) * 0.75 / compute; /* takes as long as compute */
+        c.work = 0;
+        communication = zb_run_linked(&c, rate);
+        c.work = work;
+        both = zb_run_linked(&c, rate);
+        snprintf(key, sizeof key, "slow_link_stage%d", stage);
+        snprintf(what, sizeof what, "stage %d, 2 ranks, a slow link: step of the longer of both", stage);
+        zb_row(p, key, what, both, compute > communication ? compute : communication, 1.10);
+    }
+}
+
+/* Seconds to read and write as many bytes as a step swaps, by the same store and nothing else. */
+static double zb_disk_alone(const char *folder, size_t bytes) {
+    ds_offload_desc d;
+    ds_offload *store = NULL;
+    ds_offload_id id;
+    ds_error error = {DS_OK, ""};
+    double best = 1e9;
+    void *memory = NULL;
+    memset(&d, 0, sizeof d);
+    d.folder = folder;
+    if (posix_memalign(&memory, 4096, bytes) || ds_offload_create(&d, &store, &error)) {
+        fprintf(stderr, "ds bench zero: %s\n", error.message);
+        free(memory);
+        return -1.0;
+    }
+    memset(memory, 1, bytes);
+    if (ds_offload_add(store, "bench", bytes, DS_OFFLOAD_NVME, &id)) best = -1.0;
+    for (int round = 0; round < 4 && best > 0; round++) {
+        double start = seconds();
+        if (ds_offload_write(store, id, 0, bytes, memory) || ds_offload_read(store, id, 0, bytes, memory)) best = -1.0;
+        if (round && seconds() - start < best) best = seconds() - start;
+    }
+    ds_offload_destroy(store);
+    free(memory);
+    return best;
+}
+
+static void zb_offload(zb_print *p, const char *folder, size_t numel, size_t work) {
+    char zero[512];
+    zb_case c = {"\"stage\": 3, \"stage3_param_persistence_threshold\": 0", numel, work, ZB_LAYERS, 1, NULL, false};
+    double plain, compute, update, cpu, nvme, disk;
+    plain = zb_run(&c);
+    compute = zb_compute_alone(&c);
+    c.work = 0;
+    c.zero = "\"stage\": 3, \"stage3_param_persistence_threshold\": 0, \"offload_optimizer\": {\"device\": \"cpu\"}, "
+             "\"offload_param\": {\"device\": \"cpu\"}";
+    update = zb_run(&c);
+    c.work = work;
+    cpu = zb_run(&c);
+    zb_row(p, "offload_cpu", "offload to cpu: step of compute + update", cpu, compute + update, 1.05);
+    snprintf(zero, sizeof zero,
+             "\"stage\": 3, \"stage3_param_persistence_threshold\": 0, \"sub_group_size\": %zu, \"offload_optimizer\": "
+             "{\"device\": \"nvme\", \"nvme_path\": \"%.200s\", \"pipeline_read\": true, \"pipeline_write\": true}",
+             numel, folder);
+    c.zero = zero;
+    nvme = zb_run(&c);
+    disk = zb_disk_alone(folder, 2 * numel * sizeof(float) * ZB_LAYERS); /* both moments */
+    zb_row(p, "offload_nvme", "states on NVMe: step of the longer of disk and the rest", nvme,
+           disk > plain ? disk : plain, 1.10);
+}
+
+/* A step of the GPT example on two ranks, from the summary that it writes; negative when it failed. */
+static double zb_gpt(const char *folder, int stage) {
+    char self[512], file[600], command[3000], line[256];
+    ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
+    double best = -1.0, ms;
+    FILE *f;
+    if (length <= 0) return -1.0;
+    self[length] = 0;
+    snprintf(file, sizeof file, "%.400s/ds_bench_%ld", folder, (long)getpid());
+    f = fopen(file, "w");
+    if (!f) return -1.0;
+    fprintf(f,
+            "{\"train_micro_batch_size_per_gpu\": 4, \"optimizer\": {\"type\": \"AdamW\"}, \"zero_optimization\": "
+            "{\"stage\": %d, \"overlap_comm\": true}}",
+            stage);
+    fclose(f);
+    snprintf(command, sizeof command,
+             "'%s' run -n 2 -- '%.*strain_gpt' --config '%s' --steps 20 --quiet --summary '%s.out' >/dev/null", self,
+             (int)(strrchr(self, '/') + 1 - self), self, file, file);
+    for (int round = 0; round < 3; round++) {
+        if (system(command) != 0) break;
+        snprintf(line, sizeof line, "%.200s.out", file);
+        f = fopen(line, "r");
+        while (f && fgets(line, sizeof line, f))
+            if (sscanf(line, "step_ms %lf", &ms) == 1 && (best < 0 || ms * 1e-3 < best)) best = ms * 1e-3;
+        if (f) fclose(f);
+    }
+    unlink(file);
+    snprintf(line, sizeof line, "%.200s.out", file);
+    unlink(line);
+    return best;
+}
+
+static int bench_zero(arguments *a) {
+    const char *folder = option(a, "--folder", "."), *size = option(a, "--elements", "1000000");
+    zb_print p = {false, false, 0};
+    int used;
+    size_t numel, work = 8000;
+    p.json = flag(a, "--json");
+    used = operands(a, 1);
+    if (used) return used;
+    if (!folder || !number(size, &numel) || numel < 1024 || numel > 1u << 30)
+        return usage(a, "--folder or --elements is wrong", NULL);
+    zb_overhead(&p);
+    zb_overlap(&p, numel, work);
+    zb_offload(&p, folder, numel, work);
+    zb_row(&p, "gpt_stage3", "the GPT example on 2 ranks: a step at stage 3, of stage 0's", zb_gpt(folder, 3),
+           zb_gpt(folder, 0), 1.10);
+    if (p.json && p.count) printf("}\n");
+    return p.failed ? ENVIRONMENT : finish(FINE);
+}
+#endif
