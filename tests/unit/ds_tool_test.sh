@@ -39,6 +39,18 @@ status bench_comm 0 "$ds" bench comm --ranks 3 --bytes 100000 --rounds 1 --json
 [ "$(grep -o '"sent": [0-9]*, "theory": [0-9]*' "$scratch/out" | awk '$2 + 0 == $4 + 0' | wc -l)" -eq 8 ]
 check bench_comm_wire_bytes
 status bench_comm_ranks 2 "$ds" bench comm --ranks 0
+# the other figures: each prints JSON, with a figure above zero for each thing that it times
+status bench_optim 0 "$ds" bench optim --elements 1024000 --rounds 1 --rows 16 --json
+cp "$scratch/out" "$scratch/bench.json"
+[ "$(grep -o '"of_ceiling": [0-9.]*[1-9]' "$scratch/bench.json" | wc -l)" -eq 10 ]
+check bench_optim_rows
+status bench_optim_json 0 "$ds" json "$scratch/bench.json"
+status bench_sparse 0 "$ds" bench sparse --seq-len 2048 --rounds 1 --block 64 --heads 1 --lengths --json
+cp "$scratch/out" "$scratch/bench.json"
+[ "$(grep -o '"seconds": [0-9.e-]*[1-9]' "$scratch/bench.json" | wc -l)" -eq 6 ]
+check bench_sparse_rows
+status bench_sparse_json 0 "$ds" json "$scratch/bench.json"
+status bench_optim_elements 2 "$ds" bench optim --elements 7
 status no_command 2 "$ds"
 status unknown_command 2 "$ds" frobnicate
 status unknown_option 2 "$ds" config --frobnicate "$scratch/good.json"
