@@ -964,7 +964,7 @@ enum {
     DS_CONFIG_HINT_BETAS = 1 << 4,         /* adam_beta1, adam_beta2 */
     DS_CONFIG_HINT_EPSILON = 1 << 5,       /* adam_epsilon */
     DS_CONFIG_HINT_WEIGHT_DECAY = 1 << 6,
-    DS_CONFIG_HINT_WARMUP_STEPS = 1 << 7,   /* warmup_num_steps */
+    DS_CONFIG_HINT_WARMUP_STEPS = 1 << 7,   /* warmup_num_steps; 0 becomes 1 */
     DS_CONFIG_HINT_TRAINING_STEPS = 1 << 8, /* total_num_steps */
     DS_CONFIG_HINT_HIDDEN_SIZE = 1 << 9,    /* h: reduce_bucket_size h*h, stage3_prefetch_bucket_size 0.9*h*h,
                                                stage3_param_persistence_threshold 10*h */
@@ -2951,7 +2951,7 @@ static bool dsi_config_auto_value(const ds_config_hints *h, const char *path, un
     case 2: memcpy(value, h->betas, sizeof h->betas); break;
     case 3: value[0] = h->epsilon; break;
     case 4: value[0] = h->weight_decay; break;
-    case 7: value[0] = (double)h->warmup_steps; break;
+    case 7: value[0] = h->warmup_steps ? (double)h->warmup_steps : 1; break;
     case 8: value[0] = (double)h->training_steps; break;
     case 9: value[0] = size * size; break;
     case 10: value[0] = (double)(int64_t)(0.9 * size * size); break;

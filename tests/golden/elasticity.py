@@ -1,5 +1,5 @@
 """Writes elasticity.json: batch sizes that DeepSpeed's compute_elastic_config gives, for random settings.
-usage: python elasticity.py >elasticity.json    (with deepspeed 0.19.6 installed)
+usage: python elasticity.py [SEED] >elasticity.json    (with deepspeed 0.19.6 installed)
 A line: world size, batch, micro batch (0, 0: refused), settings."""
 import json, logging, random, sys
 stdout, sys.stdout = sys.stdout, sys.stderr  # DeepSpeed logs there
@@ -7,7 +7,7 @@ import deepspeed
 from deepspeed.elasticity.elasticity import compute_elastic_config
 
 logging.disable(logging.CRITICAL)
-random.seed(5)
+random.seed(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
 rows = []
 while len(rows) < 200:
     version = random.choice([0.1, 0.2, 0.2])

@@ -1548,6 +1548,12 @@ static void test_values(void) {
             check_again(c);
             ds_config_free(c);
         }
+        h.warmup_steps = 0; /* max(1, get_warmup_steps()) there */
+        CHECK(ds_config_parse(everything, strlen(everything), &options, &c, NULL) == DS_OK);
+        if (CHECK(c != NULL)) {
+            CHECK_EQ(c->scheduler.params.warmup_num_steps, 1);
+            ds_config_free(c);
+        }
     }
     TEST(auto_without_hints_names_them) {
         CHECK(parse_for(everything, 2) == NULL);
