@@ -81,6 +81,7 @@ test: $(EXAMPLES) $(UNIT)
 soak: export FUZZ_RUNS ?= 100000000
 soak: export FUZZ_SECONDS ?= 36000
 soak: export DS_TEST_KILLS ?= 200
+soak: export CHECKPOINT_FLIPS ?= 10000
 soak: export DS_TEST_SCHEDULES ?= 20000
 soak: export DS_TEST_SWAPS ?= 1000000
 soak: export LIMIT ?= 40000

@@ -1167,6 +1167,239 @@ static void test_deepspeed(void) {
     }
 }
 
+/* ---- writing for DeepSpeed ---- */
+static const size_t flat_shape[1] = {7};
+static const struct {
+    const char *name;
+    ds_dtype dtype;
+    const size_t *shape;
+    int dims;
+    size_t count;
+} model[] = {
+    {"a.weight", DS_F32, big_shape, 2, BIG}, {"b", DS_F32, NULL, 0, 1},
+    {"c.bias", DS_F32, flat_shape, 1, 7},    {"mask", DS_BOOL, flat_shape, 1, 7},
+    {"frozen", DS_BF16, flat_shape, 1, 7},
+};
+/* A model of three trained tensors with two states each, and two tensors that are not; saved as ours. */
+static ds_status save_model(const char *folder, const char *tag, int64_t step, const char *odd_name, ds_dtype odd) {
+    static float data[BIG];
+    static const uint16_t narrow[7] = {1, 2, 3, 4, 5, 6, 7};
+    ds_checkpoint_desc d;
+    ds_checkpoint_writer *w = NULL;
+    memset(&d, 0, sizeof d);
+    d.folder = folder;
+    for (size_t i = 0; i < BIG; i++) data[i] = (float)((int64_t)i * 3 + step);
+    if (ds_checkpoint_begin(&d, tag, &w, NULL)) return DS_ERR_IO;
+    for (int k = -1; k < 2; k++)
+        for (size_t i = 0; i < 5; i++) {
+            char name[64];
+            ds_checkpoint_tensor t;
+            memset(&t, 0, sizeof t);
+            snprintf(name, sizeof name, "%s%s",
+                     k < 0 ? ""
+                     : k   ? "optimizer.exp_avg_sq."
+                           : "optimizer.exp_avg.",
+                     i == 2 && odd_name ? odd_name : model[i].name);
+            t.name = name;
+            t.dtype = i == 3 ? odd : model[i].dtype;
+            t.shape = model[i].shape;
+            t.dims = model[i].dims;
+            t.count = model[i].count;
+            t.data = i < 3 ? (const void *)(data + 100 * (k + 1)) : narrow;
+            if (i == 0) t.data = data;
+            if (k < 0 || i < 3) ds_checkpoint_add(w, &t);
+        }
+    ds_checkpoint_set_integer(w, "engine.step", step);
+    ds_checkpoint_set_integer(w, "engine.skipped", 2);
+    ds_checkpoint_set_integer(w, "engine.samples", 5000000000);
+    ds_checkpoint_set_integer(w, "optimizer.step", step - 2);
+    ds_checkpoint_set_integer(w, "optimizer.schedule", step - 3);
+    ds_checkpoint_set_number(w, "optimizer.lr", 0.001);
+    return ds_checkpoint_commit(w, NULL);
+}
+static int same_tensors(ds_checkpoint *a, ds_checkpoint *b) {
+    static unsigned char x[4 * BIG], y[4 * BIG];
+    ds_checkpoint_info info, other;
+    int same = ds_checkpoint_count(a) == ds_checkpoint_count(b);
+    for (size_t i = 0; same && !ds_checkpoint_at(a, i, &info); i++) {
+        same = !ds_checkpoint_find(b, info.name, &other) && info.dtype == other.dtype && info.dims == other.dims &&
+               memcmp(info.shape, other.shape, sizeof info.shape) == 0 &&
+               !ds_checkpoint_read(a, info.name, 0, info.numel, info.dtype, x) &&
+               !ds_checkpoint_read(b, info.name, 0, info.numel, info.dtype, y) &&
+               memcmp(x, y, info.numel * DS_DTYPE_SIZE(info.dtype)) == 0;
+        if (!same) printf("  '%s' differs\n", info.name);
+    }
+    return same;
+}
+static void test_deepspeed_write(void) {
+    TEST(what_is_written_for_deepspeed_comes_back_to_the_bit) {
+        char own[FOLDER_BYTES], theirs[FOLDER_BYTES];
+        static const int ranks[] = {0, 1, 2, 3, 7, 40};
+        static const char *const keys[] = {"engine.step", "engine.skipped", "engine.samples", "optimizer.step",
+                                           "optimizer.schedule"};
+        ds_checkpoint *a = NULL;
+        ds_error error = {DS_OK, ""};
+        CHECK_EQ(save_model(folder_of(own, "for_deepspeed"), "tag", 9, NULL, DS_BOOL), DS_OK);
+        CHECK_EQ(open_file(own, &a, &error), DS_OK);
+        if (!a) break;
+        for (int stage = 0; stage < 4; stage++)
+            for (size_t r = 0; r < sizeof ranks / sizeof ranks[0]; r++) {
+                ds_checkpoint *b = NULL;
+                shell("rm -rf '%s'", folder_of(theirs, "deepspeed_written"));
+                if (!CHECK_EQ(ds_deepspeed_write(a, theirs, "t", stage, ranks[r], &error), DS_OK)) continue;
+                shell("test \"$(cat '%s'/latest%s)\" = t", theirs, stage ? "" : "_universal");
+                CHECK_EQ(open_file(theirs, &b, &error), DS_OK);
+                if (!b) continue;
+                CHECK_EQ(ds_checkpoint_get_format(b),
+                         stage ? DS_CHECKPOINT_DEEPSPEED : DS_CHECKPOINT_DEEPSPEED_UNIVERSAL);
+                CHECK_EQ(ds_checkpoint_verify(b), DS_OK);
+                CHECK(same_tensors(a, b));
+                for (int k = 0; k < 5; k++) {
+                    int64_t x = -1, y = -2;
+                    CHECK_EQ(ds_checkpoint_get_integer(a, keys[k], &x), DS_OK);
+                    CHECK_EQ(ds_checkpoint_get_integer(b, keys[k], &y), DS_OK);
+                    CHECK_EQ(x, y);
+                }
+                ds_checkpoint_close(b);
+            }
+        ds_checkpoint_close(a);
+    }
+    TEST(weights_alone_are_written_for_deepspeed) {
+        char file[FOLDER_BYTES + 32], theirs[FOLDER_BYTES];
+        const float data[7] = {1, 2, 3, 4, 5, 6, 7};
+        const ds_checkpoint_tensor t = {"w", DS_F32, flat_shape, 1, 0, 7, data, NULL, NULL};
+        ds_checkpoint *a = NULL, *b = NULL;
+        ds_error error = {DS_OK, ""};
+        int64_t step = -1;
+        snprintf(file, sizeof file, "%s/weights.safetensors", root);
+        folder_of(theirs, "deepspeed_weights");
+        CHECK_EQ(ds_safetensors_write(file, &t, 1, NULL, 0, 0, NULL, &error), DS_OK);
+        CHECK_EQ(open_file(file, &a, &error), DS_OK);
+        if (!a) break;
+        CHECK_EQ(ds_deepspeed_write(a, theirs, "t", 2, 2, &error), DS_OK);
+        CHECK_EQ(open_file(theirs, &b, &error), DS_OK);
+        if (b) CHECK(same_tensors(a, b) && !ds_checkpoint_get_integer(b, "engine.step", &step) && step == 0);
+        ds_checkpoint_close(b);
+        for (int k = 0; k < 6; k++)
+            CHECK_EQ(ds_deepspeed_write(k ? a : NULL, k == 1 ? "" : theirs, k == 2 ? "a/b" : "t",
+                                        k == 3   ? 4
+                                        : k == 4 ? -1
+                                                 : 1,
+                                        k == 5 ? -1 : 1, &error),
+                     DS_ERR_ARGUMENT);
+        ds_checkpoint_close(a);
+    }
+    TEST(what_deepspeed_cannot_hold_is_refused) {
+        static const char *const names[3] = {"a/b", NULL, NULL};
+        for (int k = 0; k < 3; k++) {
+            char own[FOLDER_BYTES], theirs[FOLDER_BYTES];
+            ds_checkpoint *a = NULL;
+            ds_error error = {DS_OK, ""};
+            shell("rm -rf '%s' '%s'", folder_of(own, "refused"), folder_of(theirs, "refused_written"));
+            CHECK_EQ(save_model(own, "tag", 9, names[k], k == 1 ? DS_U8 : DS_BOOL), DS_OK);
+            CHECK_EQ(open_file(own, &a, &error), DS_OK);
+            if (!a) break;
+            CHECK_EQ(ds_deepspeed_write(a, theirs, "t", k == 2 ? 1 : 0, 1, &error), k ? DS_OK : DS_ERR_UNSUPPORTED);
+            if (!k) {
+                CHECK_HAS(error.message, "'a/b'");
+                shell("test -z \"$(ls '%s')\"", theirs);
+            }
+            ds_checkpoint_close(a);
+        }
+    }
+    TEST(a_failed_write_for_deepspeed_leaves_the_last_one) {
+        char own[FOLDER_BYTES], theirs[FOLDER_BYTES];
+        ds_checkpoint *a = NULL;
+        ds_error error = {DS_OK, ""};
+        CHECK_EQ(save_model(folder_of(own, "before_faults"), "tag", 9, NULL, DS_BOOL), DS_OK);
+        CHECK_EQ(open_file(own, &a, &error), DS_OK);
+        if (!a) break;
+        folder_of(theirs, "deepspeed_faults");
+        CHECK_EQ(ds_deepspeed_write(a, theirs, "first", 0, 1, &error), DS_OK);
+        ds_checkpoint_close(a);
+        for (int kind = 0; kind < 2; kind++) {
+            int finished = 0, failures = 0;
+            for (long n = 1; n < 3000 && !finished; n += n < 60 ? 1 : 5) {
+                ds_checkpoint_desc d;
+                ds_checkpoint *c = NULL;
+                test_memory memory;
+                faults f;
+                ds_status status;
+                long before;
+                memset(&d, 0, sizeof d);
+                memset(&f, 0, sizeof f);
+                memset(&memory, 0, sizeof memory);
+                use_faults(&d.files, &f);
+                use_memory(&d.allocator, &memory);
+                f.code = n % 3 ? -EIO : -ENOSPC;
+                if (!CHECK_EQ(ds_checkpoint_open_path(&d, own, &c, &error), DS_OK)) break;
+                before = kind ? f.calls : (long)memory.calls;
+                f.fail_at = kind ? before + n : 0;
+                memory.fail_at = kind ? 0 : (size_t)(before + n);
+                memset(&error, 0, sizeof error);
+                status = ds_deepspeed_write(c, theirs, "second", 0, 1, &error);
+                finished = kind ? f.calls < before + n : memory.calls < (size_t)(before + n);
+                ds_checkpoint_close(c);
+                CHECK_EQ(memory.live, 0);
+                CHECK_EQ(memory.mismatches, 0);
+                if (!status) { /* the fault met nothing that matters */
+                    shell("rm -rf '%s/second'; printf first > '%s/latest_universal'", theirs, theirs);
+                    continue;
+                }
+                failures++;
+                CHECK(error.status == status && error.message[0]);
+                shell("test \"$(cat '%s/latest_universal')\" = first -a ! -e '%s/second'", theirs, theirs);
+            }
+            CHECK(finished && failures > 10);
+        }
+        CHECK_EQ(open_file(theirs, &a, &error), DS_OK);
+        if (a) CHECK_EQ(ds_checkpoint_verify(a), DS_OK);
+        ds_checkpoint_close(a);
+    }
+}
+
+/* A file of so many bytes is synced by a thread while it is written. */
+static int first_sync_fails(void *x, int fd) {
+    return __atomic_fetch_add((int *)x, 1, __ATOMIC_RELAXED) ? dsi_sys_sync(NULL, fd) : -EIO;
+}
+static void test_large(void) {
+    TEST(a_large_file_is_synced_while_it_is_written) {
+        const size_t count = (size_t)20 << 20, shape[1] = {(size_t)20 << 20};
+        float *data = (float *)malloc(count * sizeof *data), got[4];
+        char folder[FOLDER_BYTES];
+        int syncs = 0;
+        folder_of(folder, "large");
+        for (size_t i = 0; data && i < count; i++) data[i] = (float)i;
+        for (int fails = 1; data && fails >= 0; fails--) {
+            ds_checkpoint_desc d;
+            ds_checkpoint_writer *w = NULL;
+            ds_checkpoint_tensor t = {"t", DS_F32, shape, 1, 0, count, data, NULL, NULL};
+            ds_checkpoint *c = NULL;
+            ds_error error = {DS_OK, ""};
+            memset(&d, 0, sizeof d);
+            d.folder = folder;
+            if (fails) d.files.sync = first_sync_fails, d.files.ctx = &syncs;
+            CHECK_EQ(ds_checkpoint_begin(&d, "tag", &w, &error), DS_OK);
+            if (!w) break;
+            ds_checkpoint_add(w, &t);
+            CHECK_EQ(ds_checkpoint_commit(w, &error), fails ? DS_ERR_IO : DS_OK);
+            if (fails) {
+                CHECK_HAS(error.message, "sync '");
+                shell("test -z \"$(ls '%s')\"", folder);
+                continue;
+            }
+            CHECK_EQ(ds_checkpoint_open(&d, NULL, &c, &error), DS_OK);
+            if (!c) break;
+            CHECK_EQ(ds_checkpoint_verify(c), DS_OK);
+            CHECK_EQ(ds_checkpoint_read(c, "t", count - 4, 4, DS_F32, got), DS_OK);
+            CHECK(memcmp(got, data + count - 4, sizeof got) == 0);
+            ds_checkpoint_close(c);
+        }
+        shell("rm -rf '%s'", folder);
+        free(data);
+    }
+}
+
 int main(int argc, char **argv) {
     test_begin(argc, argv);
     snprintf(root, sizeof root, "build/tests/checkpoint.%d", (int)getpid());
@@ -1179,6 +1412,8 @@ int main(int argc, char **argv) {
     test_damage();
     test_options();
     test_deepspeed();
+    test_deepspeed_write();
+    test_large();
     shell("rm -rf '%s'", root);
     return test_end();
 }
