@@ -518,6 +518,26 @@ DS_API ds_status ds_comm_quantized_reduce_scatter(ds_comm *node, ds_comm *across
                                                   size_t count, ds_dtype dtype, size_t groups, float divisor,
                                                   void *scratch);
 
+/* The same arithmetic on a GPU, for a caller whose buffers are there; ds_kernels.cu fills it. All pointers are device
+   memory; calls order work on the stream and return. Quantized bytes and parameters are those of the two functions above
+   bit for bit; a 1-bit scale may differ in its last bit, its norm being summed by grains of 1,024. */
+typedef struct ds_comm_kernels {
+    void *ctx;
+    /* error[count] += in[count]; signs and scale of error[padded], which keeps what they lose. grains: padded / 1,024,
+       rounded up, of scratch. count 0: error is compressed as it is (the server's turn). */
+    ds_status (*compress)(void *ctx, float *error, const float *in, size_t count, size_t padded, uint8_t *signs,
+                          float *scale, double *grains, void *stream);
+    /* error[chunk] += the mean over ranks of sign * scale; signs: (world, chunk / 8) */
+    ds_status (*average)(void *ctx, float *error, const uint8_t *signs, const float *scales, int world, size_t chunk,
+                         void *stream);
+    ds_status (*expand)(void *ctx, float *to, const uint8_t *signs, const float *scale, size_t count, void *stream);
+    ds_status (*quantize)(void *ctx, ds_comm_blocks form, const void *in, ds_dtype dtype, size_t count, int8_t *packed,
+                          float *params, void *stream);
+    ds_status (*dequantize)(void *ctx, ds_comm_blocks form, const int8_t *packed, const float *params, void *out,
+                            ds_dtype dtype, size_t count, void *stream);
+} ds_comm_kernels;
+extern void ds_cuda_comm_kernels(ds_comm_kernels *out); /* in ds_kernels.cu */
+
 /*---- figures --------------------------------------------------------------------------------------------------*/
 
 /* Since create, of this rank. Bytes are payload given to other ranks as in the formulas above. Any thread. */

@@ -20,17 +20,22 @@
    optimizers   Adam, AdamW, SGD, Adagrad, Lion and LAMB's two phases over any number of slices in one launch, with
                 unscaling, clipping and 16-bit weights in the same pass; Muon's matrix product and its mix
    gradients    norms by grain, whose sums also tell an overflow; their tree; casts, accumulation, scaling
+   messages     ds_comm_kernels: 1-bit compression with error feedback, blocks of 8 or 4 bits
+   token rows   ds_cuda_gather_rows(to, from, rows, count, row_bytes, stream): to[i] = from[rows[i]], and
+                ds_cuda_scatter_rows: to[rows[i]] = from[i], each row once; rows: uint32_t on the device. For layers that
+                see part of the tokens (random-LTD)
    device       memory, pinned memory, copies, streams, events
    Comments say how many bytes each kernel moves for an element: all but the products are bound by that. */
 #define DS_OPTIM_FORMULAS
+#include "ds_comm.h"
 #include "ds_optim.h"
 #include <cuda_runtime.h>
 #include <stdio.h>
 
 // Nothing below is inline PTX or the syntax of a launch: tests/emulate has twins of these, and so runs this file on a CPU.
 #ifndef DS_EMULATED
-#define DSI_UNROLL_(text) _Pragma(#text)
-#define DSI_UNROLL(n)     DSI_UNROLL_(unroll n)
+#define DSI_UNROLL_(text)                                   _Pragma(#text)
+#define DSI_UNROLL(n)                                       DSI_UNROLL_(unroll n)
 #define DSI_LAUNCH(kernel, grid, block, bytes, stream, ...) (kernel)<<<grid, block, bytes, stream>>>(__VA_ARGS__)
 #define DSI_SHARED(T, name)                                                                                            \
     extern __shared__ uint4 dsi_shared[];                                                                              \
@@ -57,6 +62,12 @@ DSI_PTX_2(ptx_mul, float, "f", "mul.rn.f32")
 DSI_PTX_2(ptx_div, float, "f", "div.rn.f32")
 DSI_PTX_2(ptx_add64, double, "d", "add.rn.f64")
 DSI_PTX_1(ptx_sqrt, float, "f", float, "f", "sqrt.rn.f32")
+DSI_PTX_2(ptx_min, float, "f", "min.f32")
+DSI_PTX_2(ptx_max, float, "f", "max.f32")
+DSI_PTX_2(ptx_div64, double, "d", "div.rn.f64")
+DSI_PTX_1(ptx_sqrt64, double, "d", double, "d", "sqrt.rn.f64")
+DSI_PTX_1(ptx_rint, float, "f", float, "f", "cvt.rni.f32.f32")
+DSI_PTX_1(ptx_narrow, float, "f", double, "d", "cvt.rn.f32.f64")
 DSI_PTX_1(ptx_wide, double, "d", float, "f", "cvt.f64.f32")
 __device__ float ptx_fma(float a, float b, float c) {
     float r;
@@ -459,6 +470,197 @@ ds_status call_tree(void *, double *grains, size_t n, void *stream) {
     return launched();
 }
 
+// >>messages
+__device__ bool not_negative(float x) { // x >= 0, denormals too
+    const uint32_t bits = dsi_bits_of_f32(x);
+    return bits <= 0x7F800000u || bits == 0x80000000u;
+}
+/* error += in, and the sums of squares of what it came to: as norm_grains. 12 bytes an element. */
+__global__ void __launch_bounds__(THREADS)
+    one_bit_add(float *error, const float *in, size_t count, size_t padded, double *per_grain, size_t grains) {
+    const size_t lane = threadIdx.x % LANES;
+    for (size_t grain = first_index() / LANES; grain < grains; grain += stride() / LANES) {
+        const size_t begin = grain * DS_GRAIN, end = begin + DS_GRAIN < padded ? begin + DS_GRAIN : padded;
+        double sum = 0;
+        for (size_t i = begin + lane; i < end; i += LANES) {
+            if (i < count) error[i] = ptx_add(error[i], in[i]);
+            const double x = ptx_wide(error[i]);
+            sum = ptx_fma64(x, x, sum);
+        }
+        sum = fold(sum);
+        if (lane == 0) per_grain[grain] = sum;
+    }
+}
+/* The scale from the norm, a sign for each element, eight to a byte with the first in the highest bit, and what they lose.
+   8 1/8 bytes an element. */
+__global__ void one_bit_signs(float *error, size_t padded, uint8_t *signs, float *scale, const double *sum) {
+    const float s = ptx_narrow(ptx_sqrt64(ptx_div64(*sum, (double)padded)));
+    if (first_index() == 0) *scale = s;
+    for (size_t i = first_index(); i < (padded + 31) / 32 * 32; i += stride()) { // whole warps: all lanes vote
+        const float x = i < padded ? error[i] : 0.0f;
+        const unsigned votes = __ballot_sync(0xFFFFFFFFu, not_negative(x)), lane = threadIdx.x % 32;
+        if (i >= padded) continue;
+        error[i] = ptx_add(x, not_negative(x) ? -s : s);
+        if (i % 8 == 0) {
+            unsigned byte = 0;
+            for (unsigned b = 0; b < 8; b++) byte |= (votes >> (lane + b) & 1) << (7 - b);
+            signs[i / 8] = (uint8_t)byte;
+        }
+    }
+}
+__device__ float signed_scale(const uint8_t *signs, size_t i, float scale) {
+    return signs[i / 8] >> (7 - i % 8) & 1 ? scale : -scale;
+}
+/* Ranks are added in one binary tree over their numbers, by a binary counter. 8 + ranks / 8 bytes an element. */
+__global__ void one_bit_average(float *error, const uint8_t *signs, const float *scales, unsigned world, size_t chunk) {
+    for (size_t i = first_index(); i < chunk; i += stride()) {
+        float level[16], sum = 0;
+        for (unsigned r = 0; r < world; r++) {
+            unsigned l = 0;
+            sum = signed_scale(signs + r * (chunk / 8), i, scales[r]);
+            for (; r >> l & 1; l++) sum = ptx_add(level[l], sum);
+            level[l] = sum;
+        }
+        for (unsigned l = 0, some = 0; l < 16; l++) {
+            if (!(world >> l & 1)) continue;
+            sum = some ? ptx_add(level[l], sum) : level[l];
+            some = 1;
+        }
+        error[i] = ptx_add(error[i], ptx_div(sum, (float)world));
+    }
+}
+__global__ void one_bit_expand(float *to, const uint8_t *signs, const float *scale, size_t count) {
+    for (size_t i = first_index(); i < count; i += stride()) to[i] = signed_scale(signs, i, *scale);
+}
+__device__ float extreme(float x, bool largest, float *of_warps) {
+    for (int with = 16; with; with /= 2) {
+        const float other = __shfl_xor_sync(0xFFFFFFFFu, x, with);
+        x = largest ? ptx_max(x, other) : ptx_min(x, other);
+    }
+    if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = of_warps[0];
+    for (unsigned w = 1; w < THREADS / 32; w++) x = largest ? ptx_max(x, of_warps[w]) : ptx_min(x, of_warps[w]);
+    return x;
+}
+__device__ int quantized(float x, float middle, float scale, float half) {
+    const float q = ptx_rint(ptx_mul(ptx_add(x, -middle), scale));
+    return (int)(q < -half ? -half : q > half - 1 ? half - 1 : q);
+}
+/* One group a block. The second read of the values is the cache's: 2 or 4 bytes an element in, 1 or 1/2 out. */
+__global__ void __launch_bounds__(THREADS)
+    quantize(int bits, bool asymmetric, const void *in, ds_dtype dtype, size_t each, int8_t *packed, float *params) {
+    DSI_SHARED(float, shared);
+    const size_t from = blockIdx.x * each;
+    const float half = bits == 8 ? 128.0f : 8.0f;
+    float low = load(dtype, in, from), high = low, middle = 0, range, scale = 1;
+    for (size_t i = threadIdx.x; i < each; i += THREADS) {
+        const float x = load(dtype, in, from + i);
+        low = ptx_min(low, x);
+        high = ptx_max(high, x);
+    }
+    low = extreme(low, false, shared);
+    high = extreme(high, true, shared + THREADS / 32);
+    if (asymmetric) {
+        range = ptx_add(high, -low);
+        middle = ptx_mul(ptx_add(high, low), 0.5f);
+    } else
+        range = ptx_mul(2, ptx_max(high, -low));
+    if (range > 0) scale = ptx_div(2 * half, range);
+    if (threadIdx.x == 0) {
+        params[blockIdx.x * (asymmetric ? 2 : 1)] = ptx_div(1, scale);
+        if (asymmetric) params[2 * blockIdx.x + 1] = middle;
+    }
+    for (size_t i = threadIdx.x; bits == 8 && i < each; i += THREADS)
+        packed[from + i] = (int8_t)quantized(load(dtype, in, from + i), middle, scale, half);
+    for (size_t i = 2 * threadIdx.x; bits == 4 && i < each; i += 2 * THREADS) {
+        const int first = quantized(load(dtype, in, from + i), middle, scale, half);
+        const int second = quantized(load(dtype, in, from + i + 1), middle, scale, half);
+        packed[(from + i) / 2] = (int8_t)(first * 16 + (second & 15));
+    }
+}
+// 1 or 1/2 bytes an element in, 2 or 4 out.
+__global__ void dequantize(int bits, bool asymmetric, const int8_t *packed, const float *params, size_t each, void *out,
+                           ds_dtype dtype, size_t count) {
+    for (size_t i = first_index(); i < count; i += stride()) {
+        const float *p = params + i / each * (asymmetric ? 2 : 1);
+        int q = packed[bits == 8 ? i : i / 2];
+        if (bits == 4) q = i % 2 == 0 ? q >> 4 : (int)(((unsigned)q & 15u) ^ 8u) - 8;
+        store(dtype, out, i,
+              asymmetric ? ptx_narrow(ptx_fma64((double)q, ptx_wide(p[0]), ptx_wide(p[1]))) : ptx_mul((float)q, p[0]));
+    }
+}
+ds_status call_compress(void *, float *error, const float *in, size_t count, size_t padded, uint8_t *signs,
+                        float *scale, double *grains, void *on) {
+    const cudaStream_t stream = (cudaStream_t)on;
+    const size_t n = padded / DS_GRAIN + (padded % DS_GRAIN != 0);
+    if (padded % 8 || count > padded) return DS_ERR_ARGUMENT;
+    if (!padded) return said(cudaMemsetAsync(scale, 0, sizeof *scale, stream));
+    DSI_LAUNCH(one_bit_add, blocks(n * LANES), THREADS, 0, stream, error, in, count, padded, grains, n);
+    if (n > 1) DSI_LAUNCH(norm_tree, 1, 1024, 0, stream, grains, n);
+    DSI_LAUNCH(one_bit_signs, blocks(padded), THREADS, 0, stream, error, padded, signs, scale, grains);
+    return launched();
+}
+ds_status call_average(void *, float *error, const uint8_t *signs, const float *scales, int world, size_t chunk,
+                       void *stream) {
+    if (world < 1 || world > 65535 || chunk % 8) return DS_ERR_ARGUMENT;
+    if (!chunk) return DS_OK;
+    DSI_LAUNCH(one_bit_average, blocks(chunk), THREADS, 0, (cudaStream_t)stream, error, signs, scales, (unsigned)world,
+               chunk);
+    return launched();
+}
+ds_status call_expand(void *, float *to, const uint8_t *signs, const float *scale, size_t count, void *stream) {
+    if (!count) return DS_OK;
+    DSI_LAUNCH(one_bit_expand, blocks(count), THREADS, 0, (cudaStream_t)stream, to, signs, scale, count);
+    return launched();
+}
+bool right_blocks(ds_comm_blocks f, ds_dtype dtype, size_t count) {
+    return (f.bits == 8 || f.bits == 4) && is_float(dtype) && f.groups && f.groups <= 0x7FFFFFFF &&
+           count % f.groups == 0 && (f.bits == 8 || count / f.groups % 2 == 0);
+}
+ds_status call_quantize(void *, ds_comm_blocks form, const void *in, ds_dtype dtype, size_t count, int8_t *packed,
+                        float *params, void *stream) {
+    if (!count) return DS_OK;
+    if (!right_blocks(form, dtype, count)) return DS_ERR_ARGUMENT;
+    DSI_LAUNCH(quantize, (unsigned)form.groups, THREADS, 2 * THREADS / 32 * sizeof(float), (cudaStream_t)stream,
+               form.bits, form.asymmetric, in, dtype, count / form.groups, packed, params);
+    return launched();
+}
+ds_status call_dequantize(void *, ds_comm_blocks form, const int8_t *packed, const float *params, void *out,
+                          ds_dtype dtype, size_t count, void *stream) {
+    if (!count) return DS_OK;
+    if (!right_blocks(form, dtype, count)) return DS_ERR_ARGUMENT;
+    DSI_LAUNCH(dequantize, blocks(count), THREADS, 0, (cudaStream_t)stream, form.bits, form.asymmetric, packed, params,
+               count / form.groups, out, dtype, count);
+    return launched();
+}
+
+// >>rows
+// Rows of T by index, one block to a row in turn: each byte is read and written once, and 4 bytes of index a row.
+template <class T, bool GATHER>
+__global__ void __launch_bounds__(THREADS)
+    move_rows(T *to, const T *from, const uint32_t *rows, size_t count, size_t width) {
+    for (size_t r = blockIdx.x; r < count; r += gridDim.x)
+        for (size_t i = threadIdx.x; i < width; i += THREADS)
+            if (GATHER)
+                to[r * width + i] = from[rows[r] * width + i];
+            else
+                to[rows[r] * width + i] = from[r * width + i];
+}
+template <bool GATHER>
+ds_status call_rows(void *to, const void *from, const uint32_t *rows, size_t count, size_t bytes, void *on) {
+    const cudaStream_t stream = (cudaStream_t)on;
+    const unsigned n = count < 65536 ? (unsigned)count : 65536u;
+    if (!count || !bytes) return DS_OK;
+    if (bytes % 16 == 0 && aligned(to, 16) && aligned(from, 16))
+        DSI_LAUNCH((move_rows<uint4, GATHER>), n, THREADS, 0, stream, (uint4 *)to, (const uint4 *)from, rows, count,
+                   bytes / 16);
+    else
+        DSI_LAUNCH((move_rows<uint8_t, GATHER>), n, THREADS, 0, stream, (uint8_t *)to, (const uint8_t *)from, rows,
+                   count, bytes);
+    return launched();
+}
+
 // >>device
 ds_status device_alloc(void *, size_t bytes, void **memory) {
     return said(cudaMalloc(memory, bytes ? bytes : 1));
@@ -526,6 +728,22 @@ extern "C" void ds_cuda_optim_kernels(ds_optim_kernels *out) {
     out->scale = call_scale;
     out->mix = call_mix;
     out->multiply = call_multiply;
+}
+extern "C" void ds_cuda_comm_kernels(ds_comm_kernels *out) {
+    out->ctx = NULL;
+    out->compress = call_compress;
+    out->average = call_average;
+    out->expand = call_expand;
+    out->quantize = call_quantize;
+    out->dequantize = call_dequantize;
+}
+extern "C" ds_status ds_cuda_gather_rows(void *to, const void *from, const uint32_t *rows, size_t count,
+                                         size_t row_bytes, void *stream) {
+    return call_rows<true>(to, from, rows, count, row_bytes, stream);
+}
+extern "C" ds_status ds_cuda_scatter_rows(void *to, const void *from, const uint32_t *rows, size_t count,
+                                          size_t row_bytes, void *stream) {
+    return call_rows<false>(to, from, rows, count, row_bytes, stream);
 }
 extern "C" void ds_cuda_device(ds_device *out) {
     out->ctx = NULL;

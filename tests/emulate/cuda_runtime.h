@@ -449,6 +449,12 @@ inline float ptx_mul(float a, float b) {
 inline float ptx_add(float a, float b) {
     return a + b;
 }
+inline float ptx_min(float a, float b) {
+    return fminf(a, b);
+}
+inline float ptx_max(float a, float b) {
+    return fmaxf(a, b);
+}
 inline float ptx_div(float a, float b) {
     return a / b;
 }

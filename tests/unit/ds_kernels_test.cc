@@ -1,10 +1,12 @@
 // ds_kernels.cu on the emulated GPU of tests/emulate: every kernel, in several random orders, beside the CPU's function.
 #include "../../ds_kernels.cu"
 #define DS_IMPLEMENTATION
+#include "../../ds_comm.h"
 #include "../../ds_optim.h"
 #include "../test.h"
 
 static ds_optim_kernels optim_kernels;
+static ds_comm_kernels comm_kernels;
 static ds_device gpu;
 static const ds_dtype floats[] = {DS_F32, DS_F16, DS_BF16};
 static uint64_t dice = 42;
@@ -206,6 +208,7 @@ static void count_up(int *out, int *order) {
 int main(int argc, char **argv) {
     test_begin(argc, argv);
     ds_cuda_optim_kernels(&optim_kernels);
+    ds_cuda_comm_kernels(&comm_kernels);
     ds_cuda_device(&gpu);
 
     TEST(emulation_finds_divergence) {
@@ -391,6 +394,121 @@ int main(int argc, char **argv) {
                 for (size_t i = 0; i < (m < n ? m * k : n * k); i++) a[i] = fmaf(b[i], 0.95f, a[i] * 0.05f);
                 CHECK(da.equals(a.data()));
             }
+    }
+    TEST(one_bit) {
+        // The two phases of ds_comm_one_bit_all_reduce, three ranks at once; the CPU's in the same order of events.
+        enum { WORLD = 3, COUNT = 5000 };
+        const ds_comm_one_bit sizes = ds_comm_one_bit_sizes(WORLD, COUNT);
+        const size_t bytes = sizes.padded / 8, part = sizes.chunk / 8;
+        std::vector<float> error[WORLD], in[WORLD], server(sizes.chunk), got(sizes.padded), mean(sizes.chunk);
+        std::vector<double> grains(sizes.padded / DS_GRAIN + 1);
+        std::vector<uint8_t> signs(bytes), all(WORLD * part);
+        std::vector<float> scales(WORLD);
+        on_device d_grains(grains.data(), grains.size() * 8), d_signs(signs.data(), bytes), d_scale(scales.data(), 4);
+        for (float &x : server) x = any_float();
+        for (size_t r = 0; r < WORLD; r++) {
+            error[r].assign(sizes.padded, 0.0f), in[r].resize(COUNT);
+            for (float &x : in[r]) x = any_float();
+            for (size_t i = 0; i < COUNT; i++) error[r][i] = any_float();
+            in[r][7] = -error[r][7]; // an exact zero counts as not negative
+            on_device e(error[r].data(), sizes.padded * 4), x(in[r].data(), COUNT * 4);
+            CHECK_EQ(comm_kernels.compress(NULL, (float *)e.at, (float *)x.at, COUNT, sizes.padded,
+                                           (uint8_t *)d_signs.at, (float *)d_scale.at, (double *)d_grains.at, NULL),
+                     DS_OK);
+            double lane[8] = {0};
+            dsi_comm_feed(error[r].data(), in[r].data(), COUNT, lane, 0);
+            dsi_comm_feed(error[r].data() + COUNT, NULL, sizes.padded - COUNT, lane, COUNT);
+            const float scale = dsi_comm_compress(error[r].data(), sizes.padded, lane, signs.data());
+            d_scale.back(&scales[r]);
+            CHECK(d_signs.equals(signs.data()));
+            CHECK_NEAR(scales[r], scale, 1.2e-7 * (double)scale);
+            e.back(got.data());
+            for (size_t i = 0; i < sizes.padded;
+                 i++) // both subtract their scale: one rounding each, and the scales' bit
+                CHECK_NEAR(got[i], error[r][i], 1.2e-7 * fmax(fabs((double)got[i]), (double)scale));
+            memcpy(&all[r * part], signs.data() + part, part); // what rank 1 receives
+        }
+        on_device s(server.data(), sizes.chunk * 4), a(all.data(), all.size()), sc(scales.data(), WORLD * 4);
+        CHECK_EQ(comm_kernels.average(NULL, (float *)s.at, (uint8_t *)a.at, (float *)sc.at, WORLD, sizes.chunk, NULL),
+                 DS_OK);
+        for (size_t i = 0; i < sizes.chunk; i++) {
+            float v[WORLD];
+            for (size_t r = 0; r < WORLD; r++) v[r] = all[r * part + i / 8] >> (7 - i % 8) & 1 ? scales[r] : -scales[r];
+            server[i] += (v[0] + v[1] + v[2]) / WORLD;
+        }
+        CHECK(s.equals(server.data()));
+        on_device out(mean.data(), sizes.chunk * 4);
+        CHECK_EQ(comm_kernels.expand(NULL, (float *)out.at, (uint8_t *)a.at, (float *)sc.at, sizes.chunk, NULL), DS_OK);
+        for (size_t i = 0; i < sizes.chunk; i++) mean[i] = all[i / 8] >> (7 - i % 8) & 1 ? scales[0] : -scales[0];
+        CHECK(out.equals(mean.data()));
+        CHECK_EQ(comm_kernels.compress(NULL, NULL, NULL, 1, 9, NULL, NULL, NULL, NULL), DS_ERR_ARGUMENT);
+    }
+    TEST(average_of_any_ranks) {
+        for (int world = 1; world < 20; world++) {
+            std::vector<uint8_t> signs((size_t)world);
+            std::vector<float> scales((size_t)world), sums, error(8);
+            for (uint8_t &x : signs) x = (uint8_t)test_random(&dice);
+            for (float &x : scales) x = (float)test_uniform(&dice);
+            on_device e(error.data(), 32), g(signs.data(), signs.size()), sc(scales.data(), scales.size() * 4);
+            CHECK_EQ(comm_kernels.average(NULL, (float *)e.at, (uint8_t *)g.at, (float *)sc.at, world, 8, NULL), DS_OK);
+            for (size_t i = 0; i < 8; i++) {
+                sums.clear();
+                for (size_t r = 0; r < (size_t)world; r++)
+                    sums.push_back(signs[r] >> (7 - i) & 1 ? scales[r] : -scales[r]);
+                for (size_t n = sums.size(); n > 1; n = n / 2 + n % 2) {
+                    for (size_t k = 0; k < n / 2; k++) sums[k] = sums[2 * k] + sums[2 * k + 1];
+                    if (n % 2) sums[n / 2] = sums[n - 1];
+                }
+                error[i] = sums[0] / (float)world;
+            }
+            CHECK(e.equals(error.data()));
+        }
+    }
+    TEST(blocks_of_few_bits) {
+        static const size_t eachs[] = {2, 6, 256, 1000};
+        for (size_t each : eachs)
+            for (ds_dtype t : floats)
+                for (int how = 0; how < 4; how++) {
+                    const ds_comm_blocks form = {how % 2 ? 8 : 4, how / 2 != 0, 5};
+                    const size_t count = 5 * each, bytes = form.bits == 8 ? count : count / 2;
+                    std::vector<char> in = random_array(t, count), out(in.size());
+                    std::vector<int8_t> packed(bytes);
+                    std::vector<float> params(10, 0.0f);
+                    memset(in.data(), 0, each * DS_DTYPE_SIZE(t)); // a group without range
+                    on_device x(in.data(), in.size()), p(packed.data(), bytes), k(params.data(), 40),
+                        y(out.data(), out.size());
+                    CHECK_EQ(comm_kernels.quantize(NULL, form, x.at, t, count, (int8_t *)p.at, (float *)k.at, NULL),
+                             DS_OK);
+                    CHECK_EQ(comm_kernels.dequantize(NULL, form, (int8_t *)p.at, (float *)k.at, y.at, t, count, NULL),
+                             DS_OK);
+                    ds_comm_quantize(form, in.data(), t, count, packed.data(), params.data());
+                    ds_comm_dequantize(form, packed.data(), params.data(), out.data(), t, count);
+                    CHECK(p.equals(packed.data()));
+                    CHECK(k.equals(params.data()));
+                    CHECK(y.equals(out.data()));
+                }
+        const ds_comm_blocks odd = {4, false, 1};
+        CHECK_EQ(comm_kernels.quantize(NULL, odd, NULL, DS_F32, 3, NULL, NULL, NULL), DS_ERR_ARGUMENT);
+    }
+    TEST(token_rows) {
+        static const size_t widths[] = {1, 16, 48, 6000, 4096};
+        for (size_t width : widths) {
+            enum { TOKENS = 40, KEPT = 13 };
+            std::vector<char> all(TOKENS * width), some(KEPT * width), wide(TOKENS * width, 1);
+            std::vector<uint32_t> rows(KEPT);
+            for (char &c : all) c = (char)test_random(&dice);
+            for (uint32_t i = 0; i < KEPT; i++) rows[i] = (i * 29 + 5) % TOKENS;
+            on_device from(all.data(), all.size()), r(rows.data(), 4 * KEPT), to(some.data(), some.size());
+            on_device back(wide.data(), wide.size());
+            CHECK_EQ(ds_cuda_gather_rows(to.at, from.at, (uint32_t *)r.at, KEPT, width, NULL), DS_OK);
+            CHECK_EQ(ds_cuda_scatter_rows(back.at, to.at, (uint32_t *)r.at, KEPT, width, NULL), DS_OK);
+            for (size_t i = 0; i < KEPT; i++) {
+                memcpy(&some[i * width], &all[rows[i] * width], width);
+                memcpy(&wide[rows[i] * width], &all[rows[i] * width], width);
+            }
+            CHECK(to.equals(some.data()));
+            CHECK(back.equals(wide.data()));
+        }
     }
     CHECK_EQ(emu::device.size(), 0); // nothing is left allocated
     return test_end();
