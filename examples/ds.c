@@ -973,11 +973,13 @@ static int bench_checkpoint(arguments *a) {
     return finish(FINE);
 }
 
+#include "bench_aio.h"
 #include "bench_comm.h"
 #include "bench_optim.h"
 #include "bench_zero.h"
 
 static int run_bench(arguments *a) {
+    if (a->count && !strcmp(a->at[0], "aio")) return bench_aio(a);
     if (a->count && !strcmp(a->at[0], "comm")) return bench_comm(a);
     if (a->count && !strcmp(a->at[0], "optim")) return bench_optim(a);
     if (a->count && !strcmp(a->at[0], "checkpoint")) return bench_checkpoint(a);
@@ -1519,7 +1521,13 @@ static const struct command {
      "       ds bench comm [--ranks N] [--mib N | --bytes N] [--rounds R] [--json]\n"
      "Times collectives between N processes over shared memory beside their reading and writing of memory.\n"
      "       ds bench zero [--folder DIR] [--elements N] [--json]\n"
-     "Times steps of the engine beside computation, communication and disk alone; N elements in each of 8 layers.\n",
+     "Times steps of the engine beside computation, communication and disk alone; N elements in each of 8 layers.\n"
+     "       ds bench aio [--folder DIR] [--mib N] [--block-size BYTES] [--queue-depth N] [--threads T] "
+     "[--single-submit]\n"
+     "                    [--no-overlap] [--rounds R] [--fio PATH] [--json] [--tune | --step]\n"
+     "Times the swap file in DIR beside fio at the same settings; --tune tries block sizes, depths and threads and "
+     "prints the\n"
+     "aio section to paste; --step times an optimizer's step from the disk beside its I/O and its arithmetic alone.\n",
      run_bench},
     {"inspect", "show what a checkpoint holds, and verify it",
      "usage: ds inspect CHECKPOINT [--json]\n"
