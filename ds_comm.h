@@ -1352,7 +1352,8 @@ struct ds_comm {
     int *family_rank;        /* of each rank: its number in the first communicator */
     uint64_t number, rounds; /* collectives announced, staged rounds so far */
     uint64_t handles;
-    int spins;
+    int spins,
+        pauses; /* most looks at a counter before a sleep, 0 where ranks share cores; and those of the next wait */
     int64_t timeout;
     size_t stage_bytes;
     char *scratch;
@@ -1837,7 +1838,12 @@ static ds_status dsi_comm_await(ds_comm *c, const dsi_comm_sign *sign, int peer,
     if (DSI_COMM_LOAD(word) >= value) return DS_OK;
     begin = looked = dsi_now(&c->clock);
     deadline = dsi_deadline(&c->clock, c->timeout);
-    for (int i = 0; i < c->spins && DSI_COMM_LOAD(word) < value; i++) dsi_comm_pause();
+    for (int i = 0; i < c->pauses && DSI_COMM_LOAD(word) < value; i++) dsi_comm_pause();
+    /* Where it was in vain, the peer may be waiting for this very core: the next spin is shorter. */
+    if (DSI_COMM_LOAD(word) >= value)
+        c->pauses = c->pauses * 2 < c->spins ? c->pauses * 2 : c->spins;
+    else
+        c->pauses = c->pauses / 2 > c->spins / 32 ? c->pauses / 2 : c->spins / 32;
     for (int i = 0; i < c->spins && DSI_COMM_LOAD(word) < value; i++) sched_yield();
     while (DSI_COMM_LOAD(word) < value) {
         uint32_t bell = DSI_COMM_LOAD(&me->bell);
@@ -3170,7 +3176,8 @@ static ds_comm *dsi_comm_make(const ds_comm_desc *desc, dsi_comm_family *family,
     c->stage_bytes = desc->stage_bytes ? desc->stage_bytes : (size_t)4 << 20;
     if (c->stage_bytes < 512 * w) c->stage_bytes = 512 * w;
     c->stage_bytes = dsi_round_up(c->stage_bytes, 2 * DSI_COMM_PAGE);
-    c->spins = sysconf(_SC_NPROCESSORS_ONLN) >= world ? 500 : 0;
+    c->spins = sysconf(_SC_NPROCESSORS_ONLN) >= world ? 512 : 0;
+    c->pauses = c->spins;
     c->log = desc->log;
     c->allocator = desc->allocator;
     c->logger = desc->logger;

@@ -111,7 +111,7 @@ static int comm_compare(const void *a, const void *b) {
 
 /* One rank of the measurement; rank 0 keeps the figures. */
 static ds_status comm_measure(comm_bench *b, size_t rounds) {
-    size_t w = (size_t)ds_comm_world(b->comm), repeat = b->bytes >= 1 << 24 ? 1 : (1 << 24) / (b->bytes + 1) + 1;
+    size_t w = (size_t)ds_comm_world(b->comm), repeat = ((size_t)256 << 20) / b->bytes + 1;
     ds_comm_one_bit sizes = ds_comm_one_bit_sizes((int)w, b->bytes / 4);
     ds_status status = DS_OK;
     memcpy(b->cases, comm_kinds, sizeof comm_kinds);
