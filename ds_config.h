@@ -75,15 +75,16 @@
        where nothing fills it in; nvme without nvme_path; offload_param below stage 3; offload_optimizer at stage 0, or
        on nvme below stage 3; amp with ZeRO, fp16 or bf16; 1-bit optimizers with ZeRO; a partition size of ZeRO++ or
        MiCS that does not divide the world size; an absent total_num_steps, cycle_min_lr or cycle_max_lr; the names of
-       its Python fields (max_live_parameters for stage3_max_live_parameters).
+       its Python fields (max_live_parameters for stage3_max_live_parameters); elastic batches of no sample.
        Accepted here, refused by newer DeepSpeed: amp, sparse_gradients, sparse_attention, curriculum_learning,
        progressive_layer_drop, eigenvalue, elasticity and compression_training (which 0.19.8 dropped);
        zero_optimization.grad_hooks; a section without its `enabled`, which is off.
        Lifted: train_batch_size required; the micro batch together with accumulation; ZeRO with fp16 or with Adam only.
        As DeepSpeed: optimizer names that it implements become lower case, data types fp16, bf16, fp32; fp16 and bf16
-       together are an error; wall_clock_breakdown is on with the flops profiler; an absent optimizer is accepted;
-       elasticity gives the batch sizes; null for a section is an error but where it means absence (aio, bf16,
-       comms_logger, sparse_attention, the offload sections, params).
+       together are an error; what the documents call mandatory for snip_momentum has defaults; wall_clock_breakdown
+       is on with the flops profiler; an absent optimizer is accepted; elasticity gives the batch sizes; null for a
+       section is an error but where it means absence (aio, bf16, comms_logger, sparse_attention, the offload
+       sections, params).
        aio.thread_count counts (DeepSpeed reads only intra_op_parallelism, its newer name). Values stay where the
        documents have them: fp16_mixed_quantize is an object, modules always a list, the parameters of amp,
        curriculum_learning and progressive_layer_drop beside `enabled`. cpu_offload_use_pin_memory becomes pin_memory.
@@ -805,7 +806,7 @@ OPEN(compression_training., head_pruning, "") \
 OPEN(compression_training.head_pruning., shared_parameters, "") \
 KEY(BOOL, compression_training.head_pruning.shared_parameters., enabled, "false", "", "3", "", "prune attention heads") \
 KEY(INT, compression_training.head_pruning.shared_parameters., schedule_offset, "1000", ">=0", "3", "", "first step") \
-KEY(TEXT, compression_training.head_pruning.shared_parameters., method, "topk", "topk|l1", "3", "", "method") \
+KEY(TEXT, compression_training.head_pruning.shared_parameters., method, "topk", "topk", "3", "", "method; the documents have one") \
 KEY(SIZE, compression_training.head_pruning.shared_parameters., num_heads, "null", "?>=1", "3", "", "heads of the model") \
 CLOSE(compression_training.head_pruning., shared_parameters) \
 KEY(PRUNING_GROUPS, compression_training.head_pruning., different_groups, "null", "?", "3", "", "sets of modules by name") \
@@ -2520,8 +2521,9 @@ static uint32_t dsi_config_place(const dsi_config_parser *p, const char *path) {
     }
     return DSI_JSON_NONE;
 }
-/* An error at a key of the main table. */
+/* An error, or a warning, at a key of the main table. */
 #define DSI_CONFIG_REFUSE(p, path, ...) dsi_config_say(p, DS_LOG_ERROR, path, dsi_config_place(p, path), __VA_ARGS__)
+#define DSI_CONFIG_DOUBT(p, path, ...)  dsi_config_say(p, DS_LOG_WARNING, path, dsi_config_place(p, path), __VA_ARGS__)
 
 /* Edits between two names: insert, delete, replace, swap of neighbours; case counts half. */
 static int dsi_config_distance(const char *a, size_t m, const char *b, size_t n) {
@@ -3311,45 +3313,46 @@ static void dsi_config_batch(dsi_config_parser *p) {
 /* What each optimizer and scheduler takes, and where its defaults differ from the table's. */
 typedef struct dsi_config_kind {
     const char *name, *params;
-    bool lower; /* DeepSpeed implements it under its name in lower case */
+    bool lower;      /* DeepSpeed implements it under its name in lower case */
+    unsigned states; /* tensors for each parameter: itself, its gradient and what the optimizer keeps */
 } dsi_config_kind;
 static const dsi_config_kind dsi_config_optimizers[] = {
-    {"adam", " lr betas eps weight_decay amsgrad torch_adam adam_w_mode bias_correction ", true},
-    {"adamw", " lr betas eps weight_decay amsgrad torch_adam adam_w_mode bias_correction ", true},
+    {"adam", " lr betas eps weight_decay amsgrad torch_adam adam_w_mode bias_correction ", true, 4},
+    {"adamw", " lr betas eps weight_decay amsgrad torch_adam adam_w_mode bias_correction ", true, 4},
     {"lamb", " lr betas eps weight_decay amsgrad bias_correction eps_inside_sqrt max_grad_norm max_coeff min_coeff ",
-     true},
-    {"lion", " lr betas weight_decay ", true},
-    {"adagrad", " lr eps weight_decay ", true},
-    {"muon", " lr betas eps weight_decay momentum nesterov muon_lr adam_lr ns_steps ", true},
+     true, 4},
+    {"lion", " lr betas weight_decay ", true, 3},
+    {"adagrad", " lr eps weight_decay ", true, 3},
+    {"muon", " lr betas eps weight_decay momentum nesterov muon_lr adam_lr ns_steps ", true, 4},
     {"onebitadam",
      " lr betas eps weight_decay amsgrad bias_correction eps_inside_sqrt max_grad_norm freeze_step cuda_aware "
      "comm_backend_name ",
-     true},
+     true, 4},
     {"onebitlamb",
      " lr betas eps weight_decay amsgrad bias_correction eps_inside_sqrt max_grad_norm max_coeff min_coeff freeze_step "
      "cuda_aware comm_backend_name coeff_beta factor_max factor_min factor_threshold ",
-     true},
+     true, 4},
     {"zerooneadam",
      " lr betas eps weight_decay amsgrad bias_correction eps_inside_sqrt max_grad_norm var_freeze_step "
      "var_update_scaler "
      "local_step_scaler local_step_clipper cuda_aware comm_backend_name ",
-     true},
-    {"SGD", " lr weight_decay momentum dampening nesterov ", false}};
+     true, 4},
+    {"SGD", " lr weight_decay momentum dampening nesterov ", false, 3}};
 static const dsi_config_kind dsi_config_schedulers[] = {
-    {"WarmupLR", " warmup_min_lr warmup_max_lr warmup_num_steps warmup_type last_batch_iteration ", false},
+    {"WarmupLR", " warmup_min_lr warmup_max_lr warmup_num_steps warmup_type last_batch_iteration ", false, 0},
     {"WarmupDecayLR", " warmup_min_lr warmup_max_lr warmup_num_steps warmup_type total_num_steps last_batch_iteration ",
-     false},
+     false, 0},
     {"WarmupCosineLR",
-     " total_num_steps warmup_min_ratio warmup_num_steps cos_min_ratio warmup_type last_batch_iteration ", false},
+     " total_num_steps warmup_min_ratio warmup_num_steps cos_min_ratio warmup_type last_batch_iteration ", false, 0},
     {"OneCycle",
      " cycle_min_lr cycle_max_lr decay_lr_rate cycle_first_step_size cycle_second_step_size cycle_first_stair_count "
      "cycle_second_stair_count decay_step_size cycle_momentum cycle_min_mom cycle_max_mom decay_mom_rate "
      "last_batch_iteration ",
-     false},
+     false, 0},
     {"LRRangeTest",
      " lr_range_test_min_lr lr_range_test_step_size lr_range_test_step_rate lr_range_test_staircase "
      "last_batch_iteration ",
-     false}};
+     false, 0}};
 #define DSI_CONFIG_OPTIMIZERS (sizeof dsi_config_optimizers / sizeof dsi_config_optimizers[0])
 #define DSI_CONFIG_SCHEDULERS (sizeof dsi_config_schedulers / sizeof dsi_config_schedulers[0])
 
@@ -3420,6 +3423,10 @@ static void dsi_config_optimizer(dsi_config_parser *p) {
                                   "%s compresses what ZeRO partitions: it needs zero_optimization.stage 0; got %d",
                                   kind->name, (int)c->zero_optimization.stage);
     }
+    if (kind && c->zero_optimization.offload_optimizer.device == DS_CONFIG_NVME &&
+        c->zero_optimization.offload_optimizer.buffer_count < kind->states)
+        DSI_CONFIG_DOUBT(p, "zero_optimization.offload_optimizer.buffer_count",
+                         "should be at least %u: what %s has for each parameter", kind->states, kind->name);
     if (!c->optimizer.type) return;
     DSI_CONFIG_DERIVE(p, optimizer.params.muon_lr, c->optimizer.params.lr);
     DSI_CONFIG_DERIVE(p, optimizer.params.adam_lr, c->optimizer.params.lr);
@@ -3580,15 +3587,14 @@ static void dsi_config_data(dsi_config_parser *p) {
     if (c->autotuning.end_profile_step < c->autotuning.start_profile_step)
         DSI_CONFIG_REFUSE(p, "autotuning.end_profile_step", "must not be less than start_profile_step %lld; got %lld",
                           (long long)c->autotuning.start_profile_step, (long long)c->autotuning.end_profile_step);
-    if (c->comet.experiment_key) {
+    if (c->comet.enabled && c->comet.experiment_key) {
         size_t n = strlen(c->comet.experiment_key);
         bool plain = true;
         for (const char *s = c->comet.experiment_key; *s; s++)
             plain = plain && ((*s >= '0' && *s <= '9') || ((*s | 32) >= 'a' && (*s | 32) <= 'z'));
         if (n < 32 || n > 50 || !plain)
-            dsi_config_say(p, c->comet.enabled ? DS_LOG_WARNING : DS_LOG_INFO, "comet.experiment_key",
-                           dsi_config_mark_of(p, "comet.experiment_key")->node,
-                           "Comet wants 32 to 50 letters and digits; got %zu characters", n);
+            DSI_CONFIG_DOUBT(p, "comet.experiment_key", "Comet wants 32 to 50 letters and digits; got %zu characters",
+                             n);
     }
 }
 
@@ -3748,6 +3754,10 @@ static void dsi_config_compression(dsi_config_parser *p) {
                           "the length must be keep_number_layer %zu; got %zu",
                           c->compression_training.layer_reduction.keep_number_layer,
                           c->compression_training.layer_reduction.teacher_layer.count);
+    if (c->compression_training.weight_quantization.shared_parameters.enabled && !c->fp16.enabled && !c->bf16.enabled &&
+        !c->compression_training.weight_quantization.shared_parameters.quantize_weight_in_forward)
+        DSI_CONFIG_DOUBT(p, "compression_training.weight_quantization.shared_parameters.quantize_weight_in_forward",
+                         "must be true in fp32 training, which has no optimizer that quantizes");
     if (c->compression_training.weight_quantization.shared_parameters.quantizer_kernel && !c->fp16.enabled)
         DSI_CONFIG_REFUSE(p, "compression_training.weight_quantization.shared_parameters.quantizer_kernel",
                           "needs fp16.enabled");
@@ -4202,6 +4212,7 @@ DS_API void ds_config_memory(const ds_config_memory_desc *d, size_t *cpu_bytes, 
 #undef DSI_CONFIG_CLOSE
 #undef DSI_CONFIG_COUNT
 #undef DSI_CONFIG_REFUSE
+#undef DSI_CONFIG_DOUBT
 #undef DSI_CONFIG_DERIVE
 #undef DSI_CONFIG_MAIN_ROWS
 #undef DSI_CONFIG_MOST_ROWS

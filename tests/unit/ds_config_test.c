@@ -977,26 +977,26 @@ static const struct {
     {1, "\"scheduler\": {\"type\": \"WarmupLR\", \"params\": {\"total_num_steps\": 3}}",
      "scheduler.params.total_num_steps", "The parameter names should match scheduler constructor signature (000)"},
     {6, "\"zero_optimization\": {\"stage\": 3, \"mics_shard_size\": 4}", "zero_optimization.mics_shard_size",
-     "as zero_hpz_partition_size: ranks of a group divide the ranks"},
+     "in no document; as zero_hpz_partition_size"},
     {1, "\"zero_optimization\": {\"stage\": 3}, \"gradient_allreduce_op\": \"sum\"", "gradient_allreduce_op",
-     "Before gradient averaging ... divide (000): stage 3 averages as it scatters"},
+     "in no document; DeepSpeed's stage 3 averages only"},
     {1, "\"zero_optimization\": {\"stage\": 3, \"compute_grad_norm\": false}", "zero_optimization.compute_grad_norm",
-     "only stages 1 and 2 can leave the norm out"},
+     "in no document; DeepSpeed's stages 1 and 2 only can leave the norm out"},
     {1, "\"fp16\": {\"enabled\": true, \"fp16_master_weights_and_grads\": true}", "fp16.fp16_master_weights_and_grads",
-     "fp16 master weights need ZeRO stage 2"},
+     "in no document; DeepSpeed has fp16 master weights at stage 2 only"},
     {1, "\"fp16\": {\"fp16_master_weights_and_grads\": true}, \"zero_optimization\": {\"stage\": 2}",
-     "fp16.fp16_master_weights_and_grads", "fp16 master weights need fp16"},
+     "fp16.fp16_master_weights_and_grads", "in no document; DeepSpeed has fp16 master weights in fp16 training only"},
     {1, "\"bf16\": {\"enabled\": true, \"bf16_optimizer_states\": true}", "bf16.bf16_optimizer_states",
-     "bf16 states need bf16 master weights"},
+     "in no document; DeepSpeed has bf16 states with bf16 master weights only"},
     {1, "\"fp16\": {\"enabled\": true, \"loss_scale_window\": 0}", "fp16.loss_scale_window",
      "the window over which to raise/lower the dynamic loss scale value (000)"},
     {1, "\"fp16\": {\"enabled\": true, \"min_loss_scale\": 0}", "fp16.min_loss_scale",
      "the minimum dynamic loss scale value (000)"},
     {1, "\"data_efficiency\": {\"data_sampling\": {\"curriculum_learning\": {\"enabled\": true}}}",
      "data_efficiency.data_sampling.curriculum_learning.curriculum_metrics",
-     "This dictionary contains all desired curriculum metrics (003)"},
+     "This dictionary includes all desired curriculum metrics and their configs (003)"},
     {1, "\"data_efficiency\": {\"data_sampling\": {\"dynamic_batching\": {\"enabled\": true}}}",
-     "data_efficiency.data_sampling.dynamic_batching.max_tokens", "dynamic batching is by tokens"},
+     "data_efficiency.data_sampling.dynamic_batching.max_tokens", "in no document; DeepSpeed packs batches by tokens"},
     {1, "\"autotuning\": {\"results_dir\": \"\"}", "autotuning.results_dir",
      "Path to the autotuning experiment results directory (003)"},
     {1, "\"sparse_attention\": {\"num_global_blocks\": 0}", "sparse_attention.num_global_blocks",
@@ -1005,14 +1005,34 @@ static const struct {
      "\"compression_training\": {\"weight_quantization\": {\"shared_parameters\": {\"enabled\": true}, "
      "\"different_groups\": {\"wq1\": {\"params\": {\"start_bits\": 8}}}}}",
      "compression_training.weight_quantization.different_groups.wq1.params.target_bits",
-     "target_bits: the bit width of the weights in the end (003)"},
+     "\"start_bits\": 8, \"target_bits\": 4: the example of a set (003, weight_quantization)"},
     {1, "\"compression_training\": {\"activation_quantization\": {\"shared_parameters\": {\"enabled\": true}}}",
-     "compression_training.activation_quantization.different_groups", "Different quantization groups (003)"},
+     "compression_training.activation_quantization.different_groups", "as above"},
     {3, "\"ds\": {\"world_invariant\": true}", "ds.world_invariant", "W a power of two"},
+    {1, "\"compression_training\": {\"head_pruning\": {\"shared_parameters\": {\"method\": \"l1\"}}}",
+     "compression_training.head_pruning.shared_parameters.method",
+     "Choose different pruning methods. For now, we only support topk (003, head_pruning)"},
     {1, "\"ds\": {\"reduce_at_boundary\": true}, \"zero_optimization\": {\"stage\": 2}", "ds.reduce_at_boundary",
      "single reduction at stages 0 and 1"},
     {1, "\"zero_optimization\": {\"stage\": 2, \"cpu_offload\": true, \"offload_optimizer\": {\"device\": \"cpu\"}}",
      "zero_optimization.cpu_offload", "an old key together with what replaces it"},
+};
+
+/* The same for what the documents advise, and their own examples do not always keep: a warning. */
+static const struct {
+    const char *text, *path, *sentence;
+} doubts[] = {
+    {"\"comet\": {\"enabled\": true, \"experiment_key\": \"0c4a1c4a90664f2a8084e600b19a9d7\"}", "comet.experiment_key",
+     "Must be an alphanumeric string whose length is between 32 and 50 characters (003)"},
+    {"\"compression_training\": {\"weight_quantization\": {\"shared_parameters\": {\"enabled\": true}, "
+     "\"different_groups\": {}}}",
+     "compression_training.weight_quantization.shared_parameters.quantize_weight_in_forward",
+     "must set to be true for FP32 optimizer training (003)"},
+    {"\"optimizer\": {\"type\": \"Adam\"}, \"zero_optimization\": {\"stage\": 3, \"offload_optimizer\": {\"device\": "
+     "\"nvme\", "
+     "\"nvme_path\": \"/x\", \"buffer_count\": 3}}",
+     "zero_optimization.offload_optimizer.buffer_count",
+     "This should be at least the number of states maintained per parameter by the optimizer (003)"},
 };
 
 /* What keeps a rule: accepted, for each of them that the table above has broken. */
@@ -1036,7 +1056,7 @@ static const struct {
     {1, "\"autotuning\": {\"results_dir\": null, \"start_profile_step\": 4, \"end_profile_step\": 4}"},
     {1, "\"fp16\": {\"enabled\": true}, \"compression_training\": {\"weight_quantization\": {\"shared_parameters\": "
         "{\"quantizer_kernel\": true}}}"},
-    {1, "\"comet\": {\"experiment_key\": \"abcdefghijklmnopqrstuvwxyzABCDEFGHIJ0123456789\"}"},
+    {1, "\"comet\": {\"enabled\": true, \"experiment_key\": \"abcdefghijklmnopqrstuvwxyzABCDEFGHIJ0123456789\"}"},
     {1, "\"sparse_attention\": {\"global_block_indices\": [0, 5], \"global_block_end_indices\": [1, 6], \"mode\": "
         "\"variable\"}"},
     {1, "\"sparse_attention\": {\"different_layout_per_head\": true, \"num_different_global_patterns\": 4}"},
@@ -1045,6 +1065,19 @@ static const struct {
 };
 
 static void test_rules(void) {
+    for (size_t i = 0; i < sizeof doubts / sizeof doubts[0]; i++) {
+        TEST_NAMED(doubts[i].sentence) {
+            char text[1024], want[160];
+            ds_config *config;
+            snprintf(text, sizeof text, "{\"train_batch_size\": 64, %s}", doubts[i].text);
+            config = parse(text);
+            CHECK(config != NULL);
+            CHECK_EQ(last.warnings, 1);
+            snprintf(want, sizeof want, "%s|", doubts[i].path);
+            CHECK_HAS(last.text, want);
+            ds_config_free(config);
+        }
+    }
     for (size_t i = 0; i < sizeof kept / sizeof kept[0]; i++) {
         TEST_NAMED(kept[i].text) {
             char text[1024];
@@ -1197,7 +1230,9 @@ static void test_errors(void) {
              "|expected one of fp16|bf16|fp32, or null; got the text \"fp1\""},
             {1, "\"gradient_allreduce_op\": \"@ean\"", "gradient_allreduce_op|"},
             {1, "\"gradient_allreduce_op\": \"{ean\"", "gradient_allreduce_op|"},
-            {1, "\"comet\": {\"experiment_key\": \"{0123456789012345678901234567890123456789\"}, \"no\": 1",
+            {1,
+             "\"comet\": {\"enabled\": true, \"experiment_key\": \"{0123456789012345678901234567890123456789\"}, "
+             "\"no\": 1",
              "experiment_key|"},
             {1, "\"gradient_predivide_factor\": 0", "|expected a number above 0; got 0"},
             {1,
@@ -1255,10 +1290,13 @@ static void test_errors(void) {
             {1, "\"comet\": {\"enabled\": true, \"experiment_key\": \"short\"}, \"no\": 1",
              "experiment_key|1:70|Comet wants 32 to 50"},
             {1,
-             "\"comet\": {\"experiment_key\": \"012345678901234567890123456789012345678901234567890123456789\"}, "
+             "\"comet\": {\"enabled\": true, \"experiment_key\": "
+             "\"012345678901234567890123456789012345678901234567890123456789\"}, "
              "\"no\": 1",
              "got 60 characters"},
-            {1, "\"comet\": {\"experiment_key\": \"01234567890123456789012345678901234-/:@Z[`z{\"}, \"no\": 1",
+            {1,
+             "\"comet\": {\"enabled\": true, \"experiment_key\": \"01234567890123456789012345678901234-/:@Z[`z{\"}, "
+             "\"no\": 1",
              "experiment_key|"},
             /* the equation */
             {4, "\"train_micro_batch_size_per_gpu\": 7", "these work: 28 = 7 * 1 * 4, 4 = 1 * 1 * 4\n"},
