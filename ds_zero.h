@@ -475,9 +475,13 @@ DS_API ds_status ds_zero_read(ds_zero *zero, size_t index, int state, size_t beg
 
 /* Saves everything under folder/tag: values, states, schedule, loss scaler, counters, and `client_bytes` of the caller's own
    per rank 0. Collective; between steps. The folder's `latest` names the tag once all is on disk; until then the previous
-   one stands. Tag NULL: global_step<N>. [cfg: checkpoint] */
+   one stands. Tag NULL: global_step<N>. With ds.save_in_background it copies all to host memory and returns while a thread
+   writes, and the tag stands after ds_zero_save_finish; with ds.keep_last older tags go. [cfg: checkpoint] */
 DS_API ds_status ds_zero_save(ds_zero *zero, const char *folder, const char *tag, const void *client,
                               size_t client_bytes);
+/* Waits for a save in the background and commits it; without one it does nothing. Collective; the next save, a load and
+   destroy do it too. Errors: those of the save, and the previous checkpoint stands. [cfg: ds.save_in_background] */
+DS_API ds_status ds_zero_save_finish(ds_zero *zero);
 /* Loads what ds_zero_save wrote at any stage and offload, and any world size unless elastic_checkpoint is given as false.
    With tag NULL `folder` is whatever ds_checkpoint_open_path opens: of a checkpoint of DeepSpeed (ZeRO or universal) the
    weights, states and counters are taken, of safetensors the weights alone; tensors that the engine lacks are left.
@@ -951,7 +955,8 @@ struct ds_zero {
     ds_offload *store[2];                        /* of states and of parameters; may be the same */
     ds_offload_id disk[3 + DS_OPTIM_MAX_STATES]; /* master, states, home, gradients */
     ds_checkpoint_desc checkpoint;
-    char *agree; /* (world) errors */
+    ds_checkpoint_writer *saving; /* in the background, until ds_zero_save_finish */
+    char *agree;                  /* (world) errors */
 
     int pass; /* -1: none open */
     int micro;
@@ -2796,6 +2801,17 @@ static ds_status dsi_zero_local_rank(ds_zero *z, int *local) {
     return DS_OK;
 }
 
+DS_API ds_status ds_zero_save_finish(ds_zero *z) {
+    ds_checkpoint_writer *w = z->saving;
+    ds_error error;
+    ds_status status;
+    memset(&error, 0, sizeof error);
+    if (!w) return DS_OK;
+    z->saving = NULL;
+    status = ds_checkpoint_finish(w, &error);
+    return status ? dsi_zero_fail(z, status, "save: %.480s", error.message) : DS_OK;
+}
+
 DS_API ds_status ds_zero_save(ds_zero *z, const char *folder, const char *tag, const void *client,
                               size_t client_bytes) {
     ds_status status = dsi_zero_alive(z);
@@ -2812,6 +2828,7 @@ DS_API ds_status ds_zero_save(ds_zero *z, const char *folder, const char *tag, c
                              z->micro);
     n_sources = z->n_params * (1 + DS_OPTIM_MAX_STATES) + dsi_zero_errors(z);
     snprintf(made, sizeof made, "global_step%lld", (long long)z->step);
+    if ((status = ds_zero_save_finish(z))) return status;
     d = dsi_zero_checkpoint_desc(z, folder);
     if ((status = dsi_zero_local_rank(z, &d.local_rank))) return status;
     status = ds_checkpoint_begin(&d, tag ? tag : made, &w, &error);
@@ -2825,6 +2842,8 @@ DS_API ds_status ds_zero_save(ds_zero *z, const char *folder, const char *tag, c
         ds_checkpoint_abandon(w);
     else if ((status = ds_checkpoint_commit(w, &error)) != DS_OK)
         dsi_zero_fail(z, status, "save: %.480s", error.message);
+    else if (d.background)
+        z->saving = w;
     dsi_zero_untable(z, sources, n_sources, sizeof *sources);
     return status;
 }
@@ -3016,6 +3035,7 @@ DS_API ds_status ds_zero_load(ds_zero *z, const char *folder, const char *tag, c
     if (client_bytes) *client_bytes = 0;
     if (status) return status;
     if (z->pass >= 0 || z->micro) return dsi_zero_fail(z, DS_ERR_STATE, "ds_zero_load: in the middle of a step");
+    if ((status = ds_zero_save_finish(z))) return status;
     d = dsi_zero_checkpoint_desc(z, folder);
     status = tag ? ds_checkpoint_open(&d, tag, &c, &error) : ds_checkpoint_open_path(&d, folder, &c, &error);
     if (status)
@@ -4159,6 +4179,7 @@ DS_API void ds_zero_destroy(ds_zero *z) {
     if (!z) return;
     states = z->state_tier;
     gradients = states == DS_ZERO_DEVICE ? DS_ZERO_DEVICE : DS_ZERO_HOST;
+    (void)ds_zero_save_finish(z);
     ds_comm_destroy(z->across);
     ds_comm_destroy(z->node);
     ds_comm_destroy(z->comm);
@@ -4299,6 +4320,8 @@ static const char *const dsi_zero_claimed[] = {
     "sparse_gradients",
     "ds.reduce_at_boundary",
     "ds.world_invariant",
+    "ds.save_in_background",
+    "ds.keep_last",
     "optimizer.type",
     "optimizer.params",
     "scheduler.type",
@@ -4546,6 +4569,8 @@ DS_API ds_status ds_wire_checkpoint(const ds_config *c, ds_checkpoint_desc *d, d
     d->tag_validation = !tag ? 0 : (tag[0] | 32) == 'i' ? 1 : (tag[0] | 32) == 'f' ? 2 : 0;
     d->node_local = c->checkpoint.use_node_local_storage;
     d->load_universal = c->checkpoint.load_universal;
+    d->background = c->ds.save_in_background;
+    d->keep_last = (int)c->ds.keep_last;
     return DS_OK;
 }
 

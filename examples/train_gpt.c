@@ -969,6 +969,7 @@ int main(int argc, char **argv) {
         if (t.o.save_every && r.step % t.o.save_every == 0 && r.step < t.o.steps) save();
     }
     if (t.o.save && (done || !t.o.resume || strcmp(t.o.save, t.o.resume) != 0)) save();
+    check(ds_zero_save_finish(t.zero));
     if (r.stop) {
         if (t.rank == 0)
             fprintf(stderr, "stopped by a signal after step %lld%s%s\n", (long long)r.step,
