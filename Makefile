@@ -94,9 +94,12 @@ coverage:
 	$(MAKE) test config=coverage
 	@tests/tools/coverage.sh
 
-bench: $(B)/ds
+bench: $(B)/ds $(B)/larger_than_memory
 	$(B)/ds bench config
 	$(B)/ds bench comm
+	$(B)/ds bench aio --folder $(B)
+	$(B)/ds bench aio --folder $(B) --step
+	$(B)/larger_than_memory $(B) 136 1048576 2
 
 # `make peers`: other programs beside ours, from scratch environments or paths that you give; never part of a test
 peers: $(B)/ds
