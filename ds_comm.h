@@ -1,4 +1,4 @@
-/* ds_comm.h - v0.1.0 - collectives between ranks: threads, shared memory, MPI - public domain or MIT-0 */
+/* ds_comm.h - v0.1.0 - collectives between ranks: threads, shared memory, MPI, NCCL - public domain or MIT-0 */
 /*
 DO THIS
 
@@ -6,7 +6,7 @@ DO THIS
     #include "ds_comm.h"
 
 in one C or C++ file, link with -lpthread -lm, and include it plainly elsewhere. MPI is compiled in where that file is
-built with mpicc and -DDS_COMM_USE_MPI=1; nothing else is needed.
+built with mpicc and -DDS_COMM_USE_MPI=1; NCCL is opened at run time; nothing else is needed (an older glibc: -ldl).
 
 SYNOPSIS (every rank runs this; `ds run -n 2`, torchrun, mpirun and srun all say who is who)
 
@@ -28,7 +28,8 @@ OPTIONS (macros of the implementing file)
 
 WHAT IT DOES NOT DO. It starts no processes (ds run, mpirun, srun, torchrun do). It does not encrypt or authenticate:
 "shm" refuses other users, a network is as safe as its MPI. It never retries a failed communicator: training restarts
-from a checkpoint. send and receive have no tags and no wildcard. It works on host memory: there is no NCCL backend.
+from a checkpoint. send and receive have no tags and no wildcard. The compressed calls and the one for tables with few
+filled rows take host memory only. It reads no hostfile: mpirun and srun start ranks on several machines.
 
 CONCEPTS
 
@@ -40,8 +41,9 @@ the same count, type, operation and root. Counts are elements. A process may hav
     threads   ranks are threads of one process (ds_comm_threads_create); pointers are read directly
     shm       processes of one user on one Linux machine: an anonymous memory file, handed over a local socket
     mpi       whatever MPI reaches; non-blocking point-to-point messages, polled
-    auto      one rank: self. Started by mpirun and MPI compiled in: mpi. All ranks on this machine: shm. Else an error
-              that says why each was refused; the same goes to the log
+    nccl      GPUs: grouped ncclSend and ncclRecv of a libnccl (2.14 or later) that is opened at run time
+    auto      one rank: self. desc.device and a libnccl: nccl. Started by mpirun and MPI compiled in: mpi. All ranks on
+              this machine: shm. Else an error that says why each was refused; the same goes to the log
     or your own messages: desc.transport
 
 Sums are the same bits on every backend. A reducing call is an all-to-all of pieces, then a sum on the rank that owns the
@@ -77,13 +79,22 @@ Log ids: 1 backend chosen, 2 backend refused, 3 communicator ready, 4 communicat
 THREADS. One thread at a time per communicator; different communicators are independent. ds_comm_abort,
 ds_comm_get_stats and ds_comm_rank/world may be called from any thread at any time.
 
+DEVICE MEMORY. A ds_comm_call with on_device set gives memory of desc.device (ds_kernels.cu: ds_cuda_device). The call
+waits for its `stream` first, and what it wrote is there when it returns. "nccl", and "mpi" with desc.cuda_aware, send
+such memory as it is; the other backends copy it through the host, and so do sums without desc.kernels. Same bits.
+
+NCCL. Rank 0 sends the unique id over MASTER_ADDR:MASTER_PORT, or one of the seven ports after it where the launcher
+listens there itself. Make the rank's GPU the current one before create. Host memory works too, by a copy on the device.
+There is one ncclComm for all that is split from a communicator: use one thread for all of them, and one that fails
+ends the others. Whoever is late to it cannot be told from others in the same call, so all who were awaited are named.
+
 MPI. It is started with MPI_THREAD_MULTIPLE unless it runs already, and ended with the last communicator of the family
 that started it, so destroy that family last, or call MPI_Init and MPI_Finalize yourself. After a timeout it is not
 ended: it would wait for the messages that were given up. Exit; mpirun then ends the other ranks.
 
 CONFIG KEYS that this header can serve: communication_data_type and fp32_allreduce (dtype of a call),
 prescale_gradients and gradient_predivide_factor (scale before, DS_COMM_SUM, scale after), sparse_gradients,
-zero_quantized_weights, zero_quantized_gradients, comms_logger, comm_backend_name.
+zero_quantized_weights, zero_quantized_gradients, comms_logger, comm_backend_name, cuda_aware.
 */
 #if defined(DS_IMPLEMENTATION) && !defined(DS_COMM_IMPLEMENTATION)
 #define DS_COMM_IMPLEMENTATION
@@ -298,6 +309,7 @@ typedef struct ds_comm_part {
     void *receive;
     size_t send_bytes, receive_bytes;
     bool done;
+    bool on_device; /* the memory is the device's; only where the transport says `device` */
 } ds_comm_part;
 typedef struct ds_comm_transport {
     const char *name;
@@ -306,6 +318,7 @@ typedef struct ds_comm_transport {
                           ds_error *error);
     void (*close)(void *ctx); /* at the last destroy; may be NULL */
     bool concurrent;
+    bool device; /* takes device memory as it is */
 } ds_comm_transport;
 
 /* The comms log. [cfg: comms_logger.enabled, .verbose, .prof_all, .prof_ops, .debug] */
@@ -319,7 +332,7 @@ typedef struct ds_comm_log_options {
 } ds_comm_log_options;
 
 typedef struct ds_comm_desc {
-    const char *backend; /* "auto" (NULL), "self", "shm", "mpi", "user" (needs `transport`) [cfg: comm_backend_name] */
+    const char *backend; /* "auto" (NULL), self, shm, mpi, nccl, user (needs `transport`) [cfg: comm_backend_name] */
     int world;           /* 0: rank, world and run id come from ds_comm_resolve_env */
     int rank;
     int local_world;    /* ranks on this machine; 0: from the environment, else unknown */
@@ -327,7 +340,11 @@ typedef struct ds_comm_desc {
     int64_t timeout;    /* ns that any wait may last; 0: 300 s; negative: for ever */
     size_t stage_bytes; /* staging or scratch memory per rank; 0: 4 MiB */
     size_t arena_bytes; /* "shm": address range per rank for ds_comm_alloc; 0: as large as this machine's memory */
-    const ds_comm_transport *transport; /* copied */
+    const ds_comm_transport *transport;    /* copied */
+    ds_device device;                      /* for calls with on_device set, and for "nccl"; zeroed: host memory only */
+    const struct ds_comm_kernels *kernels; /* copied; NULL: sums of device memory are made on the host */
+    bool cuda_aware;                       /* MPI takes device memory as it is [cfg: optimizer.params.cuda_aware] */
+    const char *nccl_library;              /* NULL: libnccl.so.2 */
     ds_comm_log_options log;
     ds_allocator allocator;
     ds_logger logger;
@@ -359,7 +376,7 @@ DS_API void ds_comm_destroy(ds_comm *comm);
 
 DS_API int ds_comm_rank(const ds_comm *comm);
 DS_API int ds_comm_world(const ds_comm *comm);
-DS_API const char *ds_comm_backend(const ds_comm *comm); /* "self", "threads", "shm", "mpi" or transport.name */
+DS_API const char *ds_comm_backend(const ds_comm *comm); /* "self", "threads", "shm", "mpi", "nccl" or transport.name */
 /* The status and text of the last failed call; status DS_OK and "" before any. Valid until the next call. */
 DS_API const ds_error *ds_comm_error(const ds_comm *comm);
 
@@ -405,7 +422,9 @@ typedef struct ds_comm_call {
     ds_dtype dtype;
     ds_dtype out_dtype; /* reduce_scatter: also DS_F32 for half types */
     ds_comm_op op;
-    int root; /* or the peer of send and receive */
+    int root;       /* or the peer of send and receive */
+    bool on_device; /* in and out are memory of desc.device, which is read once what `stream` has to do is done */
+    void *stream;
 } ds_comm_call;
 
 /* Collective calls block until this rank's `out` is complete and its `in` may be reused. `counts` has one number per
@@ -451,7 +470,7 @@ DS_API ds_status ds_comm_receive(ds_comm *comm, void *data, size_t count, ds_dty
 
 /* Begins a call and returns. Its buffers and count arrays must stay until ds_comm_wait has returned for this handle or
    a later one; calls complete in order. Blocks while 64 are waiting. Where the backend cannot work in the background
-   (self; MPI without MPI_THREAD_MULTIPLE; a transport not `concurrent`) it does the call at once. */
+   (self; nccl; MPI without MPI_THREAD_MULTIPLE; a transport not `concurrent`) it does the call at once. */
 typedef uint64_t ds_comm_handle;
 DS_API ds_status ds_comm_start(ds_comm *comm, const ds_comm_call *call, ds_comm_handle *handle);
 DS_API ds_status ds_comm_wait(ds_comm *comm, ds_comm_handle handle);
@@ -521,6 +540,7 @@ DS_API ds_status ds_comm_quantized_reduce_scatter(ds_comm *node, ds_comm *across
 /* The same arithmetic on a GPU, for a caller whose buffers are there; ds_kernels.cu fills it. All pointers are device
    memory; calls order work on the stream and return. Quantized bytes and parameters are those of the two functions above
    bit for bit; a 1-bit scale may differ in its last bit, its norm being summed by grains of 1,024. */
+#define DS_COMM_KERNEL_RANKS 64
 typedef struct ds_comm_kernels {
     void *ctx;
     /* error[count] += in[count]; signs and scale of error[padded], which keeps what they lose. grains: padded / 1,024,
@@ -535,6 +555,10 @@ typedef struct ds_comm_kernels {
                           float *params, void *stream);
     ds_status (*dequantize)(void *ctx, ds_comm_blocks form, const int8_t *packed, const float *params, void *out,
                             ds_dtype dtype, size_t count, void *stream);
+    /* out[count] = op over `input_count` arrays of fp16, bf16 or fp32, in the order of sums above; at most
+       DS_COMM_KERNEL_RANKS of them; `inputs` itself is host memory */
+    ds_status (*sum)(void *ctx, const void *const *inputs, int input_count, ds_dtype dtype, void *out,
+                     ds_dtype out_dtype, ds_comm_op op, size_t count, void *stream);
 } ds_comm_kernels;
 extern void ds_cuda_comm_kernels(ds_comm_kernels *out); /* in ds_kernels.cu */
 
@@ -545,9 +569,10 @@ typedef struct ds_comm_stats {
     uint64_t calls[DS_COMM_KIND_COUNT];
     uint64_t bytes_sent[DS_COMM_KIND_COUNT];
     uint64_t bytes_received[DS_COMM_KIND_COUNT];
-    uint64_t staged_bytes; /* copied through the staging buffer because the memory was not ds_comm_alloc's */
-    int64_t wait_ns;       /* time spent waiting for other ranks */
-    int64_t busy_ns;       /* time inside calls, waiting included */
+    uint64_t
+        staged_bytes; /* copied because the memory was not ds_comm_alloc's, or a device's that peers do not reach */
+    int64_t wait_ns;  /* time spent waiting for other ranks */
+    int64_t busy_ns;  /* time inside calls, waiting included */
 } ds_comm_stats;
 DS_API void ds_comm_get_stats(const ds_comm *comm, ds_comm_stats *out);
 
@@ -881,6 +906,9 @@ DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers
 #include <sched.h>
 #include <unistd.h>
 #ifdef __linux__
+#include <dlfcn.h>
+#include <netdb.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -916,6 +944,7 @@ DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers
 #define DSI_COMM_LINE 64   /* cache line */
 #define DSI_COMM_PAGE 4096 /* alignment of everything that is mapped */
 #define DSI_COMM_ENTRIES 256 /* of the comms log */
+#define DSI_COMM_PORTS 8 /* from MASTER_PORT on, for NCCL's id */
 #define DSI_COMM_TEXT 400  /* reason given to ds_comm_abort */
 #define DSI_COMM_ABORTED 12     /* kinds beyond ds_comm_kind, seen in signs only */
 #define DSI_COMM_GATHER_SUMS 13
@@ -1360,6 +1389,11 @@ struct ds_comm {
     size_t scratch_bytes;
     char *sparse; /* rows of ds_comm_sparse_all_reduce */
     size_t sparse_bytes;
+    char *pinned; /* host copies of device buffers */
+    size_t pinned_bytes;
+    char *device_scratch; /* stage_bytes */
+    ds_device device;
+    ds_comm_kernels kernels;
     const void **views; /* world of each */
     void **targets;
     size_t *tables; /* for the plan of the call that runs, and for checking one that is started: 3 * (world + 1) each */
@@ -1386,7 +1420,9 @@ struct ds_comm {
 typedef struct dsi_comm_plan {
     ds_comm_call call;
     dsi_comm_sign sign;
-    size_t size;           /* of an element */
+    size_t size;     /* of an element */
+    size_t in_bytes; /* of `in` and `out` that this rank uses */
+    size_t out_bytes;
     size_t total;          /* bytes of the whole buffer */
     bool reduces;          /* parts are summed, not copied */
     bool shared;           /* each receiver gets the same bytes */
@@ -1547,13 +1583,13 @@ static uint64_t dsi_comm_hash(const size_t *counts, int world) {
     return h | 1;
 }
 
-/* Offsets, lengths, and the bytes of `in` and `out` that this rank uses. */
-static ds_status dsi_comm_plan_parts(ds_comm *c, dsi_comm_plan *plan, size_t *in_bytes, size_t *out_bytes) {
+/* Offsets and lengths. */
+static ds_status dsi_comm_plan_parts(ds_comm *c, dsi_comm_plan *plan) {
     const ds_comm_call *call = &plan->call;
     int w = c->world, me = c->rank;
     bool root = call->root == me, fits = true;
     size_t unit = 64 / plan->size, part;
-    *in_bytes = *out_bytes = plan->total = dsi_mul(call->count, plan->size);
+    plan->in_bytes = plan->out_bytes = plan->total = dsi_mul(call->count, plan->size);
     switch (call->kind) {
     case DS_COMM_ALL_REDUCE:
         plan->whole = plan->total <= DSI_COMM_SMALL;
@@ -1565,14 +1601,14 @@ static ds_status dsi_comm_plan_parts(ds_comm *c, dsi_comm_plan *plan, size_t *in
         break;
     case DS_COMM_REDUCE:
         for (int r = 0; r <= w; r++) plan->parts[r] = r <= call->root ? 0 : plan->total;
-        if (!root) *out_bytes = 0;
+        if (!root) plan->out_bytes = 0;
         break;
     case DS_COMM_ALL_TO_ALL:
         if (plan->uneven) {
             fits = dsi_comm_offsets(plan->gives, w, call->counts, 0, plan->size) &&
                    dsi_comm_offsets(plan->takes, w, call->receive_counts, 0, plan->size);
-            *in_bytes = plan->total = plan->gives[w];
-            *out_bytes = plan->takes[w];
+            plan->in_bytes = plan->total = plan->gives[w];
+            plan->out_bytes = plan->takes[w];
             break;
         } /* fall through */
     case DS_COMM_REDUCE_SCATTER:
@@ -1583,29 +1619,28 @@ static ds_status dsi_comm_plan_parts(ds_comm *c, dsi_comm_plan *plan, size_t *in
         if (!fits) break;
         plan->total = plan->parts[w];
         part = plan->parts[me + 1] - plan->parts[me];
-        *in_bytes = call->kind == DS_COMM_ALL_GATHER || call->kind == DS_COMM_GATHER ? part : plan->total;
-        *out_bytes =
+        plan->in_bytes = call->kind == DS_COMM_ALL_GATHER || call->kind == DS_COMM_GATHER ? part : plan->total;
+        plan->out_bytes =
             call->kind == DS_COMM_ALL_GATHER || call->kind == DS_COMM_GATHER || call->kind == DS_COMM_ALL_TO_ALL
                 ? plan->total
                 : part / plan->size * DS_DTYPE_SIZE(call->out_dtype);
-        if (call->kind == DS_COMM_GATHER && !root) *out_bytes = 0;
-        if (call->kind == DS_COMM_SCATTER && !root) *in_bytes = 0;
+        if (call->kind == DS_COMM_GATHER && !root) plan->out_bytes = 0;
+        if (call->kind == DS_COMM_SCATTER && !root) plan->in_bytes = 0;
         break;
     case DS_COMM_BROADCAST:
-        if (!root) *in_bytes = 0;
+        if (!root) plan->in_bytes = 0;
         break;
-    case DS_COMM_SEND: *out_bytes = 0; break;
-    case DS_COMM_RECEIVE: *in_bytes = 0; break;
-    case DS_COMM_BARRIER: *in_bytes = *out_bytes = plan->total = 0; break;
+    case DS_COMM_SEND: plan->out_bytes = 0; break;
+    case DS_COMM_RECEIVE: plan->in_bytes = 0; break;
+    case DS_COMM_BARRIER: plan->in_bytes = plan->out_bytes = plan->total = 0; break;
     }
     if (!fits || plan->total > SIZE_MAX / 2) return dsi_comm_refuse(c, call, "the counts do not fit into memory");
     return DS_OK;
 }
 
 /* Checks a call and derives its plan; nothing is sent. */
-static ds_status dsi_comm_plan_make(ds_comm *c, const ds_comm_call *call, size_t *tables, dsi_comm_plan *plan,
-                                    size_t *in_bytes) {
-    size_t out_bytes, in_place;
+static ds_status dsi_comm_plan_make(ds_comm *c, const ds_comm_call *call, size_t *tables, dsi_comm_plan *plan) {
+    size_t in_place;
     ds_status status;
     memset(plan, 0, sizeof *plan);
     plan->call = *call;
@@ -1624,11 +1659,13 @@ static ds_status dsi_comm_plan_make(ds_comm *c, const ds_comm_call *call, size_t
     plan->shared = call->kind == DS_COMM_ALL_GATHER || call->kind == DS_COMM_GATHER ||
                    call->kind == DS_COMM_BROADCAST || call->kind == DS_COMM_REDUCE;
     if (plan->uneven && !call->receive_counts) return dsi_comm_refuse(c, call, "receive_counts is NULL");
-    if ((status = dsi_comm_plan_parts(c, plan, in_bytes, &out_bytes)) != DS_OK) return status;
-    if ((*in_bytes && !call->in) || (out_bytes && !call->out))
-        return dsi_comm_refuse(c, call, "%s is NULL", *in_bytes && !call->in ? "in" : "out");
+    if ((status = dsi_comm_plan_parts(c, plan)) != DS_OK) return status;
+    if ((plan->in_bytes && !call->in) || (plan->out_bytes && !call->out))
+        return dsi_comm_refuse(c, call, "%s is NULL", plan->in_bytes && !call->in ? "in" : "out");
+    if (call->on_device && !c->device.copy)
+        return dsi_comm_refuse(c, call, "device memory, but the communicator has no device (desc.device)");
     in_place = call->kind == DS_COMM_REDUCE_SCATTER || call->kind == DS_COMM_SCATTER ? plan->parts[c->rank] : 0;
-    if (dsi_comm_overlap(call->in, *in_bytes, call->out, out_bytes) &&
+    if (dsi_comm_overlap(call->in, plan->in_bytes, call->out, plan->out_bytes) &&
         (call->kind == DS_COMM_ALL_TO_ALL || plan->call.out_dtype != call->dtype ||
          ((call->kind == DS_COMM_ALL_GATHER || call->kind == DS_COMM_GATHER)
               ? (const char *)call->in != (const char *)call->out + plan->parts[c->rank]
@@ -1866,15 +1903,15 @@ static ds_status dsi_comm_await(ds_comm *c, const dsi_comm_sign *sign, int peer,
 }
 
 /* Announces the call and waits until every rank has announced the same one. */
-static ds_status dsi_comm_room_meet(ds_comm *c, dsi_comm_plan *plan, size_t most, size_t in_bytes) {
+static ds_status dsi_comm_room_meet(ds_comm *c, dsi_comm_plan *plan, size_t most) {
     dsi_comm_seat *me = dsi_comm_seat_of(c, c->rank);
     dsi_comm_notice *notice = &me->notice[plan->sign.number & 1];
     notice->sign = plan->sign;
     notice->most = most;
-    notice->small = in_bytes && in_bytes <= DSI_COMM_SMALL;
+    notice->small = most && plan->in_bytes <= DSI_COMM_SMALL;
     notice->in_address = most ? dsi_comm_address(c, plan->call.in) : 0;
     notice->out_address = plan->push ? dsi_comm_address(c, plan->call.out) : 0;
-    if (notice->small) memcpy(notice->data, plan->call.in, in_bytes);
+    if (notice->small) memcpy(notice->data, plan->call.in, plan->in_bytes);
     if (plan->uneven) {
         uint64_t *table = dsi_comm_table_of(c, c->rank, plan->sign.number);
         for (int r = 0; r <= c->world; r++) table[r] = plan->gives[r];
@@ -1941,8 +1978,70 @@ static const char *dsi_comm_source(const ds_comm *c, const dsi_comm_plan *plan, 
     return dsi_comm_stage_of(c, peer, c->rounds + round) + (plan->shared ? 0 : chunk * (size_t)c->rank);
 }
 
-static void dsi_comm_add(ds_comm *c, const dsi_comm_plan *plan, size_t elements) {
+/* Calls on memory that the host does not reach. */
+static void dsi_comm_message_shout(ds_comm *c);
+/* Ends the communicator for a reason that the other ranks cannot see, and tells them. */
+static ds_status dsi_comm_device_failed(ds_comm *c, ds_status status) {
+    const char *why = c->device.describe ? c->device.describe(c->device.ctx) : "the device failed";
+    dsi_comm_break(c, status, "rank %d: %.300s", c->rank, why);
+    if (!c->room) {
+        dsi_comm_post_abort(c, c->fault.message);
+        dsi_comm_message_shout(c);
+    }
+    return status;
+}
+static ds_status dsi_comm_device_wait(ds_comm *c, void *stream) {
+    ds_status status = c->device.synchronize ? c->device.synchronize(c->device.ctx, stream) : DS_OK;
+    return status ? dsi_comm_device_failed(c, status) : DS_OK;
+}
+static ds_status dsi_comm_device_copy(ds_comm *c, void *to, const void *from, size_t bytes, void *stream) {
+    ds_status status = bytes ? c->device.copy(c->device.ctx, to, from, bytes, stream) : DS_OK;
+    return status ? dsi_comm_device_failed(c, status) : dsi_comm_device_wait(c, stream);
+}
+static char *dsi_comm_device_scratch(ds_comm *c) {
+    void *memory = NULL;
+    ds_status status;
+    if (c->device_scratch) return c->device_scratch;
+    status = c->device.alloc(c->device.ctx, c->stage_bytes, &memory);
+    if (status) (void)dsi_comm_device_failed(c, status);
+    return c->device_scratch = (char *)memory;
+}
+/* Host memory for copies of device buffers, kept; pinned where the device can. */
+static void dsi_comm_pinned_give(ds_comm *c) {
+    if (c->pinned && c->device.pinned_alloc)
+        c->device.pinned_release(c->device.ctx, c->pinned, c->pinned_bytes);
+    else
+        dsi_release(&c->allocator, c->pinned, c->pinned_bytes);
+    c->pinned = NULL;
+    c->pinned_bytes = 0;
+}
+static ds_status dsi_comm_pinned_room(ds_comm *c, size_t bytes) {
+    void *memory = NULL;
+    ds_status status = DS_OK;
+    if (bytes <= c->pinned_bytes) return DS_OK;
+    dsi_comm_pinned_give(c);
+    if (c->device.pinned_alloc)
+        status = c->device.pinned_alloc(c->device.ctx, bytes, &memory);
+    else if (!(memory = dsi_alloc(&c->allocator, bytes)))
+        status = DS_ERR_MEMORY;
+    if (status) return dsi_comm_device_failed(c, status);
+    c->pinned = (char *)memory;
+    c->pinned_bytes = bytes;
+    return DS_OK;
+}
+/* Whether the peers' messages, and the sums, take device memory. */
+static bool dsi_comm_device_direct(const ds_comm *c, const dsi_comm_plan *plan) {
+    if (c->world > 1 && (c->room || !c->family->transport.device)) return false;
+    return !plan->reduces || (c->kernels.sum && plan->call.dtype <= DS_BF16 && c->world <= DS_COMM_KERNEL_RANKS);
+}
+
+static ds_status dsi_comm_add(ds_comm *c, const dsi_comm_plan *plan, size_t elements) {
     dsi_comm_sum s;
+    if (plan->call.on_device) {
+        ds_status status = c->kernels.sum(c->kernels.ctx, c->views, c->world, plan->call.dtype, c->targets[0],
+                                          plan->call.out_dtype, plan->call.op, elements, plan->call.stream);
+        return status ? dsi_comm_device_failed(c, status) : dsi_comm_device_wait(c, plan->call.stream);
+    }
     s.inputs = c->views;
     s.outputs = c->targets;
     s.input_count = c->world;
@@ -1951,6 +2050,7 @@ static void dsi_comm_add(ds_comm *c, const dsi_comm_plan *plan, size_t elements)
     s.out_dtype = plan->call.out_dtype;
     s.op = plan->call.op;
     dsi_comm_sum_run(&s, elements);
+    return DS_OK;
 }
 
 /* Takes this rank's bytes of one round out of all peers. */
@@ -1977,7 +2077,7 @@ static ds_status dsi_comm_take(ds_comm *c, const dsi_comm_plan *plan, size_t chu
     }
     if (plan->reduces && n) {
         if (!plan->push) c->targets[0] = plan->out + skip / plan->size * DS_DTYPE_SIZE(plan->call.out_dtype);
-        dsi_comm_add(c, plan, n / plan->size);
+        (void)dsi_comm_add(c, plan, n / plan->size);
     }
     DSI_COMM_STORE(&me->done, c->rounds + round + 1);
     dsi_comm_ring(c);
@@ -2151,12 +2251,14 @@ static ds_status dsi_comm_message_meet(ds_comm *c, dsi_comm_plan *plan) {
 /* One exchange, and for sums one per chunk, received side by side into the scratch memory. */
 static ds_status dsi_comm_message_carry(ds_comm *c, dsi_comm_plan *plan) {
     size_t longest = 0, chunk, rounds, n = 0;
+    char *scratch = c->scratch;
     ds_status status = DS_OK;
     for (int p = 0; p < c->world; p++)
         for (int d = plan->reduces ? 0 : c->rank; d < (plan->reduces ? c->world : c->rank + 1); d++) {
             size_t bytes = dsi_comm_message_of(c, plan, p, d).bytes;
             if (p != d && bytes > longest) longest = bytes;
         }
+    if (plan->reduces && plan->call.on_device && (scratch = dsi_comm_device_scratch(c)) == NULL) return c->fault.status;
     chunk = plan->reduces ? c->stage_bytes / (size_t)c->world / 64 * 64 : SIZE_MAX;
     rounds = !plan->reduces ? 1 : longest ? (longest - 1) / chunk + 1 : 0;
     for (size_t k = 0; k < rounds && !status; k++) {
@@ -2170,7 +2272,7 @@ static ds_status dsi_comm_message_carry(ds_comm *c, dsi_comm_plan *plan) {
             char *to = NULL;
             if (plan->reduces) {
                 n = in_n;
-                to = c->scratch + (size_t)r * chunk;
+                to = scratch + (size_t)r * chunk;
                 c->views[r] = r == c->rank && in_n ? (const char *)plan->call.in + in.from + skip : to;
             } else if (in_n)
                 to = plan->out + in.to;
@@ -2181,12 +2283,13 @@ static ds_status dsi_comm_message_carry(ds_comm *c, dsi_comm_plan *plan) {
                 part->receive = in_n ? to : NULL;
                 part->send_bytes = out_n;
                 part->receive_bytes = in_n;
+                part->on_device = plan->call.on_device;
             }
         }
         status = dsi_comm_exchange(c, &plan->sign, count, "data");
         if (!status && plan->reduces && n) {
             c->targets[0] = plan->out + skip / plan->size * DS_DTYPE_SIZE(plan->call.out_dtype);
-            dsi_comm_add(c, plan, n / plan->size);
+            status = dsi_comm_add(c, plan, n / plan->size);
         }
     }
     return status;
@@ -2208,6 +2311,7 @@ static ds_status dsi_comm_message_pass(ds_comm *c, dsi_comm_plan *plan) {
     if (status || !plan->total) return status;
     count = 0;
     part = dsi_comm_part_for(c, &count, peer);
+    part->on_device = plan->call.on_device;
     if (sends)
         part->send = plan->call.in, part->send_bytes = plan->total;
     else
@@ -2313,7 +2417,7 @@ static void dsi_comm_count(ds_comm *c, const dsi_comm_plan *plan, ds_comm_kind k
 }
 
 /* Meet, move, sum. */
-static ds_status dsi_comm_collect(ds_comm *c, dsi_comm_plan *plan, ds_comm_kind counted, size_t in_bytes) {
+static ds_status dsi_comm_collect(ds_comm *c, dsi_comm_plan *plan, ds_comm_kind counted) {
     dsi_comm_message own;
     size_t most = 0;
     ds_status status;
@@ -2328,7 +2432,7 @@ static ds_status dsi_comm_collect(ds_comm *c, dsi_comm_plan *plan, ds_comm_kind 
             if (r != c->rank && bytes > most) most = bytes;
         }
     if (c->world > 1) {
-        status = c->room ? dsi_comm_room_meet(c, plan, most, most ? in_bytes : 0) : dsi_comm_message_meet(c, plan);
+        status = c->room ? dsi_comm_room_meet(c, plan, most) : dsi_comm_message_meet(c, plan);
         if (status) return status;
     }
     if (plan->uneven) {
@@ -2345,10 +2449,15 @@ static ds_status dsi_comm_collect(ds_comm *c, dsi_comm_plan *plan, ds_comm_kind 
         c->views[0] = (const char *)plan->call.in + own.from;
         c->targets[0] = plan->out;
         plan->push = false;
-        dsi_comm_add(c, plan, own.bytes / plan->size);
-    } else if (!plan->reduces && own.bytes && plan->out + own.to != (const char *)plan->call.in + own.from)
-        dsi_comm_copy(plan->out + own.to, (const char *)plan->call.in + own.from, own.bytes,
-                      plan->total >= DSI_COMM_LARGE);
+        return dsi_comm_add(c, plan, own.bytes / plan->size);
+    } else if (!plan->reduces && own.bytes && plan->out + own.to != (const char *)plan->call.in + own.from) {
+        if (!plan->call.on_device)
+            dsi_comm_copy(plan->out + own.to, (const char *)plan->call.in + own.from, own.bytes,
+                          plan->total >= DSI_COMM_LARGE);
+        else if ((status = dsi_comm_device_copy(c, plan->out + own.to, (const char *)plan->call.in + own.from,
+                                                own.bytes, plan->call.stream)) != DS_OK)
+            return status;
+    }
     status = c->world == 1 ? DS_OK : c->room ? dsi_comm_room_carry(c, plan, most) : dsi_comm_message_carry(c, plan);
     if (!status) dsi_comm_count(c, plan, counted);
     return status;
@@ -2356,11 +2465,11 @@ static ds_status dsi_comm_collect(ds_comm *c, dsi_comm_plan *plan, ds_comm_kind 
 
 /* all_reduce beyond what one announcement holds: every rank sums its part, then either it has written it everywhere
    already, or the parts are gathered. */
-static ds_status dsi_comm_all_reduce_parts(ds_comm *c, dsi_comm_plan *plan, size_t in_bytes) {
+static ds_status dsi_comm_all_reduce_parts(ds_comm *c, dsi_comm_plan *plan) {
     ds_status status;
     plan->push = c->room && c->world > 1;
     plan->out = (char *)plan->call.out + plan->parts[c->rank];
-    status = dsi_comm_collect(c, plan, DS_COMM_ALL_REDUCE, in_bytes);
+    status = dsi_comm_collect(c, plan, DS_COMM_ALL_REDUCE);
     if (status || plan->push || c->world == 1) return status;
     plan->call.kind = DS_COMM_ALL_GATHER;
     plan->sign.kind = DSI_COMM_GATHER_SUMS;
@@ -2368,17 +2477,33 @@ static ds_status dsi_comm_all_reduce_parts(ds_comm *c, dsi_comm_plan *plan, size
     plan->shared = true;
     plan->call.in = plan->out;
     plan->out = (char *)plan->call.out;
-    return dsi_comm_collect(c, plan, DS_COMM_ALL_REDUCE, plan->parts[c->rank + 1] - plan->parts[c->rank]);
+    plan->in_bytes = plan->parts[c->rank + 1] - plan->parts[c->rank];
+    return dsi_comm_collect(c, plan, DS_COMM_ALL_REDUCE);
+}
+
+static ds_status dsi_comm_execute(ds_comm *c, const ds_comm_call *call);
+static ds_status dsi_comm_through_host(ds_comm *c, const ds_comm_call *call, const dsi_comm_plan *plan) {
+    size_t in_bytes = plan->in_bytes, out_bytes = plan->out_bytes, at = dsi_round_up(in_bytes, DSI_COMM_LINE);
+    ds_comm_call host = *call;
+    ds_status status = dsi_comm_pinned_room(c, at + out_bytes);
+    if (!status) status = dsi_comm_device_copy(c, c->pinned, call->in, in_bytes, call->stream);
+    host.in = c->pinned;
+    host.out = c->pinned + at;
+    host.on_device = false;
+    if (!status) status = dsi_comm_execute(c, &host);
+    __atomic_fetch_add(&c->stats.staged_bytes, in_bytes + out_bytes, __ATOMIC_RELAXED);
+    return status ? status : dsi_comm_device_copy(c, call->out, c->pinned + at, out_bytes, call->stream);
 }
 
 static ds_status dsi_comm_execute(ds_comm *c, const ds_comm_call *call) {
     int64_t begin = dsi_now(&c->clock), waited = c->stats.wait_ns, spent;
     dsi_comm_plan plan;
-    size_t in_bytes = 0;
     ds_status status = dsi_comm_check(c);
     if (status && !c->room) dsi_comm_message_shout(c);
     if (status) return status;
-    if ((status = dsi_comm_plan_make(c, call, c->tables, &plan, &in_bytes)) != DS_OK) return status;
+    if ((status = dsi_comm_plan_make(c, call, c->tables, &plan)) != DS_OK) return status;
+    if (call->on_device && !dsi_comm_device_direct(c, &plan)) return dsi_comm_through_host(c, call, &plan);
+    if (call->on_device && (status = dsi_comm_device_wait(c, call->stream)) != DS_OK) return status;
     if (call->kind == DS_COMM_SEND || call->kind == DS_COMM_RECEIVE) {
         plan.sign.number = c->number;
         status = !c->room                     ? dsi_comm_message_pass(c, &plan)
@@ -2386,9 +2511,9 @@ static ds_status dsi_comm_execute(ds_comm *c, const ds_comm_call *call) {
                                               : dsi_comm_room_receive(c, &plan);
         if (!status) dsi_comm_count(c, &plan, call->kind);
     } else if (call->kind == DS_COMM_ALL_REDUCE && !plan.whole)
-        status = dsi_comm_all_reduce_parts(c, &plan, in_bytes);
+        status = dsi_comm_all_reduce_parts(c, &plan);
     else
-        status = dsi_comm_collect(c, &plan, call->kind, in_bytes);
+        status = dsi_comm_collect(c, &plan, call->kind);
     __atomic_fetch_add(&c->stats.calls[call->kind], 1, __ATOMIC_RELAXED);
     spent = dsi_now(&c->clock) - begin;
     __atomic_fetch_add(&c->stats.busy_ns, spent, __ATOMIC_RELAXED);
@@ -2468,12 +2593,11 @@ DS_API ds_status ds_comm_run(ds_comm *comm, const ds_comm_call *call) {
 DS_API ds_status ds_comm_start(ds_comm *comm, const ds_comm_call *call, ds_comm_handle *handle) {
     dsi_comm_queue *q;
     dsi_comm_plan plan;
-    size_t in_bytes;
     ds_status status;
     *handle = 0;
     if (comm->world == 1 || (!comm->room && !comm->family->transport.concurrent)) return ds_comm_run(comm, call);
     if ((status = dsi_comm_state(comm)) != DS_OK) return status;
-    status = dsi_comm_plan_make(comm, call, comm->tables + 3 * (comm->world + 1), &plan, &in_bytes);
+    status = dsi_comm_plan_make(comm, call, comm->tables + 3 * (comm->world + 1), &plan);
     if (status || (!comm->queue && (status = dsi_comm_queue_make(comm)) != DS_OK)) return status;
     q = comm->queue;
     pthread_mutex_lock(&q->lock);
@@ -3182,6 +3306,8 @@ static ds_comm *dsi_comm_make(const ds_comm_desc *desc, dsi_comm_family *family,
     c->allocator = desc->allocator;
     c->logger = desc->logger;
     c->clock = desc->clock;
+    c->device = desc->device;
+    if (desc->kernels) c->kernels = *desc->kernels;
     if (desc->log.enabled) {
         c->entries = (ds_comm_log_entry *)dsi_alloc(&c->allocator, DSI_COMM_ENTRIES * sizeof *c->entries);
         if (!c->entries) {
@@ -3196,6 +3322,8 @@ static void dsi_comm_unmake(ds_comm *c) {
     dsi_release(&allocator, c->entries, DSI_COMM_ENTRIES * sizeof *c->entries);
     dsi_release_aligned(&allocator, c->scratch, c->scratch_bytes, DSI_COMM_LINE);
     dsi_release(&allocator, c->sparse, c->sparse_bytes);
+    dsi_comm_pinned_give(c);
+    if (c->device_scratch) c->device.release(c->device.ctx, c->device_scratch, c->stage_bytes);
     dsi_release(&allocator, c, dsi_comm_bytes(c->world));
 }
 static bool dsi_comm_make_scratch(ds_comm *c) {
@@ -3329,7 +3457,12 @@ static ds_status dsi_comm_check_desc(const ds_comm_desc *desc, size_t desc_bytes
             "ds_comm: the caller was compiled with version %d and a ds_comm_desc of %zu bytes, the implementation "
             "is version %d with %zu",
             version, desc_bytes, DS_COMM_VERSION, sizeof *desc);
-    return desc ? DS_OK : dsi_fail(error, DS_ERR_ARGUMENT, "ds_comm: the descriptor is NULL");
+    if (!desc) return dsi_fail(error, DS_ERR_ARGUMENT, "ds_comm: the descriptor is NULL");
+    if (desc->device.copy &&
+        (!desc->device.alloc || !desc->device.release || !desc->device.pinned_alloc != !desc->device.pinned_release))
+        return dsi_fail(error, DS_ERR_ARGUMENT,
+                        "ds_comm: desc.device has copy, but not each of alloc and release, or one of the pinned pair");
+    return DS_OK;
 }
 
 DS_API ds_status ds_comm_threads_create_(const ds_comm_desc *desc, size_t desc_bytes, int version, int world,
@@ -3369,10 +3502,21 @@ DS_API ds_status ds_comm_threads_create_(const ds_comm_desc *desc, size_t desc_b
 /* What ranks tell each other while they connect; rank 0 sends the memory file along. */
 typedef struct dsi_comm_hello {
     uint32_t magic;
-    int32_t status, rank, world;
+    int32_t status, rank, world, process;
+    uint64_t run; /* hash of the run id */
     uint64_t stage_bytes, arena, arena_bytes, mapped;
+    char id[128]; /* of NCCL */
     char text[360];
 } dsi_comm_hello;
+/* Where the ranks find rank 0: under shm a socket with a name, for NCCL a port of MASTER_ADDR. */
+typedef struct dsi_comm_point {
+    struct sockaddr_storage address;
+    socklen_t length;
+    bool tcp;
+    int port;      /* with tcp: the first of DSI_COMM_PORTS */
+    char *id;      /* with tcp: what rank 0 hands out, else NULL */
+    char name[96]; /* for texts */
+} dsi_comm_point;
 typedef struct dsi_comm_credentials { /* struct ucred, which hides without _GNU_SOURCE */
     pid_t process;
     uid_t user;
@@ -3429,7 +3573,7 @@ static ds_status dsi_comm_hear(const ds_clock *clock, int socket, dsi_comm_hello
     m.msg_iovlen = 1;
     m.msg_control = control.bytes;
     m.msg_controllen = sizeof control.bytes;
-    got = recvmsg(socket, &m, MSG_CMSG_CLOEXEC);
+    got = recvmsg(socket, &m, MSG_CMSG_CLOEXEC | MSG_WAITALL);
     if (got != (ssize_t)sizeof *hello || hello->magic != DS_COMM_VERSION + 0x64730000u) return DS_ERR_PEER;
     hello->text[sizeof hello->text - 1] = 0;
     if (file && m.msg_controllen >= CMSG_LEN(sizeof(int)) && CMSG_FIRSTHDR(&m)->cmsg_type == SCM_RIGHTS)
@@ -3437,21 +3581,91 @@ static ds_status dsi_comm_hear(const ds_clock *clock, int socket, dsi_comm_hello
     return DS_OK;
 }
 
-/* A name of the kernel's own name space for sockets: it needs no folder and ends with its process. */
-static socklen_t dsi_comm_meeting_point(struct sockaddr_un *address, const char *run_id, int world) {
+static uint64_t dsi_comm_run_hash(const char *run_id, int world) {
     uint64_t hash = 0xCBF29CE484222325u;
-    int n;
     for (const char *p = run_id; *p; p++) hash = (hash ^ (unsigned char)*p) * 0x100000001B3u;
-    hash = (hash ^ (uint64_t)world) * 0x100000001B3u;
-    memset(address, 0, sizeof *address);
+    return (hash ^ (uint64_t)world) * 0x100000001B3u;
+}
+static dsi_comm_hello dsi_comm_hello_make(const ds_comm *c, const ds_comm_desc *desc) {
+    dsi_comm_hello hello;
+    memset(&hello, 0, sizeof hello);
+    hello.magic = DS_COMM_VERSION + 0x64730000u;
+    hello.run = dsi_comm_run_hash(desc->run_id, c->world);
+    hello.rank = c->rank;
+    hello.world = c->world;
+    hello.process = (int32_t)getpid();
+    return hello;
+}
+/* A name of the kernel's own name space for sockets: it needs no folder and ends with its process. */
+static dsi_comm_point dsi_comm_meeting_point(const char *run_id, int world) {
+    dsi_comm_point p;
+    struct sockaddr_un *address = (struct sockaddr_un *)(void *)&p.address;
+    int n;
+    memset(&p, 0, sizeof p);
     address->sun_family = AF_UNIX;
     n = snprintf(address->sun_path + 1, sizeof address->sun_path - 1, "ds-comm-%lu-%016llx", (unsigned long)geteuid(),
-                 (unsigned long long)hash);
-    return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)n);
+                 (unsigned long long)dsi_comm_run_hash(run_id, world));
+    p.length = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)n);
+    snprintf(p.name, sizeof p.name, "run id \"%.80s\"", run_id);
+    return p;
 }
-static bool dsi_comm_same_user(int socket, int *process) {
+static ds_status dsi_comm_port_of(const ds_comm_env *env, char *id, dsi_comm_point *p, ds_error *error) {
+    struct addrinfo hints, *found = NULL;
+    char port[16];
+    int failed;
+    memset(p, 0, sizeof *p);
+    memset(&hints, 0, sizeof hints);
+    hints.ai_socktype = SOCK_STREAM;
+    snprintf(port, sizeof port, "%d", env->master_port);
+    if ((failed = getaddrinfo(env->master_addr, port, &hints, &found)) != 0)
+        return dsi_fail(error, DS_ERR_IO, "ds_comm: MASTER_ADDR \"%.100s\": %s", env->master_addr,
+                        gai_strerror(failed));
+    memcpy(&p->address, found->ai_addr, found->ai_addrlen);
+    p->length = found->ai_addrlen;
+    p->tcp = true;
+    p->port = env->master_port;
+    p->id = id;
+    snprintf(p->name, sizeof p->name, "%.60s:%d", env->master_addr, env->master_port);
+    freeaddrinfo(found);
+    return DS_OK;
+}
+/* Launchers listen on MASTER_PORT themselves (torchrun's store does), so the next ones are tried as well. */
+static void dsi_comm_try_port(dsi_comm_point *p, int turn) {
+    int ports = p->port + DSI_COMM_PORTS > 65536 ? 65536 - p->port : DSI_COMM_PORTS;
+    uint16_t port = htons((uint16_t)(p->port + turn % ports));
+    if (!p->tcp) return;
+    if (p->address.ss_family == AF_INET6)
+        memcpy((char *)&p->address + offsetof(struct sockaddr_in6, sin6_port), &port, sizeof port);
+    else
+        memcpy((char *)&p->address + offsetof(struct sockaddr_in, sin_port), &port, sizeof port);
+}
+/* A connected socket whose reads end after a second, or -1. */
+static int dsi_comm_reach(const dsi_comm_point *p) {
+    int s = socket(p->address.ss_family, (p->tcp ? SOCK_STREAM : SOCK_SEQPACKET) | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int failed = 0;
+    socklen_t bytes = sizeof failed;
+    struct timeval second;
+    struct pollfd one;
+    if (s < 0) return -1;
+    one.fd = s;
+    one.events = POLLOUT;
+    second.tv_sec = 1;
+    second.tv_usec = 0;
+    if (connect(s, (const struct sockaddr *)(const void *)&p->address, p->length) &&
+        (errno != EINPROGRESS || poll(&one, 1, 1000) < 1 || getsockopt(s, SOL_SOCKET, SO_ERROR, &failed, &bytes) ||
+         failed)) {
+        close(s);
+        return -1;
+    }
+    (void)fcntl(s, F_SETFL, 0);
+    (void)setsockopt(s, SOL_SOCKET, SO_RCVTIMEO, &second, sizeof second);
+    return s;
+}
+/* Whether the other side may take part; over TCP the run id has to do. */
+static bool dsi_comm_same_user(const dsi_comm_point *p, int socket, int *process) {
     dsi_comm_credentials who;
     socklen_t bytes = sizeof who;
+    if (p->tcp) return true;
     if (getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &who, &bytes) || who.user != geteuid()) return false;
     *process = (int)who.process;
     return true;
@@ -3518,21 +3732,27 @@ static void dsi_comm_missing(const int *sockets, int world, char *out, size_t ro
 
 /* Rank 0 takes one caller in. A second claim of a rank by the same process is its next communicator, which comes too
    early: it is sent away and calls again. */
-static ds_status dsi_comm_welcome(ds_comm *c, int listener, int *sockets, int *processes, ds_error *error) {
-    dsi_comm_hello hello;
+static ds_status dsi_comm_welcome(ds_comm *c, const ds_comm_desc *desc, const dsi_comm_point *place, int listener,
+                                  int *sockets, int *processes, ds_error *error) {
+    dsi_comm_hello hello, own = dsi_comm_hello_make(c, desc);
     int process = 0, s = accept(listener, NULL, NULL);
+    struct timeval second;
     if (s < 0) return DS_OK;
+    second.tv_sec = 1;
+    second.tv_usec = 0;
     (void)fcntl(s, F_SETFD, FD_CLOEXEC);
-    if (!dsi_comm_same_user(s, &process)) {
+    (void)setsockopt(s, SOL_SOCKET, SO_RCVTIMEO, &second, sizeof second);
+    if (!dsi_comm_same_user(place, s, &process)) {
         dsi_log(&c->logger, "ds_comm", DS_LOG_WARNING, 2, "a process of another user tried to attach");
         close(s);
         return DS_OK;
     }
     if (dsi_comm_hear(&c->clock, s, &hello, NULL, dsi_deadline(&c->clock, 1000000000)) || hello.rank < 1 ||
-        hello.rank >= c->world) {
+        hello.rank >= c->world || hello.run != own.run) {
         close(s);
         return DS_OK;
     }
+    if (place->tcp) process = hello.process;
     if (sockets[hello.rank] >= 0) {
         int first = processes[hello.rank];
         close(s);
@@ -3542,12 +3762,13 @@ static ds_status dsi_comm_welcome(ds_comm *c, int listener, int *sockets, int *p
     }
     sockets[hello.rank] = s;
     processes[hello.rank] = process;
+    (void)dsi_comm_tell(s, &own, -1); /* it is at the right place */
     return DS_OK;
 }
 
 /* Waits for everyone to call. After a failure it stays a second longer, to tell those who come in that time. */
-static ds_status dsi_comm_host_gather(ds_comm *c, const ds_comm_desc *desc, int listener, int *sockets, int *processes,
-                                      ds_error *error) {
+static ds_status dsi_comm_host_gather(ds_comm *c, const ds_comm_desc *desc, const dsi_comm_point *place, int listener,
+                                      int *sockets, int *processes, ds_error *error) {
     int64_t deadline = dsi_deadline(&c->clock, c->timeout);
     char missing[160];
     int joined = 1;
@@ -3558,7 +3779,7 @@ static ds_status dsi_comm_host_gather(ds_comm *c, const ds_comm_desc *desc, int 
         p.fd = listener;
         p.events = POLLIN;
         if (poll(&p, 1, 50) > 0) {
-            ds_status welcome = dsi_comm_welcome(c, listener, sockets, processes, failed ? NULL : error);
+            ds_status welcome = dsi_comm_welcome(c, desc, place, listener, sockets, processes, failed ? NULL : error);
             if (!failed) status = welcome;
         }
         joined = 1;
@@ -3573,23 +3794,22 @@ static ds_status dsi_comm_host_gather(ds_comm *c, const ds_comm_desc *desc, int 
             if (failed) break;
             dsi_comm_missing(sockets, c->world, missing, sizeof missing);
             if (!status && joined < c->world)
-                status = dsi_fail(error, DS_ERR_TIMEOUT,
-                                  "ds_comm: of %d ranks, rank %s did not connect within %.1f s (run id \"%.100s\")",
-                                  c->world, missing, (double)c->timeout * 1e-9, desc->run_id);
+                status =
+                    dsi_fail(error, DS_ERR_TIMEOUT, "ds_comm: of %d ranks, rank %s did not connect within %.1f s (%s)",
+                             c->world, missing, (double)c->timeout * 1e-9, place->name);
         }
         if (status && !failed) deadline = dsi_deadline(&c->clock, 1000000000);
     }
     return status;
 }
 
-static ds_status dsi_comm_host_run(ds_comm *c, const ds_comm_desc *desc, int listener, int *sockets, int *processes,
-                                   ds_error *error) {
-    ds_status status = dsi_comm_host_gather(c, desc, listener, sockets, processes, error);
+static ds_status dsi_comm_host_run(ds_comm *c, const ds_comm_desc *desc, const dsi_comm_point *place, int listener,
+                                   int *sockets, int *processes, ds_error *error) {
+    ds_status status = dsi_comm_host_gather(c, desc, place, listener, sockets, processes, error);
     int64_t deadline = dsi_deadline(&c->clock, c->timeout);
-    dsi_comm_hello hello;
-    if (!status) status = dsi_comm_segment_make(c, desc, error);
-    memset(&hello, 0, sizeof hello);
-    hello.magic = DS_COMM_VERSION + 0x64730000u;
+    dsi_comm_hello hello = dsi_comm_hello_make(c, desc);
+    if (!status && !place->id) status = dsi_comm_segment_make(c, desc, error);
+    if (place->id) memcpy(hello.id, place->id, sizeof hello.id);
     for (int step = 0; step < 2; step++) { /* the memory, an answer from each, then the start */
         hello.status = (int32_t)status;
         hello.stage_bytes = c->stage_bytes;
@@ -3617,34 +3837,38 @@ static ds_status dsi_comm_host_run(ds_comm *c, const ds_comm_desc *desc, int lis
     return status;
 }
 
-static ds_status dsi_comm_host(ds_comm *c, const ds_comm_desc *desc, ds_error *error) {
-    struct sockaddr_un address;
-    socklen_t length = dsi_comm_meeting_point(&address, desc->run_id, c->world);
+static ds_status dsi_comm_bind(ds_comm *c, dsi_comm_point *place, int listener, ds_error *error) {
     int64_t deadline = dsi_deadline(&c->clock, c->timeout < 5000000000 && c->timeout > 0 ? c->timeout : 5000000000);
+    int yes = 1;
+    (void)setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+    for (int turn = 0;; turn++) {
+        dsi_comm_try_port(place, turn);
+        if (bind(listener, (struct sockaddr *)(void *)&place->address, place->length) == 0) break;
+        if (errno != EADDRINUSE)
+            return dsi_fail(error, DS_ERR_IO, "ds_comm: bind, %s: %s", place->name, strerror(errno));
+        if (dsi_now(&c->clock) >= deadline)
+            return dsi_fail(error, DS_ERR_STATE,
+                            "ds_comm: another run of this user is connecting (%s); set DS_RUN_ID or MASTER_PORT to "
+                            "something else",
+                            place->name);
+        if (!place->tcp || turn % DSI_COMM_PORTS == DSI_COMM_PORTS - 1) dsi_sleep(&c->clock, 5000000);
+    }
+    if (listen(listener, c->world)) return dsi_fail(error, DS_ERR_IO, "ds_comm: listen: %s", strerror(errno));
+    return DS_OK;
+}
+static ds_status dsi_comm_host(ds_comm *c, const ds_comm_desc *desc, dsi_comm_point *place, ds_error *error) {
     size_t bytes = (size_t)c->world * 2 * sizeof(int);
     int *sockets = (int *)dsi_alloc(&c->allocator, bytes);
-    int listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int listener =
+        socket(place->address.ss_family, (place->tcp ? SOCK_STREAM : SOCK_SEQPACKET) | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     ds_status status = DS_OK;
     if (!sockets)
         status = dsi_fail(error, DS_ERR_MEMORY, "ds_comm: no memory for %d connections", c->world);
     else if (listener < 0)
         status = dsi_fail(error, DS_ERR_IO, "ds_comm: socket: %s", strerror(errno));
     for (int r = 0; sockets && r < c->world; r++) sockets[r] = -1;
-    while (!status && bind(listener, (struct sockaddr *)(void *)&address, length)) {
-        if (errno != EADDRINUSE)
-            status = dsi_fail(error, DS_ERR_IO, "ds_comm: bind: %s", strerror(errno));
-        else if (dsi_now(&c->clock) >= deadline)
-            status =
-                dsi_fail(error, DS_ERR_STATE,
-                         "ds_comm: another run of this user with run id \"%.100s\" is connecting; set DS_RUN_ID or "
-                         "MASTER_PORT to something else",
-                         desc->run_id);
-        else
-            dsi_sleep(&c->clock, 5000000);
-    }
-    if (!status && listen(listener, c->world))
-        status = dsi_fail(error, DS_ERR_IO, "ds_comm: listen: %s", strerror(errno));
-    if (!status) status = dsi_comm_host_run(c, desc, listener, sockets, sockets + c->world, error);
+    if (!status) status = dsi_comm_bind(c, place, listener, error);
+    if (!status) status = dsi_comm_host_run(c, desc, place, listener, sockets, sockets + c->world, error);
     if (listener >= 0) close(listener);
     for (int r = 0; sockets && r < c->world; r++)
         if (sockets[r] >= 0) close(sockets[r]);
@@ -3652,64 +3876,298 @@ static ds_status dsi_comm_host(ds_comm *c, const ds_comm_desc *desc, ds_error *e
     return status;
 }
 
-/* One attempt to join; DS_ERR_STATE means: call again. */
-static ds_status dsi_comm_join_once(ds_comm *c, const struct sockaddr_un *address, socklen_t length, ds_error *error) {
+/* What rank 0 answers when all are there, or its own time is up; then this rank's own answer and the start. */
+static ds_status dsi_comm_join_wait(ds_comm *c, const dsi_comm_point *place, int s, int process, ds_error *error) {
+    int64_t deadline = dsi_deadline(&c->clock, c->timeout);
     dsi_comm_hello hello;
-    int process = 0, s = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-    ds_status status = DS_ERR_STATE;
-    if (s < 0) return dsi_fail(error, DS_ERR_IO, "ds_comm: socket: %s", strerror(errno));
-    if (connect(s, (const struct sockaddr *)(const void *)address, length) == 0 && dsi_comm_same_user(s, &process)) {
-        memset(&hello, 0, sizeof hello);
-        hello.magic = DS_COMM_VERSION + 0x64730000u;
-        hello.rank = c->rank;
-        hello.world = c->world;
-        /* rank 0 answers when all are there or its own time is up, which began before now; and a bit */
-        int64_t deadline = dsi_deadline(&c->clock, c->timeout);
-        if (deadline < INT64_MAX - 2000000000) deadline += 2000000000;
-        if (dsi_comm_tell(s, &hello, -1) == DS_OK &&
-            dsi_comm_hear(&c->clock, s, &hello, &c->family->file, deadline) == DS_OK) {
-            status = hello.status ? dsi_fail(error, (ds_status)hello.status, "%s", hello.text) : DS_OK;
-            if (!status) {
-                ds_error own = {DS_OK, ""};
-                c->family->arena = (size_t)hello.arena;
-                c->family->arena_bytes = (size_t)hello.arena_bytes;
-                status = dsi_comm_attach(c, (size_t)hello.mapped, &own);
-                hello.status = (int32_t)status;
-                snprintf(hello.text, sizeof hello.text, "%.350s", own.message);
-                if (dsi_comm_tell(s, &hello, -1) || dsi_comm_hear(&c->clock, s, &hello, NULL, deadline))
-                    status = dsi_fail(error, DS_ERR_PEER,
-                                      "ds_comm: rank 0 (process %d) ended while the ranks connected", process);
-                else if (hello.status)
-                    status = dsi_fail(error, (ds_status)hello.status, "%s", hello.text);
-            }
-        }
+    ds_error own = {DS_OK, ""};
+    ds_status status;
+    if (deadline < INT64_MAX - 2000000000) deadline += 2000000000; /* rank 0's time began before now; and a bit */
+    if (dsi_comm_hear(&c->clock, s, &hello, &c->family->file, deadline)) return DS_ERR_STATE;
+    if (hello.status) return dsi_fail(error, (ds_status)hello.status, "%s", hello.text);
+    if (place->id) {
+        memcpy(place->id, hello.id, sizeof hello.id);
+        status = DS_OK;
+    } else {
+        c->family->arena = (size_t)hello.arena;
+        c->family->arena_bytes = (size_t)hello.arena_bytes;
+        status = dsi_comm_attach(c, (size_t)hello.mapped, &own);
     }
+    hello.status = (int32_t)status;
+    snprintf(hello.text, sizeof hello.text, "%.350s", own.message);
+    if (dsi_comm_tell(s, &hello, -1) || dsi_comm_hear(&c->clock, s, &hello, NULL, deadline))
+        return dsi_fail(error, DS_ERR_PEER, "ds_comm: rank 0 (process %d) ended while the ranks connected", process);
+    return hello.status ? dsi_fail(error, (ds_status)hello.status, "%s", hello.text) : DS_OK;
+}
+/* One attempt to join; DS_ERR_STATE means: call again. */
+static ds_status dsi_comm_join_once(ds_comm *c, const ds_comm_desc *desc, const dsi_comm_point *place,
+                                    ds_error *error) {
+    dsi_comm_hello hello = dsi_comm_hello_make(c, desc);
+    uint64_t run = hello.run;
+    int process = 0, s = dsi_comm_reach(place);
+    ds_status status = DS_ERR_STATE;
+    if (s < 0) return status;
+    if (dsi_comm_same_user(place, s, &process) && dsi_comm_tell(s, &hello, -1) == DS_OK &&
+        dsi_comm_hear(&c->clock, s, &hello, NULL, dsi_deadline(&c->clock, 1000000000)) == DS_OK && hello.run == run)
+        status = dsi_comm_join_wait(c, place, s, place->tcp ? hello.process : process, error);
     close(s);
     return status;
 }
-static ds_status dsi_comm_join(ds_comm *c, const ds_comm_desc *desc, ds_error *error) {
+static ds_status dsi_comm_join(ds_comm *c, const ds_comm_desc *desc, dsi_comm_point *place, ds_error *error) {
     int64_t deadline = dsi_deadline(&c->clock, c->timeout);
-    struct sockaddr_un address;
-    socklen_t length = dsi_comm_meeting_point(&address, desc->run_id, c->world);
     ds_status status;
-    while ((status = dsi_comm_join_once(c, &address, length, error)) == DS_ERR_STATE) {
+    for (int turn = 0;; turn++) {
+        dsi_comm_try_port(place, turn);
+        if ((status = dsi_comm_join_once(c, desc, place, error)) != DS_ERR_STATE) return status;
         if (dsi_now(&c->clock) >= deadline)
-            return dsi_fail(error, DS_ERR_TIMEOUT,
-                            "ds_comm: rank %d of %d found no rank 0 within %.1f s (run id \"%.100s\")", c->rank,
-                            c->world, (double)c->timeout * 1e-9, desc->run_id);
+            return dsi_fail(error, DS_ERR_TIMEOUT, "ds_comm: rank %d of %d found no rank 0 within %.1f s (%s)", c->rank,
+                            c->world, (double)c->timeout * 1e-9, place->name);
         dsi_sleep(&c->clock, 2000000);
+    }
+}
+static ds_status dsi_comm_meet(ds_comm *c, const ds_comm_desc *desc, dsi_comm_point *place, ds_error *error) {
+    return c->rank == 0 ? dsi_comm_host(c, desc, place, error) : dsi_comm_join(c, desc, place, error);
+}
+static ds_status dsi_comm_open_shm(ds_comm *c, const ds_comm_desc *desc, ds_error *error) {
+    dsi_comm_point place = dsi_comm_meeting_point(desc->run_id, c->world);
+    ds_status status = dsi_comm_meet(c, desc, &place, error);
+    if (!status) dsi_comm_sit(c, (dsi_comm_room *)(void *)c->family->base);
+    return status;
+}
+
+// >>nccl: as a transport of messages, from a library opened at run time
+
+/* From nccl.h; its results are 0 for success and 7 for "in progress". */
+typedef struct dsi_comm_nccl_id {
+    char bytes[128];
+} dsi_comm_nccl_id;
+typedef struct dsi_comm_nccl_config { /* as of 2.14, which every later version takes */
+    size_t size;
+    unsigned magic, version;
+    int blocking;
+} dsi_comm_nccl_config;
+typedef struct dsi_comm_nccl {
+    int (*get_id)(dsi_comm_nccl_id *id);
+    int (*init)(void **comm, int world, dsi_comm_nccl_id id, int rank, dsi_comm_nccl_config *config);
+    int (*state)(void *comm, int *result);
+    int (*finalize)(void *comm);
+    int (*destroy)(void *comm);
+    int (*abort)(void *comm);
+    int (*send)(const void *data, size_t count, int type, int peer, void *comm, void *stream);
+    int (*receive)(void *data, size_t count, int type, int peer, void *comm, void *stream);
+    int (*group_begin)(void);
+    int (*group_end)(void);
+    const char *(*describe)(int result);
+    void *library, *comm, *stream, *event;
+    char *stage; /* device copies of host memory */
+    size_t stage_bytes;
+    int64_t timeout;
+    ds_device device;
+    ds_allocator allocator;
+    ds_clock clock;
+} dsi_comm_nccl;
+
+static ds_status dsi_comm_nccl_device(dsi_comm_nccl *n, ds_status status, ds_error *error) {
+    return dsi_fail(error, status, "%.300s",
+                    n->device.describe ? n->device.describe(n->device.ctx) : "the device failed");
+}
+static void dsi_comm_nccl_give_up(dsi_comm_nccl *n) {
+    if (n->comm) n->abort(n->comm);
+    n->comm = NULL;
+}
+/* Polls until NCCL is through with what it was asked for and, with `stream`, the device too. */
+static ds_status dsi_comm_nccl_poll(dsi_comm_nccl *n, int result, bool stream, int64_t deadline, ds_error *error) {
+    ds_status status = DS_OK;
+    bool done = false;
+    for (int idle = 0; !status; idle++) {
+        if ((result == 0 || result == 7) && n->state(n->comm, &result)) result = 1;
+        if (result && result != 7) status = dsi_fail(error, DS_ERR_PEER, "NCCL: %s", n->describe(result));
+        if (!status && !result && !stream) return DS_OK;
+        if (!status && !result) {
+            status = n->device.event_done(n->device.ctx, n->event, &done);
+            if (status) dsi_comm_nccl_device(n, status, error);
+            if (!status && done) return DS_OK;
+        }
+        if (!status && idle > 100) {
+            if (dsi_now(&n->clock) >= deadline) status = dsi_fail(error, DS_ERR_TIMEOUT, "NCCL: the deadline passed");
+            dsi_sleep(&n->clock, idle > 2000 ? 200000 : 20000);
+        }
+    }
+    dsi_comm_nccl_give_up(n);
+    return status;
+}
+static void dsi_comm_nccl_close(void *ctx) {
+    dsi_comm_nccl *n = (dsi_comm_nccl *)ctx;
+    ds_allocator allocator = n->allocator;
+    if (n->comm && !dsi_comm_nccl_poll(n, n->finalize(n->comm), false, dsi_deadline(&n->clock, n->timeout), NULL))
+        n->destroy(n->comm);
+    if (n->stage) n->device.release(n->device.ctx, n->stage, n->stage_bytes);
+    if (n->event) n->device.event_destroy(n->device.ctx, n->event);
+    if (n->stream) n->device.stream_destroy(n->device.ctx, n->stream);
+    dlclose(n->library);
+    dsi_release(&allocator, n, sizeof *n);
+}
+
+/* Copies what is host memory to the device before, and back after; it lies there part by part. */
+static ds_status dsi_comm_nccl_stage(dsi_comm_nccl *n, ds_comm_part *parts, int count, bool back) {
+    size_t at = 0;
+    ds_status status = DS_OK;
+    for (int i = 0; i < count && !status; i++) {
+        ds_comm_part *p = &parts[i];
+        if (p->on_device) continue;
+        if (!back && p->send_bytes)
+            status = n->device.copy(n->device.ctx, n->stage + at, p->send, p->send_bytes, n->stream);
+        at += dsi_round_up(p->send_bytes, DSI_COMM_LINE);
+        if (back && p->receive_bytes)
+            status = n->device.copy(n->device.ctx, p->receive, n->stage + at, p->receive_bytes, n->stream);
+        at += dsi_round_up(p->receive_bytes, DSI_COMM_LINE);
     }
     return status;
 }
-static ds_status dsi_comm_open_shm(ds_comm *c, const ds_comm_desc *desc, ds_error *error) {
-    ds_status status = c->rank == 0 ? dsi_comm_host(c, desc, error) : dsi_comm_join(c, desc, error);
-    if (!status) dsi_comm_sit(c, (dsi_comm_room *)(void *)c->family->base);
-    return status;
+static ds_status dsi_comm_nccl_room(dsi_comm_nccl *n, const ds_comm_part *parts, int count) {
+    size_t need = 0;
+    void *memory = NULL;
+    ds_status status;
+    for (int i = 0; i < count; i++)
+        if (!parts[i].on_device)
+            need +=
+                dsi_round_up(parts[i].send_bytes, DSI_COMM_LINE) + dsi_round_up(parts[i].receive_bytes, DSI_COMM_LINE);
+    if (need <= n->stage_bytes) return DS_OK;
+    if ((status = n->device.alloc(n->device.ctx, need, &memory)) != DS_OK) return status;
+    if (n->stage) n->device.release(n->device.ctx, n->stage, n->stage_bytes);
+    n->stage = (char *)memory;
+    n->stage_bytes = need;
+    return DS_OK;
+}
+static int dsi_comm_nccl_messages(dsi_comm_nccl *n, const ds_comm_part *parts, int count) {
+    size_t at = 0;
+    int result = n->group_begin(), end;
+    for (int i = 0; i < count && !result; i++) {
+        const ds_comm_part *p = &parts[i];
+        const void *from = p->on_device ? p->send : n->stage + at;
+        void *to;
+        if (!p->on_device) at += dsi_round_up(p->send_bytes, DSI_COMM_LINE);
+        to = p->on_device ? p->receive : n->stage + at;
+        if (!p->on_device) at += dsi_round_up(p->receive_bytes, DSI_COMM_LINE);
+        if (p->send_bytes) result = n->send(from, p->send_bytes, 0, p->peer, n->comm, n->stream);
+        if (result == 7) result = 0;
+        if (p->receive_bytes && !result) result = n->receive(to, p->receive_bytes, 0, p->peer, n->comm, n->stream);
+        if (result == 7) result = 0;
+    }
+    end = n->group_end();
+    return result ? result : end;
+}
+static ds_status dsi_comm_nccl_exchange(void *ctx, unsigned channel, ds_comm_part *parts, int count, int64_t deadline,
+                                        ds_error *error) {
+    dsi_comm_nccl *n = (dsi_comm_nccl *)ctx;
+    ds_status status;
+    (void)channel; /* one call at a time, in the same order on both sides */
+    if (!n->comm) return dsi_fail(error, DS_ERR_PEER, "NCCL was given up after an earlier failure");
+    status = dsi_comm_nccl_room(n, parts, count);
+    if (!status) status = dsi_comm_nccl_stage(n, parts, count, false);
+    if (!status) {
+        status = dsi_comm_nccl_poll(n, dsi_comm_nccl_messages(n, parts, count), false, deadline, error);
+        if (status) return status;
+        status = n->device.event_record(n->device.ctx, n->event, n->stream);
+    }
+    if (!status && (status = dsi_comm_nccl_poll(n, 0, true, deadline, error)) != DS_OK) return status;
+    if (!status) status = dsi_comm_nccl_stage(n, parts, count, true);
+    if (!status) status = n->device.synchronize(n->device.ctx, n->stream);
+    if (status) {
+        dsi_comm_nccl_give_up(n);
+        return dsi_comm_nccl_device(n, status, error);
+    }
+    for (int i = 0; i < count; i++) parts[i].done = true;
+    return DS_OK;
+}
+
+/* Opens the library; no other rank is heard. */
+static ds_status dsi_comm_nccl_open(const ds_comm_desc *desc, ds_comm_transport *out, ds_error *error) {
+    static const char *const names[] = {"ncclGetUniqueId",
+                                        "ncclCommInitRankConfig",
+                                        "ncclCommGetAsyncError",
+                                        "ncclCommFinalize",
+                                        "ncclCommDestroy",
+                                        "ncclCommAbort",
+                                        "ncclSend",
+                                        "ncclRecv",
+                                        "ncclGroupStart",
+                                        "ncclGroupEnd",
+                                        "ncclGetErrorString"};
+    const ds_device *d = &desc->device;
+    const char *file = desc->nccl_library ? desc->nccl_library : "libnccl.so.2";
+    dsi_comm_nccl *n;
+    void *library, *entry;
+    if (!d->copy || !d->stream_create || !d->stream_destroy || !d->event_create || !d->event_destroy ||
+        !d->event_record || !d->event_done || !d->synchronize)
+        return dsi_fail(error, DS_ERR_ARGUMENT,
+                        "ds_comm: the backend nccl needs desc.device with copies, streams and events");
+    if (!(library = dlopen(file, RTLD_NOW | RTLD_LOCAL)))
+        return dsi_fail(error, DS_ERR_UNSUPPORTED, "ds_comm: %.300s", dlerror());
+    n = (dsi_comm_nccl *)dsi_alloc_zero(&desc->allocator, sizeof *n);
+    for (size_t i = 0; n && i < sizeof names / sizeof *names; i++) {
+        if (!(entry = dlsym(library, names[i]))) {
+            dlclose(library);
+            dsi_release(&desc->allocator, n, sizeof *n);
+            return dsi_fail(error, DS_ERR_UNSUPPORTED, "ds_comm: %s has no %s; NCCL 2.14 or later is needed", file,
+                            names[i]);
+        }
+        memcpy((char *)n + i * sizeof entry, &entry, sizeof entry); /* the members are in the order of the names */
+    }
+    if (!n) {
+        dlclose(library);
+        return dsi_fail(error, DS_ERR_MEMORY, "ds_comm: no memory for NCCL");
+    }
+    n->library = library;
+    n->device = desc->device;
+    n->allocator = desc->allocator;
+    n->clock = desc->clock;
+    n->timeout = desc->timeout ? desc->timeout : 300 * (int64_t)1000000000;
+    out->name = "nccl";
+    out->ctx = n;
+    out->exchange = dsi_comm_nccl_exchange;
+    out->close = dsi_comm_nccl_close;
+    out->concurrent = false;
+    out->device = true;
+    return DS_OK;
+}
+/* Rank 0's id goes to all over MASTER_ADDR:MASTER_PORT, then they connect. */
+static ds_status dsi_comm_nccl_join(ds_comm *c, const ds_comm_desc *desc, const ds_comm_env *env, ds_error *error) {
+    dsi_comm_nccl *n = (dsi_comm_nccl *)c->family->transport.ctx;
+    dsi_comm_nccl_config config = {sizeof config, 0xcafebeef, 21400, 0};
+    dsi_comm_nccl_id id;
+    dsi_comm_point place;
+    ds_error why = {DS_OK, ""};
+    int result;
+    ds_status status;
+    if (!*env->master_addr || !env->master_port)
+        return dsi_fail(error, DS_ERR_INPUT, "ds_comm: the backend nccl needs MASTER_ADDR and MASTER_PORT");
+    memset(&id, 0, sizeof id);
+    if (c->rank == 0 && (result = n->get_id(&id)) != 0)
+        return dsi_fail(error, DS_ERR_DEVICE, "ds_comm: ncclGetUniqueId: %s", n->describe(result));
+    status = dsi_comm_port_of(env, id.bytes, &place, error);
+    if (!status) status = dsi_comm_meet(c, desc, &place, error);
+    if (!status) status = n->device.stream_create(n->device.ctx, &n->stream);
+    if (!status) status = n->device.event_create(n->device.ctx, &n->event);
+    if (status) return status;
+    result = n->init(&n->comm, c->world, id, c->rank, &config);
+    if (!n->comm) return dsi_fail(error, DS_ERR_DEVICE, "ds_comm: ncclCommInitRankConfig: %s", n->describe(result));
+    status = dsi_comm_nccl_poll(n, result, false, dsi_deadline(&c->clock, c->timeout), &why);
+    if (!status) return DS_OK;
+    return dsi_fail(error, status, "ds_comm: rank %d of %d, while NCCL connects: %s", c->rank, c->world, why.message);
 }
 #else
 static ds_status dsi_comm_open_shm(ds_comm *c, const ds_comm_desc *desc, ds_error *error) {
     (void)c, (void)desc;
     return dsi_fail(error, DS_ERR_UNSUPPORTED, "ds_comm: the backend shm needs Linux");
+}
+static ds_status dsi_comm_nccl_open(const ds_comm_desc *desc, ds_comm_transport *out, ds_error *error) {
+    (void)desc, (void)out;
+    return dsi_fail(error, DS_ERR_UNSUPPORTED, "ds_comm: the backend nccl needs Linux");
+}
+static ds_status dsi_comm_nccl_join(ds_comm *c, const ds_comm_desc *desc, const ds_comm_env *env, ds_error *error) {
+    (void)c, (void)desc, (void)env;
+    return dsi_fail(error, DS_ERR_UNSUPPORTED, "ds_comm: the backend nccl needs Linux");
 }
 #endif
 
@@ -3849,6 +4307,7 @@ static ds_status dsi_comm_mpi_open(const ds_comm_desc *desc, ds_comm_transport *
     out->exchange = dsi_comm_mpi_exchange;
     out->close = dsi_comm_mpi_close;
     out->concurrent = level == MPI_THREAD_MULTIPLE;
+    out->device = desc->cuda_aware;
     MPI_Comm_rank(MPI_COMM_WORLD, rank);
     MPI_Comm_size(MPI_COMM_WORLD, world);
     m->requests = (MPI_Request *)dsi_alloc(&m->allocator, sizeof *m->requests);
@@ -3876,6 +4335,7 @@ typedef enum dsi_comm_choice {
     DSI_COMM_SELF,
     DSI_COMM_SHM,
     DSI_COMM_MPI,
+    DSI_COMM_NCCL,
     DSI_COMM_USER,
     DSI_COMM_NONE
 } dsi_comm_choice;
@@ -3886,8 +4346,10 @@ static bool dsi_comm_is_local(const ds_comm_env *env) {
     return !*a || !strcmp(a, "localhost") || !strncmp(a, "127.", 4) || !strcmp(a, "::1");
 }
 
-static dsi_comm_choice dsi_comm_choose(const ds_comm_desc *desc, const ds_comm_env *env, ds_error *error) {
-    static const char *const names[] = {"self", "shm", "mpi", "user"};
+/* Under "auto" with a device, NCCL is opened on the way. */
+static dsi_comm_choice dsi_comm_choose(const ds_comm_desc *desc, const ds_comm_env *env, ds_comm_transport *transport,
+                                       ds_error *error) {
+    static const char *const names[] = {"self", "shm", "mpi", "nccl", "user"};
     const char *name = desc->backend && *desc->backend ? desc->backend : "auto";
     bool launched_by_mpi = strcmp(env->source, "none") != 0 && strcmp(env->source, "torchrun") != 0;
     if (desc->transport) {
@@ -3897,6 +4359,8 @@ static dsi_comm_choice dsi_comm_choose(const ds_comm_desc *desc, const ds_comm_e
     }
     if (strcmp(name, "auto") == 0) {
         if (env->world == 1) return DSI_COMM_SELF;
+        if (desc->device.copy && dsi_comm_nccl_open(desc, transport, error) == DS_OK) return DSI_COMM_NCCL;
+        if (desc->device.copy) dsi_log(&desc->logger, "ds_comm", DS_LOG_INFO, 2, "nccl refused: %s", error->message);
         if (launched_by_mpi && DS_COMM_USE_MPI) return DSI_COMM_MPI;
         if (launched_by_mpi)
             dsi_log(&desc->logger, "ds_comm", DS_LOG_INFO, 2, "mpi refused: not compiled in (DS_COMM_USE_MPI=1)");
@@ -3912,7 +4376,7 @@ static dsi_comm_choice dsi_comm_choose(const ds_comm_desc *desc, const ds_comm_e
                  env->local_world, env->master_addr);
         return DSI_COMM_NONE;
     }
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 4; i++)
         if (strcmp(name, names[i]) == 0) {
             if (i == DSI_COMM_MPI && !DS_COMM_USE_MPI) break;
             if (i != DSI_COMM_SELF || env->world == 1) return (dsi_comm_choice)i;
@@ -3922,14 +4386,11 @@ static dsi_comm_choice dsi_comm_choose(const ds_comm_desc *desc, const ds_comm_e
         }
     if (strcmp(name, "mpi") == 0)
         dsi_fail(error, DS_ERR_UNSUPPORTED, "ds_comm: the backend mpi is not compiled in (mpicc, -DDS_COMM_USE_MPI=1)");
-    else if (strcmp(name, "nccl") == 0)
-        dsi_fail(error, DS_ERR_UNSUPPORTED,
-                 "ds_comm: there is no backend nccl in this version; MPI carries host memory");
     else if (strcmp(name, "user") == 0)
         dsi_fail(error, DS_ERR_ARGUMENT, "ds_comm: the backend user needs desc.transport");
     else
         dsi_fail(error, DS_ERR_ARGUMENT,
-                 "ds_comm: the backend \"%.40s\" is unknown; known: auto, self, shm, mpi, user%s", name,
+                 "ds_comm: the backend \"%.40s\" is unknown; known: auto, self, shm, mpi, nccl, user%s", name,
                  strcmp(name, "threads") == 0 ? " (threads: ds_comm_threads_create)" : "");
     return DSI_COMM_NONE;
 }
@@ -3959,7 +4420,7 @@ static ds_status dsi_comm_place(const ds_comm_desc *desc, ds_comm_env *env, ds_e
 
 DS_API ds_status ds_comm_create_(const ds_comm_desc *desc, size_t desc_bytes, int version, ds_comm **out,
                                  ds_error *error) {
-    static const char *const names[] = {"self", "shm", "mpi", "user"};
+    static const char *const names[] = {"self", "shm", "mpi", "nccl", "user"};
     ds_comm_transport transport;
     ds_comm_desc d;
     ds_comm_env env;
@@ -3973,16 +4434,18 @@ DS_API ds_status ds_comm_create_(const ds_comm_desc *desc, size_t desc_bytes, in
     d = *desc;
     if (d.local_world) env.local_world = d.local_world;
     if (!d.run_id) d.run_id = env.run_id;
+    memset(&transport, 0, sizeof transport);
     {
         ds_error why = {DS_OK, ""};
-        choice = dsi_comm_choose(&d, &env, &why);
+        choice = dsi_comm_choose(&d, &env, &transport, &why);
         if (choice == DSI_COMM_NONE) {
             dsi_log(&d.logger, "ds_comm", DS_LOG_ERROR, 2, "%s", why.message);
             return dsi_fail(error, why.status, "%s", why.message);
         }
     }
-    memset(&transport, 0, sizeof transport);
     if (choice == DSI_COMM_USER) transport = *d.transport;
+    if (choice == DSI_COMM_NCCL && !transport.ctx && (status = dsi_comm_nccl_open(&d, &transport, error)) != DS_OK)
+        return status;
 #if DS_COMM_USE_MPI
     if (choice == DSI_COMM_MPI) {
         int rank = 0, world = 1;
@@ -4009,13 +4472,14 @@ DS_API ds_status ds_comm_create_(const ds_comm_desc *desc, size_t desc_bytes, in
     if (!c) {
         if (family)
             dsi_comm_family_release(family);
-        else if (choice == DSI_COMM_MPI && transport.close)
+        else if (choice != DSI_COMM_USER && transport.close)
             transport.close(transport.ctx);
         return dsi_fail(error, DS_ERR_MEMORY, "ds_comm: no memory for rank %d of %d", env.rank, env.world);
     }
     dsi_log(&d.logger, "ds_comm", DS_LOG_INFO, 1, "rank %d of %d, backend %s (%s)", env.rank, env.world, c->name,
             env.source);
     if (choice == DSI_COMM_SHM) status = dsi_comm_open_shm(c, &d, error);
+    if (choice == DSI_COMM_NCCL && c->world > 1) status = dsi_comm_nccl_join(c, &d, &env, error);
     if (status) {
         dsi_log(&d.logger, "ds_comm", DS_LOG_ERROR, 4, "%s", error ? error->message : "the ranks did not connect");
         dsi_comm_unmake(c);
@@ -4044,6 +4508,8 @@ static ds_comm *dsi_comm_split_make(ds_comm *c, const dsi_comm_wish *members, in
     desc.logger = c->logger;
     desc.clock = c->clock;
     desc.log = c->log;
+    desc.device = c->device;
+    desc.kernels = &c->kernels;
     n = dsi_comm_make(&desc, c->family, c->name, rank, world);
     if (!n) return NULL;
     for (int r = 0; r < world; r++) n->family_rank[r] = c->family_rank[members[r].rank];
@@ -4143,6 +4609,7 @@ DS_API ds_status ds_comm_split(ds_comm *comm, int color, int key, ds_comm **out,
 #undef DSI_COMM_LINE
 #undef DSI_COMM_PAGE
 #undef DSI_COMM_TEXT
+#undef DSI_COMM_PORTS
 #undef DSI_COMM_ENTRIES
 #undef DSI_COMM_ABORTED
 #undef DSI_COMM_GATHER_SUMS

@@ -736,6 +736,7 @@ extern "C" void ds_cuda_comm_kernels(ds_comm_kernels *out) {
     out->expand = call_expand;
     out->quantize = call_quantize;
     out->dequantize = call_dequantize;
+    out->sum = NULL;
 }
 extern "C" ds_status ds_cuda_gather_rows(void *to, const void *from, const uint32_t *rows, size_t count,
                                          size_t row_bytes, void *stream) {

@@ -164,17 +164,17 @@ int main(int argc, char **argv) {
             host = spawn(0, "kill user", -1, -1);
             guest = fork();
             if (guest == 0) { /* calls at the very socket that rank 0 of root listens on */
-                struct sockaddr_un address;
-                socklen_t length = dsi_comm_meeting_point(&address, "kill user", WORLD);
+                dsi_comm_point place = dsi_comm_meeting_point("kill user", WORLD);
                 dsi_comm_hello hello;
                 int s = socket(AF_UNIX, SOCK_SEQPACKET, 0), got = -1;
                 memset(&hello, 0, sizeof hello);
                 hello.magic = DS_COMM_VERSION + 0x64730000u;
                 hello.rank = 1;
                 hello.world = WORLD;
+                hello.run = dsi_comm_run_hash("kill user", WORLD);
                 if (setuid(65534)) _exit(4);
                 usleep(200000);
-                if (connect(s, (struct sockaddr *)(void *)&address, length)) _exit(5);
+                if (connect(s, (struct sockaddr *)(void *)&place.address, place.length)) _exit(5);
                 (void)dsi_comm_tell(s, &hello, -1);
                 o.status = dsi_comm_hear(NULL, s, &hello, &got, dsi_deadline(NULL, 1000000000));
                 if (write(ends[1], &o, sizeof o) != (ssize_t)sizeof o) _exit(6);

@@ -4,7 +4,8 @@
 set -u
 cd "$(dirname "$0")/../.."
 B=${B:-build}
-passed=0 failed=0
+PATH=$PATH:$PWD/build/mpich/bin # where tests/tools/mpich.sh puts it
+passed=0 failed=0 skipped=0
 check() { # NAME STATUS LOG
     if [[ $2 -eq 0 ]]; then passed=$((passed + 1)); else
         failed=$((failed + 1))
@@ -39,15 +40,18 @@ run_with() { # MPICC MPIRUN: one implementation of MPI
 
 # both implementations where Debian's names for them are there, else whatever mpicc is
 if command -v mpicc.openmpi >/dev/null && command -v mpirun.openmpi >/dev/null; then run_with mpicc.openmpi mpirun.openmpi; fi
-if command -v mpicc.mpich >/dev/null && command -v mpirun.mpich >/dev/null; then run_with mpicc.mpich mpirun.mpich; fi
+if command -v mpicc.mpich >/dev/null && command -v mpirun.mpich >/dev/null; then run_with mpicc.mpich mpirun.mpich; else
+    echo "SKIP mpich: no MPICH; tests/tools/mpich.sh unpacks one below build/"
+    skipped=4
+fi
 if [[ $((passed + failed)) -eq 0 ]]; then
     MPICC=${MPICC:-$(command -v mpicc)} MPIRUN=${MPIRUN:-$(command -v mpirun)}
     if [[ -z $MPICC || -z $MPIRUN ]]; then
         echo "SKIP mpi: no mpicc or mpirun on this machine"
-        echo "0 passed, 0 failed, 4 skipped"
+        echo "0 passed, 0 failed, $((skipped + 4)) skipped"
         exit 0
     fi
     run_with "$MPICC" "$MPIRUN"
 fi
-echo "$passed passed, $failed failed"
+echo "$passed passed, $failed failed$([[ $skipped -gt 0 ]] && echo ", $skipped skipped")"
 [[ $failed -eq 0 ]]

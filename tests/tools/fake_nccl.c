@@ -1,0 +1,216 @@
+/* The calls of NCCL that ds_comm.h makes, between processes of one machine over sockets and in host memory. What NCCL leaves
+   to its own threads is left to threads here: calls return "in progress", and a stream is busy until its messages are
+   through. A stream is a fake_stream, whose memory is reached at `alias`. Built as a shared library by a test. */
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { OK = 0, SYSTEM_ERROR = 2, INVALID = 4, REMOTE = 6, IN_PROGRESS = 7, MOST = 256 };
+typedef struct fake_stream {
+    int pending;
+    char *base, *alias;
+    size_t bytes;
+} fake_stream;
+typedef struct id {
+    char bytes[128];
+} id;
+typedef struct config {
+    size_t size;
+    unsigned magic, version;
+    int blocking;
+} config;
+typedef struct fake_comm {
+    int rank, world, listener, *fd, state, stop;
+    char name[64];
+    pthread_t thread;
+    int running;
+} fake_comm;
+typedef struct op {
+    int peer, sends;
+    char *data;
+    size_t bytes, at; /* the length goes first */
+    size_t length;
+} op;
+typedef struct group {
+    fake_comm *comm;
+    fake_stream *stream;
+    op ops[MOST];
+    int count;
+} group;
+static __thread group *open_group;
+
+#define SET(word, value) __atomic_store_n(word, value, __ATOMIC_SEQ_CST)
+#define GET(word)        __atomic_load_n(word, __ATOMIC_SEQ_CST)
+
+static socklen_t address_of(const fake_comm *c, int rank, struct sockaddr_un *a) {
+    memset(a, 0, sizeof *a);
+    a->sun_family = AF_UNIX;
+    return (socklen_t)(sizeof a->sun_family + 1 +
+                       (size_t)snprintf(a->sun_path + 1, sizeof a->sun_path - 1, "%s-%d", c->name, rank));
+}
+static void short_sleep(void) {
+    struct timespec t = {0, 1000000};
+    nanosleep(&t, NULL);
+}
+/* Every rank calls those below it and answers those above. */
+static void *connect_all(void *arg) {
+    fake_comm *c = (fake_comm *)arg;
+    struct sockaddr_un a;
+    for (int r = 0; r < c->rank && !GET(&c->stop); r++) {
+        socklen_t n = address_of(c, r, &a);
+        int s = socket(AF_UNIX, SOCK_STREAM, 0);
+        while (connect(s, (struct sockaddr *)&a, n) && !GET(&c->stop)) short_sleep();
+        if (write(s, &c->rank, sizeof c->rank) != sizeof c->rank) SET(&c->state, SYSTEM_ERROR);
+        c->fd[r] = s;
+    }
+    for (int n = c->rank + 1; n < c->world && !GET(&c->stop);) {
+        struct pollfd p = {c->listener, POLLIN, 0};
+        int rank, s;
+        if (poll(&p, 1, 10) < 1) continue;
+        s = accept(c->listener, NULL, NULL);
+        if (s < 0 || read(s, &rank, sizeof rank) != sizeof rank) continue;
+        c->fd[rank] = s;
+        n++;
+    }
+    if (GET(&c->state) == IN_PROGRESS) SET(&c->state, OK);
+    return NULL;
+}
+int ncclGetUniqueId(id *out) {
+    struct timespec t;
+    if (getenv("FAKE_NCCL_NO_ID")) return SYSTEM_ERROR;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    memset(out, 0, sizeof *out);
+    snprintf(out->bytes, sizeof out->bytes, "fake-nccl-%ld-%ld", (long)getpid(), (long)t.tv_nsec);
+    return OK;
+}
+int ncclCommInitRankConfig(void **comm, int world, id i, int rank, config *how) {
+    fake_comm *c = (fake_comm *)calloc(1, sizeof *c);
+    struct sockaddr_un a;
+    socklen_t n;
+    *comm = NULL;
+    if (how->size != sizeof *how || how->magic != 0xcafebeef || how->version < 21400 || how->blocking) return INVALID;
+    c->rank = rank;
+    c->world = world;
+    c->state = IN_PROGRESS;
+    c->fd = (int *)malloc((size_t)world * sizeof *c->fd);
+    for (int r = 0; r < world; r++) c->fd[r] = -1;
+    snprintf(c->name, sizeof c->name, "%.60s", i.bytes);
+    c->listener = socket(AF_UNIX, SOCK_STREAM, 0);
+    n = address_of(c, rank, &a);
+    if (bind(c->listener, (struct sockaddr *)&a, n) || listen(c->listener, world)) return SYSTEM_ERROR;
+    pthread_create(&c->thread, NULL, connect_all, c);
+    c->running = 1;
+    *comm = c;
+    return IN_PROGRESS;
+}
+int ncclCommGetAsyncError(void *comm, int *result) {
+    *result = GET(&((fake_comm *)comm)->state);
+    return OK;
+}
+static void join(fake_comm *c) {
+    if (c->running) pthread_join(c->thread, NULL);
+    c->running = 0;
+}
+int ncclCommDestroy(void *comm) {
+    fake_comm *c = (fake_comm *)comm;
+    join(c);
+    for (int r = 0; r < c->world; r++)
+        if (c->fd[r] >= 0) close(c->fd[r]);
+    close(c->listener);
+    free(c->fd);
+    free(c);
+    return OK;
+}
+int ncclCommAbort(void *comm) {
+    SET(&((fake_comm *)comm)->stop, 1);
+    return ncclCommDestroy(comm);
+}
+int ncclCommFinalize(void *comm) {
+    join((fake_comm *)comm);
+    return OK;
+}
+const char *ncclGetErrorString(int result) {
+    return result == REMOTE ? "remote process exited or there was a network error"
+           : result == OK   ? "no error"
+                            : "fake error";
+}
+int ncclGroupStart(void) {
+    open_group = (group *)calloc(1, sizeof *open_group);
+    return OK;
+}
+static int add(int sends, void *data, size_t bytes, int type, int peer, void *comm, void *stream) {
+    fake_stream *s = (fake_stream *)stream;
+    op *o = &open_group->ops[open_group->count];
+    if (type != 0 || open_group->count == MOST) return INVALID;
+    open_group->count++;
+    open_group->comm = (fake_comm *)comm;
+    open_group->stream = s;
+    if ((char *)data < s->base || (char *)data + bytes > s->base + s->bytes) return INVALID; /* no device memory */
+    o->peer = peer;
+    o->sends = sends;
+    o->data = (char *)data - s->base + s->alias;
+    o->bytes = bytes;
+    return OK;
+}
+int ncclSend(const void *data, size_t count, int type, int peer, void *comm, void *stream) {
+    return add(1, (void *)(size_t)data, count, type, peer, comm, stream);
+}
+int ncclRecv(void *data, size_t count, int type, int peer, void *comm, void *stream) {
+    return add(0, data, count, type, peer, comm, stream);
+}
+/* 1 when the message is through, -1 when it cannot be. */
+static int advance(fake_comm *c, op *o) {
+    const size_t head = sizeof o->length;
+    if (o->at == 0) o->length = o->bytes;
+    while (o->at < head + o->bytes) {
+        char *at = o->at < head ? (char *)&o->length + o->at : o->data + (o->at - head);
+        size_t n = o->at < head ? head - o->at : head + o->bytes - o->at;
+        ssize_t moved = o->sends ? send(c->fd[o->peer], at, n, MSG_DONTWAIT | MSG_NOSIGNAL)
+                                 : recv(c->fd[o->peer], at, n, MSG_DONTWAIT);
+        if (moved < 0 && errno == EAGAIN) return 0;
+        if (moved <= 0) return -1;
+        o->at += (size_t)moved;
+        if (o->at == head && o->length != o->bytes) return -1;
+    }
+    return 1;
+}
+static void *run(void *arg) {
+    group *g = (group *)arg;
+    fake_comm *c = g->comm;
+    int open = 1, lost = 0;
+    short_sleep();
+    SET(&c->state, OK); /* launched */
+    while (open && !lost && !GET(&c->stop)) {
+        open = 0;
+        for (int i = 0; i < g->count; i++) {
+            int done = advance(c, &g->ops[i]);
+            lost |= done < 0;
+            open |= !done;
+        }
+        if (open) short_sleep();
+    }
+    if (lost)
+        SET(&c->state, REMOTE);
+    else if (!open)
+        SET(&g->stream->pending, 0);
+    free(g);
+    return NULL;
+}
+int ncclGroupEnd(void) {
+    group *g = open_group;
+    open_group = NULL;
+    if (!g->count) return free(g), OK;
+    join(g->comm);
+    SET(&g->comm->state, IN_PROGRESS);
+    SET(&g->stream->pending, 1);
+    pthread_create(&g->comm->thread, NULL, run, g);
+    g->comm->running = 1;
+    return IN_PROGRESS;
+}
