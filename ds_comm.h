@@ -3952,7 +3952,7 @@ typedef struct dsi_comm_nccl {
     int (*state)(void *comm, int *result);
     int (*finalize)(void *comm);
     int (*destroy)(void *comm);
-    int (*abort)(void *comm);
+    int (*cancel)(void *comm);
     int (*send)(const void *data, size_t count, int type, int peer, void *comm, void *stream);
     int (*receive)(void *data, size_t count, int type, int peer, void *comm, void *stream);
     int (*group_begin)(void);
@@ -3972,7 +3972,7 @@ static ds_status dsi_comm_nccl_device(dsi_comm_nccl *n, ds_status status, ds_err
                     n->device.describe ? n->device.describe(n->device.ctx) : "the device failed");
 }
 static void dsi_comm_nccl_give_up(dsi_comm_nccl *n) {
-    if (n->comm) n->abort(n->comm);
+    if (n->comm) n->cancel(n->comm);
     n->comm = NULL;
 }
 /* Polls until NCCL is through with what it was asked for and, with `stream`, the device too. */
