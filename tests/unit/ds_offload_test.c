@@ -414,6 +414,92 @@ static int64_t slow_now(void *ctx) {
     return __atomic_add_fetch(&passing, 1000000000, __ATOMIC_RELAXED);
 }
 
+/* An engine that looks at what is asked of it, and ends requests last come, first served. */
+typedef struct watch {
+    int queues, depth, submits, largest_submit, flying, most_flying, overlapped, requests;
+    size_t largest;
+    ds_offload_request *queue[256];
+    pthread_mutex_t lock;
+} watch;
+static int watch_setup(void *ctx, unsigned depth, void **queue) {
+    watch *w = (watch *)ctx;
+    w->queues++;
+    w->depth = (int)depth;
+    *queue = ctx;
+    return 0;
+}
+static int watch_submit(void *ctx, void *queue, ds_offload_request **requests, int count) {
+    watch *w = (watch *)ctx;
+    (void)queue;
+    pthread_mutex_lock(&w->lock);
+    w->submits++;
+    w->overlapped += w->flying > 0;
+    if (count > w->largest_submit) w->largest_submit = count;
+    for (int i = 0; i < count; i++) {
+        ds_offload_request *r = requests[i];
+        r->result = r->write ? dsi_sys_write(NULL, r->fd, r->buffer, r->bytes, r->offset)
+                             : dsi_sys_read(NULL, r->fd, r->buffer, r->bytes, r->offset);
+        if (r->bytes > w->largest) w->largest = r->bytes;
+        w->requests++;
+        w->queue[w->flying++] = r;
+    }
+    if (w->flying > w->most_flying) w->most_flying = w->flying;
+    pthread_mutex_unlock(&w->lock);
+    return count;
+}
+static int watch_events(void *ctx, void *queue, int at_least, int at_most, ds_offload_request **done, int64_t timeout) {
+    watch *w = (watch *)ctx;
+    int n = 0;
+    (void)queue;
+    (void)timeout;
+    (void)at_most;
+    pthread_mutex_lock(&w->lock);
+    while (n < at_least && w->flying) done[n++] = w->queue[--w->flying];
+    pthread_mutex_unlock(&w->lock);
+    return n;
+}
+
+static void settings(void) {
+    static unsigned char data[40 * 8192];
+    for (int which = 0; which < 5; which++) {
+        static const char *const names[] = {"block_size", "queue_depth", "single_submit", "overlap_events false",
+                                            "thread_count"};
+        TEST_NAMED(names[which]) {
+            watch w;
+            ds_offload *s = NULL;
+            ds_offload_id id;
+            ds_offload_desc d = plain_desc();
+            memset(&w, 0, sizeof w);
+            pthread_mutex_init(&w.lock, NULL);
+            d.buffered = true;
+            d.queue_depth = which == 1 ? 5 : 8;
+            d.block_size = which == 0 ? 16384 : 8192;
+            d.single_submit = which == 2;
+            d.no_overlap = which == 3;
+            d.thread_count = which == 4 ? 4 : 1;
+            d.aio.ctx = &w;
+            d.aio.setup = watch_setup;
+            d.aio.teardown = trouble_teardown;
+            d.aio.submit = watch_submit;
+            d.aio.events = watch_events;
+            if (!CHECK(ds_offload_create(&d, &s, NULL) == DS_OK)) break;
+            CHECK(ds_offload_add(s, "t", sizeof data, DS_OFFLOAD_NVME, &id) == DS_OK);
+            if (which < 4) CHECK(ds_offload_write(s, id, 0, sizeof data, data) == DS_OK);
+            ds_offload_destroy(s);
+            CHECK_EQ(w.depth, which == 1 ? 5 : 8);  /* requests in flight for each thread, */
+            CHECK_EQ(w.queues, which == 4 ? 4 : 1); /* each of which has a queue of its own */
+            if (which == 4) break;                  /* this engine serves one queue only */
+            CHECK_EQ(w.largest, which == 0 ? 16384 : 8192);
+            CHECK_EQ(w.requests, which == 0 ? 20 : 40);
+            CHECK_EQ(w.most_flying, which == 1 ? 5 : 8);
+            CHECK_EQ(w.largest_submit, which == 1   ? 5
+                                       : which == 2 ? 1
+                                                    : 8); /* as one block of requests, or one by one */
+            CHECK(which == 3 ? w.overlapped == 0 && w.submits == 5 : w.overlapped > 0);
+        }
+    }
+}
+
 static size_t pinned_bytes;
 static ds_status pinned_alloc(void *ctx, size_t bytes, void **memory) {
     (void)ctx;
@@ -631,6 +717,7 @@ int main(int argc, char **argv) {
     CHECK(mkdtemp(root) != NULL);
     engines();
     failing_requests();
+    settings();
     least_recent_use();
     failing_spills();
     other_trouble();
