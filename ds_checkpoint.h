@@ -933,6 +933,14 @@ DSI_FN char *dsi_json_plain(char *at) {
         if (mask) return at + __builtin_ctz((unsigned)mask);
     }
 #else
+    const uint64_t ones = 0x0101010101010101u, tops = 0x8080808080808080u;
+    for (;; at += 8) {
+        uint64_t v, quote, slash;
+        memcpy(&v, at, 8);
+        quote = v ^ (ones * '"');
+        slash = v ^ (ones * '\\');
+        if ((((quote - ones) & ~quote) | ((slash - ones) & ~slash) | ((v - ones * 0x20) & ~v) | v) & tops) break;
+    }
     while ((unsigned char)*at >= 0x20 && (unsigned char)*at < 0x80 && *at != '"' && *at != '\\') at++;
     return at;
 #endif
@@ -1086,17 +1094,28 @@ DSI_FN size_t dsi_json_room(const char *text, size_t bytes) {
 #if defined(__SSE2__)
     const __m128i comma = _mm_set1_epi8(','), colon = _mm_set1_epi8(':'), bit = _mm_set1_epi8(0x20),
                   brace = _mm_set1_epi8('{'), zero = _mm_setzero_si128();
-    __m128i sum = zero; /* each comparison gives -1 a byte, at most one of them; sums of eight bytes are 255 * count */
+    __m128i sum = zero; /* two counts */
+    uint64_t halves[2];
     for (; i + 16 <= bytes; i += 16) {
         __m128i v = _mm_loadu_si128((const __m128i *)(const void *)(text + i));
-        __m128i found = _mm_or_si128(_mm_cmpeq_epi8(v, comma), _mm_cmpeq_epi8(v, colon));
+        __m128i found = _mm_or_si128(_mm_cmpeq_epi8(v, comma), _mm_cmpeq_epi8(v, colon)); /* -1 in each such byte */
         found = _mm_or_si128(found, _mm_cmpeq_epi8(_mm_or_si128(v, bit), brace));
         sum = _mm_add_epi64(sum, _mm_sad_epu8(_mm_sub_epi8(zero, found), zero));
     }
-    {
-        uint64_t halves[2];
-        memcpy(halves, &sum, sizeof halves);
-        nodes += (size_t)(halves[0] + halves[1]);
+    memcpy(halves, &sum, sizeof halves);
+    nodes += (size_t)(halves[0] + halves[1]);
+#else
+    const uint64_t low = 0x7F7F7F7F7F7F7F7Fu, ones = 0x0101010101010101u;
+    for (; i + 8 <= bytes; i += 8) {
+        uint64_t v, comma, colon, brace;
+        memcpy(&v, text + i, 8);
+        comma = v ^ (ones * ',');
+        colon = v ^ (ones * ':');
+        brace = (v | (ones * 0x20)) ^ (ones * '{');
+        comma = ~(((comma & low) + low) | comma | low);
+        colon = ~(((colon & low) + low) | colon | low);
+        brace = ~(((brace & low) + low) | brace | low);
+        nodes += (size_t)((((comma >> 7) + (colon >> 7) + (brace >> 7)) * ones) >> 56);
     }
 #endif
     for (; i < bytes; i++) nodes += text[i] == ',' || text[i] == ':' || text[i] == '[' || text[i] == '{';

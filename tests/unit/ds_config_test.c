@@ -1,6 +1,6 @@
 /* ds_config_test.c - the configuration and the JSON parser: agreement with DeepSpeed's reference vectors, the documents'
    rules, errors, origins, claims, memory that runs out.
-   Branches of ds_config.h that no test takes (make coverage lists them by line), 7 of 2,048: a message cut behind bytes that
+   Branches of ds_config.h that no test takes (make coverage lists them by line), 7 of 2,064: a message cut behind bytes that
    begin no character; the block of memory running out, which its computed size excludes (dsi_config_take); a refusal without
    any of its sections in the file (dsi_config_place, two); a choice in any case whose name has an underscore; sizes beyond
    size_t on a machine of 32 bits; a tie of elastic batch sizes of which the second is larger and the smaller preferred. */
@@ -1062,6 +1062,17 @@ static const struct {
     {1, "\"sparse_attention\": {\"different_layout_per_head\": true, \"num_different_global_patterns\": 4}"},
     {8, "\"ds\": {\"world_invariant\": true, \"reduce_at_boundary\": true}, \"zero_optimization\": {\"stage\": 1}"},
     {1, "\"optimizer\": {\"type\": \"OneBitAdam\"}"},
+    {1, "\"fp16\": {\"enabled\": true}, \"compression_training\": {\"weight_quantization\": {\"shared_parameters\": "
+        "{\"enabled\": true}, \"different_groups\": {}}}"},
+    {1, "\"bf16\": {\"enabled\": true}, \"compression_training\": {\"weight_quantization\": {\"shared_parameters\": "
+        "{\"enabled\": true}, \"different_groups\": {}}}"},
+    {1, "\"compression_training\": {\"weight_quantization\": {\"shared_parameters\": {\"enabled\": true, "
+        "\"quantize_weight_in_forward\": true}, \"different_groups\": {}}}"},
+    {1, "\"optimizer\": {\"type\": \"SGD\"}, \"zero_optimization\": {\"stage\": 3, \"offload_optimizer\": {\"device\": "
+        "\"nvme\", "
+        "\"nvme_path\": \"/x\", \"buffer_count\": 3}}"},
+    {1, "\"optimizer\": {\"type\": \"SGD\"}, \"scheduler\": {\"type\": \"WarmupLR\", \"params\": {\"warmup_max_lr\": "
+        "0.5}}"},
 };
 
 static void test_rules(void) {
