@@ -1,5 +1,6 @@
 /* wire_sparse.h - the sparse_attention section of a configuration as ds_sparse takes it; for programs that include
-   ds_config.h and ds_sparse.h */
+   ds_config.h and ds_sparse.h. It is no ds_wire_ function of ds_zero.h: attention belongs to the model, which is the
+   program's own, and the engine neither calls ds_sparse.h nor includes it. */
 #ifndef WIRE_SPARSE_H
 #define WIRE_SPARSE_H
 

@@ -65,6 +65,15 @@ check $? "ds layout without a length" err
 check $? "ds layout into a folder that is not there" err
 "$B/ds" bench sparse --seq-len 256 --heads 1 --head-dim 16 --block 16 --rounds 1 >out 2>err && grep -q 'window, half' out
 check $? "ds bench sparse" err
+"$B/ds" bench sparse --lengths --seq-len 2048 --heads 1 --head-dim 16 --rounds 1 --json >out 2>err && "$B/ds" json out 2>>err &&
+    grep -q '"tokens": 2048, "dense": {"seconds": ' out
+check $? "ds bench sparse --lengths" err
+"$B/ds" bench sparse --lengths --seq-len 1023 >out 2>err
+[[ $? = 2 ]]
+check $? "ds bench sparse --lengths up to less than its first" err
+"$B/ds" bench sparse --lengths --block 48 --seq-len 1024 >out 2>err
+[[ $? = 1 ]]
+check $? "ds bench sparse --lengths with a block that does not divide" err
 "$B/ds" bench sparse --seq-len 100 >out 2>err
 [[ $? = 1 ]]
 check $? "ds bench sparse at a length that does not fit" err
