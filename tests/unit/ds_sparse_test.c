@@ -415,7 +415,7 @@ typedef struct problem {
     float *q, *k, *v, *d_out; /* the values that the header is given, in fp32 */
     float *key_mask, *mask, *relative;
     ds_sparse_mask key_mode, mask_mode;
-    size_t mask_batch, mask_head, reach;
+    size_t mask_batch, mask_head, mask_row, reach; /* mask_row 0: tokens */
     /* what the reference says */
     double *out, *lse, *d_q, *d_k, *d_v, *d_relative;
     /* figures that bounds are made of */
@@ -486,7 +486,7 @@ static double score(problem *p, size_t b, size_t h, size_t i, size_t j, size_t *
         x = p->key_mode == DS_SPARSE_ADD ? x + (double)m : m == 0 ? -INFINITY : x;
     }
     if (p->mask) {
-        float m = p->mask[b * p->mask_batch + h * p->mask_head + i * p->tokens + j];
+        float m = p->mask[b * p->mask_batch + h * p->mask_head + i * (p->mask_row ? p->mask_row : p->tokens) + j];
         x = p->mask_mode == DS_SPARSE_ADD ? x + (double)m : m == 0 ? -INFINITY : x;
     }
     /* sqrt(d) roundings of the product, one of q * scale, and those of the sums with bias and masks */
@@ -610,6 +610,7 @@ static bool solve(const problem *p, ds_sparse_desc desc, answer *a) {
     io.d_v = a->d_v = (float *)poison(a->n), a->d_relative = (float *)poison(a->relatives);
     io.key_mask = p->key_mask, io.key_mask_mode = p->key_mode;
     io.mask = p->mask, io.mask_mode = p->mask_mode, io.mask_batch = p->mask_batch, io.mask_head = p->mask_head;
+    io.mask_row = p->mask_row;
     io.relative = p->relative, io.relative_reach = p->reach, io.d_relative = p->relative ? a->d_relative : NULL;
     right = CHECK(!ds_sparse_forward(s, &io)) && CHECK(!ds_sparse_backward(s, &io));
     widened(a->out, a->n, p->dtype);
@@ -748,13 +749,32 @@ static void test_shapes(void) {
         }
     }
     TEST(long_sequence) {
-        ds_sparse_layout *l = layout_of("bigbird", 1, 64, 8192, false);
-        ds_sparse_desc desc = plain();
-        problem p;
-        fill(&p, l, 1, 8192, 16, 3);
-        desc.threads = 2;
-        against_reference(&p, desc);
-        ds_sparse_layout_destroy(l);
+        for (int causal = 0; causal < 2; causal++) {
+            ds_sparse_layout *l = layout_of(causal ? "variable" : "bigbird", 1, 64, 8192, causal);
+            ds_sparse_desc desc = plain();
+            problem p;
+            fill(&p, l, 1, 8192, 16, 3);
+            p.causal = causal;
+            desc.threads = 2;
+            against_reference(&p, desc);
+            ds_sparse_layout_destroy(l);
+        }
+    }
+    TEST(
+        mask_shapes) { /* shared by batch items or by heads, with rows longer than the tokens, one row for all queries */
+        static const struct {
+            size_t batch, head, row;
+        } strides[] = {{0, 0, 0}, {0, 0, 77}, {0, 70 * 77, 77}, {70 * 77, 0, 77}, {3, 2, 1}};
+        for (size_t t = 0; t < sizeof strides / sizeof *strides; t++) {
+            ds_sparse_layout *l = layout_of("bigbird", 2, 16, 70, false);
+            problem p;
+            uint64_t state = t;
+            fill(&p, l, 2, 70, 12, 5);
+            p.mask = uniform(2 * 70 * 77, &state, 3);
+            p.mask_batch = strides[t].batch, p.mask_head = strides[t].head, p.mask_row = strides[t].row;
+            against_reference(&p, plain());
+            ds_sparse_layout_destroy(l);
+        }
     }
     TEST(half_types) {
         for (int i = 0; i < 4; i++) {
@@ -1145,6 +1165,8 @@ static void test_object(void) {
         CHECK_EQ(ds_sparse_simd_level(s), dsi_sparse_kernels_of(DS_SPARSE_LEVEL_BEST)->level);
         CHECK_NEAR(ds_sparse_flops(s, 3, 0, false), 4.0 * 8 * 256 * 3 * (double)l->info.kept, 0);
         CHECK_NEAR(ds_sparse_flops(s, 0, 16, true), 10.0 * 8 * 256 * 2, 0);
+        CHECK_NEAR(ds_sparse_flops(s, 1, 999, false), ds_sparse_flops(s, 1, 0, false),
+                   0); /* no longer than the layout */
         calls = m.calls;
         io.batch = 2, io.q = x, io.k = x + 10240, io.v = x, io.out = x + 20480, io.lse = x + 30720;
         CHECK(!ds_sparse_forward(s, &io));
