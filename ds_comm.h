@@ -583,6 +583,9 @@ typedef struct ds_comm_log_entry {
     uint64_t bytes, count;
     int64_t total_ns, wait_ns; /* inside the calls; of it, waiting for other ranks */
 } ds_comm_log_entry;
+/* Logs the calls from now on, as desc.log does from create on; what is split from `comm` later is logged too. Names in
+   `operations` that are no operation are DS_ERR_ARGUMENT, and none is logged. Not collective. */
+DS_API ds_status ds_comm_log_start(ds_comm *comm, const ds_comm_log_options *options);
 /* Writes the entries in the order of their first call, at most `room`, and returns how many there are (at most 256;
    sizes beyond that are not kept). Waits for calls in flight. */
 DS_API size_t ds_comm_log_entries(ds_comm *comm, ds_comm_log_entry *out, size_t room);
@@ -1407,7 +1410,8 @@ struct ds_comm {
     ds_error error; /* what ds_comm_error shows; of the caller's thread */
     dsi_comm_queue *queue;
     ds_comm_stats stats;
-    ds_comm_log_options log;
+    bool log_verbose, log_debug;
+    unsigned logged;            /* a bit for each kind that the comms log keeps */
     ds_comm_log_entry *entries; /* DSI_COMM_ENTRIES when the comms log is on */
     size_t entry_count;
     ds_allocator allocator;
@@ -2342,11 +2346,30 @@ static void dsi_comm_message_shout(ds_comm *c) {
 
 // >>log: the comms log
 
-static bool dsi_comm_logged(const ds_comm *c, ds_comm_kind kind) {
-    if (!c->entries || !c->log.only) return c->entries != NULL;
-    for (int i = 0; i < c->log.operation_count; i++)
-        if (strcmp(c->log.operations[i], ds_comm_kind_name(kind)) == 0) return true;
-    return false;
+static bool dsi_comm_log_kinds(const ds_comm_log_options *o, unsigned *logged, ds_error *error) {
+    *logged = o->enabled && !o->only ? ~0u : 0;
+    for (int i = 0; o->only && i < o->operation_count; i++) {
+        int kind = 0;
+        while (kind < DS_COMM_KIND_COUNT && strcmp(o->operations[i], ds_comm_kind_name((ds_comm_kind)kind)) != 0)
+            kind++;
+        if (kind == DS_COMM_KIND_COUNT) {
+            dsi_fail(error, DS_ERR_ARGUMENT, "ds_comm: comms log: there is no operation \"%.60s\"", o->operations[i]);
+            return false;
+        }
+        *logged |= o->enabled ? 1u << kind : 0;
+    }
+    return true;
+}
+static ds_status dsi_comm_log_set(ds_comm *c, const ds_comm_log_options *o, ds_error *error) {
+    unsigned logged;
+    if (!dsi_comm_log_kinds(o, &logged, error)) return DS_ERR_ARGUMENT;
+    if (!c->entries && o->enabled)
+        c->entries = (ds_comm_log_entry *)dsi_alloc(&c->allocator, DSI_COMM_ENTRIES * sizeof *c->entries);
+    if (!c->entries && o->enabled) return dsi_fail(error, DS_ERR_MEMORY, "ds_comm: no memory for the comms log");
+    c->logged = logged;
+    c->log_verbose = o->verbose;
+    c->log_debug = o->debug;
+    return DS_OK;
 }
 /* Gbit/s of the algorithm and of the bus. */
 static void dsi_comm_rates(const ds_comm *c, ds_comm_kind kind, double bytes, double ns, double *algorithm,
@@ -2365,7 +2388,7 @@ static void dsi_comm_size_text(double bytes, char *out, size_t room) {
 }
 static void dsi_comm_note(ds_comm *c, ds_comm_kind kind, uint64_t bytes, int64_t ns, int64_t wait_ns) {
     ds_comm_log_entry *e = c->entries, *end = e + c->entry_count;
-    if (!dsi_comm_logged(c, kind)) return;
+    if (!c->entries || !(c->logged >> kind & 1)) return;
     while (e < end && (e->kind != kind || e->bytes != bytes)) e++;
     if (e == end && c->entry_count < DSI_COMM_ENTRIES) {
         memset(e, 0, sizeof *e);
@@ -2379,12 +2402,12 @@ static void dsi_comm_note(ds_comm *c, ds_comm_kind kind, uint64_t bytes, int64_t
         e->total_ns += ns;
         e->wait_ns += wait_ns;
     }
-    if (c->log.verbose) {
+    if (c->log_verbose) {
         char size[32], where[96] = "";
         double algorithm, bus;
         dsi_comm_rates(c, kind, (double)bytes, (double)ns, &algorithm, &bus);
         dsi_comm_size_text((double)bytes, size, sizeof size);
-        if (c->log.debug)
+        if (c->log_debug)
             snprintf(where, sizeof where, " | rank: %d | call: %llu | backend: %s", c->rank,
                      (unsigned long long)c->number, c->name);
         dsi_log(&c->logger, "ds_comm", DS_LOG_INFO, 6,
@@ -2622,6 +2645,10 @@ DS_API ds_status ds_comm_test(ds_comm *comm, ds_comm_handle handle, bool *done) 
     return *done ? dsi_comm_state(comm) : DS_OK;
 }
 
+DS_API ds_status ds_comm_log_start(ds_comm *comm, const ds_comm_log_options *options) {
+    if (comm->queue) dsi_comm_queue_wait(comm->queue, comm->queue->submitted);
+    return dsi_comm_log_set(comm, options, &comm->error);
+}
 DS_API size_t ds_comm_log_entries(ds_comm *comm, ds_comm_log_entry *out, size_t room) {
     if (comm->queue) dsi_comm_queue_wait(comm->queue, comm->queue->submitted);
     for (size_t i = 0; i < comm->entry_count && i < room; i++) out[i] = comm->entries[i];
@@ -3302,18 +3329,14 @@ static ds_comm *dsi_comm_make(const ds_comm_desc *desc, dsi_comm_family *family,
     c->stage_bytes = dsi_round_up(c->stage_bytes, 2 * DSI_COMM_PAGE);
     c->spins = sysconf(_SC_NPROCESSORS_ONLN) >= world ? 512 : 0;
     c->pauses = c->spins;
-    c->log = desc->log;
     c->allocator = desc->allocator;
     c->logger = desc->logger;
     c->clock = desc->clock;
     c->device = desc->device;
     if (desc->kernels) c->kernels = *desc->kernels;
-    if (desc->log.enabled) {
-        c->entries = (ds_comm_log_entry *)dsi_alloc(&c->allocator, DSI_COMM_ENTRIES * sizeof *c->entries);
-        if (!c->entries) {
-            dsi_release(&desc->allocator, c, dsi_comm_bytes(world));
-            return NULL;
-        }
+    if (dsi_comm_log_set(c, &desc->log, NULL)) { /* the names were checked before */
+        dsi_release(&desc->allocator, c, dsi_comm_bytes(world));
+        return NULL;
     }
     return c;
 }
@@ -3451,6 +3474,7 @@ static dsi_comm_room *dsi_comm_room_make(const ds_allocator *allocator, int worl
 }
 
 static ds_status dsi_comm_check_desc(const ds_comm_desc *desc, size_t desc_bytes, int version, ds_error *error) {
+    unsigned logged;
     if (version != DS_COMM_VERSION || desc_bytes != sizeof *desc)
         return dsi_fail(
             error, DS_ERR_VERSION,
@@ -3458,6 +3482,7 @@ static ds_status dsi_comm_check_desc(const ds_comm_desc *desc, size_t desc_bytes
             "is version %d with %zu",
             version, desc_bytes, DS_COMM_VERSION, sizeof *desc);
     if (!desc) return dsi_fail(error, DS_ERR_ARGUMENT, "ds_comm: the descriptor is NULL");
+    if (!dsi_comm_log_kinds(&desc->log, &logged, error)) return DS_ERR_ARGUMENT;
     if (desc->device.copy &&
         (!desc->device.alloc || !desc->device.release || !desc->device.pinned_alloc != !desc->device.pinned_release))
         return dsi_fail(error, DS_ERR_ARGUMENT,
@@ -4507,12 +4532,15 @@ static ds_comm *dsi_comm_split_make(ds_comm *c, const dsi_comm_wish *members, in
     desc.allocator = c->allocator;
     desc.logger = c->logger;
     desc.clock = c->clock;
-    desc.log = c->log;
+    desc.log.enabled = c->logged != 0;
+    desc.log.verbose = c->log_verbose;
+    desc.log.debug = c->log_debug;
     desc.device = c->device;
     desc.kernels = &c->kernels;
     n = dsi_comm_make(&desc, c->family, c->name, rank, world);
     if (!n) return NULL;
     for (int r = 0; r < world; r++) n->family_rank[r] = c->family_rank[members[r].rank];
+    n->logged = c->logged;
     n->channel = channel;
     if (c->scratch && !dsi_comm_make_scratch(n)) {
         dsi_comm_unmake(n);

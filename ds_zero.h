@@ -90,7 +90,7 @@ ERRORS
     error: report.skipped. Log ids: 2 step skipped, 3 a parameter that does not fit the arena, 4 memory not pinned,
     5 reduction at the step's boundary, 9 fewer swap buffers than the pipelines want, 6 times of a
     step (wall_clock_breakdown), 7 the step (every steps_per_print), 8 the state at create (dump_state), 10 a load of
-    what is not ds's own.
+    what is not ds's own, 11 another comm_backend_name than the communicator's.
 
 THREADS
     One thread at a time per engine. Several engines may live in one process.
@@ -464,6 +464,8 @@ DS_API void ds_zero_stop(ds_zero *zero);
 DS_API ds_status ds_zero_step(ds_zero *zero, ds_zero_report *report);
 
 DS_API ds_status ds_zero_get_stats(const ds_zero *zero, ds_zero_stats *out);
+/* The comms log of the engine's communicators as ds_comm_log_summary writes it; collective. [cfg: comms_logger] */
+DS_API ds_status ds_zero_comm_summary(ds_zero *zero, void (*line)(void *ctx, const char *text), void *ctx);
 DS_API int64_t ds_zero_steps(const ds_zero *zero); /* taken or skipped */
 DS_API int64_t ds_zero_samples(const ds_zero *zero);
 DS_API int ds_zero_rank(const ds_zero *zero);
@@ -4088,6 +4090,22 @@ static ds_status dsi_zero_all_ready(const ds_zero_desc *d, ds_status status, ds_
     return status;
 }
 
+/* What the configuration says of communication, on the engine's own communicators. */
+static ds_status dsi_zero_log_comm(ds_zero *z, const ds_config *c, ds_error *error) {
+    ds_comm *const comms[] = {z->comm, z->node, z->across};
+    ds_comm_desc desc;
+    ds_status status;
+    memset(&desc, 0, sizeof desc);
+    if ((status = ds_wire_comm(c, &desc, error)) != DS_OK || !z->comm) return status;
+    if (desc.backend && strcmp(desc.backend, ds_comm_backend(z->comm)) != 0)
+        dsi_log(&z->logger, "ds_zero", DS_LOG_WARNING, 11, "optimizer.params.comm_backend_name is %s, the ranks use %s",
+                desc.backend, ds_comm_backend(z->comm));
+    for (int i = 0; i < 3 && desc.log.enabled; i++)
+        if (comms[i] && (status = ds_comm_log_start(comms[i], &desc.log)) != DS_OK)
+            return dsi_fail(error, status, "comms_logger.prof_ops: %s", ds_comm_error(comms[i])->message);
+    return DS_OK;
+}
+
 static ds_status dsi_zero_build(ds_zero *z, const ds_zero_desc *d, ds_error *error) {
     ds_status status;
     size_t at = 0;
@@ -4099,7 +4117,8 @@ static ds_status dsi_zero_build(ds_zero *z, const ds_zero_desc *d, ds_error *err
             ds_comm_split(z->comm, z->rank % size, z->rank, &z->across, error))
             return error->status;
     }
-    status = dsi_zero_memory(z, d, true, error);
+    status = dsi_zero_log_comm(z, d->config, error);
+    if (!status) status = dsi_zero_memory(z, d, true, error);
     if (!status) status = dsi_zero_open_stores(z, d->config, error);
     if (status && error) z->error = *error;
     if (z->comm && (status = dsi_zero_agree(z, status, "create")))
@@ -4272,6 +4291,13 @@ DS_API int ds_zero_world(const ds_zero *z) {
     return z->world;
 }
 
+DS_API ds_status ds_zero_comm_summary(ds_zero *z, void (*line)(void *ctx, const char *text), void *ctx) {
+    ds_comm *const comms[] = {z->comm, z->node, z->across};
+    for (int i = 0; i < 3; i++)
+        if (comms[i] && ds_comm_log_summary(comms[i], true, line, ctx))
+            return dsi_zero_failed_on(z, comms[i], "comms log", NULL);
+    return DS_OK;
+}
 DS_API ds_status ds_zero_get_stats(const ds_zero *z, ds_zero_stats *out) {
     memset(out, 0, sizeof *out);
     out->now = z->now;
@@ -4391,6 +4417,11 @@ static const char *const dsi_zero_claimed[] = {
     "csv_monitor.enabled",
     "csv_monitor.output_path",
     "csv_monitor.job_name",
+    "comms_logger.enabled",
+    "comms_logger.verbose",
+    "comms_logger.prof_all",
+    "comms_logger.prof_ops",
+    "comms_logger.debug",
 };
 
 DS_API const char *const *ds_zero_claims(size_t *n) {
@@ -4430,9 +4461,15 @@ DS_API ds_status ds_zero_unclaimed(const ds_config *config, const char *const *e
 }
 
 DS_API ds_status ds_wire_comm(const ds_config *c, ds_comm_desc *desc, ds_error *error) {
-    (void)c;
-    (void)desc;
     (void)error;
+    if (dsi_zero_given(c, "optimizer.params.comm_backend_name")) desc->backend = c->optimizer.params.comm_backend_name;
+    desc->cuda_aware = c->optimizer.params.cuda_aware;
+    desc->log.enabled = c->comms_logger.enabled;
+    desc->log.verbose = c->comms_logger.verbose;
+    desc->log.debug = c->comms_logger.debug;
+    desc->log.only = !c->comms_logger.prof_all;
+    desc->log.operations = c->comms_logger.prof_ops.at;
+    desc->log.operation_count = (int)c->comms_logger.prof_ops.count;
     return DS_OK;
 }
 

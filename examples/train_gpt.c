@@ -103,9 +103,14 @@ static void on_signal(int number) {
 }
 
 static void log_line(void *ctx, const char *header, int level, int id, const char *message) {
+    bool wanted = level <= DS_LOG_WARNING || (id == 6 && strcmp(header, "ds_comm") == 0); /* comms_logger.verbose */
     (void)ctx;
-    (void)id;
-    if (level <= DS_LOG_WARNING) fprintf(stderr, "%s: rank %d: %s\n", header, t.rank, message);
+    if (wanted) fprintf(stderr, "%s: rank %d: %s\n", header, t.rank, message);
+}
+
+static void comms_line(void *ctx, const char *text) {
+    (void)ctx;
+    if (t.rank == 0) fprintf(stderr, "%s\n", text);
 }
 
 /* The engine's memory is counted here, apart from its own account. Each block is a mapping of its own, so that the kernel
@@ -970,6 +975,7 @@ int main(int argc, char **argv) {
     }
     if (t.o.save && (done || !t.o.resume || strcmp(t.o.save, t.o.resume) != 0)) save();
     check(ds_zero_save_finish(t.zero));
+    if (t.config->comms_logger.enabled) check(ds_zero_comm_summary(t.zero, comms_line, NULL));
     if (r.stop) {
         if (t.rank == 0)
             fprintf(stderr, "stopped by a signal after step %lld%s%s\n", (long long)r.step,

@@ -33,6 +33,14 @@ ranks 2 "$configs/basic_training.json" --steps 2
 [[ $? = 1 ]] && grep -q 'train_batch_size.*32' err
 check $? "basic_training at two ranks says that its numbers do not multiply out" err
 
+# comms_logger: a summary by operation and size, for the chosen operations; verbose: a line for each call
+logger='"comms_logger": {"enabled": true, "verbose": true, "prof_all": false, "prof_ops": ["all_gather"]},'
+sed "s/\"gradient_clipping\"/$logger &/" "$configs/stage2.json" >logged.json
+ranks 2 logged.json --steps 2 --generate 0
+grep -q 'Straggler(ms)' err && grep -q '^all_gather ' err && ! grep -q '^reduce_scatter' err &&
+    grep -q 'comm op: all_gather | time (ms)' err
+check $? "comms_logger" err
+
 # fp32: the loss, the validation loss and the text generated afterwards are the same in every bit
 for name in stage1 stage2 stage3 zero2_cpu zero3_cpu zero3_nvme; do
     same "$name has stage 0's bits" "$(final $name.summary)" "$(final stage0.summary)"

@@ -779,7 +779,27 @@ static void test_log(void) {
         CHECK_HAS(lines, "comm op: all_reduce | time (ms):");
         CHECK_HAS(lines, "msg size: 24 B");
         CHECK_HAS(lines, "rank: 0 | call: 1 | backend: self");
-        ds_comm_destroy(comms[0]);
+        { /* other choices later; what is split logs alike; a name that is none changes nothing */
+            static const char *const wrong[] = {"broadcast", "all_reducer"};
+            ds_comm *copy = NULL;
+            ds_error error = {DS_OK, ""};
+            double x = 1;
+            desc.log.operations = wrong;
+            CHECK(ds_comm_log_start(comms[0], &desc.log) == DS_OK);
+            CHECK(ds_comm_split(comms[0], 0, 0, &copy, &error) == DS_OK);
+            CHECK(ds_comm_all_reduce(copy, &x, &x, 1, DS_F64, DS_COMM_SUM) == DS_OK);
+            CHECK_EQ(ds_comm_log_entries(copy, NULL, 0), 0);
+            CHECK(ds_comm_broadcast(copy, &x, 1, DS_F64, 0) == DS_OK);
+            CHECK_EQ(ds_comm_log_entries(copy, NULL, 0), 1);
+            ds_comm_destroy(copy);
+            desc.log.operation_count = 2;
+            CHECK(ds_comm_log_start(comms[0], &desc.log) == DS_ERR_ARGUMENT);
+            CHECK_HAS(ds_comm_error(comms[0])->message, "all_reducer");
+            CHECK(ds_comm_broadcast(comms[0], &x, 1, DS_F64, 0) == DS_OK);
+            CHECK_EQ(ds_comm_log_entries(comms[0], NULL, 0), 2);
+            ds_comm_destroy(comms[0]);
+            CHECK(ds_comm_create(&desc, &comms[0], &error) == DS_ERR_ARGUMENT);
+        }
     }
 }
 
