@@ -11,8 +11,9 @@ peers=()
 if "$python" -c 'import torch.distributed as d; assert d.is_gloo_available()' 2>/dev/null; then peers+=(gloo); else echo "no torch with gloo: give PYTHON=..."; fi
 if [[ -n $mpicc && -n $mpirun ]] && "$mpicc" -O2 -o "$work/comm_mpi" tests/peers/comm_mpi.c 2>"$work/err"; then peers+=(mpi); else echo "no MPI: give MPICC=... MPIRUN=..."; fi
 options=()
-[[ -n $mpirun ]] && "$mpirun" --version 2>&1 | grep -q 'Open MPI\|OpenRTE' && options=(--oversubscribe --bind-to none)
+[[ -n $mpirun ]] && "$mpirun" --version 2>&1 | grep -q 'Open MPI\|OpenRTE' && options=(--bind-to none)
 [[ $(id -u) = 0 && ${#options[@]} -gt 0 ]] && options+=(--allow-run-as-root)
+[[ ${#options[@]} -gt 0 && $ranks -gt $(nproc) ]] && options+=(--oversubscribe)
 gloo() { "$python" tests/peers/comm.py "$ranks" "$bytes" "$rounds" $((20000 + RANDOM % 20000)); }
 mpi() { "$mpirun" ${options[@]+"${options[@]}"} -np "$ranks" "$work/comm_mpi" "$bytes" "$rounds"; }
 for _ in $(seq "${TURNS:-3}"); do

@@ -1,5 +1,5 @@
 /* What ds_comm.h does eight elements at a time, against its definition one by one: conversions of every half, sums of two,
-   signs and scales, and buffers so large that they pass the caches by. */
+   signs and scales, and buffers so large that they pass the caches by; and that a long wait does not burn its core. */
 #define DS_IMPLEMENTATION
 #include "ds_comm.h"
 #include "tests/test.h"
@@ -153,6 +153,18 @@ static void large_body(ds_comm *comm, void *arg) {
     if (bad) __atomic_fetch_add((int *)arg, bad, __ATOMIC_SEQ_CST);
 }
 
+/* Processor time of this thread while it waits half a second for the other. */
+static void civil_body(ds_comm *comm, void *arg) {
+    struct timespec before, after;
+    ds_comm_barrier(comm);
+    if (ds_comm_rank(comm)) dsi_sleep(NULL, 500000000);
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &before);
+    if (ds_comm_barrier(comm)) *(double *)arg = 1e9;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &after);
+    if (!ds_comm_rank(comm))
+        *(double *)arg = (double)(after.tv_sec - before.tv_sec) + 1e-9 * (double)(after.tv_nsec - before.tv_nsec);
+}
+
 int main(void) {
     TEST(every_fp16) {
         test_halves(DS_F16);
@@ -167,6 +179,11 @@ int main(void) {
         int bad = 0;
         CHECK(run_pair(large_body, &bad));
         CHECK_EQ(bad, 0);
+    }
+    TEST(waits_are_civil) { /* it sleeps: a spin until the other comes would be half a second */
+        double spent = 1e9;
+        CHECK(run_pair(civil_body, &spent));
+        CHECK(spent < 0.1);
     }
     return test_end();
 }
