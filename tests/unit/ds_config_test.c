@@ -1429,6 +1429,41 @@ static void test_errors(void) {
         CHECK(parse(text) == NULL);
         CHECK_EQ(last.errors, 100);
     }
+    TEST(the_room_that_was_computed_is_enough) {
+        /* what takes most for each byte of the text: an element or member 2,000 times in a place */
+        static const struct {
+            const char *before, *each, *after;
+        } places[] = {
+            {"\"graph_harvesting\": \"", "\\b", "\""},
+            {"\"graph_harvesting\": [0", ",\"\"", "]"},
+            {"\"comms_logger\": {\"prof_ops\": [\"\"", ",\"\"", "]}"},
+            {"\"sparse_attention\": {\"local_window_blocks\": [1", ",1", "]}"},
+            {"\"compression_training\": {\"row_pruning\": {\"different_groups\": {\"r\": {\"related_modules\": [\"\"",
+             ",\"\"", "]}}}}"},
+            {"\"compression_training\": {\"row_pruning\": {\"different_groups\": {\"r\": {\"related_modules\": [[]",
+             ",[\"\"]", "]}}}}"},
+            {"\"compression_training\": {\"weight_quantization\": {\"different_groups\": {\"a\": {}", ",\"\\b%d\":{}",
+             "}}}"},
+            {"\"data_efficiency\": {\"data_sampling\": {\"curriculum_learning\": {\"curriculum_metrics\": {\"a\": {}",
+             ",\"%d\":{}", "}}}}"}};
+        static char text[40000];
+        for (size_t i = 0; i < sizeof places / sizeof places[0]; i++) {
+            size_t n = (size_t)snprintf(text, sizeof text, "{\"train_batch_size\": 1, %s", places[i].before);
+            ds_config *c;
+            for (int j = 0; j < 2000; j++) {
+                const char *digits = strstr(places[i].each, "%d");
+                if (digits)
+                    n += (size_t)snprintf(text + n, sizeof text - n, "%.*s%d%s", (int)(digits - places[i].each),
+                                          places[i].each, j, digits + 2);
+                else
+                    n += (size_t)snprintf(text + n, sizeof text - n, "%s", places[i].each);
+            }
+            snprintf(text + n, sizeof text - n, "%s}", places[i].after);
+            c = parse(text);
+            if (test_check(c != NULL, __FILE__, __LINE__, "%s: %s", places[i].before, last.text)) check_again(c);
+            ds_config_free(c);
+        }
+    }
     TEST(arguments_and_limits) {
         ds_config *config;
         ds_config_options options;
