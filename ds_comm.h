@@ -958,6 +958,7 @@ DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers
 #define DSI_COMM_TEXT 400  /* reason given to ds_comm_abort */
 #define DSI_COMM_ABORTED 12     /* kinds beyond ds_comm_kind, seen in signs only */
 #define DSI_COMM_GATHER_SUMS 13
+#define DSI_COMM_NO_ROOM 1 /* what a rank of a split without memory says instead of an address */
 // clang-format on
 
 // >>simd: conversions and signs, eight at a time where the machine can; what is left goes to the plain loops
@@ -3792,9 +3793,12 @@ static ds_status dsi_comm_welcome(ds_comm *c, const ds_comm_desc *desc, const ds
                                 : dsi_fail(error, DS_ERR_PEER, "ds_comm: rank %d is claimed by processes %d and %d",
                                            hello.rank, first, process);
     }
+    if (dsi_comm_tell(s, &own, -1)) { /* says that it is at the right place; it calls again */
+        close(s);
+        return DS_OK;
+    }
     sockets[hello.rank] = s;
     processes[hello.rank] = process;
-    (void)dsi_comm_tell(s, &own, -1); /* it is at the right place */
     return DS_OK;
 }
 
@@ -3860,8 +3864,8 @@ static ds_status dsi_comm_host_run(ds_comm *c, const ds_comm_desc *desc, const d
             /* each answer is read: closing a socket with something unread would destroy what was sent on it */
             ds_status heard = dsi_comm_hear(&c->clock, sockets[r], &answer, NULL, deadline);
             if (heard && !status)
-                status = dsi_fail(error, heard, "ds_comm: rank %d (process %d) ended while the ranks connected", r,
-                                  processes[r]);
+                status = dsi_fail(error, heard, "ds_comm: rank %d (process %d) %s while the ranks connected", r,
+                                  processes[r], heard == DS_ERR_TIMEOUT ? "said nothing" : "ended");
             else if (!heard && !status && answer.status)
                 status = dsi_fail(error, (ds_status)answer.status, "%s", answer.text);
         }
@@ -4600,8 +4604,9 @@ DS_API ds_status ds_comm_split(ds_comm *comm, int color, int key, ds_comm **out,
             dsi_comm_room *room = dsi_comm_split_room(comm, world);
             n->room = room;
             n->owns_room = true;
-            address = room ? dsi_comm_address(comm, room) : 0;
-        }
+            address = room ? dsi_comm_address(comm, room) : DSI_COMM_NO_ROOM;
+        } else if (color >= 0 && !n)
+            address = DSI_COMM_NO_ROOM;
         if (comm->room) status = ds_comm_all_gather(comm, &address, addresses, sizeof address, NULL, DS_U8);
     }
     if (status)
@@ -4609,11 +4614,10 @@ DS_API ds_status ds_comm_split(ds_comm *comm, int color, int key, ds_comm **out,
     else if (color >= 0 && !n)
         status = dsi_fail(error, DS_ERR_MEMORY, "ds_comm_split: no memory on rank %d", comm->rank);
     else if (color >= 0 && comm->room) {
-        address = addresses[members[0].rank];
-        if (!address)
-            status = dsi_fail(error, DS_ERR_MEMORY, "ds_comm_split: no memory on rank %d", members[0].rank);
-        else
-            dsi_comm_sit(n, (dsi_comm_room *)(void *)dsi_comm_pointer(comm, address));
+        for (int r = 0; r < world && !status; r++)
+            if (addresses[members[r].rank] == DSI_COMM_NO_ROOM)
+                status = dsi_fail(error, DS_ERR_MEMORY, "ds_comm_split: no memory on rank %d", members[r].rank);
+        if (!status) dsi_comm_sit(n, (dsi_comm_room *)(void *)dsi_comm_pointer(comm, addresses[members[0].rank]));
     }
     if (status && n) {
         if (n->room && n->owns_room) {
@@ -4648,6 +4652,7 @@ DS_API ds_status ds_comm_split(ds_comm *comm, int color, int key, ds_comm **out,
 #undef DSI_COMM_ENTRIES
 #undef DSI_COMM_ABORTED
 #undef DSI_COMM_GATHER_SUMS
+#undef DSI_COMM_NO_ROOM
 #undef DSI_COMM_LOAD
 #undef DSI_COMM_STORE
 
