@@ -883,6 +883,7 @@ typedef struct dsi_offload_worker {
     bool bouncing[DSI_OFFLOAD_BOUNCES];
     uint64_t passed;         /* transfers */
     unsigned flying, unsent; /* requests in the kernel, and those that it would not take yet */
+    int dead;                /* why the queue gives no more events; what is left in it may still move data */
 } dsi_offload_worker;
 
 struct ds_offload {
@@ -1422,6 +1423,7 @@ static void dsi_offload_run(dsi_offload_worker *w, dsi_offload_transfer *t) {
     ds_offload *s = w->store;
     size_t at, stop;
     dsi_offload_share(w, t, &at, &stop);
+    if (w->dead) dsi_offload_set_fault(w, t, DSI_OFFLOAD_ERRNO, w->dead, t->begin);
     while (((at < stop || w->unsent) && !dsi_offload_faulty(t)) || w->flying) {
         int count = 0, n;
         bool more = !dsi_offload_faulty(t) && !(s->no_overlap && w->flying);
@@ -1437,7 +1439,7 @@ static void dsi_offload_run(dsi_offload_worker *w, dsi_offload_transfer *t) {
         n = s->aio.events(s->aio.ctx, w->queue, s->no_overlap ? (int)w->flying : 1, (int)w->flying, w->batch + s->depth,
                           1000000000);
         if (n < 0 && n != -EINTR && n != -EAGAIN) { /* the queue itself is broken: nothing more will come of it */
-            dsi_offload_set_fault(w, t, DSI_OFFLOAD_ERRNO, -n, at < stop ? at : t->begin);
+            dsi_offload_set_fault(w, t, DSI_OFFLOAD_ERRNO, w->dead = -n, at < stop ? at : t->begin);
             w->flying = 0;
             break;
         }
@@ -1956,7 +1958,10 @@ static ds_status dsi_offload_late(ds_offload *s, const dsi_offload_transfer *t) 
 static bool dsi_offload_mend(ds_offload *s, int64_t deadline) {
     if (!s->broken) return true;
     if (!dsi_offload_await(s, s->last_spill, deadline)) return false; /* workers pass older ones first */
-    for (size_t i = 0; i < s->page_room; i++) s->pages[i].frame = DSI_OFFLOAD_NOWHERE;
+    for (size_t i = 0; i < s->page_room; i++) {
+        s->pages[i].frame = DSI_OFFLOAD_NOWHERE;
+        s->pages[i].last = 0; /* it may name a transfer that was not started after all */
+    }
     for (size_t i = 0; i < s->n_frames; i++) {
         dsi_offload_frame *f = &s->frames[i];
         f->page = f->holds;
@@ -2164,6 +2169,7 @@ static ds_status dsi_offload_probe(ds_offload *s, int64_t ns) {
     ds_offload_id id;
     char *memory;
     ds_status status;
+    int code;
     if (bytes > most) bytes = most > s->block ? most : s->block;
     memory = (char *)dsi_alloc_aligned(&s->allocator, bytes, DSI_OFFLOAD_UNIT);
     if (!memory) return dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no memory for a probe of %zu bytes", bytes);
@@ -2179,7 +2185,7 @@ static ds_status dsi_offload_probe(ds_offload *s, int64_t ns) {
     s->stats = before;
     s->stats.probe_write = rate[0];
     s->stats.probe_read = rate[1];
-    if (s->files.truncate(s->files.ctx, s->fd, 0) < 0) return dsi_offload_refuse(s, -EIO, "empty after the probe");
+    if ((code = s->files.truncate(s->files.ctx, s->fd, 0)) < 0) return dsi_offload_refuse(s, code, "empty");
     dsi_log(&s->logger, "ds_offload", DS_LOG_INFO, 5, "'%s': writes at %.2f GB/s, reads at %.2f GB/s%s",
             dsi_offload_place(s), (double)rate[0] * 1e-9, (double)rate[1] * 1e-9,
             s->direct ? "" : ", through the page cache");

@@ -112,9 +112,9 @@ static void engines(void) {
                 model m;
                 ds_offload_stats stats;
                 if (!make(&m, &d, DS_OFFLOAD_NVME)) break;
-                random_transfers(&m, 400, flags * 4u + (unsigned)e + 1);
+                random_transfers(&m, 200, flags * 4u + (unsigned)e + 1);
                 ds_offload_get_stats(m.store, &stats);
-                CHECK(stats.requests > 0 && stats.reads + stats.writes == 400);
+                CHECK(stats.requests > 0 && stats.reads + stats.writes == 200);
                 CHECK(e == 0 || stats.engine == (ds_offload_engine)e);
                 end(&m);
             }
@@ -133,7 +133,7 @@ static void engines(void) {
             snprintf(name, sizeof name, "spilling: engine %s flags %u", ds_offload_engine_name(d.engine), flags);
             TEST_NAMED(name) {
                 if (!make(&m, &d, DS_OFFLOAD_SPILL)) break;
-                random_transfers(&m, 400, flags * 4u + (unsigned)e + 1000);
+                random_transfers(&m, 250, flags * 4u + (unsigned)e + 1000);
                 ds_offload_get_stats(m.store, &stats);
                 CHECK(stats.hits > 0 && stats.misses > 0);
                 CHECK((stats.spills > 0) == !(flags & 4)); /* with room for all nothing is ever written */
@@ -236,7 +236,10 @@ static int trouble_events(void *ctx, void *queue, int at_least, int at_most, ds_
     (void)queue;
     (void)at_least;
     (void)timeout;
-    if (t->held && __atomic_load_n(&t->let_go, __ATOMIC_RELAXED)) t->queue[t->count++] = t->held;
+    if (t->held && __atomic_load_n(&t->let_go, __ATOMIC_RELAXED)) {
+        t->queue[t->count++] = t->held;
+        t->held = NULL;
+    }
     n = t->count < at_most ? t->count : at_most;
     if (n == 0) dsi_sleep(NULL, 1000000);
     memcpy(done, t->queue, (size_t)n * sizeof *done);
@@ -518,6 +521,247 @@ static ds_status no_pinned(void *ctx, size_t bytes, void **memory) {
     return DS_ERR_MEMORY;
 }
 
+/* Files whose n-th call fails, moves half, or is told to come again. */
+typedef struct shaky {
+    int at, kind, calls; /* 0 EIO, 1 half of a read or write, 2 EAGAIN from one of them, 3 ENOSPC */
+    bool refuse_direct, refuse_anonymous;
+} shaky;
+static int shaky_fault(shaky *s, bool moves) {
+    if (++s->calls != s->at || (s->kind && s->kind < 3 && !moves)) return 0;
+    return s->kind == 0 ? -EIO : s->kind == 2 ? -EAGAIN : s->kind == 3 ? -ENOSPC : 1;
+}
+static int shaky_open(void *ctx, const char *path, int flags, unsigned mode) {
+    shaky *s = (shaky *)ctx;
+    int fault = shaky_fault(s, false);
+    if (fault < 0) return fault;
+    if (s->refuse_direct && flags & 040000) return -EINVAL;
+    if (s->refuse_anonymous && (flags & 020000000) == 020000000) return -EOPNOTSUPP;
+    return dsi_sys_open(NULL, path, flags, mode);
+}
+static int64_t shaky_read(void *ctx, int fd, void *buffer, size_t bytes, int64_t offset) {
+    int fault = shaky_fault((shaky *)ctx, true);
+    return fault < 0 ? fault : dsi_sys_read(NULL, fd, buffer, fault ? bytes / 2 / 4096 * 4096 : bytes, offset);
+}
+static int64_t shaky_write(void *ctx, int fd, const void *buffer, size_t bytes, int64_t offset) {
+    int fault = shaky_fault((shaky *)ctx, true);
+    return fault < 0 ? fault : dsi_sys_write(NULL, fd, buffer, fault ? bytes / 2 / 4096 * 4096 : bytes, offset);
+}
+static int shaky_truncate(void *ctx, int fd, int64_t bytes) {
+    int fault = shaky_fault((shaky *)ctx, false);
+    return fault < 0 ? fault : dsi_sys_truncate(NULL, fd, bytes);
+}
+static int shaky_reserve(void *ctx, int fd, int64_t offset, int64_t bytes) {
+    int fault = shaky_fault((shaky *)ctx, false);
+    return fault < 0 ? fault : dsi_sys_reserve(NULL, fd, offset, bytes);
+}
+static int shaky_exists(void *ctx, const char *path) {
+    int fault = shaky_fault((shaky *)ctx, false);
+    return fault < 0 ? fault : dsi_sys_exists(NULL, path);
+}
+static void shake(ds_offload_desc *d, shaky *s) {
+    d->files.ctx = s;
+    d->files.open = shaky_open;
+    d->files.read = shaky_read;
+    d->files.write = shaky_write;
+    d->files.truncate = shaky_truncate;
+    d->files.reserve = shaky_reserve;
+    d->files.exists = shaky_exists;
+    d->engine = DS_OFFLOAD_ENGINE_THREADS;
+}
+
+static char logged[2000];
+static void note(void *ctx, const char *header, int level, int id, const char *message) {
+    size_t at = strlen(logged);
+    (void)ctx;
+    (void)header;
+    (void)level;
+    if (at + 300 < sizeof logged) snprintf(logged + at, sizeof logged - at, "%d: %.250s; ", id, message);
+}
+
+/* A call that may fail once, for what the file table did; then it is made again. */
+static int again(bool failed, ds_offload *s, ds_status expected, const char *words) {
+    if (!failed) return 0;
+    CHECK_EQ(ds_offload_error(s)->status, expected);
+    CHECK_HAS(ds_offload_error(s)->message, words);
+    return 1;
+}
+
+/* From create to the last read: what fails says so with the path, and the second try goes through. */
+static void failing_files(void) {
+    static unsigned char data[60000], back[60000];
+    for (size_t k = 0; k < sizeof data; k++) data[k] = (unsigned char)(k * 5 + k / 100);
+    for (int kind = 0; kind < 4; kind++)
+        for (int at = 1; at < 40; at++) {
+            char name[64];
+            snprintf(name, sizeof name, "call %d of the file table, trouble %d", at, kind);
+            TEST_NAMED(name) {
+                shaky files = {0, 0, 0, false, false};
+                ds_offload_desc d = plain_desc();
+                ds_offload *s = NULL;
+                ds_offload_id id;
+                ds_error error = {DS_OK, ""};
+                ds_status expected = kind == 3 ? DS_ERR_SPACE : DS_ERR_IO;
+                int failures = 0;
+                shake(&d, &files);
+                files.at = at;
+                files.kind = kind;
+                d.max_in_cpu = 2 * 8192;
+                d.probe = 1;
+                if (ds_offload_create(&d, &s, &error)) {
+                    failures++;
+                    CHECK(s == NULL && (error.status == expected || kind == 1 || kind == 2));
+                    CHECK_HAS(error.message, root);
+                    CHECK(ds_offload_create(&d, &s, &error) == DS_OK);
+                }
+                for (int t = 1; t < 3; t++) {
+                    if (again(ds_offload_add(s, "t", sizeof data, (ds_offload_tier)t, &id), s, expected, root)) {
+                        failures++;
+                        CHECK(ds_offload_add(s, "t", sizeof data, (ds_offload_tier)t, &id) == DS_OK);
+                    }
+                    if (again(ds_offload_write(s, id, 0, sizeof data, data), s, expected, "write of tensor 't'")) {
+                        failures++;
+                        CHECK(ds_offload_write(s, id, 0, sizeof data, data) == DS_OK);
+                    }
+                    if (again(ds_offload_read(s, id, 0, sizeof back, back), s, expected, "read of tensor 't'")) {
+                        failures++;
+                        CHECK(ds_offload_read(s, id, 0, sizeof back, back) == DS_OK);
+                    }
+                    CHECK(memcmp(data, back, sizeof back) == 0);
+                }
+                CHECK(files.calls >= at && failures <= 1);
+                CHECK(failures == 1 || (kind != 0 && kind != 3));
+                ds_offload_destroy(s);
+            }
+        }
+    for (int which = 0; which < 3; which++) {
+        static const char *const names[] = {"O_DIRECT refused", "anonymous files refused",
+                                            "a queue too deep for the kernel"};
+        TEST_NAMED(names[which]) {
+            shaky files = {0, 0, 0, which == 0, which < 2};
+            ds_offload_desc d = plain_desc();
+            ds_offload_stats stats;
+            model m;
+            logged[0] = 0;
+            d.logger.log = note;
+            if (which < 2) shake(&d, &files);
+            if (which == 2) d.queue_depth = 65536, d.block_size = 4096;
+            if (!make(&m, &d, DS_OFFLOAD_NVME)) break;
+            ds_offload_get_stats(m.store, &stats);
+            if (which == 0) {
+                CHECK(!stats.direct);
+                CHECK_HAS(logged, "2: ");
+                CHECK_HAS(logged, "refuses O_DIRECT");
+            }
+            if (which == 2) CHECK(stats.engine == DS_OFFLOAD_ENGINE_LIBAIO || strstr(logged, "3: engine ") != NULL);
+            CHECK_HAS(logged, "1: swapping in");
+            random_transfers(&m, 100, 12);
+            end(&m);
+        }
+    }
+}
+
+/* An engine whose calls themselves fail. */
+static int refuse_submit(void *ctx, void *queue, ds_offload_request **requests, int count) {
+    trouble *t = (trouble *)ctx;
+    if (t->refused < 0) return t->refused;
+    if (t->refused > 0) return --t->refused, 0;
+    return trouble_submit(ctx, queue, requests, count);
+}
+static int refuse_events(void *ctx, void *queue, int at_least, int at_most, ds_offload_request **done,
+                         int64_t timeout) {
+    trouble *t = (trouble *)ctx;
+    if (t->let_go < 0) return t->let_go;
+    return trouble_events(ctx, queue, at_least, at_most, done, timeout);
+}
+static int no_setup(void *ctx, unsigned depth, void **queue) {
+    (void)ctx;
+    (void)depth;
+    (void)queue;
+    return -EMFILE;
+}
+static void failing_engines(void) {
+    static unsigned char data[50000], back[50000];
+    for (int which = 0; which < 5; which++) {
+        static const char *const names[] = {"submit fails", "submit takes nothing for a while",
+                                            "submit never takes anything", "events fail", "setup fails"};
+        TEST_NAMED(names[which]) {
+            static trouble t;
+            ds_offload *s = NULL;
+            ds_error error = {DS_OK, ""};
+            model m;
+            ds_offload_desc d = plain_desc();
+            memset(&t, 0, sizeof t);
+            memset(data, 9, sizeof data);
+            d.buffered = true;
+            d.aio.ctx = &t;
+            d.aio.setup = which == 4 ? no_setup : trouble_setup;
+            d.aio.teardown = trouble_teardown;
+            d.aio.submit = refuse_submit;
+            d.aio.events = refuse_events;
+            if (which == 2) d.timeout = 50000000;
+            if (which == 4) {
+                CHECK(ds_offload_create(&d, &s, &error) == DS_ERR_IO && s == NULL);
+                CHECK_HAS(error.message, "start asynchronous I/O");
+                break;
+            }
+            if (!make(&m, &d, DS_OFFLOAD_NVME)) break;
+            t.refused = which == 0 ? -EBADF : which == 1 ? 5 : which == 2 ? 1 << 30 : 0;
+            t.let_go = which == 3 ? -EINVAL : 0;
+            if (which == 1)
+                CHECK(ds_offload_write(m.store, m.id[2], 1000, 50000, data) == DS_OK);
+            else {
+                ds_status status = ds_offload_write(m.store, m.id[2], 1000, 50000, data);
+                CHECK(status == DS_ERR_IO || (which == 2 && status == DS_ERR_TIMEOUT));
+                CHECK_HAS(ds_offload_error(m.store)->message, "write of tensor 't2'");
+            }
+            if (which == 3) { /* what is left in the queue may still move data: nothing more goes through it */
+                CHECK(ds_offload_read(m.store, m.id[1], 0, 4096, back) == DS_ERR_IO);
+                CHECK_HAS(ds_offload_error(m.store)->message, "read of tensor 't1'");
+            } else if (which != 2) {
+                t.refused = 0;
+                CHECK(ds_offload_write(m.store, m.id[2], 1000, 50000, data) == DS_OK);
+                CHECK(ds_offload_read(m.store, m.id[2], 1000, 50000, back) == DS_OK);
+                CHECK(memcmp(data, back, sizeof data) == 0);
+            }
+            end(&m);
+        }
+    }
+    TEST(late requests of a store that spills) {
+        static trouble t;
+        ds_offload *s = NULL;
+        ds_offload_id id, more;
+        ds_offload_ticket ticket;
+        ds_offload_desc d = plain_desc();
+        memset(&t, 0, sizeof t);
+        for (size_t k = 0; k < sizeof data; k++) data[k] = (unsigned char)(k / 8192 + 1);
+        d.buffered = true;
+        d.max_in_cpu = 2 * 8192;
+        d.timeout = 300000000;
+        d.aio.ctx = &t;
+        d.aio.setup = trouble_setup;
+        d.aio.teardown = trouble_teardown;
+        d.aio.submit = trouble_submit;
+        d.aio.events = trouble_events;
+        if (!CHECK(ds_offload_create(&d, &s, NULL) == DS_OK)) break;
+        CHECK(ds_offload_add(s, "pages", sizeof data, DS_OFFLOAD_SPILL, &id) == DS_OK);
+        CHECK(ds_offload_write(s, id, 0, 16384, data) == DS_OK);
+        t.at = t.seen + 1;
+        t.kind = 7;
+        CHECK(ds_offload_start_write(s, id, 16384, 8192, data + 16384, &ticket) ==
+              DS_OK); /* block 0 goes, and is late */
+        CHECK(ds_offload_read(s, id, 0, 8192, back) == DS_ERR_TIMEOUT);
+        CHECK_HAS(ds_offload_error(s)->message, "read of tensor 'pages'");
+        CHECK(ds_offload_read(s, id, 24576, 8192, back) == DS_ERR_TIMEOUT);
+        CHECK(ds_offload_add(s, "more", 5, DS_OFFLOAD_HOST, &more) == DS_ERR_STATE);
+        CHECK_HAS(ds_offload_error(s)->message, "while a transfer is under way");
+        __atomic_store_n(&t.let_go, 1, __ATOMIC_RELAXED);
+        CHECK(ds_offload_wait(s, ticket) == DS_OK);
+        CHECK(ds_offload_read(s, id, 0, 24576, back) == DS_OK);
+        CHECK(memcmp(data, back, 24576) == 0);
+        ds_offload_destroy(s);
+    }
+}
+
 static void other_trouble(void) {
     TEST(a request that never ends : a deadline) {
         static trouble t;
@@ -676,6 +920,32 @@ static void other_trouble(void) {
               ds_offload_wait(m.store, ticket) == DS_OK);
         CHECK(ds_offload_wait(m.store, ticket) == DS_ERR_ARGUMENT);
         end(&m);
+        if (make(&m, &d, DS_OFFLOAD_NVME)) { /* more transfers than the table holds */
+            static char byte[1024];
+            ds_offload_ticket tickets[1024];
+            for (int k = 0; k < 1024; k++)
+                CHECK(ds_offload_start_read(m.store, m.id[1], 0, 1, byte + k, &tickets[k]) == DS_OK);
+            CHECK(ds_offload_start_read(m.store, m.id[1], 0, 1, byte, &ticket) == DS_ERR_STATE);
+            CHECK_HAS(ds_offload_error(m.store)->message, "1024 transfers were started");
+            CHECK(ds_offload_test(m.store, tickets[3], &done) == DS_OK);
+            for (int k = 0; k < 1024; k++) CHECK(ds_offload_wait(m.store, tickets[k]) == DS_OK);
+            end(&m);
+        }
+        d.queue_depth = 65537;
+        CHECK(ds_offload_create(&d, &m.store, NULL) == DS_ERR_ARGUMENT);
+        d = plain_desc();
+        d.engine = (ds_offload_engine)7;
+        CHECK(ds_offload_create(&d, &m.store, NULL) == DS_ERR_ARGUMENT);
+        CHECK_STR(ds_offload_engine_name((ds_offload_engine)7), "unknown");
+        d = plain_desc();
+        d.folder = NULL; /* memory only */
+        CHECK(ds_offload_create(&d, &m.store, NULL) == DS_OK);
+        CHECK(ds_offload_add(m.store, "x", 10, DS_OFFLOAD_NVME, &m.id[0]) == DS_ERR_ARGUMENT);
+        CHECK(ds_offload_add(m.store, "x", 10, DS_OFFLOAD_HOST, &m.id[0]) == DS_OK);
+        CHECK(ds_offload_start_write(m.store, m.id[0], 0, 8, c, &ticket) == DS_OK);
+        CHECK(ds_offload_test(m.store, ticket, &done) == DS_OK && done);
+        CHECK(ds_offload_test(m.store, 5, &done) == DS_ERR_ARGUMENT && ds_offload_wait(m.store, 5) == DS_ERR_ARGUMENT);
+        ds_offload_destroy(m.store);
         CHECK(ds_offload_create_(&d, 1, DS_OFFLOAD_VERSION, &m.store, NULL) == DS_ERR_VERSION);
         CHECK(ds_offload_create_(&d, sizeof d, 99, &m.store, NULL) == DS_ERR_VERSION);
     }
@@ -720,6 +990,8 @@ int main(int argc, char **argv) {
     settings();
     least_recent_use();
     failing_spills();
+    failing_files();
+    failing_engines();
     other_trouble();
     CHECK(rmdir(root) == 0); /* nothing may be left over */
     return test_end();
