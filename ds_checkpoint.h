@@ -5270,10 +5270,12 @@ static const char *dsi_checkpoint_pt_prefix(const dsi_checkpoint_pt *p, size_t i
     return ((const dsi_checkpoint_state *)(const void *)p->prefixes.items)[i].text;
 }
 static void dsi_checkpoint_pt_bytes(dsi_checkpoint_pt *p, dsi_checkpoint_list *list, const void *data, size_t n) {
-    void *to = p->status ? NULL : dsi_checkpoint_push(&p->w.desc.allocator, list, n);
+    void *to;
+    if (!n || p->status) return;
+    to = dsi_checkpoint_push(&p->w.desc.allocator, list, n);
     if (to)
         memcpy(to, data, n * list->each);
-    else if (!p->status)
+    else
         p->status = dsi_checkpoint_no_memory(p->error, p->w.final);
 }
 static void dsi_checkpoint_pt_little(dsi_checkpoint_pt *p, dsi_checkpoint_list *list, uint64_t value, int bytes) {
