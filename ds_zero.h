@@ -47,12 +47,11 @@ CONCEPTS
     met whether given or not.
     A matrix that Muon orthogonalises is not cut: it belongs to the rank that has the fewest elements so far, and nothing
     more is sent; ranks then differ by up to the largest matrix. LAMB's parts exchange two numbers per grain in each step.
-    The 1-bit optimizers work at stage 0: in their compressed phase gradients are not reduced at all, the optimizer
-    averages its momenta with one bit per element, report.grad_norm is the root of the ranks' mean square, and nothing is clipped.
+    The 1-bit optimizers work at stage 0: in their compressed phase gradients are not reduced at all, the optimizer averages
+    its momenta with one bit per element, report.grad_norm is the root of the ranks' mean square, and nothing is clipped.
     Small parameters stay whole at stage 3. [cfg: zero_optimization.stage3_param_persistence_threshold]
     Buckets. Gradients are copied as they come into buckets of zero_optimization.reduce_bucket_size elements (one tensor each
-    when contiguous_gradients is false), which are
-    reduced in a fixed order, while the backward goes on (overlap_comm). At stages 0 and 1 every bucket has memory of its own
+    when contiguous_gradients is false), which are reduced in a fixed order, while the backward goes on (overlap_comm). At stages 0 and 1 every bucket has memory of its own
     (that is the full gradient which these stages hold), at 2 and 3 two take turns. The first training pass uses the reverse
     order of registration, later ones the order in which rank 0 saw the gradients complete.
     Numbers. In each micro-batch the ranks' gradients are summed in fp32 over one binary tree of rank numbers, rounded to
@@ -99,7 +98,8 @@ CONFIG KEYS
     ds_zero_claims() lists every key that this header and what it wires act on. Where the documents and DeepSpeed differ,
     ds_config.h says what stands. Beside those: gradients are divided by the scale that multiplied the loss (DeepSpeed
     divides by the new one on the step where the scale grows); there is no optimizer step at construction (DeepSpeed's
-    16-bit stage 0 makes one on zero gradients); fp32 at stage 0 checks for overflow as the other stages do.
+    16-bit stage 0 makes one on zero gradients); fp32 at stage 0 checks for overflow as the other stages do; with Muon the
+    norm is the gradients' (DeepSpeed's under ZeRO is that of the orthogonalised update).
 */
 #if defined(DS_IMPLEMENTATION) && !defined(DS_ZERO_IMPLEMENTATION)
 #define DS_ZERO_IMPLEMENTATION
