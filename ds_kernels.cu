@@ -21,6 +21,7 @@
                 unscaling, clipping and 16-bit weights in the same pass; Muon's matrix product and its mix
    gradients    norms by grain, whose sums also tell an overflow; their tree; casts, accumulation, scaling
    messages     ds_comm_kernels: 1-bit compression with error feedback, blocks of 8 or 4 bits
+   attention    ds_sparse_kernels: block-sparse (dense: one of its layouts), forward and backward
    token rows   ds_cuda_gather_rows(to, from, rows, count, row_bytes, stream): to[i] = from[rows[i]], and
                 ds_cuda_scatter_rows: to[rows[i]] = from[i], each row once; rows: uint32_t on the device. For layers that
                 see part of the tokens (random-LTD)
@@ -29,6 +30,7 @@
 #define DS_OPTIM_FORMULAS
 #include "ds_comm.h"
 #include "ds_optim.h"
+#include "ds_sparse.h"
 #include <cuda_runtime.h>
 #include <stdio.h>
 
@@ -36,6 +38,8 @@
 #ifndef DS_EMULATED
 #define DSI_UNROLL_(text)                                   _Pragma(#text)
 #define DSI_UNROLL(n)                                       DSI_UNROLL_(unroll n)
+#define DSI_APART                                           __noinline__
+#define DSI_PARAM                                           const __grid_constant__ // its address may be taken without a copy
 #define DSI_LAUNCH(kernel, grid, block, bytes, stream, ...) (kernel)<<<grid, block, bytes, stream>>>(__VA_ARGS__)
 #define DSI_SHARED(T, name)                                                                                            \
     extern __shared__ uint4 dsi_shared[];                                                                              \
@@ -68,6 +72,9 @@ DSI_PTX_2(ptx_div64, double, "d", "div.rn.f64")
 DSI_PTX_1(ptx_sqrt64, double, "d", double, "d", "sqrt.rn.f64")
 DSI_PTX_1(ptx_rint, float, "f", float, "f", "cvt.rni.f32.f32")
 DSI_PTX_1(ptx_narrow, float, "f", double, "d", "cvt.rn.f32.f64")
+DSI_PTX_1(ptx_exp2, float, "f", float, "f", "ex2.approx.f32")
+DSI_PTX_1(ptx_log2, float, "f", float, "f", "lg2.approx.f32")
+DSI_PTX_1(ptx_int, int, "r", float, "f", "cvt.rzi.s32.f32")
 DSI_PTX_1(ptx_wide, double, "d", float, "f", "cvt.f64.f32")
 __device__ float ptx_fma(float a, float b, float c) {
     float r;
@@ -78,6 +85,40 @@ __device__ double ptx_fma64(double a, double b, double c) {
     double r;
     asm("fma.rn.f64 %0, %1, %2, %3;" : "=d"(r) : "d"(a), "d"(b), "d"(c));
     return r;
+}
+/* c (16, 8) += a (16, 16) * b (16, 8), fp16 or bf16 in, fp32 out. sm_75 has half the depth and no bf16. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#define DSI_PTX_MMA(type)                                                                                              \
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "          \
+        "{%0,%1,%2,%3};"                                                                                               \
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                               \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
+template <bool BF16> __device__ void ptx_mma(float c[4], const uint32_t a[4], const uint32_t b[2]) {
+    if (BF16)
+        DSI_PTX_MMA("bf16");
+    else
+        DSI_PTX_MMA("f16");
+}
+#else
+template <bool BF16> __device__ void ptx_mma(float c[4], const uint32_t a[4], const uint32_t b[2]) {
+    if (BF16) asm("trap;"); // the host refuses
+    for (int half = 0; half < 2; half++)
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(b[half]));
+}
+#endif
+__device__ uint16_t ptx_half(float a) {
+    uint16_t r;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r) : "f"(a));
+    return r;
+}
+// Lane l < 16 names row l of a (16, 8) matrix of 16-bit values in shared memory; out comes mma's b.
+__device__ void ptx_ldmatrix_trans(uint32_t b[2], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
+                 : "=r"(b[0]), "=r"(b[1])
+                 : "r"((unsigned)__cvta_generic_to_shared(row))
+                 : "memory");
 }
 #endif
 
@@ -545,7 +586,8 @@ __device__ float extreme(float x, bool largest, float *of_warps) {
 }
 __device__ int quantized(float x, float middle, float scale, float half) {
     const float q = ptx_rint(ptx_mul(ptx_add(x, -middle), scale));
-    return (int)(q < -half ? -half : q > half - 1 ? half - 1 : q);
+    const float most = ptx_add(half, -1);
+    return ptx_int(q < -half ? -half : q > most ? most : q);
 }
 /* One group a block. The second read of the values is the cache's: 2 or 4 bytes an element in, 1 or 1/2 out. */
 __global__ void __launch_bounds__(THREADS)
@@ -566,7 +608,7 @@ __global__ void __launch_bounds__(THREADS)
         middle = ptx_mul(ptx_add(high, low), 0.5f);
     } else
         range = ptx_mul(2, ptx_max(high, -low));
-    if (range > 0) scale = ptx_div(2 * half, range);
+    if (range > 0) scale = ptx_div(ptx_mul(2, half), range);
     if (threadIdx.x == 0) {
         params[blockIdx.x * (asymmetric ? 2 : 1)] = ptx_div(1, scale);
         if (asymmetric) params[2 * blockIdx.x + 1] = middle;
@@ -661,6 +703,396 @@ ds_status call_rows(void *to, const void *from, const uint32_t *rows, size_t cou
     return launched();
 }
 
+// >>attention
+// A warp takes 16 rows of one side (queries; for d_k and d_v keys), a block up to four warps of one layout block, and the
+// other side comes in chunks through shared memory, so no score reaches global memory. Products are 16 x 8 tiles whose
+// accumulators lie as mma's do: lane 4 g + t has columns 2 t and 2 t + 1 of rows g and g + 8. 16-bit types go to the tensor
+// cores, fp32 through fused multiply-adds in the same places. Scores, softmax and sums are fp32.
+template <int KIND> struct element { typedef uint16_t type; };
+template <> struct element<DS_F32> { typedef float type; };
+struct attention {
+    const void *q, *k, *v, *d_out, *read_out;
+    void *out, *d_q, *d_k, *d_v;
+    float *lse;
+    ds_sparse_grid grid;
+    ds_sparse_strides in, o;
+    size_t tokens, blocks, mask_row, units;
+    ds_sparse_io io; // masks
+    bool masks;
+};
+template <int KIND, int D> struct shape {
+    typedef typename element<KIND>::type E;
+    enum { PAD = 16 / sizeof(E), LD = D + PAD }; // rows start 16 bytes apart in the banks
+};
+__device__ unsigned lane_group() {
+    return threadIdx.x % 32 / 4;
+}
+__device__ unsigned lane_pair() {
+    return threadIdx.x % 4 * 2;
+}
+__device__ uint32_t two(const uint16_t *p) {
+    return *(const uint32_t *)(const void *)p;
+}
+__device__ void fragment(uint32_t a[4], const uint16_t *at, unsigned ld) {
+    const uint16_t *const p = at + lane_group() * ld + lane_pair();
+    a[0] = two(p), a[1] = two(p + 8 * ld), a[2] = two(p + 8), a[3] = two(p + 8 * ld + 8);
+}
+// c (16, 8 N) += a (16, depth) * b (8 N, depth) transposed; rows of both ld apart
+template <int KIND, int N>
+__device__ void product_nt(float (*c)[4], const float *a, const float *b, unsigned ld, unsigned depth) {
+    const float *const low = a + lane_group() * ld, *const high = low + 8 * ld;
+    DSI_UNROLL(2)
+    for (unsigned k = 0; k < depth; k++)
+        for (unsigned n = 0; n < N; n++) {
+            const float *const y = b + (8 * n + lane_pair()) * ld + k;
+            c[n][0] = ptx_fma(low[k], y[0], c[n][0]), c[n][1] = ptx_fma(low[k], y[ld], c[n][1]);
+            c[n][2] = ptx_fma(high[k], y[0], c[n][2]), c[n][3] = ptx_fma(high[k], y[ld], c[n][3]);
+        }
+}
+template <int KIND, int N>
+__device__ void product_nt(float (*c)[4], const uint16_t *a, const uint16_t *b, unsigned ld, unsigned depth) {
+    for (unsigned k = 0; k < depth; k += 16) {
+        uint32_t x[4], y[2];
+        fragment(x, a + k, ld);
+        for (unsigned n = 0; n < N; n++) {
+            const uint16_t *const p = b + (8 * n + lane_group()) * ld + k + lane_pair();
+            y[0] = two(p), y[1] = two(p + 8);
+            ptx_mma<KIND == DS_BF16>(c[n], x, y);
+        }
+    }
+}
+// c (16, 8 N) += a (16, depth) * b (depth, 8 N)
+template <int KIND, int N>
+__device__ void product_nn(float (*c)[4], const float *a, unsigned lda, const float *b, unsigned ldb, unsigned depth) {
+    const float *const low = a + lane_group() * lda, *const high = low + 8 * lda;
+    DSI_UNROLL(2)
+    for (unsigned k = 0; k < depth; k++)
+        for (unsigned n = 0; n < N; n++) {
+            const float *const y = b + k * ldb + 8 * n + lane_pair();
+            c[n][0] = ptx_fma(low[k], y[0], c[n][0]), c[n][1] = ptx_fma(low[k], y[1], c[n][1]);
+            c[n][2] = ptx_fma(high[k], y[0], c[n][2]), c[n][3] = ptx_fma(high[k], y[1], c[n][3]);
+        }
+}
+template <int KIND, int N>
+__device__ void product_nn(float (*c)[4], const uint16_t *a, unsigned lda, const uint16_t *b, unsigned ldb,
+                           unsigned depth) {
+    for (unsigned k = 0; k < depth; k += 16) {
+        uint32_t x[4], y[2];
+        fragment(x, a + k, lda);
+        for (unsigned n = 0; n < N; n++) {
+            ptx_ldmatrix_trans(y, b + (k + threadIdx.x % 16) * ldb + 8 * n);
+            ptx_mma<KIND == DS_BF16>(c[n], x, y);
+        }
+    }
+}
+// Rows token0 .. token0 + rows of one head into shared memory, zeros past the sequence and past head_dim.
+template <int KIND, int D>
+__device__ void take_rows(typename element<KIND>::type *to, const void *from, size_t row, size_t token0, unsigned rows,
+                          const attention &a) {
+    typedef typename element<KIND>::type E;
+    const unsigned d = (unsigned)a.grid.head_dim, ld = shape<KIND, D>::LD;
+    const E *const source = (const E *)from;
+    const bool wide = d == D && row * sizeof(E) % 16 == 0 && (uintptr_t)from % 16 == 0;
+    enum { EACH = 16 / sizeof(E) };
+    for (unsigned i = threadIdx.x * EACH; i < rows * D; i += blockDim.x * EACH) {
+        const unsigned r = i / D, e = i % D;
+        E *const at = to + r * ld + e;
+        if (wide) {
+            const uint4 zero = {0, 0, 0, 0};
+            *(uint4 *)(void *)at =
+                token0 + r < a.tokens ? *(const uint4 *)(const void *)(source + (token0 + r) * row + e) : zero;
+        } else
+            for (unsigned x = 0; x < EACH; x++)
+                at[x] = token0 + r < a.tokens && e + x < d ? source[(token0 + r) * row + e + x] : (E)0;
+    }
+}
+template <int KIND> __device__ uint16_t rounded(float x) {
+    return KIND == DS_F16 ? ptx_half(x) : dsi_bf16_of_f32(x);
+}
+template <int KIND> __device__ void put(float *to, float x) {
+    *to = x;
+}
+template <int KIND> __device__ void put(uint16_t *to, float x) {
+    *to = rounded<KIND>(x);
+}
+// The accumulators of a warp's rows, times a factor for each of its two rows, to global memory.
+template <int KIND, int D>
+__device__ void give_rows(void *to, size_t row, size_t token0, const float (*c)[4], const float factor[2],
+                          const attention &a) {
+    for (unsigned n = 0; n < D / 8; n++)
+        for (unsigned e = 0; e < 4; e++) {
+            const size_t token = token0 + lane_group() + e / 2 * 8, column = 8 * n + lane_pair() + e % 2;
+            if (token < a.tokens && column < a.grid.head_dim)
+                put<KIND>((typename element<KIND>::type *)to + token * row + column, ptx_mul(c[n][e], factor[e / 2]));
+        }
+}
+__device__ float masked(float x, float mask, ds_sparse_mask mode) {
+    return mode == DS_SPARSE_ADD ? ptx_add(x, mask) : mask == 0 ? -INFINITY : x;
+}
+// Whether the scores of 16 queries and n keys need nothing but the scale.
+__device__ bool plain(const attention &a, size_t query0, size_t key0, size_t queries, size_t keys) {
+    return !a.masks && query0 + queries <= a.tokens && key0 + keys <= a.tokens &&
+           (!a.grid.causal || key0 + keys - 1 <= query0);
+}
+// What the scaled score of query i and key j becomes with bias and masks.
+DSI_APART __device__ float adjusted(const attention &a, size_t b, size_t h, size_t i, size_t j, float x) {
+    if (j >= a.tokens || i >= a.tokens || (a.grid.causal && j > i)) return -INFINITY;
+    if (a.io.relative) {
+        const size_t reach = a.io.relative_reach;
+        const size_t at = j >= i ? reach + (j - i < reach ? j - i : reach) : reach - (i - j < reach ? i - j : reach);
+        x = ptx_add(x, a.io.relative[h * (2 * reach + 1) + at]);
+    }
+    if (a.io.key_mask) x = masked(x, a.io.key_mask[b * a.tokens + j], a.io.key_mask_mode);
+    if (a.io.mask)
+        x = masked(x, a.io.mask[b * a.io.mask_batch + h * a.io.mask_head + i * a.mask_row + j], a.io.mask_mode);
+    return x;
+}
+__device__ float exponential(float x) {
+    return ptx_exp2(ptx_mul(x, 1.44269504f));
+}
+__device__ float of_row(float x, bool largest) { // over the four lanes that share a row
+    for (int with = 2; with; with /= 2) {
+        const float other = __shfl_xor_sync(0xFFFFFFFFu, x, with);
+        x = largest ? ptx_max(x, other) : ptx_add(x, other);
+    }
+    return x;
+}
+// Where a block of threads works: heavy causal rows first.
+struct place {
+    size_t b, h, row, token0; // batch item, head, layout row or column, first token
+    const uint32_t *list;
+    size_t count;
+};
+__device__ place place_of(const attention &a, bool columns) {
+    const size_t tile = blockDim.x / 2, parts = a.grid.block / tile, index = blockIdx.x / a.units;
+    const size_t unit = blockIdx.x % a.units;
+    place p;
+    p.b = unit / a.grid.heads, p.h = unit % a.grid.heads;
+    p.row = columns ? index / parts : a.blocks - 1 - index / parts;
+    p.token0 = p.row * a.grid.block + index % parts * tile;
+    const size_t at = p.h % a.grid.patterns * a.grid.blocks + p.row;
+    const size_t *const start = (columns ? a.grid.column_start : a.grid.row_start) + at;
+    p.list = (columns ? a.grid.rows : a.grid.columns) + start[0];
+    p.count = start[1] - start[0];
+    return p;
+}
+// The head's first element.
+template <int KIND> __device__ const void *head_of(const void *p, const ds_sparse_strides &s, const place &at) {
+    return (const typename element<KIND>::type *)p + at.b * s.batch + at.h * s.head;
+}
+template <int KIND> __device__ void *head_of(void *p, const ds_sparse_strides &s, const place &at) {
+    return (typename element<KIND>::type *)p + at.b * s.batch + at.h * s.head;
+}
+
+/* Online softmax over chunks of KEYS keys. Reads q once, k and v once for each row of blocks that sees them, from the
+   second level's cache for all but the first; 4 flops a score and head_dim: bound by the tensor cores. */
+template <int KIND, int D, int KEYS> __global__ void __launch_bounds__(128) attention_forward(DSI_PARAM attention a) {
+    typedef typename element<KIND>::type E;
+    enum { LD = shape<KIND, D>::LD, PLD = KEYS + shape<KIND, D>::PAD };
+    DSI_SHARED(E, shared);
+    const place at = place_of(a, false);
+    const unsigned warp = threadIdx.x / 32, rows = blockDim.x / 2;
+    E *const q = shared, *const k = q + rows * LD, *const v = k + KEYS * LD, *const p = v + KEYS * LD + warp * 16 * PLD;
+    const size_t token0 = at.token0 + warp * 16;
+    float o[D / 8][4] = {{0}}, largest[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, factor[2];
+    take_rows<KIND, D>(q, head_of<KIND>(a.q, a.in, at), a.in.row, at.token0, rows, a);
+    for (size_t l = 0; l < at.count; l++)
+        for (size_t key0 = at.list[l] * a.grid.block; key0 < (at.list[l] + 1) * a.grid.block; key0 += KEYS) {
+            float s[KEYS / 8][4] = {{0}}, top[2] = {-INFINITY, -INFINITY};
+            if (key0 >= a.tokens || (a.grid.causal && key0 >= at.token0 + rows)) break;
+            __syncthreads();
+            take_rows<KIND, D>(k, head_of<KIND>(a.k, a.in, at), a.in.row, key0, KEYS, a);
+            take_rows<KIND, D>(v, head_of<KIND>(a.v, a.in, at), a.in.row, key0, KEYS, a);
+            __syncthreads();
+            product_nt<KIND, KEYS / 8>(s, q + warp * 16 * LD, k, LD, D);
+            const bool simple = plain(a, token0, key0, 16, KEYS);
+            for (unsigned n = 0; n < KEYS / 8; n++)
+                for (unsigned e = 0; e < 4; e++) {
+                    s[n][e] = ptx_mul(s[n][e], a.grid.scale);
+                    if (!simple)
+                        s[n][e] = adjusted(a, at.b, at.h, token0 + lane_group() + e / 2 * 8,
+                                           key0 + 8 * n + lane_pair() + e % 2, s[n][e]);
+                    top[e / 2] = ptx_max(top[e / 2], s[n][e]);
+                }
+            for (unsigned r = 0; r < 2; r++) {
+                top[r] = ptx_max(of_row(top[r], true), largest[r]);
+                // a row that has seen nothing yet keeps zeros: its difference would be no number
+                factor[r] = largest[r] == -INFINITY ? 0.0f : exponential(ptx_add(largest[r], -top[r]));
+                largest[r] = top[r];
+                sum[r] = ptx_mul(sum[r], factor[r]);
+            }
+            for (unsigned n = 0; n < D / 8; n++)
+                for (unsigned e = 0; e < 4; e++) o[n][e] = ptx_mul(o[n][e], factor[e / 2]);
+            for (unsigned n = 0; n < KEYS / 8; n++)
+                for (unsigned e = 0; e < 4; e++) {
+                    const float x = s[n][e] == -INFINITY ? 0.0f : exponential(ptx_add(s[n][e], -largest[e / 2]));
+                    sum[e / 2] = ptx_add(sum[e / 2], x);
+                    put<KIND>(p + (lane_group() + e / 2 * 8) * PLD + 8 * n + lane_pair() + e % 2, x);
+                }
+            __syncwarp();
+            product_nn<KIND, D / 8>(o, p, PLD, v, LD, KEYS);
+            __syncwarp();
+        }
+    for (unsigned r = 0; r < 2; r++) {
+        const size_t token = token0 + lane_group() + 8 * r;
+        sum[r] = of_row(sum[r], false);
+        factor[r] = sum[r] == 0 ? 0.0f : ptx_div(1, sum[r]);
+        if (a.lse && lane_pair() == 0 && token < a.tokens)
+            a.lse[(at.b * a.grid.heads + at.h) * a.tokens + token] =
+                sum[r] == 0 ? -INFINITY : ptx_fma(ptx_log2(sum[r]), 0.693147181f, largest[r]);
+    }
+    give_rows<KIND, D>(head_of<KIND>(a.out, a.o, at), a.o.row, token0, o, factor, a);
+}
+// lse and delta = sum(d_out * out) of queries token0 .. token0 + n, by the block's warps; +inf where nothing was seen.
+template <int KIND>
+__device__ void take_statistics(float *lse, float *delta, size_t token0, unsigned n, const attention &a,
+                                const place &at) {
+    const void *const out = head_of<KIND>(a.read_out, a.o, at), *const d_out = head_of<KIND>(a.d_out, a.o, at);
+    for (unsigned r = threadIdx.x / 32; r < n; r += blockDim.x / 32) {
+        const size_t token = token0 + r;
+        float sum = 0, l = -INFINITY;
+        if (token < a.tokens) {
+            l = a.lse[(at.b * a.grid.heads + at.h) * a.tokens + token];
+            for (size_t e = threadIdx.x % 32; e < a.grid.head_dim; e += 32)
+                sum = ptx_fma(load((ds_dtype)KIND, out, token * a.o.row + e),
+                              load((ds_dtype)KIND, d_out, token * a.o.row + e), sum);
+        }
+        for (int with = 16; with; with /= 2) sum = ptx_add(sum, __shfl_xor_sync(0xFFFFFFFFu, sum, with));
+        if (threadIdx.x % 32 == 0) lse[r] = l == -INFINITY ? INFINITY : l, delta[r] = sum;
+    }
+}
+/* With P = exp(scores - lse), dP = d_out v^T and d_scores = P (dP - delta): rows give d_q = scale d_scores k; columns, on
+   the turned scores, d_k = scale d_scores^T q and d_v = P^T d_out. P is computed anew. 6 flops a score and head_dim for
+   rows, 8 for columns, both bound by the tensor cores. */
+template <int KIND, int D, bool COLUMNS>
+__global__ void __launch_bounds__(128) attention_backward(DSI_PARAM attention a) {
+    typedef typename element<KIND>::type E;
+    enum { LD = shape<KIND, D>::LD, KEYS = 16, PLD = KEYS + shape<KIND, D>::PAD };
+    DSI_SHARED(E, shared);
+    const place at = place_of(a, COLUMNS);
+    const unsigned warp = threadIdx.x / 32, rows = blockDim.x / 2;
+    E *const x1 = shared, *const x2 = x1 + rows * LD, *const y1 = x2 + rows * LD, *const y2 = y1 + KEYS * LD;
+    E *const p = y2 + KEYS * LD + warp * 16 * PLD;
+    float *const lse = (float *)(void *)(y2 + KEYS * LD + rows * PLD);
+    float *const delta = lse + (COLUMNS ? (unsigned)KEYS : rows);
+    const size_t token0 = at.token0 + warp * 16;
+    const float one[2] = {1, 1}, scale[2] = {a.grid.scale, a.grid.scale};
+    float first[D / 8][4] = {{0}}, second[COLUMNS ? D / 8 : 1][4] = {{0}};
+    const void *const q = head_of<KIND>(a.q, a.in, at), *const k = head_of<KIND>(a.k, a.in, at);
+    const void *const v = head_of<KIND>(a.v, a.in, at), *const d_out = head_of<KIND>(a.d_out, a.o, at);
+    take_rows<KIND, D>(x1, COLUMNS ? k : q, a.in.row, at.token0, rows, a);
+    take_rows<KIND, D>(x2, COLUMNS ? v : d_out, COLUMNS ? a.in.row : a.o.row, at.token0, rows, a);
+    if (!COLUMNS) take_statistics<KIND>(lse, delta, at.token0, rows, a, at);
+    for (size_t l = 0; l < at.count; l++)
+        for (size_t other0 = at.list[l] * a.grid.block; other0 < (at.list[l] + 1) * a.grid.block; other0 += KEYS) {
+            float s[KEYS / 8][4] = {{0}}, g[KEYS / 8][4] = {{0}};
+            if (other0 >= a.tokens) break;
+            if (a.grid.causal && (COLUMNS ? other0 + KEYS <= at.token0 : other0 >= at.token0 + rows)) continue;
+            __syncthreads();
+            take_rows<KIND, D>(y1, COLUMNS ? q : k, a.in.row, other0, KEYS, a);
+            take_rows<KIND, D>(y2, COLUMNS ? d_out : v, COLUMNS ? a.o.row : a.in.row, other0, KEYS, a);
+            if (COLUMNS) take_statistics<KIND>(lse, delta, other0, KEYS, a, at);
+            __syncthreads();
+            product_nt<KIND, KEYS / 8>(s, x1 + warp * 16 * LD, y1, LD, D);
+            product_nt<KIND, KEYS / 8>(g, x2 + warp * 16 * LD, y2, LD, D);
+            const bool simple = plain(a, COLUMNS ? other0 : token0, COLUMNS ? token0 : other0, 16, 16);
+            for (unsigned n = 0; n < KEYS / 8; n++)
+                for (unsigned e = 0; e < 4; e++) {
+                    const unsigned r = lane_group() + e / 2 * 8, c = 8 * n + lane_pair() + e % 2;
+                    const unsigned i = COLUMNS ? c : warp * 16 + r; // of lse and delta
+                    const size_t query = COLUMNS ? other0 + c : token0 + r, key = COLUMNS ? token0 + r : other0 + c;
+                    float x = ptx_mul(s[n][e], a.grid.scale);
+                    if (!simple) x = adjusted(a, at.b, at.h, query, key, x);
+                    s[n][e] = x == -INFINITY ? 0.0f : exponential(ptx_add(x, -lse[i]));
+                    g[n][e] = ptx_mul(s[n][e], ptx_add(g[n][e], -delta[i]));
+                    put<KIND>(p + r * PLD + c, COLUMNS ? s[n][e] : g[n][e]);
+                }
+            __syncwarp();
+            if (COLUMNS) {
+                product_nn<KIND, COLUMNS ? D / 8 : 1>(second, p, PLD, y2, LD, KEYS);
+                __syncwarp();
+                for (unsigned n = 0; n < KEYS / 8; n++)
+                    for (unsigned e = 0; e < 4; e++)
+                        put<KIND>(p + (lane_group() + e / 2 * 8) * PLD + 8 * n + lane_pair() + e % 2, g[n][e]);
+                __syncwarp();
+            }
+            product_nn<KIND, D / 8>(first, p, PLD, y1, LD, KEYS);
+            __syncwarp();
+        }
+    give_rows<KIND, D>(head_of<KIND>(COLUMNS ? a.d_k : a.d_q, a.in, at), a.in.row, token0, first, scale, a);
+    if (COLUMNS) give_rows<KIND, COLUMNS ? D : 8>(head_of<KIND>(a.d_v, a.in, at), a.in.row, token0, second, one, a);
+}
+attention attention_of(const ds_sparse_grid *grid, const ds_sparse_io *io) {
+    attention a;
+    const size_t batch = io->batch ? io->batch : 1;
+    a.q = io->q, a.k = io->k, a.v = io->v, a.d_out = io->d_out, a.read_out = io->out;
+    a.out = io->out, a.d_q = io->d_q, a.d_k = io->d_k, a.d_v = io->d_v, a.lse = io->lse;
+    a.grid = *grid, a.io = *io, a.in = io->strides, a.o = io->o_strides;
+    a.tokens = io->seq_len ? io->seq_len : grid->blocks * grid->block;
+    a.blocks = (a.tokens - 1) / grid->block + 1;
+    a.mask_row = io->mask_row ? io->mask_row : a.tokens;
+    a.units = batch * grid->heads;
+    a.masks = io->relative || io->key_mask || io->mask;
+    for (ds_sparse_strides *s : {&a.in, &a.o})
+        if (!s->batch && !s->head && !s->row)
+            s->row = grid->head_dim, s->head = a.tokens * s->row, s->batch = grid->heads * s->head;
+    return a;
+}
+// As many warps as divide a block's rows and find room in 48 KiB.
+unsigned warps_of(const attention &a, size_t fixed, size_t each) {
+    unsigned w = 4;
+    while (w > 1 && (a.grid.block / 16 % w || fixed + w * each > 48 << 10)) w--;
+    return w;
+}
+template <int KIND, int D, int KEYS> ds_status launch_forward(const attention &a, cudaStream_t stream) {
+    typedef shape<KIND, D> S;
+    const size_t e = sizeof(typename S::E), fixed = 2 * KEYS * S::LD * e, each = 16 * (S::LD + KEYS + S::PAD) * e;
+    const unsigned w = warps_of(a, fixed, each);
+    DSI_LAUNCH((attention_forward<KIND, D, KEYS>), (unsigned)(a.units * a.blocks * (a.grid.block / 16 / w)), w * 32,
+               fixed + w * each, stream, a);
+    return launched();
+}
+template <int KIND, int D, bool COLUMNS> ds_status launch_backward(const attention &a, cudaStream_t stream) {
+    typedef shape<KIND, D> S;
+    const size_t e = sizeof(typename S::E), fixed = 2 * 16 * S::LD * e + (COLUMNS ? 2 * 16 * sizeof(float) : 0);
+    const size_t each = 16 * (2 * S::LD + 16 + S::PAD) * e + (COLUMNS ? 0 : 2 * 16 * sizeof(float));
+    const unsigned w = warps_of(a, fixed, each);
+    DSI_LAUNCH((attention_backward<KIND, D, COLUMNS>), (unsigned)(a.units * a.blocks * (a.grid.block / 16 / w)), w * 32,
+               fixed + w * each, stream, a);
+    return launched();
+}
+template <int KIND, int D> ds_status launch_attention(const attention &a, bool back, cudaStream_t stream) {
+    ds_status status;
+    if (!back)
+        return a.grid.block % 32 ? launch_forward<KIND, D, 16>(a, stream) : launch_forward<KIND, D, 32>(a, stream);
+    if ((status = launch_backward<KIND, D, false>(a, stream)) != DS_OK) return status;
+    return launch_backward<KIND, D, true>(a, stream);
+}
+template <int KIND> ds_status attention_by_size(const attention &a, bool back, cudaStream_t stream) {
+    if (a.grid.head_dim <= 32) return launch_attention<KIND, 32>(a, back, stream);
+    if (a.grid.head_dim <= 64) return launch_attention<KIND, 64>(a, back, stream);
+    return launch_attention<KIND, 128>(a, back, stream);
+}
+ds_status call_attention(const ds_sparse_grid *grid, const ds_sparse_io *io, bool back, cudaStream_t stream) {
+    const attention a = attention_of(grid, io);
+    int device = 0, major = 0;
+    if (grid->block % 16 || grid->head_dim > 128 || (back && io->d_relative)) return DS_ERR_UNSUPPORTED;
+    if (a.units * a.blocks > 0x7FFFFFFF / (grid->block / 16)) return DS_ERR_UNSUPPORTED;
+    if (io->dtype == DS_F32) return attention_by_size<DS_F32>(a, back, stream);
+    if (io->dtype == DS_F16) return attention_by_size<DS_F16>(a, back, stream);
+    if (io->dtype != DS_BF16) return DS_ERR_ARGUMENT;
+    if (cudaGetDevice(&device) != cudaSuccess ||
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess)
+        return DS_ERR_DEVICE;
+    return major < 8 ? DS_ERR_UNSUPPORTED : attention_by_size<DS_BF16>(a, back, stream);
+}
+ds_status call_attention_forward(void *, const ds_sparse_grid *grid, const ds_sparse_io *io, void *stream) {
+    return call_attention(grid, io, false, (cudaStream_t)stream);
+}
+ds_status call_attention_backward(void *, const ds_sparse_grid *grid, const ds_sparse_io *io, void *stream) {
+    return call_attention(grid, io, true, (cudaStream_t)stream);
+}
+
 // >>device
 ds_status device_alloc(void *, size_t bytes, void **memory) {
     return said(cudaMalloc(memory, bytes ? bytes : 1));
@@ -737,6 +1169,11 @@ extern "C" void ds_cuda_comm_kernels(ds_comm_kernels *out) {
     out->quantize = call_quantize;
     out->dequantize = call_dequantize;
     out->sum = NULL;
+}
+extern "C" void ds_cuda_sparse_kernels(ds_sparse_kernels *out) {
+    out->ctx = NULL;
+    out->forward = call_attention_forward;
+    out->backward = call_attention_backward;
 }
 extern "C" ds_status ds_cuda_gather_rows(void *to, const void *from, const uint32_t *rows, size_t count,
                                          size_t row_bytes, void *stream) {

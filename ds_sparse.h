@@ -40,7 +40,7 @@
 
    WHAT IT DOES NOT DO
    No projections, no dropout, no cross-attention, no cache for generation, no heads that share keys: queries, keys and
-   values have the same heads and tokens. No GPU. Masks have no gradient; the relative bias has one.
+   values have the same heads and tokens. Masks have no gradient; the relative bias has one.
 
    CONCEPTS
    layout     which blocks of block x block scores exist, for each head. Made once, never changed, shared by any number
@@ -72,6 +72,9 @@
 
    ERRORS   Each call returns ds_status; the text is in the ds_error given, or ds_sparse_error(). Log ids: 1 SIMD level
    chosen (debug).
+
+   GPU  desc.kernels (ds_cuda_sparse_kernels of ds_kernels.cu) and desc.device: tensors are device memory, and
+   ds_sparse_forward_on orders work on a stream. Blocks of a multiple of 16, head_dim up to 128, no d_relative.
 
    THREADS  One thread at a time per attention object. desc.threads starts a pool, or desc.tasks plugs in yours. Layouts
    are read-only once made.
@@ -354,6 +357,8 @@ typedef struct ds_sparse_desc {
     ds_sparse_level level;          /* for tests: a level that the machine lacks is DS_ERR_UNSUPPORTED */
     unsigned threads;               /* built-in pool, the caller included; 0 and 1: none. Ignored when tasks is set */
     ds_tasks tasks;
+    const struct ds_sparse_kernels *kernels; /* tensors are device memory from now on; needs device */
+    const ds_device *device;                 /* keeps the layout's lists */
     ds_allocator allocator;
     ds_logger logger;
 } ds_sparse_desc;
@@ -395,6 +400,26 @@ typedef struct ds_sparse_io {
     float *d_relative;     /* backward: overwritten with that of relative, summed over the batch; may be NULL */
 } ds_sparse_io;
 
+/* What kernels read of a layout and its attention; the four lists are device memory: of row r of pattern p, columns
+   row_start[p * blocks + r] .. row_start[p * blocks + r + 1], and the same turned. */
+typedef struct ds_sparse_grid {
+    const size_t *row_start, *column_start;
+    const uint32_t *columns, *rows;
+    size_t heads, patterns, blocks, block, head_dim;
+    float scale;
+    bool causal;
+} ds_sparse_grid;
+
+/* Attention on a GPU, for blocks of a multiple of 16 tokens and head_dim up to 128; ds_kernels.cu fills it. Calls order work
+   on the stream and return. fp32 by fused multiply-adds; fp16 and, from sm_80, bf16 on tensor cores, probabilities rounded
+   to that type before the second product. No d_relative. Repeatable, but not the CPU's bits. */
+typedef struct ds_sparse_kernels {
+    void *ctx;
+    ds_status (*forward)(void *ctx, const ds_sparse_grid *grid, const ds_sparse_io *io, void *stream);
+    ds_status (*backward)(void *ctx, const ds_sparse_grid *grid, const ds_sparse_io *io, void *stream);
+} ds_sparse_kernels;
+extern void ds_cuda_sparse_kernels(ds_sparse_kernels *out); /* in ds_kernels.cu */
+
 /* *out is NULL when it fails: DS_ERR_ARGUMENT, DS_ERR_UNSUPPORTED, DS_ERR_MEMORY, DS_ERR_VERSION. */
 DS_API ds_status ds_sparse_create_(const ds_sparse_desc *desc, ds_sparse **out, ds_error *error, int version,
                                    size_t size);
@@ -406,6 +431,9 @@ DS_API void ds_sparse_destroy(ds_sparse *s); /* NULL is fine */
 DS_API ds_status ds_sparse_forward(ds_sparse *s, const ds_sparse_io *io);
 /* After a forward with the same q, k, v, masks and bias: reads them, out, lse and d_out; writes d_q, d_k, d_v. */
 DS_API ds_status ds_sparse_backward(ds_sparse *s, const ds_sparse_io *io);
+/* The same on a stream of desc.device. Without kernels the stream is not read. */
+DS_API ds_status ds_sparse_forward_on(ds_sparse *s, const ds_sparse_io *io, void *stream);
+DS_API ds_status ds_sparse_backward_on(ds_sparse *s, const ds_sparse_io *io, void *stream);
 DS_API const ds_error *ds_sparse_error(const ds_sparse *s); /* of the last call that failed */
 DS_API size_t ds_sparse_memory(const ds_sparse *s);         /* bytes that the object holds */
 DS_API ds_sparse_level ds_sparse_simd_level(const ds_sparse *s);
@@ -1531,6 +1559,9 @@ struct ds_sparse {
     float *memory;
     dsi_sparse_unit *units;
     dsi_sparse_scratch *scratch;
+    ds_sparse_grid grid; // with kernels
+    void *lists;         // the grid's, one array of the device
+    size_t list_bytes;
 };
 
 // Hands out parts of the object's one array; with no array yet, only counts.
@@ -1594,6 +1625,7 @@ DS_API void ds_sparse_destroy(ds_sparse *s) {
     if (s) {
         const ds_allocator allocator = s->desc.allocator;
         dsi_pool_destroy(s->pool);
+        if (s->lists) s->desc.device->release(s->desc.device->ctx, s->lists, s->list_bytes);
         dsi_release_aligned(&allocator, s->memory, dsi_mul(s->floats, sizeof(float)), 64);
         dsi_release(&allocator, s->units, dsi_sparse_tables(s->workers));
         dsi_release(&allocator, s, sizeof *s);
@@ -1622,6 +1654,39 @@ static ds_status dsi_sparse_take(ds_sparse *s, ds_error *error) {
         s->tasks.parallel_for = dsi_pool_for;
         s->tasks.ctx = s->pool;
     }
+    return DS_OK;
+}
+// The layout's lists go to the device, one after the other; no scratch of the CPU's is taken then.
+static ds_status dsi_sparse_to_device(ds_sparse *s, ds_error *error) {
+    const ds_sparse_layout *l = s->desc.layout;
+    const ds_device *d = s->desc.device;
+    const size_t rows = l->info.patterns * l->info.blocks + 1, kept = l->row_start[rows - 1];
+    const size_t starts = rows * sizeof(size_t), list = kept * sizeof(uint32_t);
+    ds_sparse_grid *g = &s->grid;
+    ds_status status;
+    char *to;
+    if (!d) return dsi_fail(error, DS_ERR_ARGUMENT, "ds_sparse: kernels need desc.device");
+    if (s->block % 16 || s->desc.head_dim > 128)
+        return dsi_fail(error, DS_ERR_UNSUPPORTED,
+                        "ds_sparse: kernels take blocks of a multiple of 16 and head_dim up to 128; got %zu and %zu",
+                        s->block, s->desc.head_dim);
+    s->list_bytes = 2 * (starts + list);
+    if ((status = d->alloc(d->ctx, s->list_bytes, &s->lists)) != DS_OK)
+        return dsi_fail(error, status, "ds_sparse: %zu bytes of device memory: %s", s->list_bytes, d->describe(d->ctx));
+    to = (char *)s->lists;
+    status = d->copy(d->ctx, to, l->row_start, starts, NULL);
+    if (!status) status = d->copy(d->ctx, to + starts, l->column_start, starts, NULL);
+    if (!status) status = d->copy(d->ctx, to + 2 * starts, l->columns, list, NULL);
+    if (!status) status = d->copy(d->ctx, to + 2 * starts + list, l->rows, list, NULL);
+    if (!status) status = d->synchronize(d->ctx, NULL);
+    if (status) return dsi_fail(error, status, "ds_sparse: the layout's copy failed: %s", d->describe(d->ctx));
+    g->row_start = (const size_t *)(const void *)to;
+    g->column_start = (const size_t *)(const void *)(to + starts);
+    g->columns = (const uint32_t *)(const void *)(to + 2 * starts);
+    g->rows = (const uint32_t *)(const void *)(to + 2 * starts + list);
+    g->heads = s->heads, g->patterns = l->info.patterns, g->blocks = s->blocks, g->block = s->block;
+    g->head_dim = s->desc.head_dim, g->scale = s->desc.scale, g->causal = s->desc.causal;
+    s->bytes = sizeof *s;
     return DS_OK;
 }
 DS_API ds_status ds_sparse_create_(const ds_sparse_desc *desc, ds_sparse **out, ds_error *error, int version,
@@ -1653,7 +1718,7 @@ DS_API ds_status ds_sparse_create_(const ds_sparse_desc *desc, ds_sparse **out, 
     if (!s->strip) s->strip = 1;
     if (s->strip > 512 / s->columns) s->strip = s->columns < 512 ? 512 / s->columns : 1;
     s->strip_row = s->strip * s->columns + DSI_SPARSE_LANES;
-    if ((status = dsi_sparse_take(s, error)) != DS_OK) {
+    if ((status = desc->kernels ? dsi_sparse_to_device(s, error) : dsi_sparse_take(s, error)) != DS_OK) {
         ds_sparse_destroy(s);
         return status;
     }
@@ -2084,13 +2149,27 @@ static ds_status dsi_sparse_check_io(dsi_sparse_call *c, const char *function, b
                         s->desc.head_dim, c->in.row, c->out.row);
     return DS_OK;
 }
+static ds_status dsi_sparse_device(ds_sparse *s, const ds_sparse_io *io, bool back, void *stream) {
+    const ds_sparse_kernels *k = s->desc.kernels;
+    ds_status status;
+    if (io->d_relative && back)
+        return dsi_fail(&s->error, DS_ERR_UNSUPPORTED, "ds_sparse_backward: kernels give no d_relative");
+    status = (back ? k->backward : k->forward)(k->ctx, &s->grid, io, stream);
+    if (!status) return DS_OK;
+    return dsi_fail(&s->error, status, "ds_sparse: the device's kernel failed: %s",
+                    s->desc.device->describe(s->desc.device->ctx));
+}
 DS_API ds_status ds_sparse_forward(ds_sparse *s, const ds_sparse_io *io) {
+    return ds_sparse_forward_on(s, io, NULL);
+}
+DS_API ds_status ds_sparse_forward_on(ds_sparse *s, const ds_sparse_io *io, void *stream) {
     dsi_sparse_call c;
     ds_status status;
     memset(&c, 0, sizeof c);
     c.s = s;
     c.io = io;
     if ((status = dsi_sparse_check_io(&c, "ds_sparse_forward", false)) != DS_OK) return status;
+    if (s->desc.kernels) return dsi_sparse_device(s, io, false, stream);
     for (; c.first < c.batch * s->heads; c.first += c.units) {
         c.units = c.batch * s->heads - c.first;
         if (c.units > s->workers) c.units = s->workers;
@@ -2100,6 +2179,9 @@ DS_API ds_status ds_sparse_forward(ds_sparse *s, const ds_sparse_io *io) {
     return DS_OK;
 }
 DS_API ds_status ds_sparse_backward(ds_sparse *s, const ds_sparse_io *io) {
+    return ds_sparse_backward_on(s, io, NULL);
+}
+DS_API ds_status ds_sparse_backward_on(ds_sparse *s, const ds_sparse_io *io, void *stream) {
     dsi_sparse_call c;
     ds_status status;
     size_t reach;
@@ -2109,6 +2191,7 @@ DS_API ds_status ds_sparse_backward(ds_sparse *s, const ds_sparse_io *io) {
     if (s->desc.forward_only)
         return dsi_fail(&s->error, DS_ERR_STATE, "ds_sparse_backward: the object was created with forward_only");
     if ((status = dsi_sparse_check_io(&c, "ds_sparse_backward", true)) != DS_OK) return status;
+    if (s->desc.kernels) return dsi_sparse_device(s, io, true, stream);
     reach = 2 * io->relative_reach + 1;
     if (io->d_relative) memset(io->d_relative, 0, s->heads * reach * sizeof(float));
     for (; c.first < c.batch * s->heads; c.first += c.units) {

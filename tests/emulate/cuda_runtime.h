@@ -47,6 +47,8 @@
 #endif
 
 #define DSI_UNROLL(n)
+#define DSI_APART
+#define DSI_PARAM const
 #define __global__
 #define __device__
 #define __host__
@@ -486,6 +488,68 @@ inline double ptx_fma64(double a, double b, double c) {
     return fma(a, b, c);
 }
 
+inline float ptx_exp2(float a) {
+    return exp2f(a);
+}
+inline float ptx_log2(float a) {
+    return log2f(a);
+}
+inline uint16_t ptx_half(float a) {
+    return dsi_f16_of_f32(a);
+}
+inline int ptx_int(float a) {
+    return a != a ? 0 : (int)a;
+}
+// >>tensor cores: fragments as PTX lays them out over the lanes
+namespace emu {
+struct mma {
+    float *c;
+    const uint32_t *a, *b;
+};
+inline float half_of(uint32_t pair, unsigned odd, bool bf16) {
+    const uint16_t h = (uint16_t)(odd ? pair >> 16 : pair & 0xFFFFu);
+    return bf16 ? dsi_f32_of_bf16(h) : dsi_f32_of_f16(h);
+}
+template <bool BF16> void mma_op(void **args, unsigned) {
+    float a[16][16], b[16][8];
+    for (unsigned l = 0; l < 32; l++)
+        for (unsigned odd = 0; odd < 2; odd++) {
+            const mma *m = (const mma *)args[l];
+            const unsigned g = l / 4, k = l % 4 * 2 + odd;
+            for (unsigned r = 0; r < 4; r++) a[g + r % 2 * 8][k + r / 2 * 8] = half_of(m->a[r], odd, BF16);
+            for (unsigned r = 0; r < 2; r++) b[k + r * 8][g] = half_of(m->b[r], odd, BF16);
+        }
+    for (unsigned l = 0; l < 32; l++)
+        for (unsigned e = 0; e < 4; e++) {
+            float *c = ((mma *)args[l])->c + e;
+            double sum = *c; // products are exact in fp64
+            for (unsigned k = 0; k < 16; k++) sum += (double)a[l / 4 + e / 2 * 8][k] * (double)b[k][l % 4 * 2 + e % 2];
+            *c = (float)sum;
+        }
+}
+struct ldmatrix {
+    uint32_t *b;
+    const uint16_t *row;
+};
+inline void ldmatrix_op(void **args, unsigned) {
+    for (unsigned l = 0; l < 32; l++)
+        for (unsigned m = 0; m < 2; m++) {
+            const uint16_t *low = ((ldmatrix *)args[8 * m + l % 4 * 2])->row;
+            const uint16_t *high = ((ldmatrix *)args[8 * m + l % 4 * 2 + 1])->row;
+            ((ldmatrix *)args[l])->b[m] = (uint32_t)low[l / 4] | (uint32_t)high[l / 4] << 16;
+        }
+}
+} // namespace emu
+template <bool BF16> void ptx_mma(float c[4], const uint32_t a[4], const uint32_t b[2]) {
+    emu::mma m = {c, a, b};
+    emu::collective(0xFFFFFFFFu, emu::mma_op<BF16>, &m);
+}
+inline void ptx_ldmatrix_trans(uint32_t b[2], const void *row) {
+    emu::ldmatrix m = {b, (const uint16_t *)row};
+    if ((uintptr_t)row % 16) abort();
+    emu::collective(0xFFFFFFFFu, emu::ldmatrix_op, &m);
+}
+
 // >>runtime
 typedef void *cudaStream_t;
 typedef emu::event *cudaEvent_t;
@@ -514,6 +578,12 @@ inline const char *cudaGetErrorString(cudaError_t e) {
 }
 inline cudaError_t cudaGetDevice(int *device) {
     *device = 0;
+    return cudaSuccess;
+}
+enum { cudaDevAttrComputeCapabilityMajor = 75 };
+inline int emu_major = 9;
+inline cudaError_t cudaDeviceGetAttribute(int *out, int, int) {
+    *out = emu_major;
     return cudaSuccess;
 }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *out, int) {

@@ -3,10 +3,12 @@
 #define DS_IMPLEMENTATION
 #include "../../ds_comm.h"
 #include "../../ds_optim.h"
+#include "../../ds_sparse.h"
 #include "../test.h"
 
 static ds_optim_kernels optim_kernels;
 static ds_comm_kernels comm_kernels;
+static ds_sparse_kernels sparse_kernels;
 static ds_device gpu;
 static const ds_dtype floats[] = {DS_F32, DS_F16, DS_BF16};
 static uint64_t dice = 42;
@@ -177,6 +179,158 @@ static void check_types(const char *type, uint64_t seed) {
     }
 }
 
+// ---- attention: each element within the bound that its own arithmetic gives, around a reference in fp64 ----
+struct attention_case {
+    ds_dtype dtype;
+    const char *mode;
+    size_t block, tokens, d;
+    bool causal, masks;
+};
+struct values { // of (heads, tokens, d): what they are, and by how much they may be off
+    std::vector<double> x, off;
+    values(size_t n) : x(n, 0.0), off(n, 0.0) {}
+};
+static std::vector<char> rounded_to(ds_dtype dtype, size_t n, std::vector<double> &exact) {
+    std::vector<char> bytes = random_array(dtype, n);
+    std::vector<float> wide(n);
+    for (size_t i = 0; i < n; i++) { // no denormals: products of fp16's are far below what is checked
+        wide[i] = (float)(test_uniform(&dice) * 2 - 1);
+    }
+    ds_optim_cast(bytes.data(), dtype, wide.data(), DS_F32, n);
+    ds_optim_cast(wide.data(), DS_F32, bytes.data(), dtype, n);
+    exact.assign(wide.begin(), wide.end());
+    return bytes;
+}
+// True when all are within their bounds; `worst` is the largest share of a bound that was used.
+static bool within(const values &v, const std::vector<char> &got, ds_dtype dtype, const char *what, double *worst) {
+    std::vector<float> wide(v.x.size());
+    ds_optim_cast(wide.data(), DS_F32, got.data(), dtype, wide.size());
+    for (size_t i = 0; i < wide.size(); i++) {
+        const double off = fabs((double)wide[i] - v.x[i]);
+        if (!test_check(off <= v.off[i], __FILE__, __LINE__, "%s %zu: %g, expected %g within %g", what, i,
+                        (double)wide[i], v.x[i], v.off[i]))
+            return false;
+        if (v.off[i] > 0 && off / v.off[i] > *worst) *worst = off / v.off[i];
+    }
+    return true;
+}
+static void check_attention(const attention_case &t) {
+    enum { HEADS = 2 };
+    const double u = 0x1p-24, u16 = t.dtype == DS_F16 ? 0x1p-11 : t.dtype == DS_BF16 ? 0x1p-8 : u;
+    const double tiny = t.dtype == DS_F16 ? 0x1p-24 : 0;
+    const size_t n = t.tokens, d = t.d, all = HEADS * n * d, padded = ds_sparse_padded(n, t.block);
+    ds_sparse_params p;
+    ds_sparse_layout *layout;
+    ds_sparse_desc desc;
+    ds_sparse *s;
+    ds_sparse_io io;
+    ds_error error;
+    double worst = 0;
+    memset(&desc, 0, sizeof desc), memset(&io, 0, sizeof io);
+    CHECK_EQ(ds_sparse_params_default(t.mode, &p, NULL), DS_OK);
+    p.heads = HEADS, p.block = t.block;
+    if (!CHECK(ds_sparse_layout_create(&p, padded, NULL, &layout, &error) == DS_OK)) printf("%s\n", error.message);
+    desc.layout = layout, desc.head_dim = d, desc.causal = t.causal, desc.kernels = &sparse_kernels, desc.device = &gpu;
+    if (!CHECK(ds_sparse_create(&desc, &s, &error) == DS_OK)) printf("%s\n", error.message);
+    std::vector<double> q, k, v, g;
+    std::vector<char> bq = rounded_to(t.dtype, all, q), bk = rounded_to(t.dtype, all, k);
+    std::vector<char> bv = rounded_to(t.dtype, all, v), bg = rounded_to(t.dtype, all, g), result(bq.size());
+    std::vector<float> key_mask(n), bias(HEADS * 7), mask(n * n), lse(HEADS * n);
+    for (size_t j = 0; j < n; j++) key_mask[j] = j % 5 == 1 ? 0.0f : 1.0f;
+    for (float &x : bias) x = (float)test_uniform(&dice);
+    for (size_t i = 0; i < n * n; i++)
+        mask[i] = i / n == 3 ? -INFINITY : (float)(i % 3) * 0.25f; // query 3 sees nothing
+    on_device dq(bq.data(), bq.size()), dk(bk.data(), bk.size()), dv(bv.data(), bv.size()), dg(bg.data(), bg.size());
+    on_device out(result.data(), result.size()), gq(result.data(), result.size()), gk(result.data(), result.size());
+    on_device gv(result.data(), result.size()), dlse(lse.data(), 4 * lse.size());
+    on_device dkey(key_mask.data(), 4 * n), dbias(bias.data(), 4 * bias.size()), dmask(mask.data(), 4 * mask.size());
+    io.seq_len = n, io.dtype = t.dtype, io.q = dq.at, io.k = dk.at, io.v = dv.at, io.out = out.at;
+    io.lse = (float *)dlse.at, io.d_out = dg.at, io.d_q = gq.at, io.d_k = gk.at, io.d_v = gv.at;
+    if (t.masks) {
+        io.key_mask = (float *)dkey.at, io.key_mask_mode = DS_SPARSE_MUL, io.mask = (float *)dmask.at;
+        io.relative = (float *)dbias.at, io.relative_reach = 3;
+    }
+    CHECK_EQ(ds_sparse_forward_on(s, &io, NULL), DS_OK);
+    CHECK_EQ(ds_sparse_backward_on(s, &io, NULL), DS_OK);
+    values o(all), rq(all), rk(all), rv(all), l(HEADS * n);
+    const double scale = (double)(1.0f / sqrtf((float)d));
+    for (size_t h = 0; h < HEADS; h++)
+        for (size_t i = 0; i < n; i++) {
+            std::vector<double> x(n, -INFINITY), w(n), dp(n), dp_off(n);
+            double top = -INFINITY, sum = 0, score_off = 0, delta = 0, delta_off = 0;
+            const double *qi = &q[(h * n + i) * d], *gi = &g[(h * n + i) * d];
+            double *oi = &o.x[(h * n + i) * d], *oi_off = &o.off[(h * n + i) * d];
+            size_t count;
+            const uint32_t *row = ds_sparse_layout_row(layout, h, i / t.block, &count);
+            for (size_t e = 0; e < count; e++)
+                for (size_t j = row[e] * t.block; j < (row[e] + 1) * t.block && j < n; j++) {
+                    double size = 0;
+                    if (t.causal && j > i) continue;
+                    x[j] = 0;
+                    for (size_t c = 0; c < d; c++)
+                        x[j] += qi[c] * k[(h * n + j) * d + c] * scale,
+                            size += fabs(qi[c] * k[(h * n + j) * d + c] * scale);
+                    if (t.masks) {
+                        const size_t at = j > i ? (j - i < 3 ? 3 + j - i : 6) : i - j < 3 ? 3 - (i - j) : 0;
+                        x[j] += (double)bias[h * 7 + at];
+                        x[j] = key_mask[j] == 0 ? -INFINITY : x[j] + (double)mask[i * n + j];
+                    }
+                    if (x[j] > top) top = x[j];
+                    // d + 4 roundings of the score, and of its distance from the largest
+                    if (x[j] > -INFINITY) score_off = fmax(score_off, ((double)d + 8) * u * (size + fabs(x[j]) + 2));
+                }
+            for (size_t j = 0; j < n; j++) w[j] = top == -INFINITY ? 0 : exp(x[j] - top), sum += w[j];
+            const double seen = sum == 0 ? 0 : 1 / sum, e = 4 * score_off + 0x1p-20 + 4 * (double)n * u;
+            l.x[h * n + i] = sum == 0 ? -INFINITY : top + log(sum), l.off[h * n + i] = e + 4 * u * fabs(top);
+            for (size_t j = 0; j < n; j++) w[j] *= seen;
+            for (size_t c = 0; c < d; c++) {
+                for (size_t j = 0; j < n; j++) {
+                    oi[c] += w[j] * v[(h * n + j) * d + c];
+                    oi_off[c] += (w[j] * (2 * e + u16) + tiny) * fabs(v[(h * n + j) * d + c]);
+                }
+                oi_off[c] += u16 * fabs(oi[c]) + tiny;
+                delta += gi[c] * oi[c];
+                delta_off += fabs(gi[c]) * oi_off[c] + 2 * (double)d * u * fabs(gi[c] * oi[c]);
+            }
+            for (size_t j = 0; j < n; j++) {
+                if (w[j] == 0) continue;
+                for (size_t c = 0; c < d; c++) {
+                    const double term = gi[c] * v[(h * n + j) * d + c];
+                    dp[j] += term, dp_off[j] += ((double)d + 2) * u * fabs(term);
+                }
+                const double ds = w[j] * (dp[j] - delta);
+                const double ds_off = w[j] * (2 * e * (fabs(dp[j]) + fabs(delta)) + 2 * (dp_off[j] + delta_off)) +
+                                      (u16 + 4 * (double)n * u) * fabs(ds) + tiny;
+                for (size_t c = 0; c < d; c++) {
+                    const size_t at = (h * n + i) * d + c, of = (h * n + j) * d + c;
+                    rq.x[at] += scale * ds * k[of], rq.off[at] += scale * ds_off * fabs(k[of]);
+                    rk.x[of] += scale * ds * q[at], rk.off[of] += scale * ds_off * fabs(q[at]);
+                    rv.x[of] += w[j] * g[at], rv.off[of] += (w[j] * (2 * e + u16) + tiny) * fabs(g[at]);
+                }
+            }
+        }
+    for (values *r : {&rq, &rk, &rv})
+        for (size_t i = 0; i < all; i++) r->off[i] += u16 * fabs(r->x[i]) + tiny + 0x1p-100;
+    out.back(result.data());
+    bool fine = within(o, result, t.dtype, "out", &worst);
+    gq.back(result.data());
+    fine = fine && within(rq, result, t.dtype, "d_q", &worst);
+    gk.back(result.data());
+    fine = fine && within(rk, result, t.dtype, "d_k", &worst);
+    gv.back(result.data());
+    fine = fine && within(rv, result, t.dtype, "d_v", &worst);
+    dlse.back(lse.data());
+    for (size_t i = 0; i < lse.size(); i++)
+        if (l.x[i] == -INFINITY)
+            CHECK(lse[i] == -INFINITY);
+        else
+            CHECK_NEAR(lse[i], l.x[i], l.off[i]);
+    if (!fine) printf("  %s, dtype %d, block %zu, %zu tokens, d %zu\n", t.mode, (int)t.dtype, t.block, n, d);
+    CHECK(worst > 1e-4); // bounds are of the size of the errors
+    ds_sparse_destroy(s);
+    ds_sparse_layout_destroy(layout);
+}
+
 // Kernels that break the rules, for the emulation's own test.
 static void half_waits(int *out) {
     if (threadIdx.x % 2) __syncthreads();
@@ -209,6 +363,7 @@ int main(int argc, char **argv) {
     test_begin(argc, argv);
     ds_cuda_optim_kernels(&optim_kernels);
     ds_cuda_comm_kernels(&comm_kernels);
+    ds_cuda_sparse_kernels(&sparse_kernels);
     ds_cuda_device(&gpu);
 
     TEST(emulation_finds_divergence) {
@@ -509,6 +664,50 @@ int main(int argc, char **argv) {
             CHECK(to.equals(some.data()));
             CHECK(back.equals(wide.data()));
         }
+    }
+    TEST(attention) {
+        static const attention_case cases[] = {
+            {DS_F32, "fixed", 16, 96, 32, true, false},   {DS_F32, "dense", 32, 64, 64, false, true},
+            {DS_F32, "bigbird", 16, 75, 40, false, true}, {DS_F32, "dense", 64, 64, 128, true, false},
+            {DS_F16, "fixed", 16, 96, 32, true, false},   {DS_F16, "bslongformer", 32, 128, 64, false, false},
+            {DS_F16, "dense", 16, 45, 80, true, true},    {DS_F16, "dense", 64, 128, 128, true, false},
+            {DS_BF16, "fixed", 16, 96, 64, false, true},  {DS_BF16, "local_sliding_window", 64, 192, 32, true, false},
+            {DS_F16, "dense", 128, 128, 32, true, false}, {DS_BF16, "dense", 48, 96, 128, false, false},
+        };
+        for (const attention_case &c : cases) check_attention(c);
+    }
+    TEST(attention_refusals) {
+        ds_sparse_params p;
+        ds_sparse_layout *layout;
+        ds_sparse_desc desc;
+        ds_sparse_io io;
+        ds_sparse *s;
+        ds_error error;
+        float x = 0;
+        memset(&desc, 0, sizeof desc), memset(&io, 0, sizeof io);
+        CHECK_EQ(ds_sparse_params_default("dense", &p, NULL), DS_OK);
+        p.block = 16;
+        CHECK_EQ(ds_sparse_layout_create(&p, 16, NULL, &layout, &error), DS_OK);
+        desc.layout = layout, desc.head_dim = 129, desc.kernels = &sparse_kernels, desc.device = &gpu;
+        CHECK_EQ(ds_sparse_create(&desc, &s, &error), DS_ERR_UNSUPPORTED);
+        CHECK_HAS(error.message, "129");
+        desc.head_dim = 32, desc.device = NULL;
+        CHECK_EQ(ds_sparse_create(&desc, &s, &error), DS_ERR_ARGUMENT);
+        desc.device = &gpu;
+        emu::fail_alloc = 1;
+        CHECK_EQ(ds_sparse_create(&desc, &s, &error), DS_ERR_MEMORY);
+        CHECK_EQ(ds_sparse_create(&desc, &s, &error), DS_OK);
+        io.q = io.k = io.v = io.d_out = &x;
+        io.out = io.d_q = io.d_k = io.d_v = io.lse = &x;
+        io.dtype = DS_BF16;
+        emu_major = 7; // no bf16 there
+        CHECK_EQ(ds_sparse_forward(s, &io), DS_ERR_UNSUPPORTED);
+        emu_major = 9;
+        io.relative = &x, io.d_relative = &x;
+        CHECK_EQ(ds_sparse_backward(s, &io), DS_ERR_UNSUPPORTED);
+        CHECK_HAS(ds_sparse_error(s)->message, "d_relative");
+        ds_sparse_destroy(s);
+        ds_sparse_layout_destroy(layout);
     }
     CHECK_EQ(emu::device.size(), 0); // nothing is left allocated
     return test_end();
