@@ -552,6 +552,33 @@ __global__ void one_bit_signs(float *error, size_t padded, uint8_t *signs, float
 __device__ float signed_scale(const uint8_t *signs, size_t i, float scale) {
     return signs[i / 8] >> (7 - i % 8) & 1 ? scale : -scale;
 }
+struct sources {
+    const void *at[DS_COMM_KERNEL_RANKS];
+};
+__device__ float combined(ds_comm_op op, float a, float b) {
+    if (op == DS_COMM_MIN) return b < a || b != b ? b : a;
+    if (op == DS_COMM_MAX) return b > a || b != b ? b : a;
+    return ptx_add(a, b);
+}
+/* One result of all ranks' elements, in the same tree. */
+__global__ void sum_ranks(sources in, unsigned world, ds_dtype dtype, void *out, ds_dtype out_dtype, ds_comm_op op,
+                          size_t count) {
+    for (size_t i = first_index(); i < count; i += stride()) {
+        float level[7], sum = 0;
+        for (unsigned r = 0; r < world; r++) {
+            unsigned l = 0;
+            sum = load(dtype, in.at[r], i);
+            for (; r >> l & 1; l++) sum = combined(op, level[l], sum);
+            level[l] = sum;
+        }
+        for (unsigned l = 0, some = 0; l < 7; l++) {
+            if (!(world >> l & 1)) continue;
+            sum = some ? combined(op, level[l], sum) : level[l];
+            some = 1;
+        }
+        store(out_dtype, out, i, op == DS_COMM_AVERAGE ? ptx_div(sum, (float)world) : sum);
+    }
+}
 /* Ranks are added in one binary tree over their numbers, by a binary counter. 8 + ranks / 8 bytes an element. */
 __global__ void one_bit_average(float *error, const uint8_t *signs, const float *scales, unsigned world, size_t chunk) {
     for (size_t i = first_index(); i < chunk; i += stride()) {
@@ -649,6 +676,17 @@ ds_status call_average(void *, float *error, const uint8_t *signs, const float *
     if (!chunk) return DS_OK;
     DSI_LAUNCH(one_bit_average, blocks(chunk), THREADS, 0, (cudaStream_t)stream, error, signs, scales, (unsigned)world,
                chunk);
+    return launched();
+}
+ds_status call_sum(void *, const void *const *inputs, int input_count, ds_dtype dtype, void *out, ds_dtype out_dtype,
+                   ds_comm_op op, size_t count, void *stream) {
+    sources in = {};
+    if (input_count < 1 || input_count > DS_COMM_KERNEL_RANKS || !is_float(dtype) || !is_float(out_dtype))
+        return DS_ERR_ARGUMENT;
+    if (!count) return DS_OK;
+    for (int r = 0; r < input_count; r++) in.at[r] = inputs[r];
+    DSI_LAUNCH(sum_ranks, blocks(count), THREADS, 0, (cudaStream_t)stream, in, (unsigned)input_count, dtype, out,
+               out_dtype, op, count);
     return launched();
 }
 ds_status call_expand(void *, float *to, const uint8_t *signs, const float *scale, size_t count, void *stream) {
@@ -1168,7 +1206,7 @@ extern "C" void ds_cuda_comm_kernels(ds_comm_kernels *out) {
     out->expand = call_expand;
     out->quantize = call_quantize;
     out->dequantize = call_dequantize;
-    out->sum = NULL;
+    out->sum = call_sum;
 }
 extern "C" void ds_cuda_sparse_kernels(ds_sparse_kernels *out) {
     out->ctx = NULL;

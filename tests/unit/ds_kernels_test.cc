@@ -598,6 +598,48 @@ int main(int argc, char **argv) {
         CHECK(out.equals(mean.data()));
         CHECK_EQ(comm_kernels.compress(NULL, NULL, NULL, 1, 9, NULL, NULL, NULL, NULL), DS_ERR_ARGUMENT);
     }
+    TEST(sums_of_ranks) {
+        enum { COUNT = 777 };
+        static const int worlds[] = {1, 2, 3, 4, 7, 64};
+        for (int world : worlds)
+            for (int how = 0; how < 20; how++) {
+                static const ds_dtype pairs[5][2] = {
+                    {DS_F32, DS_F32}, {DS_F16, DS_F16}, {DS_BF16, DS_BF16}, {DS_F16, DS_F32}, {DS_BF16, DS_F32}};
+                const ds_dtype type = pairs[how % 5][0], to = pairs[how % 5][1];
+                const ds_comm_op op = (ds_comm_op)(how / 5);
+                std::vector<std::vector<float>> in((size_t)world, std::vector<float>(COUNT));
+                std::vector<float> expected(COUNT), zeros(COUNT);
+                std::vector<on_device *> held;
+                const void *host[64], *device[64];
+                void *out = expected.data();
+                dsi_comm_sum s;
+                for (int r = 0; r < world; r++) {
+                    for (size_t i = 0; i < COUNT; i++) {
+                        const float x = (float)test_uniform(&dice) - 0.5f;
+                        dsi_comm_value_store(in[(size_t)r].data(), type, i, i % 50 ? x : i % 100 ? NAN : -0.0f * x);
+                    }
+                    held.push_back(new on_device(in[(size_t)r].data(), COUNT * 4));
+                    host[r] = in[(size_t)r].data();
+                    device[r] = held.back()->at;
+                }
+                s.inputs = host, s.outputs = &out, s.input_count = world, s.output_count = 1;
+                s.dtype = type, s.out_dtype = to, s.op = op;
+                dsi_comm_sum_run(&s, COUNT);
+                on_device got(zeros.data(), COUNT * 4);
+                CHECK_EQ(comm_kernels.sum(NULL, device, world, type, got.at, to, op, COUNT, NULL), DS_OK);
+                std::vector<float> back(COUNT);
+                got.back(back.data());
+                for (size_t i = 0; i < COUNT; i++) {
+                    const float a = dsi_comm_f32_load(back.data(), to, i),
+                                b = dsi_comm_f32_load(expected.data(), to, i);
+                    CHECK(memcmp(&a, &b, sizeof a) == 0 || (a != a && b != b));
+                }
+                for (on_device *d : held) delete d;
+            }
+        CHECK_EQ(comm_kernels.sum(NULL, NULL, 65, DS_F32, NULL, DS_F32, DS_COMM_SUM, 1, NULL), DS_ERR_ARGUMENT);
+        CHECK_EQ(comm_kernels.sum(NULL, NULL, 2, DS_F64, NULL, DS_F64, DS_COMM_SUM, 1, NULL), DS_ERR_ARGUMENT);
+        CHECK_EQ(comm_kernels.sum(NULL, NULL, 2, DS_F32, NULL, DS_F32, DS_COMM_SUM, 0, NULL), DS_OK);
+    }
     TEST(average_of_any_ranks) {
         for (int world = 1; world < 20; world++) {
             std::vector<uint8_t> signs((size_t)world);
