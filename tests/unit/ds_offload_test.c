@@ -213,6 +213,8 @@ static int trouble_submit(void *ctx, void *queue, ds_offload_request **requests,
             r->result = 0;
         else if (now == 6)
             r->result = -ENOSPC;
+        else if (now >= 9)
+            r->result = now == 9 ? -ENOMEM : now == 10 ? -EDQUOT : -EFBIG;
         else {
             if (now == 2) bytes = bytes / 2 / 4096 * 4096 + (bytes < 8192 ? bytes / 2 : 0);
             r->result = r->write ? dsi_sys_write(NULL, r->fd, r->buffer, bytes, r->offset)
@@ -249,7 +251,7 @@ static int trouble_events(void *ctx, void *queue, int at_least, int at_most, ds_
 }
 
 static void failing_requests(void) {
-    for (int kind = 1; kind <= 8; kind++)
+    for (int kind = 1; kind <= 11; kind++)
         for (int at = 1; at <= 12; at++) {
             char name[64];
             if (kind == 7) continue; /* below */
@@ -258,7 +260,10 @@ static void failing_requests(void) {
                 trouble t;
                 model m;
                 ds_offload_desc d = plain_desc();
-                ds_status status, expected = kind == 1 || kind == 5 ? DS_ERR_IO : kind == 6 ? DS_ERR_SPACE : DS_OK;
+                ds_status status, expected = kind == 1 || kind == 5  ? DS_ERR_IO
+                                             : kind == 9             ? DS_ERR_MEMORY
+                                             : kind == 6 || kind > 9 ? DS_ERR_SPACE
+                                                                     : DS_OK;
                 unsigned char *data = (unsigned char *)malloc(50000), *back = (unsigned char *)malloc(50000);
                 bool failed;
                 for (int k = 0; k < 50000; k++) data[k] = (unsigned char)(k * 7 + k / 251);
@@ -283,7 +288,7 @@ static void failing_requests(void) {
                           DS_OK); /* a second try goes through */
                 }
                 status = ds_offload_read(m.store, m.id[2], 1000, 50000, back);
-                CHECK(status == DS_OK || (!failed && status == (kind == 6 ? DS_ERR_SPACE : DS_ERR_IO)));
+                CHECK(status == DS_OK || (!failed && status == expected));
                 if (status) {
                     CHECK_HAS(ds_offload_error(m.store)->message, "read of tensor 't2'");
                     failed = true;
@@ -411,6 +416,125 @@ static void failing_spills(void) {
         }
 }
 
+static size_t pinned_bytes;
+static ds_status pinned_alloc(void *ctx, size_t bytes, void **memory) {
+    (void)ctx;
+    pinned_bytes += bytes;
+    return posix_memalign(memory, 4096, bytes) ? DS_ERR_MEMORY : DS_OK;
+}
+static void pinned_release(void *ctx, void *memory, size_t bytes) {
+    (void)ctx;
+    pinned_bytes -= bytes;
+    free(memory);
+}
+static ds_status no_pinned(void *ctx, size_t bytes, void **memory) {
+    (void)ctx;
+    (void)bytes;
+    (void)memory;
+    return DS_ERR_MEMORY;
+}
+
+static char logged[2000];
+static void note(void *ctx, const char *header, int level, int id, const char *message) {
+    size_t at = strlen(logged);
+    (void)ctx;
+    (void)header;
+    (void)level;
+    if (at + 300 < sizeof logged) snprintf(logged + at, sizeof logged - at, "%d: %.250s; ", id, message);
+}
+
+/* The system's own calls, where they fail. */
+static void system_calls(void) {
+    TEST(the file table) {
+        ds_files all = dsi_files(NULL), same = dsi_files(&all);
+        char byte, path[300];
+        CHECK(memcmp(&all, &same, sizeof all) == 0);
+        CHECK(all.open(NULL, "/nonexistent/file", O_RDONLY, 0) == -ENOENT);
+        CHECK(all.close(NULL, -1) == -EBADF && all.sync(NULL, -1) == -EBADF && all.truncate(NULL, -1, 0) == -EBADF);
+        CHECK(all.read(NULL, -1, &byte, 1, 0) == -EBADF && all.write(NULL, -1, &byte, 1, 0) == -EBADF);
+        CHECK(all.reserve(NULL, -1, 0, 1) == -EBADF && all.size(NULL, -1) == -EBADF);
+        CHECK(all.exists(NULL, "/nonexistent/file") == 0 && all.exists(NULL, "/dev/null/file") == 0);
+        CHECK(all.exists(NULL, "/dev/null") == 3 && all.exists(NULL, root) == 2 &&
+              all.exists(NULL, "/etc/passwd") == 1);
+        memset(path, 'x', sizeof path);
+        path[0] = '/';
+        path[sizeof path - 1] = 0;
+        CHECK(all.exists(NULL, path) == -ENAMETOOLONG);
+        CHECK(all.list(NULL, "/dev/null", NULL, NULL) == -ENOTDIR);
+        CHECK(all.rename(NULL, "/nonexistent/a", "/nonexistent/b") == -ENOENT &&
+              all.unlink(NULL, "/nonexistent") == -ENOENT);
+        CHECK(all.mkdir(NULL, root, 0700) == -EEXIST && all.rmdir(NULL, "/nonexistent") == -ENOENT);
+    }
+    TEST(no queue left in the kernel) {
+        ds_offload_desc d = plain_desc();
+        ds_offload *most = NULL, *rest = NULL;
+        ds_offload_stats stats;
+        ds_error error = {DS_OK, ""};
+        logged[0] = 0;
+        d.queue_depth = 65536;
+        d.block_size = 4096;
+        if (!CHECK(ds_offload_create(&d, &most, NULL) == DS_OK)) break;
+        d.queue_depth = 60000;
+        d.logger.log = note;
+        CHECK(ds_offload_create(&d, &rest, &error) == DS_OK);
+        ds_offload_get_stats(rest, &stats);
+        ds_offload_get_stats(most, &stats);
+        CHECK(stats.engine == DS_OFFLOAD_ENGINE_THREADS || strstr(logged, "3: engine libaio refused") != NULL ||
+              strstr(logged, "1: swapping in") != NULL);
+        ds_offload_destroy(rest);
+        d.engine = DS_OFFLOAD_ENGINE_KERNEL; /* asked for by name: no other one is taken */
+        if (ds_offload_create(&d, &rest, &error) == DS_OK)
+            ds_offload_destroy(rest);
+        else
+            CHECK_HAS(error.message, "start asynchronous I/O for");
+        ds_offload_destroy(most);
+    }
+    TEST(tensors of no size and of too much) {
+        for (int tier = 0; tier < 3; tier++) {
+            ds_offload_desc d = plain_desc();
+            ds_offload *s = NULL;
+            ds_offload_id id;
+            char byte = 1;
+            d.max_in_cpu = 8192;
+            d.pin_memory = true;
+            CHECK(ds_offload_create(&d, &s, NULL) == DS_OK);
+            CHECK(ds_offload_add(s, "none", 0, (ds_offload_tier)tier, &id) == DS_OK);
+            CHECK(ds_offload_write(s, id, 0, 0, NULL) == DS_OK && ds_offload_read(s, id, 0, 0, NULL) == DS_OK);
+            CHECK(ds_offload_read(s, id, 0, 1, &byte) == DS_ERR_ARGUMENT);
+            CHECK(ds_offload_add(s, "much", SIZE_MAX - 10, (ds_offload_tier)tier, &id) != DS_OK);
+            CHECK(tier != DS_OFFLOAD_NVME || ds_offload_add(s, "more", SIZE_MAX / 2, DS_OFFLOAD_NVME, &id) != DS_OK);
+            CHECK(ds_offload_add(s, "one", 1, (ds_offload_tier)tier, &id) == DS_OK);
+            CHECK(ds_offload_write(s, id, 0, 1, NULL) == DS_ERR_ARGUMENT);
+            CHECK(ds_offload_write(s, id, 0, 1, &byte) == DS_OK);
+            byte = 0;
+            CHECK(ds_offload_read(s, id, 0, 1, &byte) == DS_OK && byte == 1);
+            ds_offload_destroy(s);
+        }
+    }
+    TEST(what a store of an engine and pinned memory given takes) {
+        static trouble t;
+        ds_offload_desc d = plain_desc();
+        size_t with, without;
+        ds_offload_stats stats;
+        ds_offload *s = NULL;
+        d.max_in_cpu = 4 * 8192;
+        with = ds_offload_memory(&d);
+        d.aio.ctx = &t;
+        d.aio.setup = trouble_setup;
+        CHECK(ds_offload_memory(&d) < with);
+        d.pin_memory = true;
+        without = ds_offload_memory(&d);
+        d.device.pinned_alloc = pinned_alloc;
+        CHECK_EQ(ds_offload_memory(&d) + 6 * 8192, without); /* four blocks and two bounce buffers are the device's */
+        d = plain_desc();
+        d.folder = NULL;
+        CHECK(ds_offload_create(&d, &s, NULL) == DS_OK);
+        ds_offload_get_stats(s, &stats);
+        CHECK(!stats.direct && stats.file_bytes == 0);
+        ds_offload_destroy(s);
+    }
+}
+
 static int64_t passing;
 static int64_t slow_now(void *ctx) {
     (void)ctx;
@@ -503,24 +627,6 @@ static void settings(void) {
     }
 }
 
-static size_t pinned_bytes;
-static ds_status pinned_alloc(void *ctx, size_t bytes, void **memory) {
-    (void)ctx;
-    pinned_bytes += bytes;
-    return posix_memalign(memory, 4096, bytes) ? DS_ERR_MEMORY : DS_OK;
-}
-static void pinned_release(void *ctx, void *memory, size_t bytes) {
-    (void)ctx;
-    pinned_bytes -= bytes;
-    free(memory);
-}
-static ds_status no_pinned(void *ctx, size_t bytes, void **memory) {
-    (void)ctx;
-    (void)bytes;
-    (void)memory;
-    return DS_ERR_MEMORY;
-}
-
 /* Files whose n-th call fails, moves half, or is told to come again. */
 typedef struct shaky {
     int at, kind, calls; /* 0 EIO, 1 half of a read or write, 2 EAGAIN from one of them, 3 ENOSPC */
@@ -567,15 +673,6 @@ static void shake(ds_offload_desc *d, shaky *s) {
     d->files.reserve = shaky_reserve;
     d->files.exists = shaky_exists;
     d->engine = DS_OFFLOAD_ENGINE_THREADS;
-}
-
-static char logged[2000];
-static void note(void *ctx, const char *header, int level, int id, const char *message) {
-    size_t at = strlen(logged);
-    (void)ctx;
-    (void)header;
-    (void)level;
-    if (at + 300 < sizeof logged) snprintf(logged + at, sizeof logged - at, "%d: %.250s; ", id, message);
 }
 
 /* A call that may fail once, for what the file table did; then it is made again. */
@@ -991,6 +1088,7 @@ int main(int argc, char **argv) {
     least_recent_use();
     failing_spills();
     failing_files();
+    system_calls();
     failing_engines();
     other_trouble();
     CHECK(rmdir(root) == 0); /* nothing may be left over */
