@@ -629,19 +629,28 @@ static void settings(void) {
 
 /* Files whose n-th call fails, moves half, or is told to come again. */
 typedef struct shaky {
-    int at, kind, calls; /* 0 EIO, 1 half of a read or write, 2 EAGAIN from one of them, 3 ENOSPC */
+    int at, kind, calls; /* 0 EIO, 1 half of a read or write, 2 EAGAIN from one of them, 3 ENOSPC, EDQUOT, EFBIG */
     bool refuse_direct, refuse_anonymous;
+    bool direct;
+    bool late; /* the refusals come late: O_DIRECT's from the first write, the name's as one that is taken */
 } shaky;
 static int shaky_fault(shaky *s, bool moves) {
     if (++s->calls != s->at || (s->kind && s->kind < 3 && !moves)) return 0;
-    return s->kind == 0 ? -EIO : s->kind == 2 ? -EAGAIN : s->kind == 3 ? -ENOSPC : 1;
+    return s->kind == 0   ? -EIO
+           : s->kind == 2 ? -EAGAIN
+           : s->kind == 3 ? (s->at % 3 == 0   ? -ENOSPC
+                             : s->at % 3 == 1 ? -EDQUOT
+                                              : -EFBIG)
+                          : 1;
 }
 static int shaky_open(void *ctx, const char *path, int flags, unsigned mode) {
     shaky *s = (shaky *)ctx;
     int fault = shaky_fault(s, false);
     if (fault < 0) return fault;
-    if (s->refuse_direct && flags & 040000) return -EINVAL;
-    if (s->refuse_anonymous && (flags & 020000000) == 020000000) return -EOPNOTSUPP;
+    s->direct = flags & 040000;
+    if (s->refuse_direct && s->direct && !s->late) return -EINVAL;
+    if (s->refuse_anonymous && (flags & 020000000) == 020000000) return s->late ? -EISDIR : -EOPNOTSUPP;
+    if (s->late && strstr(path, ".0.0")) return -EEXIST;
     return dsi_sys_open(NULL, path, flags, mode);
 }
 static int64_t shaky_read(void *ctx, int fd, void *buffer, size_t bytes, int64_t offset) {
@@ -649,7 +658,9 @@ static int64_t shaky_read(void *ctx, int fd, void *buffer, size_t bytes, int64_t
     return fault < 0 ? fault : dsi_sys_read(NULL, fd, buffer, fault ? bytes / 2 / 4096 * 4096 : bytes, offset);
 }
 static int64_t shaky_write(void *ctx, int fd, const void *buffer, size_t bytes, int64_t offset) {
-    int fault = shaky_fault((shaky *)ctx, true);
+    shaky *s = (shaky *)ctx;
+    int fault = shaky_fault(s, true);
+    if (s->late && s->refuse_direct && s->direct) return -EOPNOTSUPP;
     return fault < 0 ? fault : dsi_sys_write(NULL, fd, buffer, fault ? bytes / 2 / 4096 * 4096 : bytes, offset);
 }
 static int shaky_truncate(void *ctx, int fd, int64_t bytes) {
@@ -692,7 +703,7 @@ static void failing_files(void) {
             char name[64];
             snprintf(name, sizeof name, "call %d of the file table, trouble %d", at, kind);
             TEST_NAMED(name) {
-                shaky files = {0, 0, 0, false, false};
+                shaky files = {0, 0, 0, false, false, false, false};
                 ds_offload_desc d = plain_desc();
                 ds_offload *s = NULL;
                 ds_offload_id id;
@@ -730,21 +741,22 @@ static void failing_files(void) {
                 ds_offload_destroy(s);
             }
         }
-    for (int which = 0; which < 3; which++) {
+    for (int which = 0; which < 5; which++) {
         static const char *const names[] = {"O_DIRECT refused", "anonymous files refused",
-                                            "a queue too deep for the kernel"};
+                                            "a queue too deep for the kernel", "O_DIRECT refused by the first write",
+                                            "anonymous files refused, a name taken"};
         TEST_NAMED(names[which]) {
-            shaky files = {0, 0, 0, which == 0, which < 2};
+            shaky files = {0, 0, 0, which % 3 == 0, which != 2, false, which >= 3};
             ds_offload_desc d = plain_desc();
             ds_offload_stats stats;
             model m;
             logged[0] = 0;
             d.logger.log = note;
-            if (which < 2) shake(&d, &files);
+            if (which != 2) shake(&d, &files);
             if (which == 2) d.queue_depth = 65536, d.block_size = 4096;
             if (!make(&m, &d, DS_OFFLOAD_NVME)) break;
             ds_offload_get_stats(m.store, &stats);
-            if (which == 0) {
+            if (which % 3 == 0) {
                 CHECK(!stats.direct);
                 CHECK_HAS(logged, "2: ");
                 CHECK_HAS(logged, "refuses O_DIRECT");
@@ -762,12 +774,15 @@ static int refuse_submit(void *ctx, void *queue, ds_offload_request **requests, 
     trouble *t = (trouble *)ctx;
     if (t->refused < 0) return t->refused;
     if (t->refused > 0) return --t->refused, 0;
+    if (t->kind == 21 && ++t->let_go % 2 == 0) return t->count ? -EAGAIN : 0;
+    if (t->kind == 21) count = 1;
     return trouble_submit(ctx, queue, requests, count);
 }
 static int refuse_events(void *ctx, void *queue, int at_least, int at_most, ds_offload_request **done,
                          int64_t timeout) {
     trouble *t = (trouble *)ctx;
     if (t->let_go < 0) return t->let_go;
+    if (t->kind == 20 && ++t->let_go % 3) return t->let_go % 3 == 1 ? -EINTR : -EAGAIN;
     return trouble_events(ctx, queue, at_least, at_most, done, timeout);
 }
 static int no_setup(void *ctx, unsigned depth, void **queue) {
@@ -776,11 +791,16 @@ static int no_setup(void *ctx, unsigned depth, void **queue) {
     (void)queue;
     return -EMFILE;
 }
+static int one_setup(void *ctx, unsigned depth, void **queue) {
+    trouble *t = (trouble *)ctx;
+    return t->seen++ % 2 ? -EMFILE : trouble_setup(ctx, depth, queue);
+}
 static void failing_engines(void) {
     static unsigned char data[50000], back[50000];
-    for (int which = 0; which < 5; which++) {
-        static const char *const names[] = {"submit fails", "submit takes nothing for a while",
-                                            "submit never takes anything", "events fail", "setup fails"};
+    for (int which = 0; which < 7; which++) {
+        static const char *const names[] = {
+            "submit fails", "submit takes nothing for a while", "submit never takes anything",   "events fail",
+            "setup fails",  "events are interrupted",           "submit takes one and then none"};
         TEST_NAMED(names[which]) {
             static trouble t;
             ds_offload *s = NULL;
@@ -799,12 +819,18 @@ static void failing_engines(void) {
             if (which == 4) {
                 CHECK(ds_offload_create(&d, &s, &error) == DS_ERR_IO && s == NULL);
                 CHECK_HAS(error.message, "start asynchronous I/O");
+                d.aio.setup = one_setup; /* for the second thread only */
+                d.thread_count = 2;
+                CHECK(ds_offload_create(&d, &s, &error) == DS_ERR_IO && s == NULL);
+                CHECK_HAS(error.message, "start asynchronous I/O");
+                CHECK(ds_offload_create(&d, &s, NULL) == DS_ERR_IO && s == NULL);
                 break;
             }
             if (!make(&m, &d, DS_OFFLOAD_NVME)) break;
             t.refused = which == 0 ? -EBADF : which == 1 ? 5 : which == 2 ? 1 << 30 : 0;
             t.let_go = which == 3 ? -EINVAL : 0;
-            if (which == 1)
+            t.kind = which == 5 ? 20 : which == 6 ? 21 : 0;
+            if (which == 1 || which > 4)
                 CHECK(ds_offload_write(m.store, m.id[2], 1000, 50000, data) == DS_OK);
             else {
                 ds_status status = ds_offload_write(m.store, m.id[2], 1000, 50000, data);
@@ -960,6 +986,9 @@ static void other_trouble(void) {
         ds_offload_stats stats;
         model m;
         d.probe = 20000000;
+        d.buffered = d.checksums = true;
+        d.block_size = 65 << 20;
+        d.queue_depth = 1;
         if (!make(&m, &d, DS_OFFLOAD_NVME)) break;
         ds_offload_get_stats(m.store, &stats);
         CHECK(stats.probe_write > 0 && stats.probe_read > 0);
@@ -1026,10 +1055,18 @@ static void other_trouble(void) {
             CHECK_HAS(ds_offload_error(m.store)->message, "1024 transfers were started");
             CHECK(ds_offload_test(m.store, tickets[3], &done) == DS_OK);
             for (int k = 0; k < 1024; k++) CHECK(ds_offload_wait(m.store, tickets[k]) == DS_OK);
+            CHECK(ds_offload_read(m.store, m.id[1], 0, 1, byte) == DS_OK);
+            CHECK(ds_offload_wait(m.store, tickets[0]) == DS_ERR_ARGUMENT &&
+                  ds_offload_wait(m.store, 0) == DS_ERR_ARGUMENT);
             end(&m);
         }
         d.queue_depth = 65537;
         CHECK(ds_offload_create(&d, &m.store, NULL) == DS_ERR_ARGUMENT);
+        d = plain_desc();
+        d.thread_count = 1025;
+        CHECK(ds_offload_create(&d, &m.store, NULL) == DS_ERR_ARGUMENT);
+        CHECK(ds_offload_pin(NULL, 0, NULL) == DS_OK);
+        ds_offload_unpin(NULL, 0);
         d = plain_desc();
         d.engine = (ds_offload_engine)7;
         CHECK(ds_offload_create(&d, &m.store, NULL) == DS_ERR_ARGUMENT);
@@ -1058,6 +1095,8 @@ static void other_trouble(void) {
             memory.fail_at = n;
             d.checksums = true;
             d.max_in_cpu = 8192;
+            d.engine = n % 2 ? DS_OFFLOAD_ENGINE_THREADS : DS_OFFLOAD_ENGINE_AUTO;
+            d.probe = 1;
             d.allocator.alloc = test_alloc;
             d.allocator.release = test_release;
             d.allocator.ctx = &memory;
@@ -1073,7 +1112,7 @@ static void other_trouble(void) {
             ds_offload_destroy(s);
             CHECK_EQ(memory.live, 0);
             CHECK_EQ(memory.mismatches, 0);
-            if (!failed) break;
+            if (!failed && memory.calls > 0 && n > 40) break;
         }
     }
 }
