@@ -43,6 +43,7 @@ typedef struct setting {
     int sparse;                       /* parameter 2 is a table of rows, most of them without a gradient */
     const char *hyper;                /* more of optimizer.params, beginning with a comma */
     const char *load, *save;          /* folders: before the first step, after the last */
+    unsigned workers;                 /* of a pool for the updates; 0: none */
     int first;                        /* number of the first step: gradients go on from there */
     int overflow_rank, overflow_step; /* with a step above 0: this rank's gradient of "large" is infinite in it */
 } setting;
@@ -145,6 +146,7 @@ static void *run_rank(void *arg) {
     ds_zero *z = NULL;
     ds_zero_report report;
     test_memory memory;
+    dsi_pool *pool = NULL;
     memset(&memory, 0, sizeof memory);
     memset(&d, 0, sizeof d);
     if (!config) {
@@ -157,6 +159,12 @@ static void *run_rank(void *arg) {
     d.params = params;
     d.n_params = N_PARAMS;
     d.gradient_buffers = 1;
+    if (s->workers) {
+        pool = dsi_pool_create(NULL, s->workers);
+        d.tasks.parallel_for = dsi_pool_for;
+        d.tasks.ctx = pool;
+        d.tasks.workers = s->workers;
+    }
     d.allocator.alloc = test_alloc;
     d.allocator.release = test_release;
     d.allocator.ctx = &memory;
@@ -230,6 +238,7 @@ static void *run_rank(void *arg) {
     ds_zero_get_stats(z, &a->out->stats);
 done:
     ds_zero_destroy(z);
+    dsi_pool_destroy(pool);
     if (memory.live || memory.mismatches)
         snprintf(a->out->message, sizeof a->out->message, "%zu bytes were not given back, %zu with another size",
                  memory.live, memory.mismatches);

@@ -13,9 +13,14 @@ static void one_result(const char *precision, const char *const *zeros, size_t n
                 reference(&s, &expected);
                 for (s.stage = 0; s.stage < 4; s.stage++)
                     for (size_t k = 0; k < n_zeros; k++) {
-                        char name[256];
+                        char name[512], more[400];
                         s.zero = zeros[k];
                         s.shuffled = (int)(k & 1);
+                        if (k == 2 && (s.stage == 1 || s.stage == 2)) {
+                            snprintf(more, sizeof more, "%s, \"offload_optimizer\": {\"device\": \"cpu\"}", zeros[k]);
+                            s.zero = more;
+                        }
+                        s.workers = k == 3 || (k == 1 && s.stage == 2) ? 3 : 0;
                         snprintf(name, sizeof name, "one result: %s world %d accumulation %d tied %d stage %d%s",
                                  precision, s.world, accumulation, tied, s.stage, s.zero);
                         TEST_NAMED(name) {
