@@ -1069,6 +1069,64 @@ DSI_COMM_AVX2 static size_t dsi_comm_expand_avx2(float *to, const unsigned char 
     }
     return i;
 }
+/* The largest magnitude of `x` and n values from `from` on, in whole vectors; a NaN counts only as the first. */
+DSI_COMM_AVX2 static size_t dsi_comm_largest_avx2(const void *in, ds_dtype dtype, size_t from, size_t n, float *low,
+                                                  float *high) {
+    __m256 least = _mm256_set1_ps(*low), most = _mm256_set1_ps(*high);
+    float lane[2][8];
+    size_t i = 0;
+    for (; n - i >= 8; i += 8) {
+        const __m256 x = dsi_comm_load8(in, dtype, from + i);
+        least = _mm256_min_ps(x, least), most = _mm256_max_ps(x, most);
+    }
+    _mm256_storeu_ps(lane[0], least), _mm256_storeu_ps(lane[1], most);
+    for (int j = 0; j < 8; j++) {
+        if (lane[0][j] < *low) *low = lane[0][j];
+        if (lane[1][j] > *high) *high = lane[1][j];
+    }
+    return i;
+}
+/* x * scale, rounded and clipped to [-half, half - 1]: a byte each, or two in a byte with the first in the upper half. */
+DSI_COMM_AVX2 static size_t dsi_comm_quantize_avx2(const void *in, ds_dtype dtype, size_t from, size_t n, float scale,
+                                                   float half, int8_t *packed) {
+    const __m256 by = _mm256_set1_ps(scale), bottom = _mm256_set1_ps(-half), top = _mm256_set1_ps(half - 1);
+    const __m256i byte = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 4, 8, 12, -1,
+                                          -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+    const __m256i pair = _mm256_setr_epi8(0, 8, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 8, -1, -1,
+                                          -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+    size_t i = 0;
+    for (; n - i >= 8; i += 8) {
+        __m256 x = _mm256_mul_ps(dsi_comm_load8(in, dtype, from + i), by);
+        __m256i q;
+        x = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        q = _mm256_cvtps_epi32(_mm256_min_ps(top, _mm256_max_ps(bottom, x)));
+        if (half > 8) {
+            const __m256i b = _mm256_shuffle_epi8(q, byte);
+            const int two[2] = {_mm256_extract_epi32(b, 0), _mm256_extract_epi32(b, 4)};
+            memcpy(packed + i, two, 8);
+        } else {
+            const __m256i nibble = _mm256_and_si256(q, _mm256_set1_epi32(15));
+            const __m256i b =
+                _mm256_shuffle_epi8(_mm256_or_si256(_mm256_slli_epi64(nibble, 4), _mm256_srli_epi64(nibble, 32)), pair);
+            const int four = (_mm256_extract_epi32(b, 0) & 0xFFFF) | (int)((unsigned)_mm256_extract_epi32(b, 4) << 16);
+            memcpy(packed + i / 2, &four, 4);
+        }
+    }
+    return i;
+}
+DSI_COMM_AVX2 static size_t dsi_comm_dequantize_avx2(const int8_t *packed, float step, void *out, ds_dtype dtype,
+                                                     size_t from, size_t n) {
+    size_t i = 0;
+    for (; n - i >= 8; i += 8) {
+        const __m128i bytes = _mm_loadl_epi64((const __m128i *)(const void *)(packed + i));
+        const __m256 x = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), _mm256_set1_ps(step));
+        if (dtype == DS_F32)
+            _mm256_storeu_ps((float *)out + from + i, x);
+        else
+            _mm_storeu_si128((__m128i *)(void *)((uint16_t *)out + from + i), dsi_comm_half8(x, dtype));
+    }
+    return i;
+}
 /* Past the caches, which spares reading what is overwritten; both begin at a vector. */
 DSI_COMM_AVX2 static void dsi_comm_stream_avx2(char *to, const char *from, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) {
@@ -3012,7 +3070,12 @@ static void dsi_comm_quantize_group(ds_comm_blocks form, const void *in, ds_dtyp
                                     int8_t *packed, size_t first, float *params) {
     float low = dsi_comm_f32_load(in, dtype, from), high = low, middle = 0, range, scale = 1;
     const float half = form.bits == 8 ? 128.0f : 8.0f;
-    for (size_t i = 1; i < count; i++) {
+    size_t done = 0;
+#if DSI_COMM_X86
+    const bool vectors = !form.asymmetric && first % 2 == 0 && dsi_comm_avx2();
+    if (vectors) done = dsi_comm_largest_avx2(in, dtype, from, count, &low, &high);
+#endif
+    for (size_t i = done; i < count; i++) {
         float x = dsi_comm_f32_load(in, dtype, from + i);
         low = x < low ? x : low;
         high = x > high ? x : high;
@@ -3025,7 +3088,13 @@ static void dsi_comm_quantize_group(ds_comm_blocks form, const void *in, ds_dtyp
         range = 2 * (high > -low ? high : -low);
     if (range > 0) scale = 2 * half / range;
     params[0] = 1 / scale;
-    for (size_t i = 0; i < count; i++) {
+    done = 0;
+#if DSI_COMM_X86
+    if (vectors)
+        done =
+            dsi_comm_quantize_avx2(in, dtype, from, count, scale, half, packed + (form.bits == 8 ? first : first / 2));
+#endif
+    for (size_t i = done; i < count; i++) {
         float q = rintf((dsi_comm_f32_load(in, dtype, from + i) - middle) * scale);
         int value = (int)(q < -half ? -half : q > half - 1 ? half - 1 : q);
         size_t at = first + i;
@@ -3053,10 +3122,16 @@ DS_API void ds_comm_quantize(ds_comm_blocks form, const void *in, ds_dtype dtype
 DS_API void ds_comm_dequantize(ds_comm_blocks form, const int8_t *packed, const float *params, void *out,
                                ds_dtype dtype, size_t count) {
     size_t each = form.groups ? count / form.groups : 0;
-    for (size_t g = 0; each && g < form.groups; g++)
-        for (size_t i = g * each; i < (g + 1) * each; i++)
+    for (size_t g = 0; each && g < form.groups; g++) {
+        size_t done = 0;
+#if DSI_COMM_X86
+        if (form.bits == 8 && !form.asymmetric && dsi_comm_avx2())
+            done = dsi_comm_dequantize_avx2(packed + g * each, params[g], out, dtype, g * each, each);
+#endif
+        for (size_t i = g * each + done; i < (g + 1) * each; i++)
             dsi_comm_value_store(out, dtype, i,
                                  dsi_comm_dequantize_one(form, packed, i, params + g * (form.asymmetric ? 2 : 1)));
+    }
 }
 
 DS_API size_t ds_comm_quantized_scratch(int world, size_t count, size_t groups) {

@@ -131,6 +131,66 @@ static void test_one_bit(void) {
     free(scratch);
 }
 
+/* Symmetric blocks by their definition; NaN, infinity and denormals among them, groups of odd length too. */
+static void quantize_model(int bits, const void *in, ds_dtype dtype, size_t each, size_t first, int8_t *packed,
+                           float *step) {
+    const float half = bits == 8 ? 128 : 8;
+    float low, high, scale = 1, x;
+    low = high = dtype == DS_F32 ? ((const float *)in)[first] : half_value(dtype, ((const uint16_t *)in)[first]);
+    for (int pass = 0; pass < 2; pass++) {
+        for (size_t i = first; i < first + each; i++) {
+            x = dtype == DS_F32 ? ((const float *)in)[i] : half_value(dtype, ((const uint16_t *)in)[i]);
+            if (pass == 0) {
+                low = x < low ? x : low;
+                high = x > high ? x : high;
+            } else {
+                float q = rintf(x * scale), kept = q < -half ? -half : q > half - 1 ? half - 1 : q;
+                int value = kept == kept ? (int)kept : 0;
+                if (bits == 8)
+                    packed[i] = (int8_t)value;
+                else if (i % 2 == 0)
+                    packed[i / 2] = (int8_t)(value * 16);
+                else
+                    packed[i / 2] = (int8_t)((packed[i / 2] & 0xF0) | (value & 0x0F));
+            }
+        }
+        x = 2 * (high > -low ? high : -low);
+        if (x > 0) scale = 2 * half / x;
+        *step = 1 / scale;
+    }
+}
+static void test_blocks(ds_dtype dtype, int bits, size_t each) {
+    enum { GROUPS = 12 };
+    static float wide[GROUPS * 512], back[GROUPS * 512];
+    static uint16_t half[GROUPS * 512], half_back[GROUPS * 512];
+    static int8_t got[GROUPS * 512], want[GROUPS * 512];
+    const void *in = dtype == DS_F32 ? (const void *)wide : (const void *)half;
+    float steps[GROUPS], want_steps[GROUPS];
+    ds_comm_blocks form = {bits, false, GROUPS};
+    uint64_t seed = each + (uint64_t)bits;
+    int wrong = 0;
+    for (size_t i = 0; i < GROUPS * each; i++) {
+        size_t g = i / each;
+        double x = ((double)(test_random(&seed) >> 11) * 0x1p-53 - 0.5) * (g == 1 ? 1e-40 : g == 2 ? 0 : 3);
+        wide[i] = g == 3 && i % 5 == 0 ? NAN : g == 4 && i % 7 == 6 ? INFINITY : (float)x;
+        half[i] = half_bits(dtype == DS_F32 ? DS_BF16 : dtype, wide[i]);
+    }
+    ds_comm_quantize(form, in, dtype, GROUPS * each, got, steps);
+    for (size_t g = 0; g < GROUPS; g++) quantize_model(bits, in, dtype, each, g * each, want, &want_steps[g]);
+    for (size_t g = 0; g < GROUPS; g++)
+        wrong += g != 3 && g != 4 && dsi_bits_of_f32(steps[g]) != dsi_bits_of_f32(want_steps[g]);
+    CHECK_EQ(wrong, 0);
+    CHECK(!memcmp(got, want, bits == 8 ? GROUPS * each : GROUPS * each / 2));
+    ds_comm_dequantize(form, got, steps, dtype == DS_F32 ? (void *)back : (void *)half_back, dtype, GROUPS * each);
+    for (size_t i = 0; i < GROUPS * each; i++) {
+        int q = bits == 8 ? want[i] : i % 2 ? ((want[i / 2] & 15) ^ 8) - 8 : want[i / 2] >> 4;
+        float x = (float)q * steps[i / each];
+        if (isnan(x)) continue;
+        wrong += dtype == DS_F32 ? dsi_bits_of_f32(back[i]) != dsi_bits_of_f32(x) : half_back[i] != half_bits(dtype, x);
+    }
+    CHECK_EQ(wrong, 0);
+}
+
 /* Bytes at every distance from a line, more of them than DSI_COMM_LARGE. */
 enum { LARGE = (9 << 20) + 77 };
 static void large_body(ds_comm *comm, void *arg) {
@@ -174,6 +234,14 @@ int main(void) {
     }
     TEST(one_bit_bits) {
         test_one_bit();
+    }
+    TEST(blocks) {
+        for (int form = 0; form < 6; form++) {
+            const ds_dtype dtype = form % 3 == 0 ? DS_F32 : form % 3 == 1 ? DS_F16 : DS_BF16;
+            test_blocks(dtype, form < 3 ? 8 : 4, 512);
+            test_blocks(dtype, form < 3 ? 8 : 4, 30);
+            if (form < 3) test_blocks(dtype, 8, 13);
+        }
     }
     TEST(past_the_caches) {
         int bad = 0;
