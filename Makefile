@@ -96,7 +96,11 @@ coverage:
 
 bench: $(B)/ds $(B)/larger_than_memory
 	$(B)/ds bench config
+	$(B)/ds bench optim --threads $(shell nproc)
 	$(B)/ds bench comm
+	$(B)/ds bench sparse
+	$(B)/ds bench zero
+	$(B)/ds bench checkpoint --folder $(B)
 	$(B)/ds bench aio --folder $(B)
 	$(B)/ds bench aio --folder $(B) --step
 	$(B)/larger_than_memory $(B) 136 1048576 2
