@@ -1411,6 +1411,54 @@ static void late_over_mpi(void) {
     fflush(stdout);
     _exit(bad != 0); /* MPI cannot end in order when messages were given up */
 }
+/* A device whose memory MPI can read, as a CUDA-aware one reads a GPU's: with cuda_aware it is sent as it is, else copied. */
+static ds_status plain_alloc(void *ctx, size_t bytes, void **memory) {
+    (void)ctx;
+    return (*memory = malloc(bytes)) ? DS_OK : DS_ERR_MEMORY;
+}
+static void plain_release(void *ctx, void *memory, size_t bytes) {
+    (void)ctx, (void)bytes;
+    free(memory);
+}
+static ds_status plain_copy(void *ctx, void *to, const void *from, size_t bytes, void *stream) {
+    (void)stream;
+    *(size_t *)ctx += bytes;
+    memcpy(to, from, bytes);
+    return DS_OK;
+}
+static int cuda_aware_body(bool aware) {
+    enum { COUNT = 5000 };
+    ds_comm_desc desc = quick_desc();
+    ds_comm *comm = NULL;
+    ds_comm_call call;
+    ds_comm_stats stats;
+    size_t copied = 0;
+    int32_t in[COUNT], out[4 * COUNT];
+    int bad = 0;
+    desc.device.ctx = &copied;
+    desc.device.alloc = plain_alloc;
+    desc.device.release = plain_release;
+    desc.device.copy = plain_copy;
+    desc.backend = "mpi";
+    desc.cuda_aware = aware;
+    if (ds_comm_create(&desc, &comm, NULL)) return 1;
+    for (int i = 0; i < COUNT; i++) in[i] = i + ds_comm_rank(comm);
+    memset(&call, 0, sizeof call);
+    call.kind = DS_COMM_ALL_GATHER;
+    call.in = in;
+    call.out = out;
+    call.count = COUNT;
+    call.dtype = DS_I32;
+    call.on_device = true;
+    EXPECT(ds_comm_run(comm, &call) == DS_OK);
+    for (int i = 0; i < ds_comm_world(comm) * COUNT; i++) bad += out[i] != i % COUNT + i / COUNT;
+    ds_comm_get_stats(comm, &stats);
+    /* its own part moves within the device; the rest comes to the host only where it has to */
+    EXPECT(copied == (aware ? sizeof in : sizeof in * (size_t)(1 + ds_comm_world(comm))));
+    EXPECT((stats.staged_bytes == 0) == aware);
+    ds_comm_destroy(comm);
+    return bad;
+}
 static int main_over_mpi(int argc, char **argv) {
     static const team_body bodies[] = {split_body, start_body, stats_body, group_body, refuse_body};
     static const size_t counts[] = {0, 1, 129, 5000, 20003};
@@ -1441,6 +1489,8 @@ static int main_over_mpi(int argc, char **argv) {
         CHECK(ds_comm_split(first, 0, 0, &comm, &error) == DS_OK);
         CHECK(late_body(comm, &abort_case) == 0);
         ds_comm_destroy(comm);
+        CHECK(cuda_aware_body(true) == 0);
+        CHECK(cuda_aware_body(false) == 0);
         CHECK(ds_comm_barrier(first) == DS_OK);
         ds_comm_destroy(first);
     }
