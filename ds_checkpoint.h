@@ -5153,11 +5153,12 @@ static ds_status dsi_checkpoint_deepspeed_universal(dsi_checkpoint_deepspeed *d)
             const dsi_checkpoint_pickle_value *name = dsi_checkpoint_pickle_at(&d->model, cells[k - 1].value);
             size_t shape[8];
             const int dims = dsi_checkpoint_pickle_sizes(&d->model, cells[cells[k - 1].next - 1].value, shape);
-            static const char *const files[] = {"fp32", "exp_avg", "exp_avg_sq"};
+            static const char *const files[] = {"fp32", "exp_avg",       "exp_avg_sq", "momentum_buffer",
+                                                "sum",  "max_exp_avg_sq"};
             if (name->type != DSI_CHECKPOINT_PICKLE_TEXT || dims < 0 || !dsi_checkpoint_plain_name(name->as.text, 255))
                 return dsi_fail(d->error, DS_ERR_INPUT, "'%.300s': a parameter's name is no file's name",
                                 d->model_path);
-            for (int f = 0; f < 3 && !status; f++) {
+            for (int f = 0; f < 6 && !status; f++) {
                 char file[400], path[DSI_CHECKPOINT_PATH], prefix[64] = "";
                 const dsi_checkpoint_pickle_tensor *t;
                 uint32_t root = UINT32_MAX;

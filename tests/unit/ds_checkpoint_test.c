@@ -1184,22 +1184,20 @@ static const struct {
 static ds_status save_model(const char *folder, const char *tag, int64_t step, const char *odd_name, ds_dtype odd) {
     static float data[BIG];
     static const uint16_t narrow[7] = {1, 2, 3, 4, 5, 6, 7};
+    static const char *const prefixes[] = {"", "optimizer.exp_avg.", "optimizer.exp_avg_sq.",
+                                           "optimizer.momentum_buffer."};
     ds_checkpoint_desc d;
     ds_checkpoint_writer *w = NULL;
     memset(&d, 0, sizeof d);
     d.folder = folder;
     for (size_t i = 0; i < BIG; i++) data[i] = (float)((int64_t)i * 3 + step);
     if (ds_checkpoint_begin(&d, tag, &w, NULL)) return DS_ERR_IO;
-    for (int k = -1; k < 2; k++)
+    for (int k = -1; k < 3; k++)
         for (size_t i = 0; i < 5; i++) {
             char name[64];
             ds_checkpoint_tensor t;
             memset(&t, 0, sizeof t);
-            snprintf(name, sizeof name, "%s%s",
-                     k < 0 ? ""
-                     : k   ? "optimizer.exp_avg_sq."
-                           : "optimizer.exp_avg.",
-                     i == 2 && odd_name ? odd_name : model[i].name);
+            snprintf(name, sizeof name, "%s%s", prefixes[k + 1], i == 2 && odd_name ? odd_name : model[i].name);
             t.name = name;
             t.dtype = i == 3 ? odd : model[i].dtype;
             t.shape = model[i].shape;
@@ -1763,6 +1761,149 @@ static void test_pickles(void) {
     }
 }
 
+/* ---- manifests that lie, under a checksum that is right ---- */
+static void test_manifests(void) {
+#define MANIFEST(shards, values)                                                                                       \
+    "{\"format\": \"ds checkpoint 1\", \"tag\": \"m\", \"sequence\": 1, \"node_local\": false, \"shards\": " shards    \
+    ", \"values\": " values
+#define SHARD(file, more) "[{\"file\": \"" file "\"" more "}]"
+    static const struct {
+        const char *name, *text;
+        ds_status status;
+        const char *message;
+    } manifests[] = {
+        {"no shards", MANIFEST("[]", "{}"), DS_OK, ""},
+        {"values",
+         MANIFEST("[]", "{\"a\": {\"number\": \"nan\"}, \"b\": {\"bytes\": \"00ff\"}, \"c\": {\"integer\": 1}}"), DS_OK,
+         ""},
+        {"no JSON", "{", DS_ERR_INPUT, "manifest.json'"},
+        {"another format", "{\"format\": \"x\"", DS_ERR_INPUT, "its format is 'x'"},
+        {"no format", "{\"tag\": \"m\"", DS_ERR_INPUT, "its format is ''"},
+        {"no tag", "{\"format\": \"ds checkpoint 1\"", DS_ERR_INPUT, "tag is missing or wrong"},
+        {"no sequence", "{\"format\": \"ds checkpoint 1\", \"tag\": \"m\"", DS_ERR_INPUT, "sequence is missing"},
+        {"shards a number", MANIFEST("1", "{}"), DS_ERR_INPUT, "shards is missing or wrong"},
+        {"a shard a number", MANIFEST("[1]", "{}"), DS_ERR_INPUT, "rank-00000.safetensors is missing or wrong"},
+        {"a shard elsewhere", MANIFEST(SHARD("../x", ", \"bytes\": 1, \"header_crc32c\": \"00000000\""), "{}"),
+         DS_ERR_INPUT, "rank-00000.safetensors is missing or wrong"},
+        {"no bytes", MANIFEST(SHARD("rank-00000.safetensors", ", \"header_crc32c\": \"00000000\""), "{}"), DS_ERR_INPUT,
+         "is missing or wrong"},
+        {"a checksum of letters",
+         MANIFEST(SHARD("rank-00000.safetensors", ", \"bytes\": 1, \"header_crc32c\": \"0000000x\""), "{}"),
+         DS_ERR_INPUT, "is missing or wrong"},
+        {"a shard that is not there",
+         MANIFEST(SHARD("rank-00000.safetensors", ", \"bytes\": 1, \"header_crc32c\": \"00000000\""), "{}"),
+         DS_ERR_CORRUPT, "rank-00000.safetensors' is missing"},
+        {"values a number", MANIFEST("[]", "1"), DS_ERR_INPUT, "values is missing or wrong"},
+        {"a value a number", MANIFEST("[]", "{\"a\": 1}"), DS_ERR_INPUT, "a is missing or wrong"},
+        {"a value of two kinds", MANIFEST("[]", "{\"a\": {\"text\": \"x\", \"number\": 1}}"), DS_ERR_INPUT,
+         "a is missing or wrong"},
+        {"a value of another kind", MANIFEST("[]", "{\"a\": {\"list\": 1}}"), DS_ERR_INPUT, "a is missing or wrong"},
+        {"a text that is a number", MANIFEST("[]", "{\"a\": {\"text\": 1}}"), DS_ERR_INPUT, "a is missing or wrong"},
+        {"an integer that is a text", MANIFEST("[]", "{\"a\": {\"integer\": \"1\"}}"), DS_ERR_INPUT, "a is missing"},
+        {"a number that is a list", MANIFEST("[]", "{\"a\": {\"number\": []}}"), DS_ERR_INPUT, "a is missing or wrong"},
+        {"half a byte", MANIFEST("[]", "{\"a\": {\"bytes\": \"000\"}}"), DS_ERR_INPUT, "a is missing or wrong"},
+        {"bytes of letters", MANIFEST("[]", "{\"a\": {\"bytes\": \"0g\"}}"), DS_ERR_INPUT, "a is missing or wrong"},
+    };
+    for (size_t i = 0; i < sizeof manifests / sizeof manifests[0]; i++) {
+        char name[96];
+        snprintf(name, sizeof name, "manifest: %s", manifests[i].name);
+        TEST_NAMED(name) {
+            char folder[FOLDER_BYTES], path[FOLDER_BYTES + 32], text[2048];
+            dsi_json_sink sink = {text, sizeof text, 0};
+            ds_checkpoint_desc d;
+            ds_checkpoint *c = NULL;
+            ds_error error = {DS_OK, ""};
+            shell("mkdir -p '%s/m'", folder_of(folder, "manifest"));
+            dsi_json_puts(&sink, manifests[i].text);
+            dsi_checkpoint_put_tail(&sink, dsi_crc32c(0, text, sink.length));
+            snprintf(path, sizeof path, "%s/m/manifest.json", folder);
+            spew(path, text, sink.length);
+            memset(&d, 0, sizeof d);
+            d.folder = folder;
+            CHECK_EQ(ds_checkpoint_open(&d, "m", &c, &error), manifests[i].status);
+            CHECK_HAS(error.message, manifests[i].message);
+            ds_checkpoint_close(c);
+        }
+    }
+    TEST(more_shards_than_may_be_open) {
+        enum { SHARDS = 150 };
+        char folder[FOLDER_BYTES], path[FOLDER_BYTES + 32], names[SHARDS][16];
+        ds_checkpoint_tensor t[SHARDS];
+        float data[SHARDS][2], got[2];
+        const size_t shape[1] = {2};
+        ds_checkpoint *c = NULL;
+        ds_error error = {DS_OK, ""};
+        shell("mkdir -p '%s'", folder_of(folder, "many"));
+        memset(t, 0, sizeof t);
+        for (int i = 0; i < SHARDS; i++) {
+            snprintf(names[i], sizeof names[i], "t%d", i);
+            data[i][0] = (float)i, data[i][1] = (float)-i;
+            t[i].name = names[i], t[i].shape = shape, t[i].dims = 1, t[i].count = 2, t[i].data = data[i];
+        }
+        snprintf(path, sizeof path, "%s/model.safetensors", folder);
+        CHECK_EQ(ds_safetensors_write(path, t, SHARDS, NULL, 0, 8, NULL, &error), DS_OK);
+        CHECK_EQ(open_file(folder, &c, &error), DS_OK);
+        if (!c) break;
+        CHECK_EQ(ds_checkpoint_shard_count(c), SHARDS);
+        for (int round = 0; round < 2; round++)
+            for (int i = 0; i < SHARDS; i++) {
+                CHECK_EQ(ds_checkpoint_read(c, names[i], 0, 2, DS_F32, got), DS_OK);
+                CHECK(got[0] == (float)i && got[1] == (float)-i);
+            }
+        CHECK_EQ(ds_checkpoint_verify(c), DS_OK);
+        ds_checkpoint_close(c);
+    }
+}
+
+/* ---- file tables that answer oddly ---- */
+static int64_t writes_nothing(void *x, int fd, const void *b, size_t n, int64_t at) {
+    return (void)x, (void)fd, (void)b, (void)n, (void)at, 0;
+}
+static int64_t writes_too_much(void *x, int fd, const void *b, size_t n, int64_t at) {
+    return (void)x, (void)fd, (void)b, (void)at, (int64_t)n + 1;
+}
+static int64_t reads_too_much(void *x, int fd, void *b, size_t n, int64_t at) {
+    return (void)x, (void)fd, (void)b, (void)at, (int64_t)n + 1;
+}
+static int reserve_code;
+static int reserves(void *x, int fd, int64_t at, int64_t n) {
+    return (void)x, (void)fd, (void)at, (void)n, reserve_code;
+}
+static int cannot_sync_folders(void *x, int fd) { /* which cannot be cut either */
+    return dsi_sys_truncate(NULL, fd, dsi_sys_size(NULL, fd)) ? -EINVAL : dsi_sys_sync(x, fd);
+}
+static void test_odd_tables(void) {
+    TEST(tables_that_answer_oddly) {
+        static const struct {
+            int reserve;
+            ds_status status;
+        } odd[] = {{0, DS_ERR_IO},          {0, DS_ERR_IO},          {0, DS_OK},
+                   {-EOPNOTSUPP, DS_OK},    {-EINVAL, DS_OK},        {-ENOSYS, DS_OK},
+                   {-ENOSPC, DS_ERR_SPACE}, {-EDQUOT, DS_ERR_SPACE}, {-EIO, DS_ERR_IO}};
+        char folder[FOLDER_BYTES];
+        ds_checkpoint_desc d;
+        ds_checkpoint *c = NULL;
+        for (size_t k = 0; k < sizeof odd / sizeof odd[0]; k++) {
+            job j;
+            memset(&j, 0, sizeof j);
+            if (k < 2)
+                j.desc.files.write = k ? writes_too_much : writes_nothing;
+            else if (k == 2)
+                j.desc.files.sync = cannot_sync_folders;
+            else
+                j.desc.files.reserve = reserves, reserve_code = odd[k].reserve;
+            shell("rm -rf '%s'", folder_of(folder, "odd"));
+            CHECK_EQ(try_save(&j, folder, "tag", 1), odd[k].status);
+            if (!odd[k].status) CHECK(loads(folder, NULL, 1));
+        }
+        save_well(1, folder, "tag", 1);
+        memset(&d, 0, sizeof d);
+        d.folder = folder;
+        d.files.read = reads_too_much;
+        CHECK_EQ(ds_checkpoint_open(&d, "tag", &c, NULL), DS_ERR_CORRUPT);
+    }
+}
+
 /* A file of so many bytes is synced by a thread while it is written. */
 static int first_sync_fails(void *x, int fd) {
     return __atomic_fetch_add((int *)x, 1, __ATOMIC_RELAXED) ? dsi_sys_sync(NULL, fd) : -EIO;
@@ -1820,6 +1961,8 @@ int main(int argc, char **argv) {
     test_deepspeed_write();
     test_pickles();
     test_misuse();
+    test_manifests();
+    test_odd_tables();
     test_large();
     shell("rm -rf '%s'", root);
     return test_end();
