@@ -56,7 +56,8 @@ STEP BY STEP
     checkpoint, all with the same calls. ds_safetensors_write exports, ds_deepspeed_write writes what DeepSpeed reads.
 
 MEMORY
-    A writer holds the list of its parts and 1 MiB; with `background` also a copy of the data. A reader holds the shards'
+    A writer holds the list of its parts and 1 MiB; with `background` also a copy of the data. A shard of 64 MiB or more is
+    synced by a thread while it is written. A reader holds the shards'
     headers and 1 MiB. From desc.allocator, but for what qsort may take.
 
 ERRORS AND LOG
@@ -67,8 +68,8 @@ ERRORS AND LOG
     removed, 4 a save that was cut short was put right, 5 a save's size and time.
 
 THREADS
-    One thread at a time per writer or reader; different ones are independent. With `background` the thread calls
-    desc.files and nothing else of the caller's; the group is used by begin, commit, finish and abandon alone.
+    One thread at a time per writer or reader; different ones are independent. Threads of the header's own call desc.files
+    (with `background` all of it, else `sync` of large shards) and nothing else of the caller's; the group is used by begin, commit, finish and abandon alone.
 
 CONFIG KEYS COVERED
     checkpoint.tag_validation, checkpoint.use_node_local_storage, checkpoint.load_universal (for DeepSpeed's folders:
