@@ -69,7 +69,13 @@ CONCEPTS
     Traces. The order of fetches is recorded per kind of pass; at stage 3 what comes next is fetched ahead within
     stage3_prefetch_bucket_size. Another order than last time is no error: it loses the prefetch until the next pass.
     Tiers. Without a GPU "device" is an account in host memory: offload_optimizer and offload_param move what they name
-    to the pinned host tier or to a file, and ds_zero_plan says how many bytes go where.
+    to the pinned host tier or to a file, and ds_zero_plan says how many bytes go where. With states on nvme the gradient
+    accumulators are on disk, too; sub_group_size elements of each array are in memory at a time, in as many sets of buffers
+    as offload_optimizer.buffer_count (when given) holds and the pipelines use. ratio: states of this part of the elements
+    are offloaded, those of the others stay. fast_init: initial values go to disk through these buffers, many at once.
+    Parameters on nvme are read through offload_param's buffer_count buffers of buffer_size elements, none larger or more
+    than needed; max_in_cpu elements of them stay in memory, and 1e9 is the default: give 0 to have all on disk.
+    What the files themselves take (bounce buffers, tables) is in the plan's host bytes.
 
 STEP BY STEP
     1. ds_config_parse the JSON; ds_zero_unclaimed(config) names keys that nothing acts on: stop there.

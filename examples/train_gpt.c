@@ -679,6 +679,7 @@ static void make_engine(void) {
     d.allocator.alloc = count_alloc;
     d.allocator.release = count_release;
     d.logger.log = log_line;
+    d.probe = 1000000000; /* of a swap folder, where there is one: its speed stands in the log before training starts */
     if (!t.monitor) d.event = NULL;
     status = ds_zero_create(&d, &t.zero, &error);
     free(params);
