@@ -16,6 +16,7 @@
 
 static const char *fault_name = "";
 static int fault_at, fault_count; /* the call of that name that fails, and how many there were */
+static int short_wait;            /* the other rank is about to fail */
 static int fault(const char *name, int error) {
     if (__builtin_strcmp(name, fault_name) || __atomic_add_fetch(&fault_count, 1, __ATOMIC_SEQ_CST) != fault_at)
         return 0;
@@ -57,7 +58,7 @@ static void fault_release(void *ctx, void *memory, size_t bytes, size_t align) {
 }
 
 typedef struct outcome {
-    int rank, reached;
+    int rank, calls; /* of the name that fails */
     ds_status status;
     char text[512];
 } outcome;
@@ -75,7 +76,7 @@ static void work(int rank, const char *run_id, outcome *o) {
     desc.world = 2;
     desc.rank = rank;
     desc.run_id = run_id;
-    desc.timeout = 700000000;
+    desc.timeout = (fault_at || short_wait ? (int64_t)700 : 10000) * 1000000;
     desc.stage_bytes = 16384;
     desc.arena_bytes = 1 << 20;
     desc.allocator.alloc = fault_alloc;
@@ -110,7 +111,7 @@ static void work(int rank, const char *run_id, outcome *o) {
     if (shared) ds_comm_free(comm, shared, COUNT * sizeof *shared);
     ds_comm_destroy(comm);
     free(plain);
-    o->reached = fault_count >= fault_at;
+    o->calls = fault_count;
     if (o->status) memcpy(o->text, error.message, sizeof error.message);
 }
 
@@ -125,6 +126,7 @@ static int run(const char *run_id, int victim, const char *name, int at, outcome
     for (int r = 0; r < 2; r++)
         if ((pids[r] = fork()) == 0) {
             alarm(30); /* a hang */
+            short_wait = at != 0;
             if (r == victim) fault_name = name, fault_at = at;
             work(r, run_id, &o);
             status = write(ends[1], &o, sizeof o) == (ssize_t)sizeof o ? 0 : 1;
@@ -157,22 +159,22 @@ int main(int argc, char **argv) {
     test_begin(argc, argv);
     for (size_t k = 0; k < sizeof calls / sizeof *calls; k++) TEST_NAMED(calls[k].name) {
             int ever = 0;
-            for (int victim = 0; victim < 2; victim++)
-                for (int at = 1; at <= 12; at++) {
-                    outcome o[2];
-                    char id[64];
-                    snprintf(id, sizeof id, "calls %ld", (long)getpid());
+            for (int victim = 0; victim < 2; victim++) {
+                outcome o[2];
+                char id[64];
+                int n;
+                snprintf(id, sizeof id, "calls %ld", (long)getpid());
+                CHECK_EQ(run(id, victim, calls[k].name, 0, o), 2); /* counts only */
+                CHECK(o[0].status == DS_OK && o[1].status == DS_OK);
+                n = o[victim].calls;
+                for (int at = 1; at <= n && at <= 12; at++) {
                     if (!CHECK_EQ(run(id, victim, calls[k].name, at, o), 2)) break;
                     for (int r = 0; r < 2; r++) {
                         CHECK(o[r].status == DS_OK || DS_IS_ENVIRONMENT(o[r].status));
                         CHECK(o[r].status != DS_ERR_CORRUPT);
                         CHECK((o[r].status != DS_OK) == (o[r].text[0] != 0));
                     }
-                    if (!o[victim].reached) {
-                        CHECK(o[0].status == DS_OK && o[1].status == DS_OK);
-                        break;
-                    }
-                    ever = 1;
+                    ever |= o[victim].calls >= at;
                     if (at == 1 && calls[k].needed[victim]) CHECK(o[victim].status != DS_OK);
                     if (o[0].status || o[1].status) { /* the next run */
                         CHECK_EQ(run(id, victim, "", 0, o), 2);
@@ -180,6 +182,7 @@ int main(int argc, char **argv) {
                         if (o[0].status || o[1].status) printf("  then: %s | %s\n", o[0].text, o[1].text);
                     }
                 }
+            }
             CHECK(ever);
         }
     return test_end();
