@@ -3,6 +3,7 @@
 #include "ds_comm.h"
 #include "tests/test.h"
 #include <pthread.h>
+#include <signal.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -1397,6 +1398,150 @@ static void test_trouble(void) {
     }
 }
 
+/* ---- the pool of the block `threads` ---- */
+
+typedef struct pool_sum {
+    unsigned char seen[5000];
+    int workers;
+} pool_sum;
+static void pool_body(void *arg, size_t begin, size_t end, unsigned worker) {
+    pool_sum *p = (pool_sum *)arg;
+    for (size_t i = begin; i < end; i++) p->seen[i]++;
+    __atomic_fetch_or(&p->workers, 1 << worker, __ATOMIC_SEQ_CST);
+}
+static void test_pool(void) {
+    TEST(pool) {
+        static const size_t counts[] = {0, 1, 7, 4096, 5000};
+        for (unsigned workers = 1; workers <= 4; workers++)
+            for (int own = 0; own < 2; own++) {
+                test_memory memory;
+                ds_allocator allocator;
+                dsi_pool *pool;
+                memset(&memory, 0, sizeof memory);
+                memset(&allocator, 0, sizeof allocator);
+                allocator.alloc = test_alloc;
+                allocator.release = test_release;
+                allocator.ctx = &memory;
+                pool = dsi_pool_create(own ? &allocator : NULL, workers);
+                CHECK(pool != NULL);
+                for (size_t k = 0; k < 5; k++)
+                    for (size_t grain = 0; grain <= 1024; grain += 512) {
+                        pool_sum sum;
+                        int wrong = 0;
+                        memset(&sum, 0, sizeof sum);
+                        dsi_pool_for(pool, counts[k], grain, pool_body, &sum);
+                        for (size_t i = 0; i < 5000; i++) wrong += sum.seen[i] != (i < counts[k]);
+                        CHECK_EQ(wrong, 0);
+                        if (k == 4) CHECK_EQ(sum.workers, (1 << workers) - 1);
+                    }
+                dsi_pool_destroy(pool);
+                CHECK(memory.live == 0 && memory.mismatches == 0);
+                memory.fail_at = memory.calls + 1;
+                if (own) CHECK(dsi_pool_create(&allocator, workers) == NULL);
+            }
+        dsi_pool_destroy(NULL);
+    }
+}
+
+/* ---- strangers at the socket of rank 0, and a clock of one's own ---- */
+
+static int64_t clock_asked, clock_slept;
+static int64_t clock_now(void *ctx) {
+    (void)ctx;
+    __atomic_fetch_add(&clock_asked, 1, __ATOMIC_SEQ_CST);
+    return dsi_now(NULL);
+}
+static void clock_sleep(void *ctx, int64_t ns) {
+    (void)ctx;
+    __atomic_fetch_add(&clock_slept, 1, __ATOMIC_SEQ_CST);
+    dsi_sleep(NULL, ns);
+}
+static int stranger(const char *id, int rank, int magic, int run, size_t bytes) {
+    dsi_comm_point place = dsi_comm_meeting_point(id, 3);
+    dsi_comm_hello hello;
+    int s = socket(AF_UNIX, SOCK_SEQPACKET, 0), hung_up;
+    char byte;
+    memset(&hello, 0, sizeof hello);
+    hello.magic = DS_COMM_VERSION + 0x64730000u + (uint32_t)magic;
+    hello.run = dsi_comm_run_hash(id, 3) + (uint64_t)run;
+    hello.rank = rank;
+    for (int i = 0; connect(s, (struct sockaddr *)(void *)&place.address, place.length) && i < 500; i++) usleep(2000);
+    hung_up = send(s, &hello, bytes, MSG_NOSIGNAL) == (ssize_t)bytes && recv(s, &byte, 1, 0) <= 0;
+    close(s);
+    return hung_up;
+}
+static void test_strangers(void) {
+    TEST(strangers) {
+        char id[64];
+        int status = 0;
+        pid_t pid;
+        snprintf(id, sizeof id, "unit strangers %ld", (long)getpid());
+        fflush(stdout);
+        pid = fork();
+        if (pid == 0) {
+            int good = stranger(id, 0, 0, 0, sizeof(dsi_comm_hello)) && stranger(id, 3, 0, 0, sizeof(dsi_comm_hello)) &&
+                       stranger(id, 1, 1, 0, sizeof(dsi_comm_hello)) && stranger(id, 1, 0, 1, sizeof(dsi_comm_hello)) &&
+                       stranger(id, 1, 0, 0, 40);
+            test_child_exit(!good);
+        }
+        {
+            ds_comm_desc desc = quick_desc();
+            ds_comm *comm = NULL;
+            ds_error error = {DS_OK, ""};
+            desc.backend = "shm";
+            desc.world = 3;
+            desc.run_id = id;
+            desc.timeout = 1500000000;
+            desc.clock.now = clock_now;
+            desc.clock.sleep = clock_sleep;
+            CHECK_EQ(ds_comm_create(&desc, &comm, &error), DS_ERR_TIMEOUT);
+            CHECK_HAS(error.message, "rank 1, 2 did not connect"); /* none of them counted */
+            desc.rank = 1;
+            desc.timeout = 100000000;
+            CHECK_EQ(ds_comm_create(&desc, &comm, &error), DS_ERR_TIMEOUT);
+            CHECK(clock_asked > 5 && clock_slept > 2);
+        }
+        waitpid(pid, &status, 0);
+        CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    }
+    TEST(claimed_twice) {
+        pid_t pids[2];
+        ds_comm_desc desc = quick_desc();
+        ds_comm *comm = NULL;
+        ds_error error = {DS_OK, ""};
+        desc.backend = "shm";
+        desc.world = 3;
+        desc.run_id = "unit claimed twice";
+        fflush(stdout);
+        for (int k = 0; k < 2; k++)
+            if ((pids[k] = fork()) == 0) {
+                desc.rank = 1;
+                test_child_exit(ds_comm_create(&desc, &comm, NULL) != DS_ERR_PEER);
+            }
+        CHECK_EQ(ds_comm_create(&desc, &comm, &error), DS_ERR_PEER);
+        CHECK_HAS(error.message, "rank 1 is claimed by processes");
+        for (int k = 0; k < 2; k++) kill(pids[k], SIGKILL), waitpid(pids[k], NULL, 0);
+    }
+    TEST(no_deadline) { /* a negative timeout waits as long as it takes */
+        ds_comm *comms[2];
+        team_member members[2];
+        pthread_t threads[2];
+        ds_comm_desc desc = quick_desc();
+        desc.timeout = -1;
+        CHECK(ds_comm_threads_create(&desc, 2, comms, NULL) == DS_OK);
+        for (int r = 0; r < 2; r++) {
+            members[r].comm = comms[r];
+            members[r].body = start_body;
+            members[r].arg = NULL;
+            CHECK(pthread_create(&threads[r], NULL, team_main, &members[r]) == 0);
+        }
+        for (int r = 0; r < 2; r++) {
+            pthread_join(threads[r], NULL);
+            CHECK_EQ(members[r].failed, 0);
+        }
+    }
+}
+
 #if DS_COMM_USE_MPI
 /* Under mpirun: the same bodies over MPI. tests/multi/ds_comm_mpi_test.sh starts it. */
 static void late_over_mpi(void) {
@@ -1589,5 +1734,7 @@ int main(int argc, char **argv) {
     test_environment();
     test_create();
     test_trouble();
+    test_pool();
+    test_strangers();
     return test_end();
 }
