@@ -117,7 +117,7 @@ static int bench_checkpoint(arguments *a) {
         double t[BENCH_TIMES];
         status = bench_round(&b, t, &error);
         for (int k = 0; k < BENCH_TIMES; k++)
-            if (!best[k] || t[k] < best[k]) best[k] = t[k];
+            if (best[k] <= 0 || t[k] < best[k]) best[k] = t[k];
     }
     for (int i = 0; i < 4; i++) {
         snprintf(b.path, sizeof b.path, "%s/%s", b.folder, left[i]);
@@ -127,7 +127,7 @@ static int bench_checkpoint(arguments *a) {
     rmdir(b.path);
     rmdir(b.folder);
     free(b.data);
-    if (status || !best[WRITE] || !best[READ_DISK])
+    if (status || best[WRITE] <= 0 || best[READ_DISK] <= 0)
         return fprintf(stderr, "ds bench: %s\n", status ? error.message : "the plain file failed"), ENVIRONMENT;
     if (json)
         printf("{\"mib\": %zu, \"write_s\": %.6f, \"save_s\": %.6f, \"read_s\": %.6f, \"load_s\": %.6f, "
