@@ -43,7 +43,7 @@ UNIT += $(patsubst tests/%.cc,$(B)/tests/%,$(wildcard tests/unit/*.cc tests/mult
 SCRIPTS := $(wildcard tests/compile/*.sh tests/unit/*.sh tests/multi/*.sh tests/fault/*.sh tests/fuzz/*.sh)
 HEADERS := $(wildcard ds_*.h)
 
-.PHONY: all demo test soak coverage bench peers corpus kernels blocks keys format help clean
+.PHONY: all demo test soak coverage bench peers corpus kernels gpu-test gpu-info blocks keys format help clean
 all: $(EXAMPLES)
 
 build/features.mk: tests/tools/need.sh tests/tools/probe.sh
@@ -116,6 +116,19 @@ $(B)/ds_kernels.o: ds_kernels.cu
 	@mkdir -p $(@D)
 	$(NVCC) -O3 -I. -Xcompiler -Wall,-Wextra $(foreach sm,75 80 90 100,-gencode arch=compute_$(sm),code=sm_$(sm)) \
 	    -gencode arch=compute_100,code=compute_100 -c -o $@ $<
+
+# `make gpu-test`: the tests of the kernels on this machine's GPU, and under compute-sanitizer
+gpu-test: $(B)/gpu_test
+	@tests/gpu/test.sh $<
+$(B)/gpu_test: tests/unit/ds_kernels_test.cc ds_kernels.cu $(HEADERS)
+	@[ -n "$(NVCC)" ] || { echo 'nvcc was not found; install the CUDA toolkit'; exit 1; }
+	@mkdir -p $(@D)
+	$(NVCC) -O2 -std=c++17 -I. -x cu -arch=native -o $@ $< -lpthread -ldl
+
+# `make gpu-info`: registers and spills of each kernel
+gpu-info:
+	@[ -n "$(NVCC)" ] || { echo 'nvcc was not found; install the CUDA toolkit'; exit 1; }
+	@NVCC="$(NVCC)" tests/gpu/info.sh
 
 corpus:
 	@tests/tools/corpus.sh build/corpus

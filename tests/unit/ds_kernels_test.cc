@@ -1,10 +1,29 @@
-// ds_kernels.cu on the emulated GPU of tests/emulate: every kernel, in several random orders, beside the CPU's function.
+// ds_kernels.cu: every kernel beside the CPU's function; on the emulated GPU of tests/emulate in several random orders.
 #include "../../ds_kernels.cu"
 #define DS_IMPLEMENTATION
 #include "../../ds_comm.h"
 #include "../../ds_optim.h"
 #include "../../ds_sparse.h"
 #include "../test.h"
+
+// `make test`: on the emulated GPU. `make gpu-test`: the same through nvcc, on a real one.
+#ifdef DS_EMULATED
+enum { EMULATED = 1 };
+static void set_order(uint64_t seed) {
+    emu::seed = seed;
+}
+static size_t launches(const char *kernel) {
+    return emu::calls[kernel];
+}
+#else
+#include <string>
+#include <vector>
+enum { EMULATED = 0 };
+static void set_order(uint64_t) {}
+static size_t launches(const char *) {
+    return 0;
+}
+#endif
 
 static ds_optim_kernels optim_kernels;
 static ds_comm_kernels comm_kernels;
@@ -140,7 +159,7 @@ static void check_optimizer(const char *type, const ds_optim_params *groups, uin
     std::vector<tensor_pair *> pairs;
     std::vector<ds_optim_slice> host, device;
     void *stream;
-    emu::seed = seed;
+    set_order(seed);
     for (size_t i = 0; i < tensors.size(); i++) {
         memset(&tensors[i], 0, sizeof tensors[i]);
         tensors[i].name = "t", tensors[i].rows = 1, tensors[i].cols = counts[i];
@@ -331,6 +350,7 @@ static void check_attention(const attention_case &t) {
     ds_sparse_layout_destroy(layout);
 }
 
+#ifdef DS_EMULATED
 // Kernels that break the rules, for the emulation's own test.
 static void half_waits(int *out) {
     if (threadIdx.x % 2) __syncthreads();
@@ -359,13 +379,22 @@ static void count_up(int *out, int *order) {
     if (threadIdx.x == 4) out[3] = __shfl_xor_sync(1u << 5 | 1u << 4, 8, 1);
 }
 
+#endif
 int main(int argc, char **argv) {
     test_begin(argc, argv);
+#ifndef DS_EMULATED
+    int gpus = 0;
+    if (cudaGetDeviceCount(&gpus) != cudaSuccess || !gpus) {
+        printf("SKIP no GPU here\n0 passed, 0 failed, 1 skipped\n");
+        return 0;
+    }
+#endif
     ds_cuda_optim_kernels(&optim_kernels);
     ds_cuda_comm_kernels(&comm_kernels);
     ds_cuda_sparse_kernels(&sparse_kernels);
     ds_cuda_device(&gpu);
 
+#ifdef DS_EMULATED
     TEST(emulation_finds_divergence) {
         int zero[64] = {0};
         on_device out(zero, sizeof zero);
@@ -427,6 +456,7 @@ int main(int argc, char **argv) {
         emu::fail_alloc = 1;
         CHECK_EQ(gpu.alloc(gpu.ctx, 64, &pinned), DS_ERR_MEMORY);
     }
+#endif
     static const char *const types[] = {"Adam", "AdamW", "SGD", "Adagrad", "Lion", "Lamb"};
     for (const char *type : types) TEST_NAMED(type) for (uint64_t seed = 1; seed <= 2; seed++) check_types(type, seed);
     TEST(a_thousand_tensors_in_one_launch) {
@@ -457,9 +487,9 @@ int main(int argc, char **argv) {
         }
         ds_optim *cpu = make_optim("AdamW", &params, 1, tensors, false);
         ds_optim *on_gpu = make_optim("AdamW", &params, 1, tensors, true);
-        const size_t before = emu::calls["update"];
+        const size_t before = launches("update");
         step_both(cpu, on_gpu, slices[0], slices[1], NULL);
-        CHECK_EQ(emu::calls["update"] - before, 1);
+        CHECK_EQ(launches("update") - before, EMULATED);
         for (size_t k = 0; k < 4; k++) {
             CHECK(device[k]->equals(arrays[k].data()));
             delete device[k];
@@ -661,6 +691,41 @@ int main(int argc, char **argv) {
             CHECK(e.equals(error.data()));
         }
     }
+    TEST(sums_of_any_ranks) {
+        for (int n = 1; n <= DS_COMM_KERNEL_RANKS; n += n < 9 ? 1 : 11)
+            for (int how = 0; how < 4; how++) {
+                const ds_dtype t = floats[(n + how) % 3], to = floats[n % 3];
+                const size_t count = 37;
+                std::vector<std::vector<char>> arrays;
+                std::vector<on_device *> device;
+                std::vector<const void *> host_at, device_at;
+                std::vector<char> result(count * DS_DTYPE_SIZE(to));
+                for (int r = 0; r < n; r++) {
+                    arrays.push_back(random_array(t, count));
+                    if (r == n / 2) memset(&arrays.back()[0], 0xFF, DS_DTYPE_SIZE(t)); // NaN stays
+                    device.push_back(new on_device(arrays.back().data(), arrays.back().size()));
+                    device_at.push_back(device.back()->at);
+                }
+                for (std::vector<char> &a : arrays) host_at.push_back(a.data());
+                on_device out(result.data(), result.size());
+                void *outputs[1] = {result.data()};
+                dsi_comm_sum sum;
+                sum.inputs = host_at.data(), sum.outputs = outputs, sum.input_count = n, sum.output_count = 1;
+                sum.dtype = t, sum.out_dtype = to, sum.op = (ds_comm_op)how;
+                dsi_comm_sum_f32(&sum, 0, count);
+                CHECK_EQ(comm_kernels.sum(NULL, device_at.data(), n, t, out.at, to, (ds_comm_op)how, count, NULL),
+                         DS_OK);
+                std::vector<char> got(result.size());
+                out.back(got.data());
+                CHECK(memcmp(got.data() + DS_DTYPE_SIZE(to), result.data() + DS_DTYPE_SIZE(to),
+                             result.size() - DS_DTYPE_SIZE(to)) == 0);
+                float first;
+                ds_optim_cast(&first, DS_F32, got.data(), to, 1);
+                CHECK(first != first);
+                for (on_device *d : device) delete d;
+            }
+        CHECK_EQ(comm_kernels.sum(NULL, NULL, 65, DS_F32, NULL, DS_F32, DS_COMM_SUM, 1, NULL), DS_ERR_ARGUMENT);
+    }
     TEST(blocks_of_few_bits) {
         static const size_t eachs[] = {2, 6, 256, 1000};
         for (size_t each : eachs)
@@ -736,21 +801,27 @@ int main(int argc, char **argv) {
         desc.head_dim = 32, desc.device = NULL;
         CHECK_EQ(ds_sparse_create(&desc, &s, &error), DS_ERR_ARGUMENT);
         desc.device = &gpu;
+#ifdef DS_EMULATED
         emu::fail_alloc = 1;
         CHECK_EQ(ds_sparse_create(&desc, &s, &error), DS_ERR_MEMORY);
+#endif
         CHECK_EQ(ds_sparse_create(&desc, &s, &error), DS_OK);
         io.q = io.k = io.v = io.d_out = &x;
         io.out = io.d_q = io.d_k = io.d_v = io.lse = &x;
         io.dtype = DS_BF16;
+#ifdef DS_EMULATED
         emu_major = 7; // no bf16 there
         CHECK_EQ(ds_sparse_forward(s, &io), DS_ERR_UNSUPPORTED);
         emu_major = 9;
+#endif
         io.relative = &x, io.d_relative = &x;
         CHECK_EQ(ds_sparse_backward(s, &io), DS_ERR_UNSUPPORTED);
         CHECK_HAS(ds_sparse_error(s)->message, "d_relative");
         ds_sparse_destroy(s);
         ds_sparse_layout_destroy(layout);
     }
+#ifdef DS_EMULATED
     CHECK_EQ(emu::device.size(), 0); // nothing is left allocated
+#endif
     return test_end();
 }
