@@ -74,7 +74,7 @@ int main(int argc, char **argv) {
     bool disk = argc > 1 && strcmp(argv[1], "none") != 0;
     ds_zero_param *params = (ds_zero_param *)calloc(layers + 1, sizeof *params);
     size_t *numbers = (size_t *)calloc(layers + 1, sizeof *numbers), states, memory;
-    char(*names)[24] = (char(*)[24])calloc(layers + 1, 24), json[1600], place[300];
+    char(*names)[32] = (char(*)[32])calloc(layers + 1, sizeof *names), json[1600], place[300];
     void **slots = (void **)calloc(layers + 1, sizeof *slots);
     uint64_t hash = 14695981039346656037u;
     ds_config_options options = {0};
