@@ -724,7 +724,7 @@ static int group_body(ds_comm *comm, void *arg) {
 static void summary_line(void *ctx, const char *text) {
     char *all = (char *)ctx;
     size_t n = strlen(all);
-    snprintf(all + n, 4000 - n, "%s\n", text);
+    if (n < 3500) snprintf(all + n, 4000 - n, "%s\n", text);
 }
 static void last_line(void *ctx, const char *header, int level, int id, const char *message) {
     (void)header, (void)level;
@@ -1398,6 +1398,141 @@ static void test_trouble(void) {
     }
 }
 
+/* ---- where the choice of a backend turns, and what it says ---- */
+
+static ds_status place(ds_comm_desc *desc, const char *variables, char *text) {
+    static const char *const names[] = {"RANK",        "WORLD_SIZE",  "LOCAL_RANK",           "LOCAL_WORLD_SIZE",
+                                        "MASTER_ADDR", "MASTER_PORT", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"};
+    char copy[256], *next = copy;
+    ds_comm *comm = NULL;
+    ds_error error = {DS_OK, ""};
+    ds_status status;
+    snprintf(copy, sizeof copy, "%s", variables);
+    for (char *word = strtok_r(next, " ", &next); word; word = strtok_r(next, " ", &next)) {
+        char *value = strchr(word, '=');
+        *value++ = 0;
+        setenv(word, value, 1);
+    }
+    status = ds_comm_create(desc, &comm, &error);
+    snprintf(text, 512, "%s", status ? error.message : ds_comm_backend(comm));
+    ds_comm_destroy(comm);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) unsetenv(names[i]);
+    return status;
+}
+static void test_places(void) {
+    static const struct {
+        const char *variables, *backend;
+        int world, rank, transport;
+        ds_status status;
+        const char *text;
+    } cases[] = {
+        {"", NULL, 0, 0, 0, DS_OK, "self"},
+        {"", "", 1, 0, 0, DS_OK, "self"},
+        {"", NULL, 0, 3, 0, DS_ERR_ARGUMENT, "rank 3 is given without a world"},
+        {"", NULL, -1, 0, 0, DS_ERR_ARGUMENT, "rank 0 of -1 is no place"},
+        {"", NULL, 2, -1, 0, DS_ERR_ARGUMENT, "rank -1 of 2 is no place"},
+        {"RANK=1", NULL, 0, 0, 0, DS_ERR_INPUT, "WORLD_SIZE"},
+        {"RANK=1", NULL, 1, 0, 0, DS_OK, "self"}, /* the descriptor stands */
+        {"RANK=0 WORLD_SIZE=2", NULL, 1, 0, 0, DS_OK, "self"},
+        {"RANK=0 WORLD_SIZE=2 MASTER_ADDR=10.9.8.7", NULL, 0, 0, 0, DS_ERR_UNSUPPORTED, "MASTER_ADDR \"10.9.8.7\""},
+        {"RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost", NULL, 0, 0, 0, DS_ERR_TIMEOUT, "rank 1 did not connect"},
+        {"RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.2", NULL, 0, 0, 0, DS_ERR_TIMEOUT, "rank 1 did not connect"},
+        {"RANK=0 WORLD_SIZE=2 MASTER_ADDR=::1", NULL, 0, 0, 0, DS_ERR_TIMEOUT, "rank 1 did not connect"},
+        {"RANK=0 WORLD_SIZE=2 LOCAL_WORLD_SIZE=1", NULL, 0, 0, 0, DS_ERR_UNSUPPORTED, "here: 1"},
+        {"RANK=0 WORLD_SIZE=2 MASTER_PORT=65536", NULL, 0, 0, 0, DS_ERR_INPUT, "a port is at most 65535"},
+        {"", "threads", 0, 0, 0, DS_ERR_ARGUMENT, "ds_comm_threads_create"},
+        {"", "shm", 0, 0, 1, DS_ERR_ARGUMENT, "a transport is given"},
+        {"", "user", 1, 0, 1, DS_OK, "user"},
+        {"", NULL, 1, 0, 1, DS_OK, "user"},
+        {"", "nccl", 0, 0, 0, DS_ERR_ARGUMENT, "needs desc.device"},
+    };
+    TEST(places) {
+        ds_comm_transport transport;
+        memset(&transport, 0, sizeof transport);
+        transport.exchange = post_exchange;
+        for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+            ds_comm_desc desc = quick_desc();
+            char text[512];
+            ds_status status;
+            desc.backend = cases[i].backend;
+            desc.world = cases[i].world;
+            desc.rank = cases[i].rank;
+            desc.timeout = 50000000;
+            if (cases[i].transport) desc.transport = &transport;
+            status = place(&desc, cases[i].variables, text);
+            if (!CHECK_EQ(status, cases[i].status)) printf("  case %zu: %s\n", i, text);
+            CHECK_HAS(text, cases[i].text);
+        }
+        CHECK_EQ(ds_comm_threads_create_(NULL, sizeof(ds_comm_desc), DS_COMM_VERSION, 0, NULL, NULL), DS_ERR_ARGUMENT);
+    }
+    TEST(wrong_calls) { /* found before anything is sent; the communicator lives on */
+        ds_comm_desc desc = quick_desc();
+        ds_comm *comm = NULL;
+        float x[16] = {0};
+        uint16_t half[16] = {0};
+        size_t huge = SIZE_MAX / 4, one = 1;
+        CHECK(ds_comm_create(&desc, &comm, NULL) == DS_OK);
+        for (int k = 0; k < 12; k++) {
+            ds_comm_call c = dsi_comm_call_of(DS_COMM_ALL_REDUCE, x, x, 4, DS_F32);
+            static const char *const texts[12] = {"kind 99",
+                                                  "dtype 99",
+                                                  "root or peer 1",
+                                                  "operation 7",
+                                                  "the output type must be f16 or f32",
+                                                  "the output type must be f32",
+                                                  "the counts do not fit",
+                                                  "in is NULL",
+                                                  "out is NULL",
+                                                  "overlap",
+                                                  "receive_counts is NULL",
+                                                  "the counts do not fit"};
+            if (k == 0) c.kind = (ds_comm_kind)99;
+            if (k == 1) c.dtype = (ds_dtype)99;
+            if (k == 2) c.root = 1, c.kind = DS_COMM_BROADCAST;
+            if (k == 3) c.op = (ds_comm_op)7;
+            if (k == 4) c.kind = DS_COMM_REDUCE_SCATTER, c.dtype = DS_F16, c.in = half, c.out_dtype = DS_BF16;
+            if (k == 5) c.kind = DS_COMM_REDUCE_SCATTER, c.out_dtype = DS_F64;
+            if (k == 6) c.kind = DS_COMM_ALL_GATHER, c.counts = &huge;
+            if (k == 7) c.in = NULL;
+            if (k == 8) c.out = NULL;
+            if (k == 9) c.kind = DS_COMM_GATHER, c.in = x + 1;
+            if (k == 10) c.kind = DS_COMM_ALL_TO_ALL, c.counts = &one, c.out = x + 8;
+            if (k == 11) c.kind = DS_COMM_ALL_TO_ALL, c.counts = &one, c.receive_counts = &huge, c.out = x + 8;
+            CHECK_EQ(ds_comm_run(comm, &c), DS_ERR_ARGUMENT);
+            CHECK_HAS(ds_comm_error(comm)->message, texts[k]);
+        }
+        CHECK(ds_comm_all_reduce(comm, x, x, 4, DS_F32, DS_COMM_SUM) == DS_OK);
+        CHECK_STR(ds_comm_kind_name((ds_comm_kind)77), "unknown");
+        ds_comm_abort(comm, NULL);
+        CHECK_EQ(ds_comm_barrier(comm), DS_ERR_PEER);
+        CHECK_HAS(ds_comm_error(comm)->message, "ds_comm_abort");
+        CHECK_EQ(ds_comm_barrier(comm), DS_ERR_PEER);
+        ds_comm_free(comm, NULL, 5);
+        ds_comm_destroy(comm);
+    }
+    TEST(log_is_full) {
+        ds_comm_desc desc = quick_desc();
+        ds_comm *comm = NULL;
+        static char in[3000], out[3000], all[4000];
+        test_memory memory;
+        memset(&memory, 0, sizeof memory);
+        desc.log.enabled = true;
+        CHECK(ds_comm_create(&desc, &comm, NULL) == DS_OK);
+        for (size_t n = 1; n <= 300; n++) CHECK(ds_comm_all_gather(comm, in, out, n * 8, NULL, DS_U8) == DS_OK);
+        CHECK_EQ(ds_comm_log_entries(comm, NULL, 0), 256);
+        all[0] = 0;
+        CHECK(ds_comm_log_summary(comm, false, summary_line, all) == DS_OK);
+        CHECK_HAS(all, "64 B");
+        ds_comm_destroy(comm);
+        desc.allocator.alloc = test_alloc;
+        desc.allocator.release = test_release;
+        desc.allocator.ctx = &memory;
+        memory.fail_at = 3; /* the entries */
+        CHECK_EQ(ds_comm_create(&desc, &comm, NULL), DS_ERR_MEMORY);
+        CHECK(memory.calls == 3 && memory.live == 0);
+    }
+}
+
 /* ---- the pool of the block `threads` ---- */
 
 typedef struct pool_sum {
@@ -1734,6 +1869,7 @@ int main(int argc, char **argv) {
     test_environment();
     test_create();
     test_trouble();
+    test_places();
     test_pool();
     test_strangers();
     return test_end();
