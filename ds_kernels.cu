@@ -560,7 +560,7 @@ __device__ float combined(ds_comm_op op, float a, float b) {
     if (op == DS_COMM_MAX) return b > a || b != b ? b : a;
     return ptx_add(a, b);
 }
-/* One result of all ranks' elements, in the same tree. */
+/* Ranks' arrays are added in one binary tree over their numbers. Bytes an element: the type's size for each, and the result's. */
 __global__ void sum_ranks(sources in, unsigned world, ds_dtype dtype, void *out, ds_dtype out_dtype, ds_comm_op op,
                           size_t count) {
     for (size_t i = first_index(); i < count; i += stride()) {
@@ -599,34 +599,6 @@ __global__ void one_bit_average(float *error, const uint8_t *signs, const float 
 }
 __global__ void one_bit_expand(float *to, const uint8_t *signs, const float *scale, size_t count) {
     for (size_t i = first_index(); i < count; i += stride()) to[i] = signed_scale(signs, i, *scale);
-}
-struct inputs {
-    const void *at[DS_COMM_KERNEL_RANKS];
-};
-__device__ float combined(ds_comm_op op, float a, float b) {
-    if (op == DS_COMM_MIN) return b < a || b != b ? b : a;
-    if (op == DS_COMM_MAX) return b > a || b != b ? b : a;
-    return ptx_add(a, b);
-}
-/* The same tree over whole arrays. Bytes an element: the type's size for each array, and the result's. */
-__global__ void sum_arrays(inputs in, unsigned n, ds_dtype dtype, void *out, ds_dtype out_dtype, ds_comm_op op,
-                           size_t count) {
-    for (size_t i = first_index(); i < count; i += stride()) {
-        float level[7], sum = 0;
-        bool some = false;
-        for (unsigned r = 0; r < n; r++) {
-            unsigned l = 0;
-            sum = load(dtype, in.at[r], i);
-            for (; r >> l & 1; l++) sum = combined(op, level[l], sum);
-            level[l] = sum;
-        }
-        for (unsigned l = 0; l < 7; l++) {
-            if (!(n >> l & 1)) continue;
-            sum = some ? combined(op, level[l], sum) : level[l];
-            some = true;
-        }
-        store(out_dtype, out, i, op == DS_COMM_AVERAGE ? ptx_div(sum, (float)n) : sum);
-    }
 }
 __device__ float extreme(float x, bool largest, float *of_warps) {
     for (int with = 16; with; with /= 2) {
@@ -720,16 +692,6 @@ ds_status call_sum(void *, const void *const *inputs, int input_count, ds_dtype 
 ds_status call_expand(void *, float *to, const uint8_t *signs, const float *scale, size_t count, void *stream) {
     if (!count) return DS_OK;
     DSI_LAUNCH(one_bit_expand, blocks(count), THREADS, 0, (cudaStream_t)stream, to, signs, scale, count);
-    return launched();
-}
-ds_status call_sum(void *, const void *const *arrays, int n, ds_dtype dtype, void *out, ds_dtype out_dtype,
-                   ds_comm_op op, size_t count, void *stream) {
-    inputs in;
-    if (n < 1 || n > DS_COMM_KERNEL_RANKS || !is_float(dtype) || !is_float(out_dtype)) return DS_ERR_ARGUMENT;
-    if (!count) return DS_OK;
-    for (int r = 0; r < n; r++) in.at[r] = arrays[r];
-    DSI_LAUNCH(sum_arrays, blocks(count), THREADS, 0, (cudaStream_t)stream, in, (unsigned)n, dtype, out, out_dtype, op,
-               count);
     return launched();
 }
 bool right_blocks(ds_comm_blocks f, ds_dtype dtype, size_t count) {

@@ -691,41 +691,6 @@ int main(int argc, char **argv) {
             CHECK(e.equals(error.data()));
         }
     }
-    TEST(sums_of_any_ranks) {
-        for (int n = 1; n <= DS_COMM_KERNEL_RANKS; n += n < 9 ? 1 : 11)
-            for (int how = 0; how < 4; how++) {
-                const ds_dtype t = floats[(n + how) % 3], to = floats[n % 3];
-                const size_t count = 37;
-                std::vector<std::vector<char>> arrays;
-                std::vector<on_device *> device;
-                std::vector<const void *> host_at, device_at;
-                std::vector<char> result(count * DS_DTYPE_SIZE(to));
-                for (int r = 0; r < n; r++) {
-                    arrays.push_back(random_array(t, count));
-                    if (r == n / 2) memset(&arrays.back()[0], 0xFF, DS_DTYPE_SIZE(t)); // NaN stays
-                    device.push_back(new on_device(arrays.back().data(), arrays.back().size()));
-                    device_at.push_back(device.back()->at);
-                }
-                for (std::vector<char> &a : arrays) host_at.push_back(a.data());
-                on_device out(result.data(), result.size());
-                void *outputs[1] = {result.data()};
-                dsi_comm_sum sum;
-                sum.inputs = host_at.data(), sum.outputs = outputs, sum.input_count = n, sum.output_count = 1;
-                sum.dtype = t, sum.out_dtype = to, sum.op = (ds_comm_op)how;
-                dsi_comm_sum_f32(&sum, 0, count);
-                CHECK_EQ(comm_kernels.sum(NULL, device_at.data(), n, t, out.at, to, (ds_comm_op)how, count, NULL),
-                         DS_OK);
-                std::vector<char> got(result.size());
-                out.back(got.data());
-                CHECK(memcmp(got.data() + DS_DTYPE_SIZE(to), result.data() + DS_DTYPE_SIZE(to),
-                             result.size() - DS_DTYPE_SIZE(to)) == 0);
-                float first;
-                ds_optim_cast(&first, DS_F32, got.data(), to, 1);
-                CHECK(first != first);
-                for (on_device *d : device) delete d;
-            }
-        CHECK_EQ(comm_kernels.sum(NULL, NULL, 65, DS_F32, NULL, DS_F32, DS_COMM_SUM, 1, NULL), DS_ERR_ARGUMENT);
-    }
     TEST(blocks_of_few_bits) {
         static const size_t eachs[] = {2, 6, 256, 1000};
         for (size_t each : eachs)
