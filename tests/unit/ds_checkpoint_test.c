@@ -1761,6 +1761,43 @@ static void test_pickles(void) {
     }
 }
 
+/* Every byte of a .pt file in turn is another: it is refused, or what it holds is as it was. */
+static void test_zip(void) {
+    TEST(every_byte_of_a_zip_file) {
+        static const unsigned char others[] = {0, 0xFF};
+        static const char pickle[] = MODULE(REBUILD STORAGE("FloatStorage", "0", ONE) "K\0))\x89}tR");
+        char folder[FOLDER_BYTES], path[FOLDER_BYTES + 32], *file;
+        size_t bytes, errors = 0, same = 0;
+        shell("mkdir -p '%s'", folder_of(folder, "zip"));
+        write_pt(folder, "mp_rank_00_model_states.pt", pickle, sizeof pickle - 1);
+        snprintf(path, sizeof path, "%s/mp_rank_00_model_states.pt", folder);
+        file = slurp(path, &bytes);
+        for (size_t at = 0; at < bytes; at++)
+            for (size_t k = 0; k < sizeof others + 1; k++) {
+                const char was = file[at];
+                ds_checkpoint *c = NULL;
+                ds_error error = {DS_OK, ""};
+                float value = 0;
+                ds_status status;
+                file[at] = k < sizeof others ? (char)others[k] : (char)(was ^ 16);
+                spew(path, file, bytes);
+                file[at] = was;
+                status = open_file(folder, &c, &error);
+                if (!status) status = ds_checkpoint_verify(c);
+                if (!status) status = ds_checkpoint_read(c, "w", 0, 1, DS_F32, &value);
+                if (c && status) error = *ds_checkpoint_error(c);
+                if (status)
+                    errors++;
+                else
+                    same++;
+                CHECK(status ? error.status == status && error.message[0] != 0 : value == 1.5f);
+                ds_checkpoint_close(c);
+            }
+        CHECK(errors > 500 && same > 500); /* padding, dates and version numbers say nothing */
+        free(file);
+    }
+}
+
 /* ---- manifests that lie, under a checksum that is right ---- */
 static void test_manifests(void) {
 #define MANIFEST(shards, values)                                                                                       \
@@ -1960,6 +1997,7 @@ int main(int argc, char **argv) {
     test_deepspeed();
     test_deepspeed_write();
     test_pickles();
+    test_zip();
     test_misuse();
     test_manifests();
     test_odd_tables();
