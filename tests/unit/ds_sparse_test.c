@@ -1205,6 +1205,117 @@ static void test_object(void) {
     }
 }
 
+/* ---- the seam for a GPU: a device in host memory whose calls fail in turn, and kernels that only remember ---- */
+
+typedef struct fake_device {
+    int calls, fail_at;
+    size_t live;
+    const ds_sparse_grid *grid;
+    const ds_sparse_io *io;
+    void *stream;
+    bool back;
+} fake_device;
+static ds_status fake_step(fake_device *f) {
+    return ++f->calls == f->fail_at ? DS_ERR_DEVICE : DS_OK;
+}
+static ds_status fake_alloc(void *ctx, size_t bytes, void **memory) {
+    fake_device *f = (fake_device *)ctx;
+    *memory = NULL;
+    if (fake_step(f)) return DS_ERR_DEVICE;
+    *memory = malloc(bytes);
+    f->live += bytes;
+    return DS_OK;
+}
+static void fake_release(void *ctx, void *memory, size_t bytes) {
+    ((fake_device *)ctx)->live -= bytes;
+    free(memory);
+}
+static ds_status fake_copy(void *ctx, void *to, const void *from, size_t bytes, void *stream) {
+    (void)stream;
+    if (fake_step((fake_device *)ctx)) return DS_ERR_DEVICE;
+    memcpy(to, from, bytes);
+    return DS_OK;
+}
+static ds_status fake_synchronize(void *ctx, void *stream) {
+    (void)stream;
+    return fake_step((fake_device *)ctx);
+}
+static const char *fake_describe(void *ctx) {
+    (void)ctx;
+    return "the fake broke";
+}
+static ds_status fake_kernel(fake_device *f, const ds_sparse_grid *grid, const ds_sparse_io *io, void *stream,
+                             bool back) {
+    f->grid = grid, f->io = io, f->stream = stream, f->back = back;
+    return fake_step(f);
+}
+static ds_status fake_forward(void *ctx, const ds_sparse_grid *grid, const ds_sparse_io *io, void *stream) {
+    return fake_kernel((fake_device *)ctx, grid, io, stream, false);
+}
+static ds_status fake_backward(void *ctx, const ds_sparse_grid *grid, const ds_sparse_io *io, void *stream) {
+    return fake_kernel((fake_device *)ctx, grid, io, stream, true);
+}
+static void test_device(void) {
+    TEST(device_seam) {
+        fake_device f;
+        ds_device device;
+        ds_sparse_kernels kernels;
+        ds_sparse_layout *l = layout_of("bigbird", 2, 16, 160, false), *odd = layout_of("dense", 1, 8, 32, false);
+        ds_sparse_desc desc = plain();
+        ds_sparse_io io;
+        ds_sparse *s;
+        ds_error error;
+        float x[1] = {0};
+        const size_t rows = 2 * 10 + 1;
+        memset(&f, 0, sizeof f), memset(&device, 0, sizeof device), memset(&kernels, 0, sizeof kernels);
+        memset(&io, 0, sizeof io);
+        device.ctx = kernels.ctx = &f;
+        device.alloc = fake_alloc, device.release = fake_release, device.copy = fake_copy;
+        device.synchronize = fake_synchronize, device.describe = fake_describe;
+        kernels.forward = fake_forward, kernels.backward = fake_backward;
+        desc.layout = l, desc.head_dim = 8, desc.causal = true, desc.kernels = &kernels, desc.relative_reach = 1;
+        CHECK_EQ(ds_sparse_create(&desc, &s, &error), DS_ERR_ARGUMENT);
+        CHECK_HAS(error.message, "kernels need desc.device");
+        desc.device = &device, desc.head_dim = 129;
+        CHECK_EQ(ds_sparse_create(&desc, &s, &error), DS_ERR_UNSUPPORTED);
+        CHECK_HAS(error.message, "got 16 and 129");
+        desc.layout = odd, desc.head_dim = 8;
+        CHECK_EQ(ds_sparse_create(&desc, &s, &error), DS_ERR_UNSUPPORTED);
+        desc.layout = l;
+        for (f.fail_at = 1;; f.fail_at++) { /* each call to the device fails once */
+            f.calls = 0;
+            if (!ds_sparse_create(&desc, &s, &error)) break;
+            CHECK_EQ(error.status, DS_ERR_DEVICE);
+            CHECK_HAS(error.message, "the fake broke");
+            CHECK(s == NULL);
+            CHECK_EQ(f.live, 0);
+        }
+        CHECK_EQ(f.fail_at, 7); /* one allocation, four lists, one wait */
+        f.fail_at = 0;
+        io.q = io.k = io.v = io.lse = io.out = x, io.d_out = io.d_q = io.d_k = io.d_v = x;
+        CHECK(!ds_sparse_forward_on(s, &io, x));
+        CHECK(f.io == &io && f.stream == x && !f.back);
+        CHECK(!memcmp(f.grid->row_start, l->row_start, rows * sizeof(size_t)));
+        CHECK(!memcmp(f.grid->column_start, l->column_start, rows * sizeof(size_t)));
+        CHECK(!memcmp(f.grid->columns, l->columns, l->row_start[rows - 1] * sizeof(uint32_t)));
+        CHECK(!memcmp(f.grid->rows, l->rows, l->row_start[rows - 1] * sizeof(uint32_t)));
+        CHECK(f.grid->causal && f.grid->heads == 2 && f.grid->patterns == 2 && f.grid->blocks == 10);
+        CHECK(!ds_sparse_backward(s, &io));
+        CHECK(f.back && f.stream == NULL);
+        io.relative = x, io.d_relative = x;
+        CHECK(!ds_sparse_forward(s, &io)); /* which does not look at d_relative */
+        CHECK_EQ(ds_sparse_backward(s, &io), DS_ERR_UNSUPPORTED);
+        CHECK_HAS(ds_sparse_error(s)->message, "d_relative");
+        f.calls = 0, f.fail_at = 1, io.d_relative = NULL;
+        CHECK_EQ(ds_sparse_forward(s, &io), DS_ERR_DEVICE);
+        CHECK_HAS(ds_sparse_error(s)->message, "kernel failed: the fake broke");
+        CHECK(!ds_sparse_forward(s, &io)); /* and the next call goes well */
+        ds_sparse_destroy(s);
+        CHECK_EQ(f.live, 0);
+        ds_sparse_layout_destroy(l), ds_sparse_layout_destroy(odd);
+    }
+}
+
 int main(int argc, char **argv) {
     test_begin(argc, argv);
     test_golden();
@@ -1215,5 +1326,6 @@ int main(int argc, char **argv) {
     test_gradients();
     test_bits();
     test_object();
+    test_device();
     return test_end();
 }
