@@ -205,12 +205,13 @@ static void *run(void *arg) {
 }
 int ncclGroupEnd(void) {
     group *g = open_group;
+    fake_comm *c = g->comm;
     open_group = NULL;
     if (!g->count) return free(g), OK;
-    join(g->comm);
-    SET(&g->comm->state, IN_PROGRESS);
+    join(c);
+    SET(&c->state, IN_PROGRESS);
     SET(&g->stream->pending, 1);
-    pthread_create(&g->comm->thread, NULL, run, g);
-    g->comm->running = 1;
+    c->running = 1;
+    pthread_create(&c->thread, NULL, run, g); /* which frees g */
     return IN_PROGRESS;
 }
