@@ -43,7 +43,7 @@ UNIT += $(patsubst tests/%.cc,$(B)/tests/%,$(wildcard tests/unit/*.cc tests/mult
 SCRIPTS := $(wildcard tests/compile/*.sh tests/unit/*.sh tests/multi/*.sh tests/fault/*.sh tests/fuzz/*.sh)
 HEADERS := $(wildcard ds_*.h)
 
-.PHONY: all demo test soak coverage bench peers corpus kernels gpu-test gpu-info blocks keys format help clean
+.PHONY: all demo test soak coverage bench peers corpus kernels gpu-test gpu-bench gpu-info blocks keys format help clean
 all: $(EXAMPLES)
 
 build/features.mk: tests/tools/need.sh tests/tools/probe.sh
@@ -124,6 +124,14 @@ $(B)/gpu_test: tests/unit/ds_kernels_test.cc ds_kernels.cu $(HEADERS)
 	@[ -n "$(NVCC)" ] || { echo 'nvcc was not found; install the CUDA toolkit'; exit 1; }
 	@mkdir -p $(@D)
 	$(NVCC) -O2 -std=c++17 -I. -x cu -arch=native -o $@ $< -lpthread -ldl
+
+# `make gpu-bench`: figures of the kernels on this machine's GPU, each beside its ceiling
+gpu-bench: $(B)/gpu_bench
+	@$<
+$(B)/gpu_bench: tests/gpu/bench.cu ds_kernels.cu $(HEADERS)
+	@[ -n "$(NVCC)" ] || { echo 'nvcc was not found; install the CUDA toolkit'; exit 1; }
+	@mkdir -p $(@D)
+	$(NVCC) -O3 -std=c++17 -I. -arch=native -o $@ $< -lpthread -ldl
 
 # `make gpu-info`: registers and spills of each kernel
 gpu-info:
