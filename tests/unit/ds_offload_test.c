@@ -146,6 +146,7 @@ static void engines(void) {
         ds_offload_desc d = plain_desc();
         model m;
         d.max_in_cpu = 9 * 8192;
+        d.timeout = 600000000000; /* a soak runs beside other work */
         d.thread_count = 2;
         d.checksums = true;
         for (int tier = 0; tier < 3; tier++) {
