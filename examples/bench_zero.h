@@ -41,7 +41,7 @@ static double zb_compute(const zb_case *c) {
 /* One rank's training; the shortest step in seconds, negative when it failed. */
 static double zb_train(const zb_case *c, int rank, ds_comm *comm, ds_zero_stats *stats) {
     float *gradient;
-    char text[1024], names[64][16];
+    char text[1024], names[64][32];
     double best = 1e9;
     void *slots[64];
     ds_zero_param params[64];
