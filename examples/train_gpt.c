@@ -641,6 +641,30 @@ static void make_attention(void) {
     t.mixer.ctx = t.attention;
 }
 
+/* A second's look at the swap folder, where there is one, before training starts: it can be written, and how fast. Not
+   through the engine's allocator, since nothing of it stays. */
+static void probe_folder(bool parameters) {
+    ds_config_device device = parameters ? t.config->zero_optimization.offload_param.device
+                                         : t.config->zero_optimization.offload_optimizer.device;
+    ds_offload_desc d;
+    ds_offload *store = NULL;
+    ds_offload_stats found;
+    ds_error error = {DS_OK, ""};
+    ds_status status;
+    if (device != DS_CONFIG_NVME) return;
+    memset(&d, 0, sizeof d);
+    d.probe = 1000000000;
+    d.logger.log = log_line;
+    status = ds_wire_offload(t.config, parameters, &d, &error);
+    if (!status) status = ds_offload_create(&d, &store, &error);
+    if (status) fail(exit_code(status), error.message);
+    ds_offload_get_stats(store, &found);
+    if (t.rank == 0 && !t.o.quiet)
+        fprintf(stderr, "swap folder '%s': writes at %.2f GB/s, reads at %.2f GB/s\n", d.folder,
+                1e-9 * (double)found.probe_write, 1e-9 * (double)found.probe_read);
+    ds_offload_destroy(store);
+}
+
 static void make_engine(void) {
     ds_zero_desc d;
     ds_zero_param *params = (ds_zero_param *)calloc(t.n_tensors, sizeof *params);
@@ -679,8 +703,9 @@ static void make_engine(void) {
     d.allocator.alloc = count_alloc;
     d.allocator.release = count_release;
     d.logger.log = log_line;
-    d.probe = 1000000000; /* of a swap folder, where there is one: its speed stands in the log before training starts */
     if (!t.monitor) d.event = NULL;
+    probe_folder(false);
+    if (t.config->zero_optimization.offload_optimizer.device != DS_CONFIG_NVME) probe_folder(true);
     status = ds_zero_create(&d, &t.zero, &error);
     free(params);
     if (status) fail(exit_code(status), error.message);
@@ -950,7 +975,9 @@ int main(int argc, char **argv) {
     action.sa_handler = on_signal;
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    signal(SIGXFSZ, SIG_IGN); /* a file that may not grow is an error of the write, with a name */
     set_up(argv[0]);
+    if (signals) ds_zero_stop(t.zero); /* one that came before there was an engine to tell */
     unigram = unigram_entropy(t.data.text, t.data.text_bytes);
     dump_state();
     if (t.rank == 0 && !t.o.quiet)
