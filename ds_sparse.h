@@ -55,7 +55,9 @@
    length     io.seq_len may be shorter than the layout's: the rest is as if masked, and never read or written. For a
               sequence that is no multiple of the block, make the layout for ds_sparse_padded(seq_len, block).
    lse        log of the sum of exponentials of each row, the only thing that backward needs from forward besides
-              q, k, v and out. No buffer of tokens x tokens exists.
+              q, k, v and out. No buffer of tokens x tokens exists. It is fp32 and includes what masks add: a row all of
+              whose scores are near -1e9 keeps no digit of the sum, and its gradients come out too large. Say "never"
+              with minus infinity.
    Results depend on neither threads nor SIMD level: each sum has one order, products reach sums through explicit fused
    multiply-adds only, and the exponential is a polynomial of its own (error below 2 ulp; below e^-87 it is 0). A head
    of a batch does not depend on what else is in the batch. q is multiplied by scale before the product, in fp32.
