@@ -164,6 +164,25 @@ for type in bf16 fp16; do
     same "$type saved at stage 2, resumed at 3" "$(final resumed.summary)" "$(final $type.summary)"
 done
 
+# a signal as soon as it is caught, most likely before there is an engine: it is not lost
+"$B/train_gpt" --config "$configs/stage0.json" $data $model --steps 1000000 --generate 0 --save early >early.out 2>early.err </dev/null &
+started=$!
+for _ in $(seq 2000); do # bit 14 of the caught signals is SIGTERM's
+    caught=$(awk '$1 == "SigCgt:" {print $2}' "/proc/$started/status" 2>/dev/null)
+    (((0x${caught:-0} >> 14) & 1)) && break
+    sleep 0.005
+done
+kill -TERM $started
+for _ in $(seq 300); do
+    kill -0 $started 2>/dev/null || break
+    sleep 0.1
+done
+kill -KILL $started 2>/dev/null
+wait $started
+check $? 'a signal during set-up ends with 0' early.err
+grep -q '^stopped by a signal after step .*; saved in early' early.err
+check $? 'a signal during set-up saves and says so' early.err
+
 # a signal: every rank ends the same step, saves, and says so; the checkpoint goes on as if nothing had been
 sed 's/"steps_per_print": 20/"steps_per_print": 1/' "$configs/stage3.json" >each.json
 background() { # OPTIONS...: two ranks in the background; waits until a step is done
