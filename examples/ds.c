@@ -114,8 +114,10 @@ static int finish(int status) {
 }
 
 static void say_problem(void *ctx, const ds_config_problem *p) {
-    fprintf(stderr, "%s:%d:%d: %s: %s%s%s\n", (const char *)ctx, p->line, p->column,
-            p->level == DS_LOG_ERROR ? "error" : "warning", p->path, *p->path ? ": " : "", p->message);
+    char place[32] = "";
+    if (p->line) snprintf(place, sizeof place, ":%d:%d", p->line, p->column);
+    fprintf(stderr, "%s%s: %s: %s%s%s\n", (const char *)ctx, place, p->level == DS_LOG_ERROR ? "error" : "warning",
+            p->path, *p->path ? ": " : "", p->message);
 }
 
 /* Reads and checks a configuration; problems go to stderr. */
@@ -735,11 +737,11 @@ static void set_number(const char *name, long value) {
     setenv(name, text, 1);
 }
 
-/* In the child: joins the ranks' process group, and becomes the program. */
 /* What is passed on to the ranks. */
 static const int forwarded[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2};
 enum { FORWARDED = sizeof forwarded / sizeof forwarded[0] };
 
+/* In the child: joins the ranks' process group, and becomes the program. */
 static void become_rank(char **program, long rank, long ranks, pid_t group, pid_t parent) {
     struct sigaction standard;
     sigset_t none;
@@ -808,7 +810,7 @@ static int watch_ranks(pid_t *pids, long ranks, pid_t group) {
 }
 
 static int run_run(arguments *a) {
-    const char *ranks_text = "1";
+    const char *ranks_text = NULL;
     size_t ranks;
     pid_t *pids, group = 0;
     pid_t self = getpid();
@@ -830,6 +832,7 @@ static int run_run(arguments *a) {
         } else
             return usage(a, "unknown option", a->at[0]);
     }
+    if (!ranks_text) return usage(a, "-n N is missing", NULL);
     if (!number(ranks_text, &ranks) || !ranks || ranks > MOST_RANKS)
         return usage(a, "-n wants 1 to 4096 ranks, got", ranks_text);
     if (!a->count) return usage(a, "a program is missing", NULL);

@@ -326,8 +326,8 @@ static void add_text(corpus *c, const char *data, size_t bytes) {
 
 /* This project's own text, found beside the program's folder or in the working one. */
 static const char *const own_text[] = {"ds_config.h",     "ds_zero.h",       "ds_optim.h",   "ds_offload.h",
-                                       "ds_comm.h",       "ds_checkpoint.h", "ds_monitor.h", "README.md",
-                                       "CONTRIBUTING.md", "CHANGELOG.md"};
+                                       "ds_comm.h",       "ds_checkpoint.h", "ds_monitor.h", "ds_sparse.h",
+                                       "README.md",       "KEYS.md",         "CONTRIBUTING.md", "CHANGELOG.md"};
 
 static void load_corpus(const char *program) {
     char message[512], path[4096];
@@ -504,15 +504,24 @@ static double validate(void) {
     return sum[0] / sum[1];
 }
 
-/* Every rank computes the same text, since at stage 3 all must fetch alike; rank 0 prints it. */
-static void generate(void) {
+/* A signal that some rank has seen, known to all: between steps only, where no step carries the flag. */
+static bool stopped(void) {
+    int32_t seen = signals != 0;
+    if (ds_comm_all_reduce(t.comm, &seen, &seen, 1, DS_I32, DS_COMM_MAX))
+        fail(EXIT_ENVIRONMENT, ds_comm_error(t.comm)->message);
+    return seen != 0;
+}
+
+/* Every rank computes the same text, since at stage 3 all must fetch alike; rank 0 prints it. False: ended by a signal. */
+static bool generate(void) {
     size_t time = t.o.shape.context, batch = t.model.batch, at = 0;
     uint64_t random = t.o.seed;
-    if (!t.o.generate) return;
+    bool ended = false;
+    if (!t.o.generate) return true;
     if (t.rank == 0) printf("generated text:\n");
     memset(t.tokens, '\n', time);
     t.model.batch = 1;
-    for (long n = 0; n < t.o.generate; n++) {
+    for (long n = 0; n < t.o.generate && !(ended = stopped()); n++) {
         const float *row;
         double sum = 0.0, pick, top;
         size_t next = 0;
@@ -537,6 +546,7 @@ static void generate(void) {
     }
     if (t.rank == 0) printf("\n");
     t.model.batch = batch;
+    return !ended;
 }
 
 /*---- setting up -----------------------------------------------------------------------------------------------*/
@@ -1004,11 +1014,7 @@ int main(int argc, char **argv) {
     if (t.o.save && (done || !t.o.resume || strcmp(t.o.save, t.o.resume) != 0)) save();
     check(ds_zero_save_finish(t.zero));
     if (t.config->comms_logger.enabled) check(ds_zero_comm_summary(t.zero, comms_line, NULL));
-    if (r.stop) {
-        if (t.rank == 0)
-            fprintf(stderr, "stopped by a signal after step %lld%s%s\n", (long long)r.step,
-                    t.o.save ? "; saved in " : "; nothing saved (no --save)", t.o.save ? t.o.save : "");
-    } else {
+    if (!r.stop) {
         if (!t.o.eval_every || t.o.steps % t.o.eval_every || !done) held_out(&held);
         if (!done) r.loss = (double)NAN; /* no step was left to take */
         if (t.rank == 0 && !t.o.quiet && !done)
@@ -1017,10 +1023,13 @@ int main(int argc, char **argv) {
         else if (t.rank == 0 && !t.o.quiet)
             printf("final loss %.17g (%a), validation loss %.4f, unigram entropy %.4f nats\n", r.loss, r.loss, held,
                    unigram);
-        generate();
+        r.stop = !generate();
         write_summary(done > 1 ? measured / (double)(done - 1) : 0.0, r.loss, held, unigram);
         write_curve();
     }
+    if (r.stop && t.rank == 0)
+        fprintf(stderr, "stopped by a signal after step %lld%s%s\n", (long long)ds_zero_steps(t.zero),
+                t.o.save ? "; saved in " : "; nothing saved (no --save)", t.o.save ? t.o.save : "");
     ds_monitor_destroy(t.monitor);
     ds_zero_destroy(t.zero);
     ds_comm_destroy(t.comm);

@@ -208,6 +208,19 @@ for signal in INT TERM; do
     same "SIG$signal: bits after step ${at:-none}" "$(final resumed.summary)" "$(final straight.summary)"
     clean "SIG$signal"
 done
+# after the last step, while text is generated (it would take hours): all ranks end, and what follows is written
+background --steps 2 --generate 100000000 --save generated --summary generated.summary
+for _ in $(seq 200); do
+    grep -q '^step *2' err && break
+    sleep 0.05
+done
+sleep 0.5
+kill -INT $started
+wait $started
+check $? "a signal while text is generated: exit status 0" err
+grep -q '^stopped by a signal after step 2; saved in generated$' err && [[ -s generated.summary ]]
+check $? "and a sentence, and the summary" err
+clean "a signal while text is generated"
 background --steps 100000
 kill -TERM $started
 wait $started

@@ -1,7 +1,8 @@
 #!/bin/sh
-# Finds the optional parts by compiling a probe for each; prints make variables, and a table on stderr.
-# environment: CC, and LIBAIO=0 BLAS=0 MPI=0 to leave a part out
+# Finds the optional parts by compiling a probe for each; writes make variables into a file, and a table on stderr when the
+# file was not there or changes. usage: probe.sh FILE; environment: CC, CXX, and LIBAIO=0 BLAS=0 MPI=0 to leave a part out
 set -u
+to=$1
 CC=${CC:-cc}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
@@ -11,8 +12,8 @@ try() { # try NAME 'source' flags...
     "$CC" -o "$scratch/p" "$scratch/p.c" "$@" >/dev/null 2>&1
 }
 flags='' libs=''
-row() { printf '  %-10s %s\n' "$1" "$2" >&2; }
-echo "optional parts:" >&2
+row() { printf '  %-10s %s\n' "$1" "$2" >>"$scratch/table"; }
+echo "optional parts:" >"$scratch/table"
 if [ "${LIBAIO:-1}" = 0 ]; then
     flags="$flags -DDS_OFFLOAD_USE_LIBAIO=0"
     row libaio "left out: the kernel's own system calls serve instead"
@@ -40,8 +41,18 @@ fi
 row MPI "${mpicc:-no}"
 nvcc=$(command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/dev/null || true)
 row nvcc "${nvcc:-no}"
-echo "FEATURE_FLAGS := $flags"
-echo "FEATURE_LIBS := $libs"
-echo "MPICC := $mpicc"
-echo "MPIRUN := $mpirun"
-echo "NVCC := $nvcc"
+cxx=''
+printf 'int main() { return 0; }\n' >"$scratch/p.cc"
+"${CXX:-c++}" -o "$scratch/p" "$scratch/p.cc" >/dev/null 2>&1 && cxx=yes
+row C++ "${cxx:-no}"
+{
+    echo "FEATURE_FLAGS := $flags"
+    echo "FEATURE_LIBS := $libs"
+    echo "MPICC := $mpicc"
+    echo "MPIRUN := $mpirun"
+    echo "NVCC := $nvcc"
+    echo "CXX_FOUND := $cxx"
+} >"$scratch/features.mk"
+cmp -s "$scratch/features.mk" "$to" && exit 0
+cat "$scratch/table" >&2
+mv "$scratch/features.mk" "$to"

@@ -152,6 +152,7 @@ status run_killed 137 "$ds" run -n 2 sh -c '[ "$RANK" = 0 ] && kill -9 $$; sleep
 status run_no_program 127 "$ds" run -n 1 "$scratch/no-such-program"
 status run_missing 2 "$ds" run -n 2
 status run_zero 2 "$ds" run -n 0 true
+status run_without_n 2 "$ds" run true
 # a signal is passed on once to every rank; their status comes back
 "$ds" run -n 2 bash -c 'trap "echo got >>'"$scratch"'/got; exit 5" TERM; echo ready >>'"$scratch"'/ready; while :; do sleep 0.1; done' 2>/dev/null &
 pid=$!
