@@ -1109,9 +1109,9 @@ typedef struct dsi_optim_simd {
     void (*lamb)(const ds_optim_constants *k, const dsi_optim_feed *f, float *p, const float *m, const float *v,
                  float a, size_t n);
     void (*moments)(const ds_optim_constants *k, const float *grad, float *m, float *v, size_t n);
-    // moments, and trust of what they came to
-    void (*turn)(const ds_optim_constants *k, const float *grad, float *u, const float *p, float *m, float *v,
-                 size_t n);
+    // moments, and the sums of squares of p and of what trust would give
+    void (*measure)(const ds_optim_constants *k, const dsi_optim_feed *f, const float *p, float *m, float *v, size_t n,
+                    double sums[2]);
     void (*trust)(const ds_optim_constants *k, float *u, const float *p, const float *m, const float *v, size_t n);
     void (*axpy)(float *y, const float *x, float a, size_t n);         // y = x * a + y
     void (*mix)(float *y, const float *x, float a, float b, size_t n); // y = x * a + y * b
@@ -1183,6 +1183,26 @@ static void dsi_optim_tile_x1(const float *a, const float *b, size_t k, float *c
     for (size_t l = 0; l < k; l++)
         for (size_t i = 0; i < 6; i++)
             for (size_t j = 0; j < 8; j++) c[i * 8 + j] = fmaf(a[l * 6 + i], b[l * 8 + j], c[i * 8 + j]);
+}
+
+static void dsi_optim_measure_from(const ds_optim_constants *k, const dsi_optim_feed *f, const float *weights,
+                                   float *moment, float *variance, size_t i, size_t n, double lanes[2][16]) {
+    const ds_optim_constants c = *k;
+    for (size_t at = 0; i < n; i++, at++) {
+        float g = dsi_optim_x1_grad(f, i), p = weights[i], m = moment[i], v = variance[i], u;
+        DSI_OPTIM_MOMENTS(x1, g, m, v)
+        moment[i] = m;
+        variance[i] = v;
+        DSI_OPTIM_TRUST(x1, u, p, m, v)
+        lanes[0][at % 16] += (double)p * (double)p;
+        lanes[1][at % 16] += (double)u * (double)u;
+    }
+}
+static void dsi_optim_measure_x1(const ds_optim_constants *k, const dsi_optim_feed *f, const float *weights,
+                                 float *moment, float *variance, size_t n, double sums[2]) {
+    double lanes[2][16] = {{0}, {0}};
+    dsi_optim_measure_from(k, f, weights, moment, variance, 0, n, lanes);
+    sums[0] = dsi_optim_fold(lanes[0]), sums[1] = dsi_optim_fold(lanes[1]);
 }
 
 // The elementwise kernels of a level; what is left of a vector's width goes to x1.
@@ -1284,23 +1304,6 @@ static void dsi_optim_tile_x1(const float *a, const float *b, size_t k, float *c
         const dsi_optim_feed rest = dsi_optim_feed_at(&f, i);                                                          \
         if (i < n) dsi_optim_lamb_x1(k, &rest, weights + i, moment + i, variance + i, a, n - i);                       \
     }                                                                                                                  \
-    TARGET static void dsi_optim_turn_##L(const ds_optim_constants *k, const float *grad, float *update,               \
-                                          const float *weights, float *moment, float *variance, size_t n) {            \
-        const ds_optim_constants c = *k;                                                                               \
-        size_t i = 0;                                                                                                  \
-        DSI_OPTIM_EACH(L) {                                                                                            \
-            dsi_optim_##L##_ahead(grad + i), dsi_optim_##L##_ahead(weights + i), dsi_optim_##L##_ahead(moment + i),    \
-                dsi_optim_##L##_ahead(variance + i);                                                                   \
-            dsi_optim_##L##_t g = dsi_optim_##L##_load(grad + i), p = dsi_optim_##L##_load(weights + i);               \
-            dsi_optim_##L##_t m = dsi_optim_##L##_load(moment + i), v = dsi_optim_##L##_load(variance + i), u;         \
-            DSI_OPTIM_MOMENTS(L, g, m, v)                                                                              \
-            dsi_optim_##L##_store(moment + i, m);                                                                      \
-            dsi_optim_##L##_store(variance + i, v);                                                                    \
-            DSI_OPTIM_TRUST(L, u, p, m, v)                                                                             \
-            dsi_optim_##L##_store(update + i, u);                                                                      \
-        }                                                                                                              \
-        if (i < n) dsi_optim_turn_x1(k, grad + i, update + i, weights + i, moment + i, variance + i, n - i);           \
-    }                                                                                                                  \
     TARGET static void dsi_optim_moments_##L(const ds_optim_constants *k, const float *grad, float *moment,            \
                                              float *variance, size_t n) {                                              \
         const ds_optim_constants c = *k;                                                                               \
@@ -1351,9 +1354,9 @@ static void dsi_optim_tile_x1(const float *a, const float *b, size_t k, float *c
         if (i < n) dsi_optim_add_x1(y + i, x + i, n - i);                                                              \
     }                                                                                                                  \
     static const dsi_optim_simd dsi_optim_##L = {                                                                      \
-        DSI_OPTIM_LEVEL_##L,  DSI_OPTIM_TILE_##L, dsi_optim_adam_##L,    dsi_optim_sgd_##L,  dsi_optim_adagrad_##L,    \
-        dsi_optim_lion_##L,   dsi_optim_lamb_##L, dsi_optim_moments_##L, dsi_optim_turn_##L, dsi_optim_trust_##L,      \
-        dsi_optim_axpy_##L,   dsi_optim_mix_##L,  dsi_optim_add_##L,     dsi_optim_norm_##L, dsi_optim_widen_##L,      \
+        DSI_OPTIM_LEVEL_##L,  DSI_OPTIM_TILE_##L, dsi_optim_adam_##L,    dsi_optim_sgd_##L,     dsi_optim_adagrad_##L, \
+        dsi_optim_lion_##L,   dsi_optim_lamb_##L, dsi_optim_moments_##L, dsi_optim_measure_##L, dsi_optim_trust_##L,   \
+        dsi_optim_axpy_##L,   dsi_optim_mix_##L,  dsi_optim_add_##L,     dsi_optim_norm_##L,    dsi_optim_widen_##L,   \
         dsi_optim_narrow_##L, dsi_optim_tile_##L};
 
 #define DSI_OPTIM_LEVEL_x1  DS_OPTIM_LEVEL_SCALAR
@@ -1364,6 +1367,39 @@ static void dsi_optim_tile_x1(const float *a, const float *b, size_t k, float *c
 #define DSI_OPTIM_TILE_x16  32
 
 DSI_OPTIM_LEVEL(x1, )
+
+// LAMB's first pass in vectors: one step of a level's width, and sixteen elements, a round of the lanes, at a time.
+#define DSI_OPTIM_MEASURE_AT(L, at, half)                                                                              \
+    {                                                                                                                  \
+        dsi_optim_##L##_ahead_of(f, at), dsi_optim_##L##_ahead(weights + (at)), dsi_optim_##L##_ahead(moment + (at)),  \
+            dsi_optim_##L##_ahead(variance + (at));                                                                    \
+        dsi_optim_##L##_t g = dsi_optim_##L##_grad(&f, at), p = dsi_optim_##L##_load(weights + (at));                  \
+        dsi_optim_##L##_t m = dsi_optim_##L##_load(moment + (at)), v = dsi_optim_##L##_load(variance + (at)), u;       \
+        DSI_OPTIM_MOMENTS(L, g, m, v)                                                                                  \
+        dsi_optim_##L##_store(moment + (at), m);                                                                       \
+        dsi_optim_##L##_store(variance + (at), v);                                                                     \
+        DSI_OPTIM_TRUST(L, u, p, m, v)                                                                                 \
+        dsi_optim_##L##_square(squares[0] + (half), p);                                                                \
+        dsi_optim_##L##_square(squares[1] + (half), u);                                                                \
+    }
+#define DSI_OPTIM_MEASURE_x8  DSI_OPTIM_MEASURE_AT(x8, i, 0) DSI_OPTIM_MEASURE_AT(x8, i + 8, 2)
+#define DSI_OPTIM_MEASURE_x16 DSI_OPTIM_MEASURE_AT(x16, i, 0)
+#define DSI_OPTIM_MEASURE(L, TARGET, SUMS)                                                                             \
+    TARGET static void dsi_optim_measure_##L(const ds_optim_constants *k, const dsi_optim_feed *feed,                  \
+                                             const float *weights, float *moment, float *variance, size_t n,           \
+                                             double sums[2]) {                                                         \
+        const ds_optim_constants c = *k;                                                                               \
+        const dsi_optim_feed f = *feed;                                                                                \
+        SUMS squares[2][4] = {{{0}, {0}, {0}, {0}}, {{0}, {0}, {0}, {0}}};                                             \
+        double lanes[2][16];                                                                                           \
+        size_t i = 0;                                                                                                  \
+        for (; n - i >= 16; i += 16) {                                                                                 \
+            DSI_OPTIM_MEASURE_##L                                                                                      \
+        }                                                                                                              \
+        dsi_optim_##L##_lanes(lanes[0], squares[0]), dsi_optim_##L##_lanes(lanes[1], squares[1]);                      \
+        dsi_optim_measure_from(k, &f, weights, moment, variance, i, n, lanes);                                         \
+        sums[0] = dsi_optim_fold(lanes[0]), sums[1] = dsi_optim_fold(lanes[1]);                                        \
+    }
 
 #if DSI_OPTIM_X86
 #define DSI_OPTIM_AVX2   __attribute__((target("avx2,fma,f16c")))
@@ -1394,21 +1430,24 @@ DSI_OPTIM_AVX2 static inline void dsi_optim_x8_give(const dsi_optim_feed *f, siz
     _mm_storeu_si128(out,
                      f->out_dtype == DS_F16 ? _mm256_cvtps_ph(p, _MM_FROUND_TO_NEAREST_INT) : dsi_optim_bf16_x8(p));
 }
+DSI_OPTIM_AVX2 static inline void dsi_optim_x8_square(__m256d *sums, __m256 x) {
+    const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(x)), high = _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1));
+    sums[0] = _mm256_fmadd_pd(low, low, sums[0]), sums[1] = _mm256_fmadd_pd(high, high, sums[1]);
+}
+DSI_OPTIM_AVX2 static inline void dsi_optim_x8_lanes(double *lane, const __m256d *sums) {
+    for (int i = 0; i < 4; i++) _mm256_storeu_pd(lane + 4 * i, sums[i]);
+}
 DSI_OPTIM_AVX2 static double dsi_optim_norm_x8(const dsi_optim_feed *feed, size_t n) {
     const dsi_optim_feed f = *feed;
-    __m256d s0 = _mm256_setzero_pd(), s1 = s0, s2 = s0, s3 = s0, d;
+    __m256d sums[4] = {{0}, {0}, {0}, {0}};
     double lane[16];
     size_t i = 0;
     for (; n - i >= 16; i += 16) {
-        const __m256 x = dsi_optim_x8_grad(&f, i), y = dsi_optim_x8_grad(&f, i + 8);
         dsi_optim_x8_ahead_of(f, i);
-        d = _mm256_cvtps_pd(_mm256_castps256_ps128(x)), s0 = _mm256_fmadd_pd(d, d, s0);
-        d = _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)), s1 = _mm256_fmadd_pd(d, d, s1);
-        d = _mm256_cvtps_pd(_mm256_castps256_ps128(y)), s2 = _mm256_fmadd_pd(d, d, s2);
-        d = _mm256_cvtps_pd(_mm256_extractf128_ps(y, 1)), s3 = _mm256_fmadd_pd(d, d, s3);
+        dsi_optim_x8_square(sums, dsi_optim_x8_grad(&f, i));
+        dsi_optim_x8_square(sums + 2, dsi_optim_x8_grad(&f, i + 8));
     }
-    _mm256_storeu_pd(lane, s0), _mm256_storeu_pd(lane + 4, s1);
-    _mm256_storeu_pd(lane + 8, s2), _mm256_storeu_pd(lane + 12, s3);
+    dsi_optim_x8_lanes(lane, sums);
     dsi_optim_norm_from(lane, &f, i, n);
     return dsi_optim_fold(lane);
 }
@@ -1500,19 +1539,24 @@ DSI_OPTIM_AVX512 static inline void dsi_optim_x16_give(const dsi_optim_feed *f, 
     _mm256_storeu_si256(out,
                         f->out_dtype == DS_F16 ? _mm512_cvtps_ph(p, _MM_FROUND_TO_NEAREST_INT) : dsi_optim_bf16_x16(p));
 }
+DSI_OPTIM_AVX512 static inline void dsi_optim_x16_square(__m512d *sums, __m512 x) {
+    const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(x));
+    const __m512d high = _mm512_cvtps_pd(_mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x), 1)));
+    sums[0] = _mm512_fmadd_pd(low, low, sums[0]), sums[1] = _mm512_fmadd_pd(high, high, sums[1]);
+}
+DSI_OPTIM_AVX512 static inline void dsi_optim_x16_lanes(double *lane, const __m512d *sums) {
+    _mm512_storeu_pd(lane, sums[0]), _mm512_storeu_pd(lane + 8, sums[1]);
+}
 DSI_OPTIM_AVX512 static double dsi_optim_norm_x16(const dsi_optim_feed *feed, size_t n) {
     const dsi_optim_feed f = *feed;
-    __m512d s0 = _mm512_setzero_pd(), s1 = s0, d;
+    __m512d sums[2] = {{0}, {0}};
     double lane[16];
     size_t i = 0;
     for (; n - i >= 16; i += 16) {
-        const __m512 x = dsi_optim_x16_grad(&f, i);
         dsi_optim_x16_ahead_of(f, i);
-        d = _mm512_cvtps_pd(_mm512_castps512_ps256(x)), s0 = _mm512_fmadd_pd(d, d, s0);
-        d = _mm512_cvtps_pd(_mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x), 1))),
-        s1 = _mm512_fmadd_pd(d, d, s1);
+        dsi_optim_x16_square(sums, dsi_optim_x16_grad(&f, i));
     }
-    _mm512_storeu_pd(lane, s0), _mm512_storeu_pd(lane + 8, s1);
+    dsi_optim_x16_lanes(lane, sums);
     dsi_optim_norm_from(lane, &f, i, n);
     return dsi_optim_fold(lane);
 }
@@ -1546,7 +1590,9 @@ DSI_OPTIM_AVX512 static void dsi_optim_narrow_x16(void *to, ds_dtype dtype, cons
 }
 DSI_OPTIM_TILE(x8, DSI_OPTIM_AVX2)
 DSI_OPTIM_TILE(x16, DSI_OPTIM_AVX512)
+DSI_OPTIM_MEASURE(x8, DSI_OPTIM_AVX2, __m256d)
 DSI_OPTIM_LEVEL(x8, DSI_OPTIM_AVX2)
+DSI_OPTIM_MEASURE(x16, DSI_OPTIM_AVX512, __m512d)
 DSI_OPTIM_LEVEL(x16, DSI_OPTIM_AVX512)
 #if !defined(__clang__)
 #pragma GCC diagnostic pop
@@ -1790,11 +1836,8 @@ static void dsi_optim_fed_lion(const ds_optim_pass *pass, const dsi_optim_feed *
 // LAMB (You et al. 2020): the direction's length is set to the weights', tensor by tensor.
 static void dsi_optim_measure_lamb(const ds_optim_pass *pass, const float *grad, const float *master,
                                    float *const *state, size_t count, double sums[2]) {
-    const ds_optim_constants *k = dsi_optim_k(pass);
-    float direction[DS_GRAIN];
-    k->simd->turn(k, grad, direction, master, state[0], state[1], count);
-    sums[0] = dsi_optim_squares(k->simd, master, count);
-    sums[1] = dsi_optim_squares(k->simd, direction, count);
+    const dsi_optim_feed f = dsi_optim_feed_of(grad);
+    dsi_optim_k(pass)->simd->measure(dsi_optim_k(pass), &f, master, state[0], state[1], count, sums);
 }
 static double dsi_optim_trust_ratio(const ds_optim_params *p, const double norm[2]) {
     double ratio = norm[0] / norm[1];
@@ -2818,7 +2861,9 @@ static void dsi_optim_grain(const dsi_optim_job *job, const ds_optim_slice *s, s
     }
     pass.begin = s->begin + at;
     for (size_t k = 0; k < item->state_count; k++) state[k] = s->state[k] + at;
-    if (job->what == DSI_OPTIM_MEASURE) {
+    if (job->what == DSI_OPTIM_MEASURE && item->entry) // LAMB's, which takes the gradient as it is
+        o->simd->measure(item->constants, &f, s->master + at, state[0], state[1], n, sums);
+    else if (job->what == DSI_OPTIM_MEASURE) {
         const float *grad = dsi_optim_grad(o->simd, f.grad, f.grad_dtype, factor, n, buffer);
         item->table->measure(&pass, grad, s->master + at, state, n, sums);
     } else if (dsi_optim_is(o, DSI_OPTIM_ONE_BIT) && o->step == 0) { // that step only counts
