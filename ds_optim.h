@@ -3523,6 +3523,10 @@ DS_API int64_t ds_optim_schedule_count(const ds_optim *o) {
 #undef DSI_OPTIM_TILE_x1
 #undef DSI_OPTIM_TILE_x8
 #undef DSI_OPTIM_TILE_x16
+#undef DSI_OPTIM_MEASURE
+#undef DSI_OPTIM_MEASURE_AT
+#undef DSI_OPTIM_MEASURE_x8
+#undef DSI_OPTIM_MEASURE_x16
 #undef DSI_OPTIM_AVX2
 #undef DSI_OPTIM_AVX512
 
