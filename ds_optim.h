@@ -309,6 +309,7 @@ typedef struct ds_optim_slice {
     ds_dtype grad_dtype;      /* DS_F32, DS_F16, DS_BF16 */
     void *weights16;          /* receives the new weights in 16 bits; may be NULL */
     ds_dtype weights16_dtype; /* DS_F16, DS_BF16 */
+    bool on_host;             /* with kernels: host memory, which the CPU updates; all slices of a call alike */
 } ds_optim_slice;
 
 /* What an optimizer must see of a tensor at once. */
@@ -453,7 +454,8 @@ typedef struct ds_optim_desc {
     ds_optim_average average;
     ds_optim_gemm gemm;
     const float *const *masks;       /* 1-bit family: exp_avg_mask per tensor, whole, the caller's; may be NULL */
-    const ds_optim_kernels *kernels; /* Adam, AdamW, SGD, Adagrad, Lion, Lamb: slices are device memory */
+    const ds_optim_kernels *kernels; /* Adam, AdamW, SGD, Adagrad, Lion, Lamb: slices are device memory unless they say
+                                        on_host */
     const ds_device *device;         /* with kernels, for Lamb: where its sums are kept */
     ds_allocator allocator;
     ds_logger logger;
@@ -2821,6 +2823,8 @@ static ds_status dsi_optim_check_slices(ds_optim *o, const char *call, const ds_
             wrong = "has a gradient that is not fp32, fp16 or bf16";
         else if (s->weights16 && s->weights16_dtype != DS_F16 && s->weights16_dtype != DS_BF16)
             wrong = "has weights16 that are not fp16 or bf16";
+        else if (s->on_host != slices[0].on_host)
+            wrong = "and the first are not both of host memory";
         for (size_t k = 0; !wrong && k < item->state_count; k++)
             if (s->count && !s->state[k]) wrong = "lacks a state";
         if (wrong)
@@ -2937,6 +2941,9 @@ static ds_status dsi_optim_whole(ds_optim *o, const ds_optim_slice *s) {
     return status;
 }
 
+static bool dsi_optim_takes_kernels(const ds_optim *o, const ds_optim_slice *slices, size_t count) {
+    return o->desc.kernels && count && !slices[0].on_host;
+}
 // Slices that share constants are one call of the table.
 static ds_status dsi_optim_on_device(ds_optim *o, ds_optim_rule rule, const ds_optim_slice *slices, size_t count,
                                      void *stream) {
@@ -2987,7 +2994,7 @@ DS_API ds_status ds_optim_measure_on(ds_optim *o, const ds_optim_slice *slices, 
             return dsi_fail(&o->error, DS_ERR_STATE, "ds_optim_measure: \"%s\" needs no norms",
                             o->items[slices[i].tensor].tensor.name);
     if (o->combined) return dsi_fail(&o->error, DS_ERR_STATE, "ds_optim_measure: norms were combined already");
-    if (o->desc.kernels) return dsi_optim_measure_on_device(o, slices, count, stream);
+    if (dsi_optim_takes_kernels(o, slices, count)) return dsi_optim_measure_on_device(o, slices, count, stream);
     if (dsi_optim_is(o, DSI_OPTIM_ONE_BIT) && o->step == 0) return DS_OK;
     dsi_optim_run(o, DSI_OPTIM_MEASURE, 0, slices, count);
     for (size_t i = 0; i < count; i++)
@@ -3043,7 +3050,7 @@ DS_API ds_status ds_optim_apply_on(ds_optim *o, const ds_optim_slice *slices, si
         if (o->items[slices[i].tensor].table->measure && !o->combined)
             return dsi_fail(&o->error, DS_ERR_STATE, "ds_optim_apply: \"%s\" needs ds_optim_measure and combine first",
                             o->items[slices[i].tensor].tensor.name);
-    if (o->desc.kernels)
+    if (dsi_optim_takes_kernels(o, slices, count))
         return dsi_optim_on_device(o, (ds_optim_rule)dsi_optim_rule_of(o->entry), slices, count, stream);
     dsi_optim_run(o, DSI_OPTIM_UPDATE, 0, slices, count);
     for (size_t i = 0; i < count && !status; i++)

@@ -345,8 +345,9 @@ typedef struct ds_zero_desc {
     size_t
         limit[DS_ZERO_TIERS]; /* bytes that this rank may hold in each tier; 0: no limit. A plan beyond it is refused */
     size_t gradient_buffers;  /* of ds_zero_grad_buffer that the model holds at once; more are allocated as needed */
-    const ds_optim_table *optimizer;                          /* the client's own; NULL: optimizer.type */
-    const ds_optim_kernels *kernels;                          /* NULL: CPU */
+    const ds_optim_table *optimizer; /* the client's own; NULL: optimizer.type */
+    const ds_device *device; /* the GPU of this rank, every member set; NULL: host memory plays its part. Copied */
+    const ds_optim_kernels *kernels;                          /* with device: its kernels, every member set; copied */
     double (*schedule)(void *ctx, int64_t step, double base); /* the client's own learning rate of optimizer step
                                                                  0, 1, ...; NULL: scheduler.type */
     void *schedule_ctx;
@@ -753,8 +754,9 @@ DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers
 
 // >>structs
 
-#define DSI_ZERO_ALIGN  4096  /* of every tensor memory: a page, and one block of O_DIRECT */
-#define DSI_ZERO_CHUNK  65536 /* elements that pass through the scratch buffer at a time */
+#define DSI_ZERO_ALIGN  4096       /* of every tensor memory: a page, and one block of O_DIRECT */
+#define DSI_ZERO_CHUNK  65536      /* elements that pass through the scratch buffer at a time */
+#define DSI_ZERO_STAGE  (1u << 22) /* most elements of a sub-group that passes between a GPU and the host */
 #define DSI_ZERO_DIRECT 65536 /* a tensor of so many elements is gathered in place, smaller ones are packed together */
 #define DSI_ZERO_NONE   SIZE_MAX
 #define DSI_ZERO_GROUP  256                       /* values that share one scale in quantized messages */
@@ -807,6 +809,7 @@ typedef struct dsi_zero_param {
     int given;
     char *stash; /* a gradient that came before its bucket was open, in the wire type */
     char *lent;  /* memory that the model writes a gradient to, in the parameter's type */
+    void *ready; /* on a GPU: an event, of the copy of the own part to its place */
 } dsi_zero_param;
 
 typedef struct dsi_zero_bucket {
@@ -847,6 +850,14 @@ typedef struct dsi_zero_buffer {
     ds_offload_ticket ticket; /* 0: free */
 } dsi_zero_buffer;
 
+/* On a GPU: room on the side that updates a sub-group (0 the host, 1 the device) for what lives on the other one: its
+   parameters, then its gradients. Two take turns, each with a stream for its copies. */
+typedef struct dsi_zero_stage {
+    char *side[2];
+    char *half; /* DSI_ZERO_CHUNK elements of a gradient on its way to the host */
+    void *stream;
+} dsi_zero_stage;
+
 typedef struct dsi_zero_lane {
     char *memory;
     ds_offload_ticket ticket; /* of a write; 0: none */
@@ -863,6 +874,19 @@ struct ds_zero {
     ds_offload_aio aio;
     void (*event)(void *ctx, const char *tag, double value, int64_t samples);
     void *event_ctx;
+
+    bool gpu; /* the tier of computation is a device's memory */
+    ds_device device;
+    ds_optim_kernels kernels;
+    bool updates;            /* the kernels have this optimizer */
+    bool acc_down;           /* gradients accumulate off the device */
+    void *stream, *fetching; /* the engine's own: gradients and updates; parameters on their way to be whole */
+    void *caller;            /* stream of the last call that gave one */
+    void *mark;              /* an event */
+    dsi_zero_stage stages[2];
+    size_t side_bytes[2], side_grad[2]; /* of a stage's side; where gradients begin in it */
+    double *norm_device;                /* (own_grains) */
+    float *part_device;                 /* (DSI_ZERO_CHUNK) of a gradient that is scaled on its way in */
 
     ds_comm *comm;          /* NULL: one rank */
     ds_comm *node, *across; /* ZeRO++: the ranks of this node, those of the same place in each; NULL: one node */
@@ -931,7 +955,8 @@ struct ds_zero {
     uint64_t *arrival;                            /* (n_train): parameters as their gradients completed */
     size_t n_arrived;
     bool reordered;
-    char *pool;       /* stashes not in use: a list through their first bytes */
+    char **pool; /* (2 n_train): stashes not in use */
+    size_t n_pooled;
     size_t n_stashes; /* made at create */
 
     /* stage 3 */
@@ -996,8 +1021,9 @@ static ds_status dsi_zero_fail(ds_zero *z, ds_status status, const char *format,
     return status;
 }
 
-/* An error from which the ranks cannot come back together. */
+/* An error from which the ranks cannot come back together. The first one stays. */
 static ds_status dsi_zero_die(ds_zero *z, ds_status status, const char *what, const char *why) {
+    if (z->dead) return z->error.status;
     dsi_zero_fail(z, status, "%s: %s; the engine cannot go on", what, why);
     z->dead = true;
     if (z->comm) ds_comm_abort(z->comm, z->error.message);
@@ -1014,16 +1040,36 @@ static ds_status dsi_zero_comm_failed(ds_zero *z, const char *doing, const char 
     return dsi_zero_failed_on(z, z->comm, doing, name);
 }
 
+/* On a GPU what the engine itself works with is in host memory. */
+static ds_zero_tier dsi_zero_near(const ds_zero *z) {
+    return z->gpu ? DS_ZERO_HOST : DS_ZERO_DEVICE;
+}
+static ds_zero_tier dsi_zero_acc_tier(const ds_zero *z) {
+    bool down = z->gpu ? z->acc_down : z->state_tier != DS_ZERO_DEVICE;
+    return down ? DS_ZERO_HOST : DS_ZERO_DEVICE;
+}
+
 static void dsi_zero_count(ds_zero *z, ds_zero_class c, ds_zero_tier t, size_t bytes) {
     z->now.bytes[c][t] += bytes;
     if (z->now.bytes[c][t] > z->peak.bytes[c][t]) z->peak.bytes[c][t] = z->now.bytes[c][t];
 }
 
+/* Host memory that a GPU copies from and to: all buffers, and what pin_memory names. */
+static bool dsi_zero_pinned(const ds_zero *z, ds_zero_class c, ds_zero_tier t) {
+    if (!z->gpu || t != DS_ZERO_HOST || c == DS_ZERO_BOOKKEEPING) return false;
+    return c == DS_ZERO_BUCKETS || (c == DS_ZERO_PARAMS ? z->pin_params : z->pin_states);
+}
+
 static void *dsi_zero_get(ds_zero *z, ds_zero_class c, ds_zero_tier t, size_t bytes) {
-    void *memory;
+    void *memory = NULL;
     if (bytes == 0) return NULL;
     z->allocations++;
-    memory = dsi_alloc_aligned(&z->allocator, bytes, c == DS_ZERO_BOOKKEEPING ? 16 : DSI_ZERO_ALIGN);
+    if (z->gpu && t == DS_ZERO_DEVICE)
+        memory = z->device.alloc(z->device.ctx, bytes, &memory) ? NULL : memory;
+    else if (dsi_zero_pinned(z, c, t))
+        memory = z->device.pinned_alloc(z->device.ctx, bytes, &memory) ? NULL : memory;
+    else
+        memory = dsi_alloc_aligned(&z->allocator, bytes, c == DS_ZERO_BOOKKEEPING ? 16 : DSI_ZERO_ALIGN);
     if (memory) dsi_zero_count(z, c, t, bytes);
     return memory;
 }
@@ -1031,18 +1077,109 @@ static void *dsi_zero_get(ds_zero *z, ds_zero_class c, ds_zero_tier t, size_t by
 static void dsi_zero_put(ds_zero *z, ds_zero_class c, ds_zero_tier t, void *memory, size_t bytes) {
     if (!memory) return;
     z->now.bytes[c][t] -= bytes;
-    dsi_release_aligned(&z->allocator, memory, bytes, c == DS_ZERO_BOOKKEEPING ? 16 : DSI_ZERO_ALIGN);
+    if (z->gpu && t == DS_ZERO_DEVICE)
+        z->device.release(z->device.ctx, memory, bytes);
+    else if (dsi_zero_pinned(z, c, t))
+        z->device.pinned_release(z->device.ctx, memory, bytes);
+    else
+        dsi_release_aligned(&z->allocator, memory, bytes, c == DS_ZERO_BOOKKEEPING ? 16 : DSI_ZERO_ALIGN);
 }
 
 static void *dsi_zero_table(ds_zero *z, size_t count, size_t each) {
     size_t bytes = dsi_mul(count, each);
-    void *memory = dsi_zero_get(z, DS_ZERO_BOOKKEEPING, DS_ZERO_DEVICE, bytes);
+    void *memory = dsi_zero_get(z, DS_ZERO_BOOKKEEPING, dsi_zero_near(z), bytes);
     if (memory) memset(memory, 0, bytes);
     return memory;
 }
 
 static void dsi_zero_untable(ds_zero *z, void *memory, size_t count, size_t each) {
-    dsi_zero_put(z, DS_ZERO_BOOKKEEPING, DS_ZERO_DEVICE, memory, dsi_mul(count, each));
+    dsi_zero_put(z, DS_ZERO_BOOKKEEPING, dsi_zero_near(z), memory, dsi_mul(count, each));
+}
+
+// >>device: what happens to memory of the tier of computation. Each is a plain loop on host memory, or ordered on a stream
+// of the GPU and perhaps not done at return. What fails there kills the engine, and the call under way says so at its end.
+
+static ds_status dsi_zero_ended(const ds_zero *z, ds_status status) {
+    return !status && z->dead ? z->error.status : status;
+}
+static void dsi_zero_said(ds_zero *z, ds_status status, const char *doing) {
+    char what[64];
+    if (!status) return;
+    snprintf(what, sizeof what, "rank %d: %s on the GPU", z->rank, doing);
+    dsi_zero_die(z, status, what, z->device.describe ? z->device.describe(z->device.ctx) : "failed");
+}
+static void dsi_zero_copy(ds_zero *z, void *to, const void *from, size_t bytes, void *stream) {
+    if (bytes == 0 || z->dead) return;
+    if (z->gpu)
+        dsi_zero_said(z, z->device.copy(z->device.ctx, to, from, bytes, stream), "copy");
+    else
+        memcpy(to, from, bytes);
+}
+static void dsi_zero_sync(ds_zero *z, void *stream) {
+    if (z->gpu && !z->dead) dsi_zero_said(z, z->device.synchronize(z->device.ctx, stream), "work");
+}
+/* Between memory of any kind; done at return. */
+static void dsi_zero_copy_now(ds_zero *z, void *to, const void *from, size_t bytes) {
+    dsi_zero_copy(z, to, from, bytes, z->stream);
+    dsi_zero_sync(z, z->stream);
+}
+static void dsi_zero_clear(ds_zero *z, void *memory, size_t bytes, void *stream) {
+    if (bytes == 0 || z->dead) return;
+    if (z->gpu)
+        dsi_zero_said(z, z->device.fill(z->device.ctx, memory, 0, bytes, stream), "fill");
+    else
+        memset(memory, 0, bytes);
+}
+/* What is ordered on stream `then` from now on comes after what is on `first`. */
+static void dsi_zero_follow(ds_zero *z, void *first, void *then) {
+    ds_status status;
+    if (!z->gpu || z->dead || first == then) return;
+    status = z->device.event_record(z->device.ctx, z->mark, first);
+    dsi_zero_said(z, status ? status : z->device.event_wait(z->device.ctx, z->mark, then), "order");
+}
+/* `gpu` says where the memory of the next four is. */
+static void dsi_zero_cast(ds_zero *z, bool gpu, void *to, ds_dtype t, const void *from, ds_dtype f, size_t count) {
+    if (!gpu)
+        (void)ds_optim_cast(to, t, from, f, count);
+    else if (count && !z->dead)
+        dsi_zero_said(z, z->kernels.cast(z->kernels.ctx, to, t, from, f, count, z->stream), "cast");
+}
+static void dsi_zero_accumulate(ds_zero *z, bool gpu, void *to, ds_dtype t, const void *from, ds_dtype f, size_t n) {
+    if (!gpu)
+        (void)ds_optim_accumulate(to, t, from, f, n);
+    else if (n && !z->dead)
+        dsi_zero_said(z, z->kernels.accumulate(z->kernels.ctx, to, t, from, f, n, z->stream), "accumulation");
+}
+static void dsi_zero_scale(ds_zero *z, bool gpu, float *x, float factor, size_t count) {
+    if (!gpu)
+        (void)ds_optim_scale(x, DS_F32, factor, count);
+    else if (count && !z->dead)
+        dsi_zero_said(z, z->kernels.scale(z->kernels.ctx, x, DS_F32, factor, count, z->stream), "scaling");
+}
+static void dsi_zero_norms(ds_zero *z, bool gpu, const void *grad, ds_dtype dtype, size_t count, double *per_grain) {
+    if (!gpu)
+        ds_optim_norm_grains(grad, dtype, count, 1.0f, per_grain);
+    else if (count && !z->dead)
+        dsi_zero_said(z, z->kernels.norm_grains(z->kernels.ctx, grad, dtype, count, 1.0f, per_grain, z->stream),
+                      "norm");
+}
+static ds_status dsi_zero_make_streams(ds_zero *z, ds_error *error) {
+    void **const streams[] = {&z->stream, &z->fetching, &z->stages[0].stream, &z->stages[1].stream};
+    ds_status status = z->gpu ? z->device.event_create(z->device.ctx, &z->mark) : DS_OK;
+    for (size_t i = 0; i < 4 && z->gpu && !status; i++) status = z->device.stream_create(z->device.ctx, streams[i]);
+    for (size_t i = 0; i < z->n_params && z->gpu && !status; i++)
+        if (!z->params[i].whole) status = z->device.event_create(z->device.ctx, &z->params[i].ready);
+    return status ? dsi_fail(error, status, "rank %d: no streams and events: %.400s", z->rank,
+                             z->device.describe(z->device.ctx))
+                  : DS_OK;
+}
+static void dsi_zero_end_streams(const ds_zero *z) {
+    void *const streams[] = {z->stream, z->fetching, z->stages[0].stream, z->stages[1].stream};
+    if (z->mark) z->device.event_destroy(z->device.ctx, z->mark);
+    for (size_t i = 0; i < 4; i++)
+        if (streams[i]) z->device.stream_destroy(z->device.ctx, streams[i]);
+    for (size_t i = 0; i < z->n_params && z->params; i++)
+        if (z->params[i].ready) z->device.event_destroy(z->device.ctx, z->params[i].ready);
 }
 
 // >>parts
@@ -1244,11 +1381,8 @@ static ds_status dsi_zero_own_io(ds_zero *z, bool write, const dsi_zero_param *p
         offset = memory ? 0 : (at - z->cut) * sizeof(float);
     }
     if (memory) {
-        if (write)
-            memcpy(memory, values, count * sizeof(float));
-        else
-            memcpy(values, memory, count * sizeof(float));
-        return DS_OK;
+        dsi_zero_copy_now(z, write ? memory : values, write ? values : memory, count * sizeof(float));
+        return dsi_zero_ended(z, DS_OK);
     }
     status = write ? ds_offload_write(z->store[store], id, offset, count * sizeof(float), values)
                    : ds_offload_read(z->store[store], id, offset, count * sizeof(float), values);
@@ -1262,11 +1396,8 @@ static ds_status dsi_zero_own_raw(ds_zero *z, bool write, dsi_zero_param *p, siz
     ds_status status;
     if (bytes == 0) return DS_OK;
     if (memory) {
-        if (write)
-            memcpy(memory + at, values, bytes);
-        else
-            memcpy(values, memory + at, bytes);
-        return DS_OK;
+        dsi_zero_copy_now(z, write ? memory + at : values, write ? values : memory + at, bytes);
+        return dsi_zero_ended(z, DS_OK);
     }
     status = write ? ds_offload_write(z->store[1], z->disk[DSI_ZERO_HOME], p->home + at, bytes, values)
                    : ds_offload_read(z->store[1], z->disk[DSI_ZERO_HOME], p->home + at, bytes, values);
@@ -1295,10 +1426,8 @@ static ds_status dsi_zero_own_round(ds_zero *z, dsi_zero_param *p, size_t begin,
         size_t at = (begin + done - p->own_begin) * 2;
         ds_status status = ds_optim_cast(rounded, p->dtype, values + done, DS_F32, n);
         if (status) return dsi_zero_fail(z, status, "parameter '%s': cannot convert", p->name);
-        if (p->whole)
-            memcpy(p->full + (begin + done) * 2, rounded, n * 2);
-        else if (z->home)
-            memcpy(z->home + p->home + at, rounded, n * 2);
+        if (p->whole || z->home)
+            dsi_zero_copy_now(z, p->whole ? p->full + (begin + done) * 2 : z->home + p->home + at, rounded, n * 2);
         else if ((status = ds_offload_write(z->store[1], z->disk[DSI_ZERO_HOME], p->home + at, n * 2, rounded)))
             return dsi_zero_disk_failed(z, 1, status, "swap-out", p->name);
         done += n;
@@ -1368,7 +1497,8 @@ static ds_status dsi_zero_buffer_land(ds_zero *z, dsi_zero_buffer *b) {
     if (!b->ticket) return DS_OK;
     if ((status = ds_offload_wait(z->store[1], b->ticket)))
         return dsi_zero_disk_failed(z, 1, status, "swap-in", z->params[b->param].name);
-    memcpy(b->to, b->memory, b->bytes);
+    dsi_zero_copy(z, b->to, b->memory, b->bytes, z->fetching);
+    dsi_zero_sync(z, z->fetching);
     z->params[b->param].reads--;
     b->ticket = 0;
     return DS_OK;
@@ -1422,6 +1552,7 @@ static char *dsi_zero_arena_find(ds_zero *z, dsi_zero_param *p) {
 }
 
 static void dsi_zero_arena_drop(ds_zero *z, dsi_zero_param *p) {
+    dsi_zero_follow(z, z->caller, z->fetching); /* what the model has ordered may still read it */
     if (p->loose)
         dsi_zero_put(z, DS_ZERO_GATHERED, DS_ZERO_DEVICE, p->full, dsi_zero_room(p));
     else
@@ -1489,13 +1620,13 @@ static ds_status dsi_zero_gather_quantized(ds_zero *z, dsi_zero_param *p) {
         if (p->counts[r] > n) n = p->counts[r];
     n = dsi_round_up(n, DSI_ZERO_GROUP);
     mine = all + z->parts * n * p->bytes_each;
-    memcpy(mine, p->full + p->own_begin * p->bytes_each, own);
-    memset(mine + own, 0, n * p->bytes_each - own);
+    dsi_zero_copy(z, mine, p->full + p->own_begin * p->bytes_each, own, z->fetching);
+    dsi_zero_clear(z, mine + own, n * p->bytes_each - own, z->fetching);
     if (ds_comm_quantized_all_gather(z->comm, mine, all, n, p->dtype, n / DSI_ZERO_GROUP, mine + n * p->bytes_each))
         return dsi_zero_comm_failed(z, "gather", p->name);
     for (size_t r = 0; r < z->parts; r++)
-        memcpy(p->full + dsi_zero_cut(p, z->parts, r) * p->bytes_each, all + r * n * p->bytes_each,
-               p->counts[r] * p->bytes_each);
+        dsi_zero_copy(z, p->full + dsi_zero_cut(p, z->parts, r) * p->bytes_each, all + r * n * p->bytes_each,
+                      p->counts[r] * p->bytes_each, z->fetching);
     return DS_OK;
 }
 
@@ -1506,14 +1637,15 @@ static ds_status dsi_zero_gather_read(ds_zero *z, dsi_zero_param *p) {
     if (status) return status;
     p->where = DSI_ZERO_READING;
     p->from_near = z->near && p->near_valid;
-    if (p->from_near) {
-        memcpy(p->full + p->near_begin * p->bytes_each, z->near + p->near, dsi_zero_near_count(z, p) * p->bytes_each);
-        return DS_OK;
-    }
-    if (bytes == 0) return DS_OK;
-    if (!z->home) return dsi_zero_pool_read(z, p);
-    memcpy(p->full + p->own_begin * p->bytes_each, z->home + p->home, bytes);
-    return DS_OK;
+    if (p->from_near)
+        dsi_zero_copy(z, p->full + p->near_begin * p->bytes_each, z->near + p->near,
+                      dsi_zero_near_count(z, p) * p->bytes_each, z->fetching);
+    else if (bytes && !z->home)
+        return dsi_zero_pool_read(z, p);
+    else
+        dsi_zero_copy(z, p->full + p->own_begin * p->bytes_each, z->home + p->home, bytes, z->fetching);
+    if (z->gpu && !z->dead) dsi_zero_said(z, z->device.event_record(z->device.ctx, p->ready, z->fetching), "order");
+    return dsi_zero_ended(z, DS_OK);
 }
 
 /* Second half: all parts in place, each from its rank. Started, not waited for. */
@@ -1532,6 +1664,8 @@ static ds_status dsi_zero_gather_start(ds_zero *z, dsi_zero_param *p) {
     call.out = p->full;
     call.counts = p->from_near ? p->near_counts : p->counts;
     call.dtype = p->dtype;
+    call.on_device = z->gpu;
+    call.stream = z->fetching;
     if (z->overlap ? ds_comm_start(comm, &call, &p->gather) : ds_comm_run(comm, &call))
         return dsi_zero_failed_on(z, comm, "gather", p->name);
     return DS_OK;
@@ -1543,10 +1677,11 @@ static ds_status dsi_zero_gather_wait(ds_zero *z, dsi_zero_param *p) {
     p->gather = 0;
     p->where = DSI_ZERO_LIVE;
     if (z->near && !p->near_valid) { /* until the next update the node has it [cfg: ...zero_hpz_partition_size] */
-        memcpy(z->near + p->near, p->full + p->near_begin * p->bytes_each, dsi_zero_near_count(z, p) * p->bytes_each);
+        dsi_zero_copy(z, z->near + p->near, p->full + p->near_begin * p->bytes_each,
+                      dsi_zero_near_count(z, p) * p->bytes_each, z->fetching);
         p->near_valid = true;
     }
-    return DS_OK;
+    return dsi_zero_ended(z, DS_OK);
 }
 
 /* Brings what the trace says comes next: gathers within the prefetch window, reads from disk within twice that. How far
@@ -1621,26 +1756,27 @@ static char *dsi_zero_bucket_at(const ds_zero *z, size_t bucket) {
 /* from -> to with conversion, first multiplied by z->before_reduce; `add` to what is there, rounded to the wire type. */
 static void dsi_zero_copy_in(ds_zero *z, char *to, const char *from, ds_dtype dtype, size_t count, bool add) {
     size_t each = DS_DTYPE_SIZE(z->wire), from_each = DS_DTYPE_SIZE(dtype);
-    float part[1024];
+    float here[1024], *part = z->gpu ? z->part_device : here;
+    size_t room = z->gpu ? DSI_ZERO_CHUNK : 1024;
     if (!add && z->before_reduce == 1.0 && dtype == z->wire) {
-        memcpy(to, from, count * each);
+        dsi_zero_copy(z, to, from, count * each, z->stream);
         return;
     }
     if (z->before_reduce == 1.0) {
         if (add)
-            (void)ds_optim_accumulate(to, z->wire, from, dtype, count);
+            dsi_zero_accumulate(z, z->gpu, to, z->wire, from, dtype, count);
         else
-            (void)ds_optim_cast(to, z->wire, from, dtype, count);
+            dsi_zero_cast(z, z->gpu, to, z->wire, from, dtype, count);
         return;
     }
     for (size_t done = 0; done < count;) {
-        size_t n = count - done < 1024 ? count - done : 1024;
-        (void)ds_optim_cast(part, DS_F32, from + done * from_each, dtype, n);
-        (void)ds_optim_scale(part, DS_F32, (float)z->before_reduce, n);
+        size_t n = count - done < room ? count - done : room;
+        dsi_zero_cast(z, z->gpu, part, DS_F32, from + done * from_each, dtype, n);
+        dsi_zero_scale(z, z->gpu, part, (float)z->before_reduce, n);
         if (add)
-            (void)ds_optim_accumulate(to + done * each, z->wire, part, DS_F32, n);
+            dsi_zero_accumulate(z, z->gpu, to + done * each, z->wire, part, DS_F32, n);
         else
-            (void)ds_optim_cast(to + done * each, z->wire, part, DS_F32, n);
+            dsi_zero_cast(z, z->gpu, to + done * each, z->wire, part, DS_F32, n);
         done += n;
     }
 }
@@ -1661,21 +1797,21 @@ static void dsi_zero_move(ds_zero *z, const dsi_zero_param *p) {
     char *bucket = dsi_zero_bucket_at(z, p->bucket);
     size_t each = DS_DTYPE_SIZE(z->wire), from = 0;
     for (size_t r = 0; r < z->parts; r++) {
-        memcpy(bucket + z->piece_offset[p->piece + r] * each, p->stash + from * each, p->counts[r] * each);
+        dsi_zero_copy(z, bucket + z->piece_offset[p->piece + r] * each, p->stash + from * each, p->counts[r] * each,
+                      z->stream);
         from += p->counts[r];
     }
 }
 
 static size_t dsi_zero_stash_bytes(const ds_zero *z) {
-    return dsi_round_up(z->largest * 4 + sizeof(char *), DSI_ZERO_ALIGN);
+    return dsi_round_up(z->largest * 4, DSI_ZERO_ALIGN);
 }
 
 /* Stashes are all as large as the largest gradient in fp32 and are kept for the next micro-batch when given back. */
 static ds_status dsi_zero_stash_take(ds_zero *z, const dsi_zero_param *p, char **stash) {
     if (*stash) return DS_OK;
-    if (z->pool) {
-        *stash = z->pool;
-        memcpy(&z->pool, *stash, sizeof z->pool);
+    if (z->n_pooled) {
+        *stash = z->pool[--z->n_pooled];
         return DS_OK;
     }
     *stash = (char *)dsi_zero_get(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, dsi_zero_stash_bytes(z));
@@ -1686,8 +1822,7 @@ static ds_status dsi_zero_stash_take(ds_zero *z, const dsi_zero_param *p, char *
 
 static void dsi_zero_stash_give(ds_zero *z, char **stash) {
     if (!*stash) return;
-    memcpy(*stash, &z->pool, sizeof z->pool);
-    z->pool = *stash;
+    z->pool[z->n_pooled++] = *stash;
     *stash = NULL;
 }
 
@@ -1699,13 +1834,37 @@ static size_t dsi_zero_acc_elements(const ds_zero *z) {
 /* world_invariant: a micro-batch's sum over ranks is a complete subtree of the tree over all leaves, micro-batch by
    micro-batch. Level k holds a finished subtree of 2^k of them, as a binary counter's bit k; a carry adds two. The last
    micro-batch adds what is left from the smallest up, into level 0. `piece` is used up. */
-static void dsi_zero_carry(ds_zero *z, const dsi_zero_param *p, float *piece) {
-    float *level = (float *)(void *)z->acc + p->shard;
+static void dsi_zero_carry(ds_zero *z, bool gpu, size_t at, float *piece, size_t count) {
+    float *level = (float *)(void *)z->acc + at;
     bool last = z->micro + 1 == z->accumulation;
     unsigned m = (unsigned)z->micro, k = 0;
     for (; m >> k & 1u || (last && m >> k); k++)
-        if (m >> k & 1u) (void)ds_optim_accumulate(piece, DS_F32, level + k * z->shard_total, DS_F32, p->own_count);
-    memcpy(level + (last ? 0 : k * z->shard_total), piece, p->own_count * sizeof *piece);
+        if (m >> k & 1u) dsi_zero_accumulate(z, gpu, piece, DS_F32, level + k * z->shard_total, DS_F32, count);
+    dsi_zero_cast(z, gpu, level + (last ? 0 : k * z->shard_total), DS_F32, piece, DS_F32, count);
+}
+
+/* `count` elements of a reduced gradient, into the accumulator in memory from element `at` of shard space on. */
+static void dsi_zero_add_up(ds_zero *z, bool gpu, size_t at, char *piece, size_t count) {
+    char *acc = z->acc + at * dsi_zero_acc_bytes(z);
+    if (z->invariant)
+        dsi_zero_carry(z, gpu, at, (float *)(void *)piece, count);
+    else if (z->micro == 0)
+        dsi_zero_cast(z, gpu, acc, z->acc_dtype, piece, z->wire, count);
+    else
+        dsi_zero_accumulate(z, gpu, acc, z->acc_dtype, piece, z->wire, count);
+}
+
+/* The host's copy of the chunk of a gradient at element `at`; the next chunk is on its way when this returns. */
+static char *dsi_zero_pull(ds_zero *z, const char *from, size_t count, size_t each, size_t at) {
+    size_t k = at / DSI_ZERO_CHUNK;
+    for (size_t c = k ? k + 1 : 0; c <= k + 1 && c * DSI_ZERO_CHUNK < count; c++) {
+        dsi_zero_stage *stage = &z->stages[c % 2];
+        size_t n = count - c * DSI_ZERO_CHUNK < DSI_ZERO_CHUNK ? count - c * DSI_ZERO_CHUNK : DSI_ZERO_CHUNK;
+        if (k == 0) dsi_zero_follow(z, z->stream, stage->stream);
+        dsi_zero_copy(z, stage->half, from + c * DSI_ZERO_CHUNK * each, n * each, stage->stream);
+    }
+    dsi_zero_sync(z, z->stages[k % 2].stream);
+    return z->stages[k % 2].half;
 }
 
 typedef struct dsi_zero_ballot { /* what each rank tells the others before an update; its losses follow */
@@ -1769,32 +1928,33 @@ static ds_status dsi_zero_bucket_finish(ds_zero *z, size_t b) {
     for (size_t j = 0; (z->acc || z->acc_disk) && !z->boundary && j < bucket->count; j++) {
         const dsi_zero_param *p = &z->params[z->bucket_order[bucket->first + j]];
         char *piece = dsi_zero_bucket_at(z, b) + z->piece_offset[p->piece + z->part] * each;
-        char *acc = z->acc ? z->acc + p->shard * dsi_zero_acc_bytes(z) : NULL;
-        for (size_t at = 0; !acc && at < p->own_count; at += DSI_ZERO_CHUNK) {
+        if (!z->acc_disk && !z->acc_down) {
+            dsi_zero_add_up(z, z->gpu, p->shard, piece, p->own_count);
+            continue;
+        }
+        for (size_t at = 0; at < p->own_count; at += DSI_ZERO_CHUNK) {
             size_t n = p->own_count - at < DSI_ZERO_CHUNK ? p->own_count - at : DSI_ZERO_CHUNK;
-            ds_status status = dsi_zero_acc_swap(z, p, piece + at * each, at, n);
+            char *chunk = z->gpu ? dsi_zero_pull(z, piece, p->own_count, each, at) : piece + at * each;
+            ds_status status = dsi_zero_ended(z, DS_OK);
+            if (!status && z->acc_disk)
+                status = dsi_zero_acc_swap(z, p, chunk, at, n);
+            else if (!status)
+                dsi_zero_add_up(z, false, p->shard + at, chunk, n);
             if (status) return status;
         }
-        if (!acc) continue;
-        if (z->invariant)
-            dsi_zero_carry(z, p, (float *)(void *)piece);
-        else if (z->micro == 0)
-            (void)ds_optim_cast(acc, z->acc_dtype, piece, z->wire, p->own_count);
-        else
-            (void)ds_optim_accumulate(acc, z->acc_dtype, piece, z->wire, p->own_count);
     }
-    return DS_OK;
+    return dsi_zero_ended(z, DS_OK);
 }
 
 /* reduce_at_boundary: this rank's own sum over micro-batches; true when it is complete and in the bucket. */
 static bool dsi_zero_bucket_add(ds_zero *z, const dsi_zero_bucket *bucket, char *memory) {
     char *sum = z->acc + bucket->offset * dsi_zero_acc_bytes(z);
     if (z->micro == 0)
-        (void)ds_optim_cast(sum, z->acc_dtype, memory, z->wire, bucket->elements);
+        dsi_zero_cast(z, z->gpu, sum, z->acc_dtype, memory, z->wire, bucket->elements);
     else
-        (void)ds_optim_accumulate(sum, z->acc_dtype, memory, z->wire, bucket->elements);
+        dsi_zero_accumulate(z, z->gpu, sum, z->acc_dtype, memory, z->wire, bucket->elements);
     if (z->micro + 1 < z->accumulation) return false;
-    (void)ds_optim_cast(memory, z->wire, sum, z->acc_dtype, bucket->elements);
+    dsi_zero_cast(z, z->gpu, memory, z->wire, sum, z->acc_dtype, bucket->elements);
     return true;
 }
 
@@ -1805,12 +1965,12 @@ static ds_status dsi_zero_reduce_quantized(ds_zero *z, const dsi_zero_bucket *bu
     for (size_t r = 0; r < z->parts; r++) { /* nothing of the last bucket's may share a scale with this one's */
         size_t used = 0;
         for (size_t j = 0; j < bucket->count; j++) used += z->params[z->bucket_order[bucket->first + j]].counts[r];
-        memset(memory + (r * n + used) * each, 0, (n - used) * each);
+        dsi_zero_clear(z, memory + (r * n + used) * each, (n - used) * each, z->stream);
     }
     if (ds_comm_quantized_reduce_scatter(node, z->across, memory, z->quantized, n, z->wire, n / DSI_ZERO_GROUP, 1.0f,
                                          z->quantized + n * each))
         return dsi_zero_failed_on(z, node, "gradient reduction", NULL);
-    memcpy(memory + z->part * n * each, z->quantized, n * each);
+    dsi_zero_copy(z, memory + z->part * n * each, z->quantized, n * each, z->stream);
     return DS_OK;
 }
 
@@ -1830,6 +1990,8 @@ static ds_status dsi_zero_bucket_launch(ds_zero *z, size_t b) {
     call.out = memory;
     call.dtype = call.out_dtype = z->wire;
     call.op = DS_COMM_SUM;
+    call.on_device = z->gpu;
+    call.stream = z->stream;
     if (first->sparse) { /* alone in its bucket, which is the whole table */
         size_t rows = first->shape[0];
         if (ds_comm_sparse_all_reduce(z->comm, memory, rows, first->numel / rows, z->wire, DS_COMM_SUM, NULL))
@@ -1978,17 +2140,18 @@ DS_API ds_status ds_zero_begin(ds_zero *z, ds_zero_pass pass) {
     z->following = z->traces[pass].recorded;
     if (!z->following) z->traces[pass].count = 0;
     if (pass == DS_ZERO_TRAIN && (status = dsi_zero_open_buckets(z, 0))) return status;
-    return DS_OK;
+    return dsi_zero_ended(z, DS_OK);
 }
 
 DS_API ds_status ds_zero_fetch(ds_zero *z, size_t index, void *stream) {
     dsi_zero_param *p = NULL;
     ds_status status = dsi_zero_param_of(z, index, "fetch", &p);
-    (void)stream;
     if (status) return status;
+    z->caller = stream;
     if (p->whole) {
+        dsi_zero_follow(z, z->stream, stream);
         p->fetches++;
-        return DS_OK;
+        return dsi_zero_ended(z, DS_OK);
     }
     if ((status = dsi_zero_trace_add(z, index))) return status;
     z->fetches++;
@@ -2004,7 +2167,8 @@ DS_API ds_status ds_zero_fetch(ds_zero *z, size_t index, void *stream) {
     }
     p->fetches++;
     if (p->slot) *p->slot = p->full;
-    return dsi_zero_prefetch(z);
+    if (z->gpu) dsi_zero_said(z, z->device.event_wait(z->device.ctx, p->ready, stream), "order");
+    return dsi_zero_ended(z, dsi_zero_prefetch(z));
 }
 
 DS_API ds_status ds_zero_release(ds_zero *z, size_t index) {
@@ -2015,7 +2179,7 @@ DS_API ds_status ds_zero_release(ds_zero *z, size_t index) {
     if (--p->fetches > 0 || p->whole) return DS_OK;
     if (p->slot) *p->slot = NULL;
     if (z->live_elements > z->max_live || dsi_zero_next_use(z, p) > z->max_reuse) dsi_zero_arena_drop(z, p);
-    return DS_OK;
+    return dsi_zero_ended(z, DS_OK);
 }
 
 static ds_status dsi_zero_drop_all(ds_zero *z) {
@@ -2055,7 +2219,7 @@ static ds_status dsi_zero_end_gradients(ds_zero *z) {
             char *bucket = dsi_zero_bucket_at(z, p->bucket);
             size_t each = DS_DTYPE_SIZE(z->wire);
             for (size_t r = 0; r < z->parts; r++)
-                memset(bucket + z->piece_offset[p->piece + r] * each, 0, p->counts[r] * each);
+                dsi_zero_clear(z, bucket + z->piece_offset[p->piece + r] * each, p->counts[r] * each, z->stream);
         }
         dsi_zero_complete(z, p);
     }
@@ -2088,7 +2252,7 @@ DS_API ds_status ds_zero_end(ds_zero *z) {
     z->traces[z->pass].recorded = z->traces[z->pass].count > 0;
     if (z->following) z->traces[z->pass].count = z->position;
     z->pass = -1;
-    return DS_OK;
+    return dsi_zero_ended(z, DS_OK);
 }
 
 static ds_status dsi_zero_grad_of(ds_zero *z, size_t index, const char *doing, dsi_zero_param **out) {
@@ -2105,16 +2269,25 @@ static ds_status dsi_zero_grad_of(ds_zero *z, size_t index, const char *doing, d
     return DS_OK;
 }
 
+/* The engine reads after what `stream` has to do, and what comes on it then finds the memory free. */
+static ds_status dsi_zero_take(ds_zero *z, dsi_zero_param *p, const char *gradient, void *stream) {
+    ds_status status;
+    z->caller = stream;
+    dsi_zero_follow(z, stream, z->stream);
+    status = dsi_zero_contribute(z, p, gradient, p->dtype);
+    dsi_zero_follow(z, z->stream, stream);
+    return dsi_zero_ended(z, status);
+}
+
 DS_API ds_status ds_zero_grad(ds_zero *z, size_t index, const void *gradient, void *stream) {
     dsi_zero_param *p = NULL;
     ds_status status = dsi_zero_grad_of(z, index, "gradient", &p);
-    (void)stream;
     if (status) return status;
     if (p->lent && p->given + 1 == p->contributions)
         return dsi_zero_fail(z, DS_ERR_STATE, "gradient of '%s' while its gradient buffer is taken; declare that ready",
                              p->name);
     if (!gradient && p->numel) return dsi_zero_fail(z, DS_ERR_ARGUMENT, "gradient of '%s' is NULL", p->name);
-    return dsi_zero_contribute(z, p, (const char *)gradient, p->dtype);
+    return dsi_zero_take(z, p, (const char *)gradient, stream);
 }
 
 DS_API ds_status ds_zero_grad_buffer(ds_zero *z, size_t index, void **buffer) {
@@ -2124,17 +2297,17 @@ DS_API ds_status ds_zero_grad_buffer(ds_zero *z, size_t index, void **buffer) {
     if (status) return status;
     if (p->lent) return dsi_zero_fail(z, DS_ERR_STATE, "gradient buffer of '%s' is taken already", p->name);
     if ((status = dsi_zero_stash_take(z, p, &p->lent))) return status;
+    dsi_zero_follow(z, z->stream, z->caller);
     *buffer = p->lent;
-    return DS_OK;
+    return dsi_zero_ended(z, DS_OK);
 }
 
 DS_API ds_status ds_zero_grad_ready(ds_zero *z, size_t index, void *stream) {
     dsi_zero_param *p = NULL;
     ds_status status = dsi_zero_grad_of(z, index, "gradient", &p);
-    (void)stream;
     if (status) return status;
     if (!p->lent) return dsi_zero_fail(z, DS_ERR_STATE, "gradient of '%s' is ready without a buffer", p->name);
-    status = dsi_zero_contribute(z, p, p->lent, p->dtype);
+    status = dsi_zero_take(z, p, p->lent, stream);
     if (!status) dsi_zero_stash_give(z, &p->lent);
     return status;
 }
@@ -2167,6 +2340,11 @@ static const char *dsi_zero_reduced(const ds_zero *z, const dsi_zero_param *p, d
     if (z->acc_disk) return NULL;
     if (sums) return z->acc + p->shard * dsi_zero_acc_bytes(z);
     return dsi_zero_bucket_at(z, p->bucket) + z->piece_offset[p->piece + z->part] * DS_DTYPE_SIZE(z->wire);
+}
+
+/* Whether that place is on a GPU. */
+static bool dsi_zero_reduced_near(const ds_zero *z) {
+    return z->gpu && !z->acc_down;
 }
 
 /* Scratch of a tree: one tensor's grains, or all losses. */
@@ -2234,7 +2412,8 @@ static ds_status dsi_zero_span(ds_zero *z, dsi_zero_ballot *total) {
 
 /* The squares of this rank's grains, behind room for its ballot. */
 static size_t dsi_zero_measure(ds_zero *z) {
-    size_t n = dsi_zero_head(z);
+    size_t head = dsi_zero_head(z), n = 0;
+    bool near = dsi_zero_reduced_near(z);
     for (size_t i = 0; i < z->n_params; i++) {
         const dsi_zero_param *p = &z->params[i];
         ds_dtype dtype;
@@ -2242,10 +2421,11 @@ static size_t dsi_zero_measure(ds_zero *z) {
         if (p->tensor == DSI_ZERO_NONE) continue;
         gradient = dsi_zero_reduced(z, p, &dtype);
         if (gradient) /* else they were computed on the way to disk */
-            ds_optim_norm_grains(gradient, dtype, p->own_count, 1.0f, z->norm_own + n);
+            dsi_zero_norms(z, near, gradient, dtype, p->own_count, (near ? z->norm_device : z->norm_own + head) + n);
         n += dsi_zero_grains(p->own_count);
     }
-    return n;
+    if (near) dsi_zero_copy_now(z, z->norm_own + head, z->norm_device, n * sizeof(double));
+    return head + n;
 }
 
 /* The global norm: each rank has the fp64 squares of its grains; all get all, put each tensor's grains in order, and add
@@ -2282,44 +2462,124 @@ static ds_status dsi_zero_norm(ds_zero *z, dsi_zero_ballot *total, double *loss)
     return dsi_zero_span(z, total);
 }
 
-/* Slices of the own parts that lie in a sub-group, over arrays that begin at its first element; `cursor` walks z->order. */
-static size_t dsi_zero_slices(ds_zero *z, const dsi_zero_sub *sub, const dsi_zero_set *set, size_t *cursor) {
-    size_t n = 0;
-    for (; *cursor < z->n_train; (*cursor)++) {
-        dsi_zero_param *p = &z->params[z->order[*cursor]];
+/* A run of one parameter's own part that lies in a sub-group. */
+typedef struct dsi_zero_piece {
+    dsi_zero_param *p;
+    size_t in, at, count; /* elements: from the own part's begin, from the sub-group's, of the run */
+    char *own;            /* the model's value of it */
+    bool own_near;        /* which is the device's memory */
+} dsi_zero_piece;
+
+/* The next one that is not empty; `cursor` walks z->order and stays where the next sub-group begins. */
+static bool dsi_zero_next_piece(const ds_zero *z, const dsi_zero_sub *sub, const dsi_zero_set *set, size_t *cursor,
+                                bool *done, dsi_zero_piece *piece) {
+    while (!*done && *cursor < z->n_train) {
+        dsi_zero_param *p = piece->p = &z->params[z->order[*cursor]];
         size_t room = dsi_zero_grains(p->own_count) * DS_GRAIN;
         size_t from = p->shard > sub->begin ? p->shard : sub->begin;
-        size_t to = p->shard + room < sub->end ? p->shard + room : sub->end, in;
-        ds_optim_slice *s = &z->slices[n];
-        const char *gradient;
-        char *own;
-        if (from < to && p->own_count) {
-            memset(s, 0, sizeof *s);
-            in = from - p->shard;
-            s->tensor = p->tensor;
-            s->begin = p->own_begin + in;
-            s->count = to - p->shard < p->own_count ? to - from : p->own_count - in;
-            if (p->whole)
-                own = p->full + s->begin * p->bytes_each;
-            else if (z->home)
-                own = z->home + p->home + in * p->bytes_each;
-            else
-                own = set->home + (p->home + in * p->bytes_each - sub->home_begin);
-            if (dsi_zero_has_master(p)) {
-                s->master = set->array[0] + (from - sub->begin);
-                s->weights16 = own;
-                s->weights16_dtype = p->dtype;
-            } else
-                s->master = (float *)(void *)own;
-            for (size_t k = 0; k < z->n_states; k++) s->state[k] = set->array[1 + k] + (from - sub->begin);
-            gradient = dsi_zero_reduced(z, p, &s->grad_dtype);
-            s->grad = gradient ? gradient + in * DS_DTYPE_SIZE(s->grad_dtype)
-                               : set->grad + (from - sub->begin) * DS_DTYPE_SIZE(s->grad_dtype);
-            n++;
-        }
-        if (p->shard + room > sub->end) break;
+        size_t to = p->shard + room < sub->end ? p->shard + room : sub->end;
+        if (p->shard + room > sub->end)
+            *done = true;
+        else
+            (*cursor)++;
+        if (from >= to || !p->own_count) continue;
+        piece->in = from - p->shard;
+        piece->at = from - sub->begin;
+        piece->count = to - p->shard < p->own_count ? to - from : p->own_count - piece->in;
+        piece->own_near = z->gpu && (p->whole || (z->home && z->param_tier == DS_ZERO_DEVICE));
+        piece->own = p->whole  ? p->full + (p->own_begin + piece->in) * p->bytes_each
+                     : z->home ? z->home + p->home + piece->in * p->bytes_each
+                               : set->home + (p->home + piece->in * p->bytes_each - sub->home_begin);
+        return true;
+    }
+    return false;
+}
+
+/* Whether the device updates a sub-group. */
+static bool dsi_zero_sub_near(const ds_zero *z, const dsi_zero_sub *sub) {
+    return z->updates && (z->state_tier == DS_ZERO_DEVICE || sub->begin < z->cut);
+}
+
+/* Where the side that updates has a run's value and its gradient: their own place, or in the stage. */
+static char *dsi_zero_own_place(const dsi_zero_piece *piece, const dsi_zero_stage *stage, bool near) {
+    return piece->own_near == near ? piece->own : stage->side[near] + piece->at * sizeof(float);
+}
+static char *dsi_zero_grad_place(const ds_zero *z, const dsi_zero_piece *piece, const dsi_zero_set *set,
+                                 const dsi_zero_stage *stage, bool near, ds_dtype *dtype) {
+    const char *reduced = dsi_zero_reduced(z, piece->p, dtype);
+    size_t each = DS_DTYPE_SIZE(*dtype);
+    if (near != dsi_zero_reduced_near(z)) return stage->side[near] + z->side_grad[near] + piece->at * each;
+    return reduced ? (char *)(uintptr_t)reduced + piece->in * each : set->grad + piece->at * each;
+}
+
+/* Brings what the side that updates a sub-group lacks to its stage, or takes new values back from there. A master that the
+   update starts from is there already. */
+static void dsi_zero_stage_move(ds_zero *z, const dsi_zero_sub *sub, const dsi_zero_set *set, dsi_zero_stage *stage,
+                                size_t cursor, bool back) {
+    bool near = dsi_zero_sub_near(z, sub), done = false, swap = near != dsi_zero_reduced_near(z);
+    dsi_zero_piece piece;
+    while (dsi_zero_next_piece(z, sub, set, &cursor, &done, &piece)) {
+        size_t bytes = piece.count * piece.p->bytes_each;
+        char *place = dsi_zero_own_place(&piece, stage, near);
+        ds_dtype dtype;
+        if (place != piece.own && (back ? !z->measuring : !dsi_zero_has_master(piece.p)))
+            dsi_zero_copy(z, back ? piece.own : place, back ? place : piece.own, bytes, stage->stream);
+        if (back || !swap) continue;
+        place = dsi_zero_grad_place(z, &piece, set, stage, near, &dtype);
+        const char *from = dsi_zero_reduced(z, piece.p, &dtype);
+        from = from ? from + piece.in * DS_DTYPE_SIZE(dtype) : set->grad + piece.at * DS_DTYPE_SIZE(dtype);
+        dsi_zero_copy(z, place, from, piece.count * DS_DTYPE_SIZE(dtype), stage->stream);
+    }
+}
+
+/* Slices of the own parts that lie in a sub-group, over arrays that begin at its first element; `cursor` walks z->order. */
+static size_t dsi_zero_slices(ds_zero *z, const dsi_zero_sub *sub, const dsi_zero_set *set, const dsi_zero_stage *stage,
+                              size_t *cursor) {
+    bool near = dsi_zero_sub_near(z, sub), done = false;
+    dsi_zero_piece piece;
+    size_t n = 0;
+    while (dsi_zero_next_piece(z, sub, set, cursor, &done, &piece)) {
+        ds_optim_slice *s = &z->slices[n++];
+        char *own = dsi_zero_own_place(&piece, stage, near);
+        memset(s, 0, sizeof *s);
+        s->tensor = piece.p->tensor;
+        s->begin = piece.p->own_begin + piece.in;
+        s->count = piece.count;
+        if (dsi_zero_has_master(piece.p)) {
+            s->master = set->array[0] + piece.at;
+            s->weights16 = own;
+            s->weights16_dtype = piece.p->dtype;
+        } else
+            s->master = (float *)(void *)own;
+        for (size_t k = 0; k < z->n_states; k++) s->state[k] = set->array[1 + k] + piece.at;
+        s->grad = dsi_zero_grad_place(z, &piece, set, stage, near, &s->grad_dtype);
+        s->on_host = !near;
     }
     return n;
+}
+
+/* Updates one sub-group, or measures it. What goes to the other side may be under way at return. */
+static ds_status dsi_zero_update_sub(ds_zero *z, const dsi_zero_sub *sub, const dsi_zero_set *set,
+                                     dsi_zero_stage *stage, size_t *cursor) {
+    bool near = dsi_zero_sub_near(z, sub);
+    size_t before = *cursor, n;
+    ds_status status;
+    dsi_zero_sync(z, stage->stream); /* its last turn */
+    dsi_zero_follow(z, z->stream, stage->stream);
+    if (z->gpu) dsi_zero_stage_move(z, sub, set, stage, before, false);
+    if (near)
+        dsi_zero_follow(z, stage->stream, z->stream);
+    else
+        dsi_zero_sync(z, stage->stream);
+    if ((status = dsi_zero_ended(z, DS_OK))) return status;
+    n = dsi_zero_slices(z, sub, set, stage, cursor);
+    status = z->measuring ? ds_optim_measure_on(z->optim, z->slices, n, z->stream)
+                          : ds_optim_apply_on(z->optim, z->slices, n, z->stream);
+    if (status) return dsi_zero_die(z, status, "optimizer step", ds_optim_error(z->optim)->message);
+    if (near) dsi_zero_follow(z, z->stream, stage->stream);
+    if (z->gpu) dsi_zero_stage_move(z, sub, set, stage, before, true);
+    if (near && !z->home) dsi_zero_sync(z, stage->stream); /* it goes on to the disk */
+    return dsi_zero_ended(z, DS_OK);
 }
 
 /* The set through which a sub-group is updated: arrays in memory are pointed into, those on disk have buffers. */
@@ -2334,7 +2594,7 @@ static dsi_zero_set dsi_zero_view(const ds_zero *z, const dsi_zero_sub *sub, con
    this one and writing the last go on at once. [cfg: zero_optimization.offload_optimizer.pipeline_read, .pipeline_write] */
 static ds_status dsi_zero_update(ds_zero *z) {
     bool disk = z->n_sets > 0;
-    size_t cursor = 0, n;
+    size_t cursor = 0;
     ds_status status = DS_OK;
     if (disk && z->n_subs) status = dsi_zero_set_start(z, &z->sets[0], &z->subs[0], false);
     for (size_t g = 0; g < z->n_subs && !status; g++) {
@@ -2347,10 +2607,7 @@ static ds_status dsi_zero_update(ds_zero *z) {
             if ((status = dsi_zero_set_start(z, next, &z->subs[g + 1], false))) break;
         }
         view = dsi_zero_view(z, &z->subs[g], set);
-        n = dsi_zero_slices(z, &z->subs[g], &view, &cursor);
-        status = z->measuring ? ds_optim_measure(z->optim, z->slices, n) : ds_optim_apply(z->optim, z->slices, n);
-        if (status) return dsi_zero_die(z, status, "optimizer step", ds_optim_error(z->optim)->message);
-        if (!disk) continue;
+        if ((status = dsi_zero_update_sub(z, &z->subs[g], &view, &z->stages[g % 2], &cursor)) || !disk) continue;
         if ((status = dsi_zero_set_start(z, set, &z->subs[g], true))) break;
         if (!z->pipeline_write && (status = dsi_zero_set_wait(z, set))) break;
         if (!z->pipeline_read && g + 1 < z->n_subs) {
@@ -2360,20 +2617,32 @@ static ds_status dsi_zero_update(ds_zero *z) {
         }
     }
     for (size_t i = 0; i < z->n_sets && !status; i++) status = dsi_zero_set_wait(z, &z->sets[i]);
-    return status;
+    for (size_t i = 0; i < 2; i++) dsi_zero_follow(z, z->stages[i].stream, z->stream);
+    return dsi_zero_ended(z, status);
 }
 
 /* One all-gather, or with allgather_partitions false a broadcast from each rank. [cfg: ...allgather_partitions] */
 static ds_status dsi_zero_gather_all(ds_zero *z, char *memory, const size_t *counts, ds_dtype dtype) {
     size_t each = DS_DTYPE_SIZE(dtype), at = 0, own = 0;
+    ds_comm_call call;
+    memset(&call, 0, sizeof call);
+    call.dtype = dtype;
+    call.on_device = z->gpu;
+    call.stream = z->stream;
     for (int r = 0; r < z->rank; r++) own += counts[r];
     if (!z->gather_by_broadcast) {
-        if (ds_comm_all_gather(z->comm, memory + own * each, memory, 0, counts, dtype))
-            return dsi_zero_comm_failed(z, "gather of updated parameters", NULL);
-        return DS_OK;
+        call.kind = DS_COMM_ALL_GATHER;
+        call.in = memory + own * each;
+        call.out = memory;
+        call.counts = counts;
+        return ds_comm_run(z->comm, &call) ? dsi_zero_comm_failed(z, "gather of updated parameters", NULL) : DS_OK;
     }
+    call.kind = DS_COMM_BROADCAST;
     for (int r = 0; r < z->world; r++) {
-        if (counts[r] && ds_comm_broadcast(z->comm, memory + at * each, counts[r], dtype, r))
+        call.in = call.out = memory + at * each;
+        call.count = counts[r];
+        call.root = r;
+        if (counts[r] && ds_comm_run(z->comm, &call))
             return dsi_zero_comm_failed(z, "broadcast of updated parameters", NULL);
         at += counts[r];
     }
@@ -2407,7 +2676,7 @@ static ds_status dsi_zero_gather_pack(ds_zero *z, const dsi_zero_pack *pack, ds_
             if (small && !dsi_zero_packed(z, p, dtype)) continue;
             n = dsi_zero_pack_count(p, r, pack);
             begin = dsi_zero_cut(p, z->parts, r) + pack->begin;
-            if (r == z->part && n) memcpy(z->gather_pack + at * each, p->full + begin * each, n * each);
+            if (r == z->part) dsi_zero_copy(z, z->gather_pack + at * each, p->full + begin * each, n * each, z->stream);
             at += n;
             z->counts[r] += n;
         }
@@ -2423,7 +2692,7 @@ static ds_status dsi_zero_gather_pack(ds_zero *z, const dsi_zero_pack *pack, ds_
             if (small && !dsi_zero_packed(z, p, dtype)) continue;
             n = dsi_zero_pack_count(p, r, pack);
             begin = dsi_zero_cut(p, z->parts, r) + pack->begin;
-            if (r != z->part && n) memcpy(p->full + begin * each, z->gather_pack + at * each, n * each);
+            if (r != z->part) dsi_zero_copy(z, p->full + begin * each, z->gather_pack + at * each, n * each, z->stream);
             at += n;
         }
     return DS_OK;
@@ -2524,6 +2793,7 @@ static ds_status dsi_zero_apply(ds_zero *z, double norm, double inverse) {
     if ((status = ds_optim_end(z->optim)))
         return dsi_zero_die(z, status, "optimizer step", ds_optim_error(z->optim)->message);
     if ((status = dsi_zero_gather_updated(z))) return status;
+    dsi_zero_follow(z, z->stream, z->fetching);
     dsi_zero_forget_near(z);
     ds_optim_schedule_step(z->optim);
     return DS_OK;
@@ -2545,7 +2815,8 @@ DS_API ds_status ds_zero_step(ds_zero *z, ds_zero_report *report) {
     if (z->micro < z->accumulation)
         return dsi_zero_fail(z, DS_ERR_STATE, "ds_zero_step: %d of %d micro-batches were given", z->micro,
                              z->accumulation);
-    if ((status = dsi_zero_norm(z, &total, &loss))) return status;
+    dsi_zero_follow(z, z->caller, z->stream); /* the model may still read what is updated */
+    if ((status = dsi_zero_ended(z, dsi_zero_norm(z, &total, &loss)))) return status;
     inverse = 1.0 / (z->scaler.scale * z->accumulation * (z->local ? 1 : z->world) * z->before_reduce);
     r.lr = ds_optim_lr(z->optim, 0);
     r.momentum = strcmp(ds_optim_type_name(z->optim), "SGD") == 0 ? ds_optim_group_params(z->optim, 0)->momentum
@@ -2590,7 +2861,7 @@ DS_API ds_status ds_zero_step(ds_zero *z, ds_zero_report *report) {
                              "step %lld: the gradient of '%s' is not finite at the smallest loss scale, %g; training "
                              "cannot go on",
                              (long long)z->step, culprit, r.loss_scale);
-    return DS_OK;
+    return dsi_zero_ended(z, DS_OK);
 }
 
 // >>reading and checkpoints
@@ -3074,7 +3345,8 @@ DS_API ds_status ds_zero_load(ds_zero *z, const char *folder, const char *tag, c
         bool said = strncmp(failed.message, "load: ", 6) == 0;
         return dsi_zero_die(z, status, "load", failed.message + (said ? 6 : 0));
     }
-    if ((status = dsi_zero_gather_updated(z))) return status;
+    if ((status = dsi_zero_ended(z, dsi_zero_gather_updated(z)))) return status;
+    dsi_zero_follow(z, z->stream, z->fetching);
     for (size_t i = 0; i < z->n_params; i++) z->params[i].near_valid = false;
     if (client) *client = z->client;
     if (client_bytes) *client_bytes = z->client_bytes;
@@ -3358,7 +3630,7 @@ static ds_status dsi_zero_register(ds_zero *z, const ds_zero_desc *d, ds_error *
         p->bytes_each = DS_DTYPE_SIZE(from->dtype);
         p->group = from->group;
         p->contributions = from->contributions > 0 ? from->contributions : 1;
-        p->sparse = from->sparse && z->sparse && from->dims > 0 && p->numel && !from->frozen;
+        p->sparse = from->sparse && z->sparse && from->dims > 0 && p->numel && !from->frozen && !z->gpu;
         p->slot = from->slot;
         p->grains = dsi_zero_grains(p->numel);
         p->whole = z->stage < 3 || p->numel <= z->persistence;
@@ -3390,6 +3662,21 @@ static ds_status dsi_zero_average(void *ctx, float *buffer, float *worker_error,
     return DS_OK;
 }
 
+/* What the kernels do not have is updated by the CPU, from states in host memory. */
+static ds_status dsi_zero_create_optimizer(ds_zero *z, ds_optim_desc *o, ds_error *error) {
+    ds_status status = ds_optim_create(o, &z->optim, error);
+    z->updates = z->gpu && !status;
+    if (!z->gpu || status != DS_ERR_UNSUPPORTED) return status;
+    o->kernels = NULL;
+    if ((status = ds_optim_create(o, &z->optim, error))) return status;
+    z->ratio = 1.0;
+    if (z->state_tier != DS_ZERO_DEVICE) return DS_OK;
+    z->state_tier = DS_ZERO_HOST;
+    dsi_log(&z->logger, "ds_zero", DS_LOG_INFO, 12, "the GPU has no kernels for %s: the CPU updates",
+            ds_optim_type_name(z->optim));
+    return DS_OK;
+}
+
 static ds_status dsi_zero_make_optimizer(ds_zero *z, const ds_zero_desc *d, ds_error *error) {
     size_t n_groups = d->n_groups ? d->n_groups : 1;
     ds_optim_tensor *tensors = (ds_optim_tensor *)dsi_zero_table(z, z->n_train, sizeof *tensors);
@@ -3403,7 +3690,8 @@ static ds_status dsi_zero_make_optimizer(ds_zero *z, const ds_zero_desc *d, ds_e
     o.tasks = z->tasks;
     o.allocator = z->allocator;
     o.logger = z->logger;
-    o.kernels = d->kernels;
+    o.kernels = z->gpu ? &z->kernels : NULL;
+    o.device = z->gpu ? &z->device : NULL;
     if (z->world > 1) {
         o.group.exchange = dsi_zero_exchange;
         o.group.ctx = z;
@@ -3439,7 +3727,7 @@ static ds_status dsi_zero_make_optimizer(ds_zero *z, const ds_zero_desc *d, ds_e
     o.group_count = n_groups;
     o.tensors = tensors;
     o.tensor_count = z->n_train;
-    if (!status) status = ds_optim_create(&o, &z->optim, error);
+    if (!status) status = dsi_zero_create_optimizer(z, &o, error);
     for (size_t i = 0; i < n_groups && !status && schedule.kind != DS_SCHEDULE_NONE; i++)
         if ((status = ds_optim_set_schedule(z->optim, i, &schedule)))
             dsi_fail(error, status, "scheduler: %.480s", ds_optim_error(z->optim)->message);
@@ -3520,15 +3808,26 @@ static ds_status dsi_zero_share(ds_zero *z, ds_error *error) {
     return DS_OK;
 }
 
+/* What stages hold, by side: bit 0 parameters of the other side, bit 1 gradients. */
+static unsigned dsi_zero_stage_of(const ds_zero *z, bool near) {
+    bool some = near ? z->updates && (z->state_tier == DS_ZERO_DEVICE || z->cut) : z->state_tier != DS_ZERO_DEVICE;
+    bool own = near ? z->param_tier != DS_ZERO_DEVICE : true;
+    if (!z->gpu || !some) return 0;
+    return (unsigned)own + 2u * (near != dsi_zero_reduced_near(z));
+}
+
 /* The layouts, and the tables that hold them. */
 static ds_status dsi_zero_make_tables(ds_zero *z, ds_error *error) {
+    bool staged;
     z->order = (size_t *)dsi_zero_table(z, z->n_train, sizeof(size_t));
     z->bucket_order = (size_t *)dsi_zero_table(z, z->n_train, sizeof(size_t));
     z->piece_offset = (size_t *)dsi_zero_table(z, dsi_mul(z->n_train, z->parts), sizeof(size_t));
     z->buckets = (dsi_zero_bucket *)dsi_zero_table(z, z->n_train, sizeof *z->buckets);
     z->arrival = (uint64_t *)dsi_zero_table(z, z->n_train, sizeof *z->arrival);
     z->blocks = (uint32_t *)dsi_zero_table(z, z->n_params, sizeof *z->blocks);
-    if (z->n_train && (!z->order || !z->bucket_order || !z->piece_offset || !z->buckets || !z->arrival || !z->blocks))
+    z->pool = (char **)dsi_zero_table(z, 2 * z->n_train + z->n_stashes, sizeof *z->pool);
+    if (z->n_train &&
+        (!z->order || !z->bucket_order || !z->piece_offset || !z->buckets || !z->arrival || !z->blocks || !z->pool))
         return dsi_zero_no_memory(z, error, "the engine's tables");
     for (int k = 0; k < 3 && z->stage == 3 && z->n_params; k++) {
         z->traces[k].room = 4 * z->n_params;
@@ -3550,7 +3849,15 @@ static ds_status dsi_zero_make_tables(ds_zero *z, ds_error *error) {
     }
     z->n_slots = z->stage <= 1 ? z->n_train : z->overlap && z->n_buckets > 1 ? 2 : 1;
     dsi_zero_layout_cut(z);
+    z->acc_down = z->gpu && z->state_tier != DS_ZERO_DEVICE && !z->boundary;
+    staged = dsi_zero_stage_of(z, false) || dsi_zero_stage_of(z, true);
+    if (staged && z->sub_group > DSI_ZERO_STAGE) z->sub_group = DSI_ZERO_STAGE;
     z->n_subs = dsi_zero_layout_subs(z, NULL);
+    for (int side = 0; side < 2; side++) {
+        unsigned holds = dsi_zero_stage_of(z, side);
+        z->side_grad[side] = holds & 1u ? z->sub_elements * sizeof(float) : 0;
+        z->side_bytes[side] = z->side_grad[side] + (holds & 2u ? z->sub_elements * sizeof(float) : 0);
+    }
     z->subs = (dsi_zero_sub *)dsi_zero_table(z, z->n_subs, sizeof *z->subs);
     z->slices = (ds_optim_slice *)dsi_zero_table(z, z->n_train + 1, sizeof *z->slices);
     z->counts = (size_t *)dsi_zero_table(z, dsi_mul((size_t)z->world, z->n_slots + 1), sizeof(size_t));
@@ -3560,6 +3867,22 @@ static ds_status dsi_zero_make_tables(ds_zero *z, ds_error *error) {
     if ((z->n_subs && !z->subs) || !z->slices || !z->counts || !z->cursors || !z->agree || !z->spanned)
         return dsi_zero_no_memory(z, error, "the engine's tables");
     dsi_zero_layout_subs(z, z->subs);
+    return DS_OK;
+}
+
+static ds_status dsi_zero_take_device(ds_zero *z, const ds_zero_desc *d, ds_error *error) {
+    const ds_device *v = d->device;
+    const ds_optim_kernels *k = d->kernels;
+    if (!v && !k) return DS_OK;
+    if (!v || !k || !v->alloc || !v->release || !v->pinned_alloc || !v->pinned_release || !v->copy || !v->fill ||
+        !v->stream_create || !v->stream_destroy || !v->event_create || !v->event_destroy || !v->event_record ||
+        !v->event_wait || !v->synchronize || !v->describe || !k->update || !k->norm_grains || !k->cast ||
+        !k->accumulate || !k->scale)
+        return dsi_fail(error, DS_ERR_ARGUMENT,
+                        "ds_zero: device and kernels are given together, with every member (ds_kernels.cu fills them)");
+    z->gpu = true;
+    z->device = *v;
+    z->kernels = *k;
     return DS_OK;
 }
 
@@ -3581,7 +3904,8 @@ static ds_status dsi_zero_prepare(const ds_zero_desc *d, int rank, int world, ds
     *out = z;
     z->allocator = allocator;
     z->allocations = 1;
-    dsi_zero_count(z, DS_ZERO_BOOKKEEPING, DS_ZERO_DEVICE, sizeof *z);
+    if ((status = dsi_zero_take_device(z, d, error))) return status;
+    dsi_zero_count(z, DS_ZERO_BOOKKEEPING, dsi_zero_near(z), sizeof *z);
     z->logger = d->logger;
     z->tasks = d->tasks;
     z->clock = d->clock;
@@ -3607,8 +3931,12 @@ static ds_status dsi_zero_prepare(const ds_zero_desc *d, int rank, int world, ds
     z->part = z->stage == 0 ? 0 : (size_t)rank;
     if ((status = dsi_zero_register(z, d, error))) return status;
     if ((status = dsi_zero_make_optimizer(z, d, error))) return status;
-    dsi_zero_count(z, DS_ZERO_BOOKKEEPING, DS_ZERO_DEVICE, ds_optim_memory(z->optim));
+    dsi_zero_count(z, DS_ZERO_BOOKKEEPING, dsi_zero_near(z), ds_optim_memory(z->optim));
     if ((status = dsi_zero_share(z, error))) return status;
+    if (z->updates && z->by_norm) { /* the optimizer's sums, on both sides */
+        dsi_zero_count(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, 2 * sizeof(double) * z->total_grains);
+        dsi_zero_count(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, 2 * sizeof(double) * z->total_grains);
+    }
     {
         ds_loss_scaler_params scaling;
         if ((status = ds_wire_loss_scaler(d->config, &scaling, error))) return status;
@@ -3628,8 +3956,11 @@ static ds_status dsi_zero_memory_row(ds_zero *z, bool take, void **memory, ds_ze
     }
     *memory = dsi_zero_get(z, c, t, bytes);
     if (!*memory) return dsi_fail(error, DS_ERR_MEMORY, "rank %d: no memory for %s, %zu bytes", z->rank, what, bytes);
-    memset(*memory, 0, bytes);
-    if (t == DS_ZERO_HOST && (c == DS_ZERO_PARAMS ? z->pin_params : z->pin_states)) {
+    if (t == DS_ZERO_DEVICE)
+        dsi_zero_clear(z, *memory, bytes, z->stream);
+    else
+        memset(*memory, 0, bytes);
+    if (!z->gpu && t == DS_ZERO_HOST && (c == DS_ZERO_PARAMS ? z->pin_params : z->pin_states)) {
         ds_error refused;
         if (ds_offload_pin(*memory, bytes, &refused))
             dsi_log(&z->logger, "ds_zero", DS_LOG_WARNING, 4, "%s stay unpinned: %.400s", what, refused.message);
@@ -3737,7 +4068,7 @@ static ds_status dsi_zero_size_pool(ds_zero *z, ds_error *error) {
 }
 
 static ds_status dsi_zero_memory(ds_zero *z, const ds_zero_desc *d, bool take, ds_error *error) {
-    ds_zero_tier states = z->state_tier, gradients = states == DS_ZERO_DEVICE ? DS_ZERO_DEVICE : DS_ZERO_HOST;
+    ds_zero_tier states = z->state_tier, gradients = dsi_zero_acc_tier(z), near = dsi_zero_near(z);
     size_t each = DS_DTYPE_SIZE(z->wire), small = 0, big = 0, n = 0;
     ds_status status = DS_OK;
     z->resident_bytes = 0;
@@ -3771,7 +4102,7 @@ static ds_status dsi_zero_memory(ds_zero *z, const ds_zero_desc *d, bool take, d
         DSI_ZERO_ROW(z->kept[n], DS_ZERO_STATES, DS_ZERO_DEVICE, dsi_zero_kept(z, n) * 4, what)
         DSI_ZERO_ROW(z->array[n], DS_ZERO_STATES, states, dsi_zero_moved(z, n) * 4, what)
     }
-    if (z->stage >= 2 || z->accumulation > 1) {
+    if (z->stage >= 2 || z->accumulation > 1 || z->acc_down) {
         DSI_ZERO_ROW(z->acc, DS_ZERO_GRADS, gradients, dsi_zero_acc_elements(z) * dsi_zero_acc_bytes(z),
                      "gradient accumulators")
     }
@@ -3808,12 +4139,27 @@ static ds_status dsi_zero_memory(ds_zero *z, const ds_zero_desc *d, bool take, d
     }
     DSI_ZERO_ROW(z->arena, DS_ZERO_GATHERED, DS_ZERO_DEVICE, z->arena_bytes, "gathered parameters")
     DSI_ZERO_ROW(z->gather_pack, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->gather_pack_elements * 4, "updated parameters")
-    DSI_ZERO_ROW(z->scratch, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, DSI_ZERO_CHUNK * sizeof(float), "scratch")
+    DSI_ZERO_ROW(z->scratch, DS_ZERO_BUCKETS, near, DSI_ZERO_CHUNK * sizeof(float), "scratch")
+    for (n = 0; n < 2 && !status; n++) {
+        dsi_zero_stage *stage = &z->stages[n];
+        DSI_ZERO_ROW(stage->side[0], DS_ZERO_BUCKETS, DS_ZERO_HOST, z->side_bytes[0], "what passes to the host")
+        DSI_ZERO_ROW(stage->side[1], DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->side_bytes[1], "what passes to the device")
+        if (z->acc_down) {
+            DSI_ZERO_ROW(stage->half, DS_ZERO_BUCKETS, DS_ZERO_HOST, DSI_ZERO_CHUNK * sizeof(float),
+                         "gradients on their way to the host")
+        }
+    }
+    if (dsi_zero_reduced_near(z)) {
+        DSI_ZERO_ROW(z->norm_device, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->own_grains * sizeof(double), "norms")
+    }
+    if (z->gpu && z->before_reduce != 1.0) {
+        DSI_ZERO_ROW(z->part_device, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, DSI_ZERO_CHUNK * sizeof(float), "scratch")
+    }
     n = dsi_zero_head(z);
-    DSI_ZERO_ROW(z->norm_own, DS_ZERO_BOOKKEEPING, DS_ZERO_DEVICE, (n + z->own_grains) * sizeof(double), "norms")
-    DSI_ZERO_ROW(z->norm_all, DS_ZERO_BOOKKEEPING, DS_ZERO_DEVICE,
+    DSI_ZERO_ROW(z->norm_own, DS_ZERO_BOOKKEEPING, near, (n + z->own_grains) * sizeof(double), "norms")
+    DSI_ZERO_ROW(z->norm_all, DS_ZERO_BOOKKEEPING, near,
                  (n * (size_t)z->world + z->total_grains + z->n_train * z->parts) * sizeof(double), "norms")
-    DSI_ZERO_ROW(z->norm_tensor, DS_ZERO_BOOKKEEPING, DS_ZERO_DEVICE, dsi_zero_norm_room(z) * sizeof(double), "norms")
+    DSI_ZERO_ROW(z->norm_tensor, DS_ZERO_BOOKKEEPING, near, dsi_zero_norm_room(z) * sizeof(double), "norms")
     for (n = 0; n < (z->one_bit && z->world > 1 ? ds_optim_error_buffers(z->optim) : 0); n++) {
         size_t count = 0, bytes;
         (void)ds_optim_error_buffer(z->optim, n, 0, &count);
@@ -3827,8 +4173,8 @@ static ds_status dsi_zero_memory(ds_zero *z, const ds_zero_desc *d, bool take, d
                              ds_comm_quantized_scratch(z->world, values, values / DSI_ZERO_GROUP);
     }
     DSI_ZERO_ROW(z->quantized, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->quantized_bytes, "quantized messages")
-    DSI_ZERO_ROW(z->one_bit_scratch, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->one_bit_bytes, "the compressed average")
-    DSI_ZERO_ROW(z->losses, DS_ZERO_BOOKKEEPING, DS_ZERO_DEVICE, (size_t)z->accumulation * sizeof(double), "losses")
+    DSI_ZERO_ROW(z->one_bit_scratch, DS_ZERO_BUCKETS, near, z->one_bit_bytes, "the compressed average")
+    DSI_ZERO_ROW(z->losses, DS_ZERO_BOOKKEEPING, near, (size_t)z->accumulation * sizeof(double), "losses")
 #undef DSI_ZERO_ROW
     return status;
 }
@@ -4016,6 +4362,18 @@ static ds_status dsi_zero_fast_start(ds_zero *z, dsi_zero_set *set, dsi_zero_par
     return DS_OK;
 }
 
+/* Values that are the device's or plain memory, in fp32 on the host. */
+static void dsi_zero_widen(ds_zero *z, float *out, const char *from, ds_dtype dtype, size_t count) {
+    char raw[4096];
+    size_t each = DS_DTYPE_SIZE(dtype), room = sizeof raw / each;
+    if (dtype == DS_F32) dsi_zero_copy_now(z, out, from, count * sizeof(float));
+    for (size_t done = 0; dtype != DS_F32 && done < count; done += room) {
+        size_t n = count - done < room ? count - done : room;
+        dsi_zero_copy_now(z, raw, from + done * each, n * each);
+        if (!z->dead) (void)ds_optim_cast(out + done, DS_F32, raw, dtype, n);
+    }
+}
+
 /* Rank 0's initial values are everyone's. A value that comes from `init` is computed by each rank for what it holds. */
 static ds_status dsi_zero_initialise(ds_zero *z, const ds_zero_param *from, dsi_zero_param *p) {
     size_t begin = p->whole ? 0 : p->own_begin, end = p->whole ? p->numel : p->own_begin + p->own_count;
@@ -4031,14 +4389,17 @@ static ds_status dsi_zero_initialise(ds_zero *z, const ds_zero_param *from, dsi_
         float *values = !fast ? z->scratch : dsi_zero_has_master(p) ? set->array[0] : (float *)(void *)set->home;
         if (fast && (status = dsi_zero_set_wait(z, set))) return status;
         if (from->data) {
-            (void)ds_optim_cast(values, DS_F32, (const char *)from->data + at * p->bytes_each, p->dtype, n);
+            dsi_zero_widen(z, values, (const char *)from->data + at * p->bytes_each, p->dtype, n);
             if (z->world > 1 && ds_comm_broadcast(z->comm, values, n, DS_F32, 0))
                 return dsi_zero_comm_failed(z, "initial values", p->name);
         } else if (from->init)
             from->init(from->ctx, at, n, values);
         else
             memset(values, 0, n * sizeof *values);
-        if (p->whole) (void)ds_optim_cast(p->full + at * p->bytes_each, p->dtype, values, DS_F32, n);
+        if (p->whole && dsi_zero_has_master(p)) status = dsi_zero_own_round(z, p, at, n, values);
+        if (p->whole && !dsi_zero_has_master(p))
+            dsi_zero_copy_now(z, p->full + at * sizeof(float), values, n * sizeof(float));
+        if (status || z->dead) return dsi_zero_ended(z, status);
         if (a < b && fast)
             status = dsi_zero_fast_start(z, set, p, a, b - a, values + (a - at));
         else if (a < b && p->tensor != DSI_ZERO_NONE) {
@@ -4124,7 +4485,9 @@ static ds_status dsi_zero_build(ds_zero *z, const ds_zero_desc *d, ds_error *err
             return error->status;
     }
     status = dsi_zero_log_comm(z, d->config, error);
+    if (!status) status = dsi_zero_make_streams(z, error);
     if (!status) status = dsi_zero_memory(z, d, true, error);
+    if (!status && z->dead) status = dsi_fail(error, z->error.status, "%s", z->error.message);
     if (!status) status = dsi_zero_open_stores(z, d->config, error);
     if (status && error) z->error = *error;
     if (z->comm && (status = dsi_zero_agree(z, status, "create")))
@@ -4200,10 +4563,11 @@ DS_API ds_status ds_zero_create_(const ds_zero_desc *desc, size_t desc_bytes, in
 }
 
 DS_API void ds_zero_destroy(ds_zero *z) {
-    ds_zero_tier states, gradients;
+    ds_zero_tier states, gradients, near;
     if (!z) return;
     states = z->state_tier;
-    gradients = states == DS_ZERO_DEVICE ? DS_ZERO_DEVICE : DS_ZERO_HOST;
+    gradients = dsi_zero_acc_tier(z);
+    near = dsi_zero_near(z);
     (void)ds_zero_save_finish(z);
     ds_comm_destroy(z->across);
     ds_comm_destroy(z->node);
@@ -4215,11 +4579,9 @@ DS_API void ds_zero_destroy(ds_zero *z) {
         dsi_zero_stash_give(z, &p->stash);
         dsi_zero_stash_give(z, &p->lent);
     }
-    while (z->pool) {
-        char *stash = z->pool;
-        memcpy(&z->pool, stash, sizeof z->pool);
-        dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, stash, dsi_zero_stash_bytes(z));
-    }
+    while (z->n_pooled)
+        dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->pool[--z->n_pooled], dsi_zero_stash_bytes(z));
+    dsi_zero_untable(z, z->pool, 2 * z->n_train + z->n_stashes, sizeof *z->pool);
     if (z->store[1] != z->store[0]) ds_offload_destroy(z->store[1]);
     ds_offload_destroy(z->store[0]);
     ds_optim_destroy(z->optim);
@@ -4247,8 +4609,16 @@ DS_API void ds_zero_destroy(ds_zero *z) {
     dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->gather_pack, z->gather_pack_elements * 4);
     dsi_zero_put(z, DS_ZERO_PARAMS, DS_ZERO_DEVICE, z->near, z->near_bytes);
     dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->quantized, z->quantized_bytes);
-    dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->one_bit_scratch, z->one_bit_bytes);
-    dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->scratch, DSI_ZERO_CHUNK * sizeof(float));
+    dsi_zero_put(z, DS_ZERO_BUCKETS, near, z->one_bit_scratch, z->one_bit_bytes);
+    dsi_zero_put(z, DS_ZERO_BUCKETS, near, z->scratch, DSI_ZERO_CHUNK * sizeof(float));
+    for (size_t n = 0; n < 2; n++) {
+        dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->stages[n].side[0], z->side_bytes[0]);
+        dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->stages[n].side[1], z->side_bytes[1]);
+        dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->stages[n].half, DSI_ZERO_CHUNK * sizeof(float));
+    }
+    dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->norm_device, z->own_grains * sizeof(double));
+    dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->part_device, DSI_ZERO_CHUNK * sizeof(float));
+    dsi_zero_end_streams(z);
     {
         size_t n = dsi_zero_head(z);
         dsi_zero_untable(z, z->norm_own, n + z->own_grains, sizeof(double));
@@ -4630,6 +5000,7 @@ DS_API ds_status ds_wire_monitor(const ds_config *c, ds_monitor_desc *d, ds_erro
 
 #undef DSI_ZERO_ALIGN
 #undef DSI_ZERO_CHUNK
+#undef DSI_ZERO_STAGE
 #undef DSI_ZERO_DIRECT
 #undef DSI_ZERO_NONE
 #undef DSI_ZERO_GROUP
