@@ -2948,6 +2948,7 @@ static bool dsi_optim_takes_kernels(const ds_optim *o, const ds_optim_slice *sli
 static ds_status dsi_optim_on_device(ds_optim *o, ds_optim_rule rule, const ds_optim_slice *slices, size_t count,
                                      void *stream) {
     const ds_optim_kernels *table = o->desc.kernels;
+    const ds_device *d = o->desc.device;
     ds_status status = DS_OK;
     for (size_t g = 0; g < o->desc.group_count; g++) {
         const ds_optim_constants *k = &o->constants[2 * g];
@@ -2968,7 +2969,9 @@ static ds_status dsi_optim_on_device(ds_optim *o, ds_optim_rule rule, const ds_o
         }
         if (n && !status) status = table->update(table->ctx, rule, k, o->parts, n, stream);
     }
-    return status ? dsi_fail(&o->error, status, "ds_optim: the device kernel failed") : DS_OK;
+    if (!status) return DS_OK;
+    return dsi_fail(&o->error, status, "ds_optim: the device kernel failed%s%.300s", d && d->describe ? ": " : "",
+                    d && d->describe ? d->describe(d->ctx) : "");
 }
 static ds_status dsi_optim_measure_on_device(ds_optim *o, const ds_optim_slice *slices, size_t count, void *stream) {
     const ds_device *d = o->desc.device;

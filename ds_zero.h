@@ -77,6 +77,24 @@ CONCEPTS
     than needed; max_in_cpu elements of them stay in memory, and 1e9 is the default: give 0 to have all on disk.
     What the files themselves take (bounce buffers, tables) is in the plan's host bytes.
 
+ON A GPU
+        ds_device device;                                 ds_kernels.cu: ds_cuda_device(&device)
+        ds_optim_kernels kernels;                         ds_cuda_optim_kernels(&kernels)
+        desc.device = &device, desc.kernels = &kernels;
+    Parameters, gradients, buckets and what is not offloaded are the device's memory: slots, gradients and buffers that the
+    model gives and gets point there. No CUDA type shows; link ds_kernels.o, or fill the tables yourself. Ranks need a
+    communicator whose ds_comm_desc.device (and, to sum there, .kernels) is set: "nccl" sends device memory as it is, others
+    copy it through the host. The results have the CPU's bits.
+    Every call that takes a stream orders its work after what that stream has to do, and returns before it is done: the
+    gradient that ds_zero_grad was given may be written again by work that comes on the stream later. Use one stream, or
+    order others after it. What was released may still be read by work that is on the stream of the last call already.
+    Copies between host and device have streams of their own and pinned memory on the host's side, so that parameters from
+    offload_param come while the model computes, and new weights go up while the CPU updates the next piece. With
+    offload_optimizer gradients come down bucket by bucket and the CPU updates (with ratio both sides do); a sub-group is
+    then at most 4 Mi elements. The CPU also updates, from states in host memory, for an optimizer that the kernels lack
+    (log id 12): the 1-bit family, Muon and one of your own. sparse_gradients has no effect: reduced whole, the bits are
+    the same. Quantized ZeRO++ messages are refused.
+
 STEP BY STEP
     1. ds_config_parse the JSON; ds_zero_unclaimed(config) names keys that nothing acts on: stop there.
     2. ds_comm_create. 3. ds_zero_plan tells the memory. 4. ds_zero_create, on every rank alike.
@@ -95,7 +113,7 @@ ERRORS
     error: report.skipped. Log ids: 2 step skipped, 3 a parameter that does not fit the arena, 4 memory not pinned,
     5 reduction at the step's boundary, 9 fewer swap buffers than the pipelines want, 6 times of a
     step (wall_clock_breakdown), 7 the step (every steps_per_print), 8 the state at create (dump_state), 10 a load of
-    what is not ds's own, 11 another comm_backend_name than the communicator's.
+    what is not ds's own, 11 another comm_backend_name than the communicator's, 12 the CPU updates for the GPU.
 
 THREADS
     One thread at a time per engine. Several engines may live in one process.
@@ -3457,6 +3475,9 @@ static bool dsi_zero_given(const ds_config *c, const char *path) {
 /* ZeRO++: the ranks of a node are zero_hpz_partition_size in a row. */
 static ds_status dsi_zero_check_plus(ds_zero *z, ds_error *error) {
     size_t world = (size_t)z->world;
+    if (z->gpu && (z->quantize_weights || z->quantize_gradients))
+        return dsi_fail(error, DS_ERR_UNSUPPORTED, "zero_optimization.%s: not with a GPU",
+                        z->quantize_weights ? "zero_quantized_weights" : "zero_quantized_gradients");
     if (z->near_parts < 1) z->near_parts = 1;
     if (z->near_parts > 1 && z->stage != 3)
         return dsi_fail(error, DS_ERR_INPUT,

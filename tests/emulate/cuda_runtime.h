@@ -22,6 +22,7 @@
 #include <deque>
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -276,18 +277,16 @@ inline bool within(const std::map<char *, range> &ranges, const void *p) {
 }
 
 // >>streams
-struct event;
+typedef std::shared_ptr<bool> flag; // whether a record of an event has come
 struct op {
     std::function<bool()> run;
-    event *after; // waits until this event's `turn` has come
-    size_t turn;
-    event *record;
+    flag after, record;
 };
 struct stream {
     std::deque<op> ops;
 };
 struct event {
-    size_t recorded = 0, done = 0;
+    flag last; // a wait is for the last record before it, on whichever stream that was
 };
 inline stream null_stream;
 inline std::vector<stream *> streams(1, &null_stream);
@@ -296,7 +295,7 @@ inline bool broken; // a launch failed: every call says so from now on, as in CU
 inline void step(stream *s) {
     op o = s->ops.front();
     s->ops.pop_front();
-    if (o.record) o.record->done++;
+    if (o.record) *o.record = true;
     if (!o.run) return;
     if (!open) protect(PROT_READ | PROT_WRITE);
     open = true;
@@ -307,7 +306,7 @@ inline void close() {
     open = false;
 }
 inline bool can_step(const stream *s) {
-    return !s->ops.empty() && (!s->ops.front().after || s->ops.front().after->done >= s->ops.front().turn);
+    return !s->ops.empty() && (!s->ops.front().after || *s->ops.front().after);
 }
 inline void drain(const std::function<bool()> &enough) {
     while (!enough()) {
@@ -334,7 +333,7 @@ inline stream *of(void *s) {
     return s ? (stream *)s : &null_stream;
 }
 inline void put(void *s, std::function<bool()> run) {
-    of(s)->ops.push_back({run, NULL, 0, NULL});
+    of(s)->ops.push_back({run, nullptr, nullptr});
 }
 inline void launch(const char *name, dim3 grid_, dim3 block_, size_t bytes, void *s, std::function<void()> body) {
     std::string text = name;
@@ -699,12 +698,12 @@ inline cudaError_t cudaEventDestroy(cudaEvent_t e) {
     return cudaSuccess;
 }
 inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
-    e->recorded++;
-    emu::of(s)->ops.push_back({nullptr, NULL, 0, e});
+    e->last = std::make_shared<bool>(false);
+    emu::of(s)->ops.push_back({nullptr, nullptr, e->last});
     return emu_said();
 }
 inline cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {
-    emu::of(s)->ops.push_back({nullptr, e, e->recorded, NULL});
+    emu::of(s)->ops.push_back({nullptr, e->last, nullptr});
     return emu_said();
 }
 inline cudaError_t cudaEventQuery(cudaEvent_t e) { // now and then work goes on by itself
@@ -714,6 +713,6 @@ inline cudaError_t cudaEventQuery(cudaEvent_t e) { // now and then work goes on 
             break;
         }
     emu::close();
-    return e->done == e->recorded ? emu_said() : cudaErrorNotReady;
+    return !e->last || *e->last ? emu_said() : cudaErrorNotReady;
 }
 #endif

@@ -46,6 +46,9 @@ typedef struct setting {
     unsigned workers;                 /* of a pool for the updates; 0: none */
     int first;                        /* number of the first step: gradients go on from there */
     int overflow_rank, overflow_step; /* with a step above 0: this rank's gradient of "large" is infinite in it */
+    const ds_device *device, *comm_device, *model_device; /* a GPU for the engine, its ranks, the model; NULL: none */
+    const ds_optim_kernels *kernels;
+    const ds_comm_kernels *comm_kernels;
 } setting;
 
 static inline setting setting_of(int world, int stage, int accumulation, int steps, const char *precision) {
@@ -124,10 +127,23 @@ static void describe(ds_zero_param *params, void **slots, ds_dtype dtype, const 
     if (s->tied) params[2].contributions = 2;
 }
 
+/* Host memory as a model on the setting's device has it: a copy there, on the model's stream; and back. */
+static void *upload(const setting *s, void *device, void *host, size_t bytes, void *stream) {
+    if (!s->model_device) return host;
+    s->model_device->copy(s->model_device->ctx, device, host, bytes, stream);
+    return device;
+}
+static const void *download(const setting *s, void *host, const void *slot, size_t bytes, void *stream) {
+    if (!s->model_device) return slot;
+    s->model_device->copy(s->model_device->ctx, host, slot, bytes, stream);
+    s->model_device->synchronize(s->model_device->ctx, stream);
+    return host;
+}
+
 #define TRY(call)                                                                                                      \
     do {                                                                                                               \
         if ((call) != DS_OK) {                                                                                         \
-            snprintf(a->out->message, sizeof a->out->message, "%s: %s", #call, ds_zero_error(z)->message);             \
+            snprintf(a->out->message, sizeof a->out->message, "%.90s: %s", #call, ds_zero_error(z)->message);          \
             if (a->comm) ds_comm_abort(a->comm, "test gave up");                                                       \
             goto done;                                                                                                 \
         }                                                                                                              \
@@ -137,7 +153,7 @@ static void *run_rank(void *arg) {
     thread_of *a = (thread_of *)arg;
     const setting *s = a->s;
     static const size_t orders[2][N_PARAMS] = {{6, 5, 4, 3, 2, 1, 0}, {2, 6, 0, 5, 3, 1, 4}};
-    void *slots[N_PARAMS] = {0}, *bytes = malloc(9000 * 4);
+    void *slots[N_PARAMS] = {0}, *bytes = malloc(9000 * 4), *there = malloc(9000 * 4), *mine = NULL, *stream = NULL;
     float *values = (float *)malloc(9000 * sizeof(float));
     ds_error error = {DS_OK, ""};
     ds_config *config = config_of(s, &error);
@@ -156,6 +172,14 @@ static void *run_rank(void *arg) {
     describe(params, slots, ds_zero_model_dtype(config), s);
     d.config = config;
     d.comm = a->comm;
+    d.device = s->device;
+    d.kernels = s->kernels;
+    if (s->model_device && (s->model_device->alloc(s->model_device->ctx, 9000 * 4, &mine) ||
+                            s->model_device->stream_create(s->model_device->ctx, &stream))) {
+        snprintf(a->out->message, sizeof a->out->message, "the model's own memory failed");
+        if (a->comm) ds_comm_abort(a->comm, "test gave up");
+        goto done;
+    }
     d.params = params;
     d.n_params = N_PARAMS;
     d.gradient_buffers = 1;
@@ -180,19 +204,22 @@ static void *run_rank(void *arg) {
             const size_t *order = orders[s->shuffled];
             TRY(ds_zero_begin(z, DS_ZERO_TRAIN));
             for (size_t i = 0; i < N_PARAMS; i++) {
-                TRY(ds_zero_fetch(z, i, NULL));
+                TRY(ds_zero_fetch(z, i, stream));
                 if (numel(i) && !slots[i])
                     snprintf(a->out->message, sizeof a->out->message, "slot of %s is empty", names[i]);
                 if (step == s->first && micro == 0 && numel(i) && strstr(s->zero ? s->zero : "", "quantized_weights")) {
+                    const float *seen =
+                        (const float *)download(s, there, slots[i], numel(i) * DS_DTYPE_SIZE(params[i].dtype), stream);
                     for (size_t e = 0; e < numel(i) && params[i].dtype == DS_F32; e++) {
-                        double off = fabs((double)(((float *)slots[i])[e] - initial(i, e)));
+                        double off = fabs((double)(seen[e] - initial(i, e)));
                         if (off > a->out->fetch_error) a->out->fetch_error = off;
                     }
                 } else if (step == 0 && micro == 0 && numel(i) &&
                            !s->load) { /* what init gave, rounded, on every rank */
                     for (size_t e = 0; e < numel(i); e++) values[e] = initial(i, e);
                     ds_optim_cast(bytes, params[i].dtype, values, DS_F32, numel(i));
-                    if (memcmp(bytes, slots[i], numel(i) * DS_DTYPE_SIZE(params[i].dtype)))
+                    if (memcmp(bytes, download(s, there, slots[i], numel(i) * DS_DTYPE_SIZE(params[i].dtype), stream),
+                               numel(i) * DS_DTYPE_SIZE(params[i].dtype)))
                         snprintf(a->out->message, sizeof a->out->message, "initial values of %s differ", names[i]);
                 }
                 TRY(ds_zero_release(z, i));
@@ -200,20 +227,23 @@ static void *run_rank(void *arg) {
             if (s->tied) { /* the first contribution comes before all others, as that of a tied head does */
                 for (size_t e = 0; e < numel(2); e++) values[e] = given(s, 2, e, a->rank, micro, step, 1);
                 ds_optim_cast(bytes, params[2].dtype, values, DS_F32, numel(2));
-                TRY(ds_zero_grad(z, 2, bytes, NULL));
+                TRY(ds_zero_grad(z, 2, upload(s, mine, bytes, numel(2) * DS_DTYPE_SIZE(params[2].dtype), stream),
+                                 stream));
             }
             for (size_t k = 0; k < N_PARAMS; k++) {
                 size_t i = order[k];
-                TRY(ds_zero_fetch(z, i, NULL));
+                TRY(ds_zero_fetch(z, i, stream));
                 for (size_t e = 0; e < numel(i); e++) values[e] = given(s, i, e, a->rank, micro, step, 0);
                 if (i == 5) {
                     void *buffer = NULL;
                     TRY(ds_zero_grad_buffer(z, i, &buffer));
-                    ds_optim_cast(buffer, params[i].dtype, values, DS_F32, numel(i));
-                    TRY(ds_zero_grad_ready(z, i, NULL));
+                    ds_optim_cast(s->model_device ? bytes : buffer, params[i].dtype, values, DS_F32, numel(i));
+                    (void)upload(s, buffer, bytes, numel(i) * DS_DTYPE_SIZE(params[i].dtype), stream);
+                    TRY(ds_zero_grad_ready(z, i, stream));
                 } else {
                     ds_optim_cast(bytes, params[i].dtype, values, DS_F32, numel(i));
-                    TRY(ds_zero_grad(z, i, bytes, NULL));
+                    TRY(ds_zero_grad(z, i, upload(s, mine, bytes, numel(i) * DS_DTYPE_SIZE(params[i].dtype), stream),
+                                     stream));
                 }
                 TRY(ds_zero_release(z, i));
             }
@@ -244,6 +274,9 @@ done:
                  memory.live, memory.mismatches);
     ds_comm_destroy(a->comm);
     ds_config_free(config);
+    if (stream) s->model_device->stream_destroy(s->model_device->ctx, stream);
+    if (mine) s->model_device->release(s->model_device->ctx, mine, 9000 * 4);
+    free(there);
     free(values);
     free(bytes);
     return NULL;
@@ -259,6 +292,8 @@ static void run(const setting *s, outcome *out) {
     memset(&d, 0, sizeof d);
     memset(out, 0, (size_t)s->world * sizeof *out);
     d.timeout = 60000000000;
+    if (s->comm_device) d.device = *s->comm_device;
+    d.kernels = s->comm_kernels;
     if (s->world > 1 && !CHECK(ds_comm_threads_create(&d, s->world, comms, &error) == DS_OK)) return;
     for (int r = 0; r < s->world; r++) {
         of[r].s = s;

@@ -1,0 +1,365 @@
+// The engine on a GPU: ds_kernels.cu on the emulated GPU of tests/emulate, whose memory faults when the host touches it.
+// The same training as on the CPU must give the same bits, every kernel must be reached, and what fails must say so.
+#include "../../ds_kernels.cu"
+#include "ds_zero_run.h"
+#include <map>
+#include <string>
+#include <vector>
+
+// The emulation takes one host thread at a time, and ranks are threads: every call of a table goes through one lock. Counts,
+// and makes the n-th call fail.
+struct gate {
+    size_t calls, fail_at, bytes, peak, pinned, pinned_peak;
+    ds_status enter(void) {
+        const size_t n = __atomic_add_fetch(&calls, 1, __ATOMIC_SEQ_CST);
+        return n == fail_at ? DS_ERR_DEVICE : DS_OK;
+    }
+};
+static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER;
+static gate engine_gate, comm_gate, model_gate;
+static ds_device inner;
+static ds_optim_kernels inner_optim;
+static ds_comm_kernels inner_comm;
+
+struct entered {
+    ds_status status;
+    entered(void *ctx) : status(ctx ? ((gate *)ctx)->enter() : DS_OK) { pthread_mutex_lock(&one_at_a_time); }
+    ~entered() { pthread_mutex_unlock(&one_at_a_time); }
+};
+template <class... P, class... A> static ds_status pass(void *ctx, ds_status (*to)(void *, P...), const A &...given) {
+    const entered e(ctx);
+    return e.status ? e.status : to(NULL, given...);
+}
+static ds_status gate_alloc(void *ctx, size_t bytes, void **memory) {
+    gate *g = (gate *)ctx;
+    const ds_status status = pass(ctx, inner.alloc, bytes, memory);
+    if (!status && (g->bytes += bytes) > g->peak) g->peak = g->bytes;
+    return status;
+}
+static void gate_release(void *ctx, void *memory, size_t bytes) {
+    const entered e(NULL);
+    ((gate *)ctx)->bytes -= bytes;
+    inner.release(NULL, memory, bytes);
+}
+static ds_status gate_pinned_alloc(void *ctx, size_t bytes, void **memory) {
+    gate *g = (gate *)ctx;
+    const ds_status status = pass(ctx, inner.pinned_alloc, bytes, memory);
+    if (!status && (g->pinned += bytes) > g->pinned_peak) g->pinned_peak = g->pinned;
+    return status;
+}
+static void gate_pinned_release(void *ctx, void *memory, size_t bytes) {
+    const entered e(NULL);
+    ((gate *)ctx)->pinned -= bytes;
+    inner.pinned_release(NULL, memory, bytes);
+}
+static ds_device gate_device(gate *g) {
+    ds_device d;
+    memset(&d, 0, sizeof d);
+    d.ctx = g;
+    d.alloc = gate_alloc;
+    d.release = gate_release;
+    d.pinned_alloc = gate_pinned_alloc;
+    d.pinned_release = gate_pinned_release;
+    d.copy = [](void *c, void *to, const void *from, size_t n, void *s) { return pass(c, inner.copy, to, from, n, s); };
+    d.fill = [](void *c, void *to, int b, size_t n, void *s) { return pass(c, inner.fill, to, b, n, s); };
+    d.stream_create = [](void *c, void **s) { return pass(c, inner.stream_create, s); };
+    d.stream_destroy = [](void *, void *s) {
+        const entered e(NULL); /* cannot fail */
+        inner.stream_destroy(NULL, s);
+    };
+    d.event_create = [](void *c, void **v) { return pass(c, inner.event_create, v); };
+    d.event_destroy = [](void *, void *v) {
+        const entered e(NULL);
+        inner.event_destroy(NULL, v);
+    };
+    d.event_record = [](void *c, void *v, void *s) { return pass(c, inner.event_record, v, s); };
+    d.event_wait = [](void *c, void *v, void *s) { return pass(c, inner.event_wait, v, s); };
+    d.event_done = [](void *c, void *v, bool *done) { return pass(c, inner.event_done, v, done); };
+    d.synchronize = [](void *c, void *s) { return pass(c, inner.synchronize, s); };
+    d.describe = [](void *) { return "the gate says no"; };
+    return d;
+}
+static ds_optim_kernels gate_optim(gate *g) {
+    ds_optim_kernels k;
+    memset(&k, 0, sizeof k);
+    k.ctx = g;
+    k.update = [](void *c, ds_optim_rule r, const ds_optim_constants *k_, const ds_optim_part *p, size_t n, void *s) {
+        return pass(c, inner_optim.update, r, k_, p, n, s);
+    };
+    k.norm_grains = [](void *c, const void *x, ds_dtype d, size_t n, float f, double *g_, void *s) {
+        return pass(c, inner_optim.norm_grains, x, d, n, f, g_, s);
+    };
+    k.norm_tree = [](void *c, double *g_, size_t n, void *s) { return pass(c, inner_optim.norm_tree, g_, n, s); };
+    k.cast = [](void *c, void *to, ds_dtype t, const void *from, ds_dtype f, size_t n, void *s) {
+        return pass(c, inner_optim.cast, to, t, from, f, n, s);
+    };
+    k.accumulate = [](void *c, void *to, ds_dtype t, const void *from, ds_dtype f, size_t n, void *s) {
+        return pass(c, inner_optim.accumulate, to, t, from, f, n, s);
+    };
+    k.scale = [](void *c, void *x, ds_dtype d, float f, size_t n, void *s) {
+        return pass(c, inner_optim.scale, x, d, f, n, s);
+    };
+    k.mix = [](void *c, float *y, const float *x, float a, float b, size_t n, void *s) {
+        return pass(c, inner_optim.mix, y, x, a, b, n, s);
+    };
+    k.multiply = [](void *c, bool t, size_t m, size_t n, size_t l, float alpha, const float *a, const float *b,
+                    float beta, float *out,
+                    void *s) { return pass(c, inner_optim.multiply, t, m, n, l, alpha, a, b, beta, out, s); };
+    return k;
+}
+static ds_comm_kernels gate_comm(gate *g) {
+    ds_comm_kernels k;
+    memset(&k, 0, sizeof k);
+    k.ctx = g;
+    k.quantize = [](void *c, ds_comm_blocks f, const void *in, ds_dtype d, size_t n, int8_t *out, float *p, void *s) {
+        return pass(c, inner_comm.quantize, f, in, d, n, out, p, s);
+    };
+    k.dequantize = [](void *c, ds_comm_blocks f, const int8_t *in, const float *p, void *out, ds_dtype d, size_t n,
+                      void *s) { return pass(c, inner_comm.dequantize, f, in, p, out, d, n, s); };
+    k.sum = [](void *c, const void *const *in, int w, ds_dtype d, void *out, ds_dtype o, ds_comm_op op, size_t n,
+               void *s) { return pass(c, inner_comm.sum, in, w, d, out, o, op, n, s); };
+    return k;
+}
+
+static ds_device device, comm_device, model_device;
+static ds_optim_kernels optim_kernels;
+static ds_comm_kernels comm_kernels;
+static outcome on_cpu[MAX_WORLD], on_gpu[MAX_WORLD];
+
+static setting with_gpu(setting s) {
+    s.device = &device;
+    s.comm_device = &comm_device;
+    s.model_device = &model_device;
+    s.kernels = &optim_kernels;
+    s.comm_kernels = &comm_kernels;
+    return s;
+}
+static void run_both(const setting *s, uint64_t seed) {
+    const setting g = with_gpu(*s);
+    memset(&engine_gate, 0, sizeof engine_gate);
+    memset(&comm_gate, 0, sizeof comm_gate);
+    emu::seed = seed;
+    run(s, on_cpu);
+    run(&g, on_gpu);
+}
+// The same bits as on the CPU, and nothing left behind.
+static bool same_bits(const setting *s) {
+    bool fine = true;
+    for (int r = 0; r < s->world; r++)
+        if (on_cpu[r].message[0] || on_gpu[r].message[0] || !same(&on_cpu[r], &on_gpu[r])) {
+            printf("  stage %d, world %d, %s%s, %s: rank %d: cpu '%s', gpu '%s'\n", s->stage, s->world, s->precision,
+                   s->zero ? s->zero : "", s->optimizer ? s->optimizer : "AdamW", r, on_cpu[r].message,
+                   on_gpu[r].message);
+            fine = false;
+        }
+    if (engine_gate.bytes || engine_gate.pinned || comm_gate.bytes || emu::broken) {
+        printf("  %zu bytes of the device and %zu pinned were not given back; %s\n", engine_gate.bytes,
+               engine_gate.pinned, emu::failure.c_str());
+        fine = false;
+    }
+    return fine;
+}
+
+int main(int argc, char **argv) {
+    test_begin(argc, argv);
+    ds_cuda_device(&inner);
+    ds_cuda_optim_kernels(&inner_optim);
+    ds_cuda_comm_kernels(&inner_comm);
+    device = gate_device(&engine_gate);
+    comm_device = gate_device(&comm_gate);
+    model_device = gate_device(&model_gate);
+    optim_kernels = gate_optim(&engine_gate);
+    comm_kernels = gate_comm(&comm_gate);
+    TEST(stages_and_types_give_the_cpus_bits) {
+        static const char *const precisions[] = {"fp32", "bf16", "fp16"};
+        for (int stage = 0; stage <= 3; stage++)
+            for (int p = 0; p < 3; p++)
+                for (int world = 1; world <= 2; world++) {
+                    setting s = setting_of(world, stage, 1 + (stage + p) % 2, 3, precisions[p]);
+                    s.tied = p == 1;
+                    s.shuffled = stage % 2;
+                    s.zero = ", \"reduce_bucket_size\": 4000, \"stage3_param_persistence_threshold\": 100, "
+                             "\"stage3_prefetch_bucket_size\": 5000";
+                    run_both(&s, 17u * (unsigned)(stage + 4 * p) + (unsigned)world);
+                    CHECK(same_bits(&s));
+                }
+    }
+    TEST(offload_gives_the_cpus_bits) {
+        static const char *const offloads[] = {
+            ", \"offload_optimizer\": {\"device\": \"cpu\", \"pin_memory\": true}",
+            ", \"sub_group_size\": 3000, \"offload_optimizer\": {\"device\": \"cpu\", \"ratio\": 0.4}",
+            ", \"sub_group_size\": 3000, \"stage3_param_persistence_threshold\": 100, \"offload_param\": {\"device\": "
+            "\"cpu\", \"pin_memory\": true}",
+            ", \"sub_group_size\": 3000, \"stage3_param_persistence_threshold\": 100, \"offload_optimizer\": "
+            "{\"device\": \"cpu\"}, \"offload_param\": {\"device\": \"cpu\"}",
+            ", \"sub_group_size\": 3000, \"stage3_param_persistence_threshold\": 100, \"offload_optimizer\": "
+            "{\"device\": \"nvme\", \"nvme_path\": \"build\", \"pipeline_read\": true, \"pipeline_write\": true}",
+            ", \"sub_group_size\": 3000, \"stage3_param_persistence_threshold\": 100, \"offload_param\": {\"device\": "
+            "\"nvme\", \"nvme_path\": \"build\", \"max_in_cpu\": 0, \"buffer_count\": 3, \"buffer_size\": 2048}",
+            ", \"sub_group_size\": 3000, \"stage3_param_persistence_threshold\": 100, \"offload_optimizer\": "
+            "{\"device\": \"nvme\", \"nvme_path\": \"build\"}, \"offload_param\": {\"device\": \"nvme\", "
+            "\"nvme_path\": \"build\", \"max_in_cpu\": 0}",
+        };
+        static const char *const precisions[] = {"fp32", "bf16", "fp16"};
+        for (int stage = 1; stage <= 3; stage++)
+            for (size_t o = 0; o < (stage == 3 ? 7 : 1); o++)
+                for (int p = 0; p < 3; p++) {
+                    setting s = setting_of(1 + (p + (int)o) % 2, stage, 1 + (stage + p) % 2, 3, precisions[p]);
+                    s.zero = offloads[o];
+                    run_both(&s, 100u * (unsigned)stage + 7 * (unsigned)o + (unsigned)p);
+                    CHECK(same_bits(&s));
+                }
+    }
+    TEST(optimizers_give_the_cpus_bits) {
+        static const char *const types[] = {"Adam", "SGD", "Adagrad", "Lion", "Lamb", "Muon", "OneBitAdam"};
+        for (size_t t = 0; t < 7; t++)
+            for (int world = 1; world <= 2; world++) {
+                setting s = setting_of(world, t == 6 ? 0 : t == 4 ? 3 : 2, 2, 3, "bf16");
+                s.optimizer = types[t];
+                s.hyper = t == 1 ? ", \"momentum\": 0.9" : NULL;
+                s.zero =
+                    t == 4 ? ", \"sub_group_size\": 3000, \"offload_optimizer\": {\"device\": \"cpu\", \"ratio\": 0.5}"
+                           : "";
+                run_both(&s, 1000 + t);
+                CHECK(same_bits(&s));
+            }
+    }
+    TEST(keys_give_the_cpus_bits) {
+        static const struct {
+            int stage, accumulation;
+            const char *precision, *zero, *top;
+        } keys[] = {
+            {1, 2, "bf16", "", ", \"ds\": {\"reduce_at_boundary\": true}"},
+            {0, 3, "fp32", "", ", \"ds\": {\"reduce_at_boundary\": true}"},
+            {1, 2, "fp16", ", \"sub_group_size\": 2048, \"offload_optimizer\": {\"device\": \"cpu\"}",
+             ", \"ds\": {\"reduce_at_boundary\": true}"},
+            {2, 3, "bf16", "", ", \"ds\": {\"world_invariant\": true}"},
+            {3, 4, "fp32", ", \"offload_optimizer\": {\"device\": \"cpu\", \"pin_memory\": true}",
+             ", \"ds\": {\"world_invariant\": true}"},
+            {3, 3, "bf16", ", \"offload_optimizer\": {\"device\": \"nvme\", \"nvme_path\": \"build\"}",
+             ", \"ds\": {\"world_invariant\": true}"},
+            {2, 2, "fp16", "", ", \"prescale_gradients\": true, \"gradient_predivide_factor\": 3.0"},
+            {2, 2, "bf16", "",
+             ", \"communication_data_type\": \"fp32\", \"data_types\": {\"grad_accum_dtype\": \"fp32\"}"},
+            {1, 1, "bf16", ", \"allgather_partitions\": false, \"allgather_bucket_size\": 2000", ""},
+            {3, 1, "bf16",
+             ", \"overlap_comm\": false, \"contiguous_gradients\": false, \"reduce_scatter\": false, "
+             "\"stage3_max_live_parameters\": 9000, \"stage3_max_reuse_distance\": 0, "
+             "\"stage3_param_persistence_threshold\": 0",
+             ", \"gradient_clipping\": 0.5"},
+            {3, 1, "fp32", ", \"zero_hpz_partition_size\": 2, \"stage3_param_persistence_threshold\": 0", ""},
+            {2, 1, "fp32", "", ", \"sparse_gradients\": true"},
+        };
+        for (size_t k = 0; k < sizeof keys / sizeof keys[0]; k++) {
+            setting s = setting_of(k == 10 ? 4 : 2, keys[k].stage, keys[k].accumulation, 3, keys[k].precision);
+            s.zero = keys[k].zero;
+            s.top = keys[k].top;
+            s.sparse = k == 11;
+            s.tied = k % 2 == 1;
+            run_both(&s, 400 + k);
+            CHECK(same_bits(&s));
+        }
+    }
+    TEST(an_overflow_skips_the_step) {
+        setting s = setting_of(2, 3, 1, 3, "fp16");
+        s.overflow_rank = 1, s.overflow_step = 1;
+        run_both(&s, 9);
+        CHECK(same_bits(&s));
+        CHECK_EQ(on_gpu[0].skipped, on_cpu[0].skipped);
+        CHECK(on_gpu[0].skipped > 0);
+    }
+    TEST(plan_is_what_the_device_gives) {
+        static const char *const zeros[] = {
+            "", ", \"sub_group_size\": 3000, \"offload_optimizer\": {\"device\": \"cpu\", \"pin_memory\": true}",
+            ", \"stage3_param_persistence_threshold\": 100, \"offload_param\": {\"device\": \"cpu\"}"};
+        for (int stage = 0; stage <= 3; stage++)
+            for (int z = 0; z < (stage == 3 ? 3 : stage ? 2 : 1); z++) {
+                setting s = setting_of(1, stage, 2, 3, "bf16");
+                size_t planned[2] = {0, 0};
+                s.zero = zeros[z];
+                run_both(&s, 50);
+                CHECK(same_bits(&s));
+                for (int c = 0; c < DS_ZERO_CLASSES; c++)
+                    for (int t = 0; t < 2; t++) planned[t] += on_gpu[0].plan.bytes[c][t];
+                CHECK_EQ(planned[DS_ZERO_DEVICE], engine_gate.peak);
+                CHECK_EQ(planned[DS_ZERO_HOST], on_gpu[0].memory.peak + engine_gate.pinned_peak);
+                CHECK(memcmp(&on_gpu[0].plan, &on_gpu[0].stats.peak, sizeof on_gpu[0].plan) == 0);
+                CHECK_EQ(on_gpu[0].after_second, on_gpu[0].memory.calls);
+            }
+    }
+    TEST(each_call_of_the_device_fails_in_turn) {
+        static const char *const zeros[] = {
+            ", \"stage3_param_persistence_threshold\": 100",
+            ", \"stage3_param_persistence_threshold\": 100, \"sub_group_size\": 3000, \"offload_param\": {\"device\": "
+            "\"cpu\"}, \"offload_optimizer\": {\"device\": \"cpu\", \"ratio\": 0.5, \"pin_memory\": true}"};
+        for (int world = 1; world <= 2; world++)
+            for (int z = 0; z < 2; z++) {
+                setting s = setting_of(world, 3, 1, 1, z ? "bf16" : "fp32");
+                setting g;
+                size_t total, told = 0, tries = 0;
+                s.zero = zeros[z];
+                run_both(&s, 70);
+                if (!CHECK(same_bits(&s))) break;
+                total = engine_gate.calls;
+                g = with_gpu(s);
+                for (size_t n = 1; n <= total; n += world == 1 ? 1 : 13) {
+                    memset(&engine_gate, 0, sizeof engine_gate);
+                    engine_gate.fail_at = n;
+                    run(&g, on_gpu);
+                    tries++;
+                    for (int r = 0; r < world; r++)
+                        if (strstr(on_gpu[r].message, "gate says no") || strstr(on_gpu[r].message, "no memory")) {
+                            told++;
+                            break;
+                        }
+                    if (!CHECK(!engine_gate.bytes && !engine_gate.pinned && !emu::broken)) {
+                        printf("  call %zu of %zu: %zu and %zu bytes left, '%s'\n", n, total, engine_gate.bytes,
+                               engine_gate.pinned, on_gpu[0].message);
+                        break;
+                    }
+                }
+                CHECK_EQ(told, tries);
+            }
+    }
+    TEST(checkpoints_pass_between_gpu_and_cpu) {
+        setting s = setting_of(2, 3, 2, 2, "bf16");
+        static outcome straight[MAX_WORLD];
+        s.steps = 4;
+        run(&s, straight);
+        for (int from_gpu = 0; from_gpu < 2; from_gpu++) {
+            char folder[] = "build/deviceXXXXXX", clean[64];
+            setting first = s, second = s;
+            if (!CHECK(mkdtemp(folder) != NULL)) break;
+            first.steps = 2, first.save = folder;
+            second.steps = 2, second.first = 2, second.load = folder;
+            if (from_gpu)
+                first = with_gpu(first);
+            else
+                second = with_gpu(second);
+            run(&first, on_cpu);
+            run(&second, on_gpu);
+            CHECK_STR(on_cpu[0].message, "");
+            CHECK_STR(on_gpu[0].message, "");
+            CHECK(same(&straight[0], &on_gpu[0]) && same(&straight[1], &on_gpu[1]));
+            snprintf(clean, sizeof clean, "rm -rf %s", folder);
+            CHECK_EQ(system(clean), 0);
+        }
+    }
+    TEST(wrong_devices_are_refused) {
+        ds_device half = device;
+        setting s = with_gpu(setting_of(1, 2, 1, 1, "fp32"));
+        s.kernels = NULL;
+        run(&s, on_gpu);
+        CHECK_HAS(on_gpu[0].message, "device and kernels are given together");
+        s.kernels = &optim_kernels;
+        half.event_wait = NULL;
+        s.device = &half;
+        run(&s, on_gpu);
+        CHECK_HAS(on_gpu[0].message, "every member");
+    }
+    TEST(the_engine_reaches_each_kernel) {
+        static const char *const kernels[] = {"update", "lamb_measure", "norm_grains", "convert"};
+        for (const char *k : kernels) CHECK(test_.argc > 1 || emu::calls[k] > 0);
+    }
+    return test_end();
+}
