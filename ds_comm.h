@@ -51,6 +51,7 @@ piece, then (all_reduce) a gather of the pieces. The sum of W inputs is one bina
 added level by level, ((0+1)+(2+3))+..., and an odd one out moves up unchanged; for 5 ranks ((0+1)+(2+3))+4. fp16, bf16
 and fp32 are added in fp32, fp64 in fp64, each rounded once to the output type; integers wrap around and are exact.
 average divides the sum by the number of ranks before that rounding. min and max give NaN when any input is NaN.
+A call with `native` set leaves a sum to MPI or NCCL, in their order: other bits, and not the same on other backends.
 Beside these there are a 1-bit all-reduce, block-quantized collectives and one for tables with few filled rows; the
 first two trade bits for bytes, and their errors are stated with them.
 
@@ -81,7 +82,7 @@ named; a rank that never came, one that calls something else, one that left or c
 the call and its number. Then the communicator is dead: this and each later call returns the same status and text. Only
 wrong arguments, found before anything was sent (DS_ERR_ARGUMENT), leave it alive.
 Log ids: 1 backend chosen, 2 backend refused, 3 communicator ready, 4 communicator failed, 5 arena made smaller,
-6 comms log, 7 environment.
+6 comms log, 7 environment, 8 no native sum for a call that asked for one.
 
 THREADS. One thread at a time per communicator; different communicators are independent. ds_comm_abort,
 ds_comm_get_stats and ds_comm_rank/world may be called from any thread at any time.
@@ -93,15 +94,17 @@ such memory as it is; the other backends copy it through the host, and so do sum
 NCCL. Rank 0 sends the unique id over MASTER_ADDR:MASTER_PORT, or one of the seven ports after it where the launcher
 listens there itself. Make the rank's GPU the current one before create. Host memory works too, by a copy on the device.
 There is one ncclComm for all that is split from a communicator: use one thread for all of them, and one that fails
-ends the others. Whoever is late to it cannot be told from others in the same call, so all who were awaited are named.
+ends the others; native sums are for communicators of all its ranks in their order. Whoever is late to it cannot be told from others in the same call, so all who were awaited are named.
 
 MPI. It is started with MPI_THREAD_MULTIPLE unless it runs already, and ended with the last communicator of the family
 that started it, so destroy that family last, or call MPI_Init and MPI_Finalize yourself. After a timeout it is not
-ended: it would wait for the messages that were given up. Exit; mpirun then ends the other ranks.
+ended: it would wait for the messages that were given up. Exit; mpirun then ends the other ranks. Native sums are
+MPI_Iallreduce and MPI_Ireduce of host memory, polled like the rest; only the MPI communicator that a first one needs is
+made by a call that blocks (MPI_Comm_create_group, right after all ranks have met).
 
 CONFIG KEYS that this header can serve: communication_data_type and fp32_allreduce (dtype of a call),
 prescale_gradients and gradient_predivide_factor (scale before, DS_COMM_SUM, scale after), sparse_gradients,
-zero_quantized_weights, zero_quantized_gradients, comms_logger, comm_backend_name, cuda_aware.
+zero_quantized_weights, zero_quantized_gradients, comms_logger, comm_backend_name, cuda_aware, ds.native_reduce.
 */
 #if defined(DS_IMPLEMENTATION) && !defined(DS_COMM_IMPLEMENTATION)
 #define DS_COMM_IMPLEMENTATION
@@ -318,6 +321,7 @@ typedef struct ds_comm_part {
     bool done;
     bool on_device; /* the memory is the device's; only where the transport says `device` */
 } ds_comm_part;
+struct ds_comm_sum;
 typedef struct ds_comm_transport {
     const char *name;
     void *ctx;
@@ -326,6 +330,10 @@ typedef struct ds_comm_transport {
     void (*close)(void *ctx); /* at the last destroy; may be NULL */
     bool concurrent;
     bool device; /* takes device memory as it is */
+    /* Sums in an order of the transport's own, for ds_comm_call.native; NULL: none. `sums` says whether `sum` takes it,
+       alike on every rank. */
+    bool (*sums)(void *ctx, const struct ds_comm_sum *sum);
+    ds_status (*sum)(void *ctx, const struct ds_comm_sum *sum, int64_t deadline, ds_error *error);
 } ds_comm_transport;
 
 /* The comms log. [cfg: comms_logger.enabled, .verbose, .prof_all, .prof_ops, .debug] */
@@ -432,6 +440,9 @@ typedef struct ds_comm_call {
     int root;       /* or the peer of send and receive */
     bool on_device; /* in and out are memory of desc.device, which is read once what `stream` has to do is done */
     void *stream;
+    /* all_reduce, reduce, reduce_scatter with DS_COMM_SUM: MPI's or NCCL's own sum, in whatever order it likes: outside the
+       promise of equal bits. Where the backend has none for this call it is the usual one, and the log says so once. */
+    bool native;
 } ds_comm_call;
 
 /* Collective calls block until this rank's `out` is complete and its `in` may be reused. `counts` has one number per
@@ -485,6 +496,21 @@ DS_API ds_status ds_comm_wait(ds_comm *comm, ds_comm_handle handle);
 DS_API ds_status ds_comm_test(ds_comm *comm, ds_comm_handle handle, bool *done);
 /* A call as ds_comm_start takes it, blocking. */
 DS_API ds_status ds_comm_run(ds_comm *comm, const ds_comm_call *call);
+
+/* A sum for ds_comm_transport.sum. Counts are elements; in may be out (reduce_scatter: the own part of in). */
+typedef struct ds_comm_sum {
+    unsigned channel;
+    const int *ranks; /* of the communicator's ranks: their numbers in the transport */
+    int rank, world;
+    ds_comm_kind kind; /* all_reduce, reduce, reduce_scatter */
+    const void *in;
+    void *out;
+    const size_t *starts; /* reduce_scatter: where each rank's part begins; starts[world] is the whole */
+    size_t count;         /* of the whole */
+    ds_dtype dtype;
+    int root;
+    bool on_device;
+} ds_comm_sum;
 
 /* The sum of `count` elements of `inputs` arrays in the order above, as each collective does it: fp16, bf16 or fp32 in,
    fp32 out. out may be one of fp32 inputs. Pure; any thread. */
@@ -1365,7 +1391,7 @@ typedef struct dsi_comm_sign {
     uint64_t bytes; /* that the reader of this sign will get; message backends and send only */
     uint32_t kind, dtype, out_dtype, op;
     int32_t root;
-    uint32_t reserved;
+    uint32_t native; /* 0 no, 1 in host memory, 2 in device memory */
 } dsi_comm_sign;
 
 /* A seat's announcement of a call. There are two, used in turn: a rank announces call n + 2 after everyone announced
@@ -1470,7 +1496,8 @@ struct ds_comm {
     ds_comm_part *messages;
     size_t tables_bytes;
     uint32_t dead, abort_state;
-    bool shouted; /* message backends: the abort was sent */
+    bool shouted;        /* message backends: the abort was sent */
+    bool native_refused; /* and said so */
     char abort_text[DSI_COMM_TEXT];
     ds_error fault; /* why the communicator ended; written once, by the thread that runs calls, before `dead` */
     ds_error error; /* what ds_comm_error shows; of the caller's thread */
@@ -1544,14 +1571,15 @@ static void dsi_comm_describe(const dsi_comm_sign *s, char *out, size_t room) {
             at = dsi_comm_put(out, room, at, "count %llu, ", (unsigned long long)s->count);
         at = dsi_comm_put(out, room, at, "%s", dsi_comm_dtype_name(s->dtype));
         if (s->out_dtype != s->dtype) at = dsi_comm_put(out, room, at, " to %s", dsi_comm_dtype_name(s->out_dtype));
-        if (reduces) at = dsi_comm_put(out, room, at, ", %s", dsi_comm_op_name(s->op));
+        if (reduces) at = dsi_comm_put(out, room, at, ", %s%s", s->native ? "native " : "", dsi_comm_op_name(s->op));
         if (rooted) at = dsi_comm_put(out, room, at, s->kind >= DS_COMM_SEND ? ", peer %d" : ", root %d", s->root);
     }
     dsi_comm_put(out, room, at, ")");
 }
 static bool dsi_comm_same(const dsi_comm_sign *a, const dsi_comm_sign *b) {
     return a->number == b->number && a->kind == b->kind && a->count == b->count && a->counts_hash == b->counts_hash &&
-           a->dtype == b->dtype && a->out_dtype == b->out_dtype && a->op == b->op && a->root == b->root;
+           a->dtype == b->dtype && a->out_dtype == b->out_dtype && a->op == b->op && a->root == b->root &&
+           a->native == b->native;
 }
 
 // >>plan: what a call means, in messages
@@ -2570,6 +2598,55 @@ static ds_status dsi_comm_all_reduce_parts(ds_comm *c, dsi_comm_plan *plan) {
     return dsi_comm_collect(c, plan, DS_COMM_ALL_REDUCE);
 }
 
+/* The backend's own sum. */
+static bool dsi_comm_native_plan(ds_comm *c, const dsi_comm_plan *plan, ds_comm_sum *sum) {
+    const ds_comm_call *call = &plan->call;
+    if (!call->native || !plan->reduces || call->op != DS_COMM_SUM || c->world == 1) return false;
+    memset(sum, 0, sizeof *sum);
+    sum->channel = c->channel;
+    sum->ranks = c->family_rank;
+    sum->rank = c->rank;
+    sum->world = c->world;
+    sum->kind = call->kind;
+    sum->in = call->in;
+    sum->out = call->out;
+    sum->starts = plan->takes; /* not used otherwise by a reduction */
+    for (int r = 0; r <= c->world; r++) plan->takes[r] = plan->parts[r] / plan->size;
+    sum->count = plan->total / plan->size;
+    sum->dtype = call->dtype;
+    sum->root = call->root;
+    sum->on_device = call->on_device;
+    if (!c->room && c->family->transport.sums && call->out_dtype == call->dtype &&
+        c->family->transport.sums(c->family->transport.ctx, sum))
+        return true;
+    if (!c->native_refused)
+        dsi_log(&c->logger, "ds_comm", DS_LOG_INFO, 8,
+                "backend %s has no sum of its own for %s of %s: sums are in the fixed order", c->name,
+                ds_comm_kind_name(call->kind), dsi_comm_dtype_name(call->dtype));
+    c->native_refused = true;
+    return false;
+}
+static ds_status dsi_comm_native_run(ds_comm *c, dsi_comm_plan *plan, const ds_comm_sum *sum) {
+    ds_error error = {DS_OK, ""};
+    char text[160];
+    int64_t begin;
+    ds_status status;
+    plan->whole = false;
+    plan->sign.number = ++c->number;
+    if ((status = dsi_comm_message_meet(c, plan)) != DS_OK) return status;
+    begin = dsi_now(&c->clock);
+    if (sum->count)
+        status = c->family->transport.sum(c->family->transport.ctx, sum, dsi_deadline(&c->clock, c->timeout), &error);
+    __atomic_fetch_add(&c->stats.wait_ns, dsi_now(&c->clock) - begin, __ATOMIC_RELAXED);
+    dsi_comm_describe(&plan->sign, text, sizeof text);
+    if (status)
+        return dsi_comm_break(c, status, "rank %d in %s, call %llu: %s", c->rank, text,
+                              (unsigned long long)plan->sign.number, error.message);
+    plan->push = plan->call.kind == DS_COMM_ALL_REDUCE; /* counted as a ring: pieces there, sums back */
+    dsi_comm_count(c, plan, plan->call.kind);
+    return DS_OK;
+}
+
 static ds_status dsi_comm_execute(ds_comm *c, const ds_comm_call *call);
 static ds_status dsi_comm_through_host(ds_comm *c, const ds_comm_call *call, const dsi_comm_plan *plan) {
     size_t in_bytes = plan->in_bytes, out_bytes = plan->out_bytes, at = dsi_round_up(in_bytes, DSI_COMM_LINE);
@@ -2587,11 +2664,14 @@ static ds_status dsi_comm_through_host(ds_comm *c, const ds_comm_call *call, con
 static ds_status dsi_comm_execute(ds_comm *c, const ds_comm_call *call) {
     int64_t begin = dsi_now(&c->clock), waited = c->stats.wait_ns, spent;
     dsi_comm_plan plan;
+    ds_comm_sum sum;
+    bool native;
     ds_status status = dsi_comm_check(c);
     if (status && !c->room) dsi_comm_message_shout(c);
     if (status) return status;
     if ((status = dsi_comm_plan_make(c, call, c->tables, &plan)) != DS_OK) return status;
-    if (call->on_device && !dsi_comm_device_direct(c, &plan)) return dsi_comm_through_host(c, call, &plan);
+    native = dsi_comm_native_plan(c, &plan, &sum);
+    if (call->on_device && !native && !dsi_comm_device_direct(c, &plan)) return dsi_comm_through_host(c, call, &plan);
     if (call->on_device && (status = dsi_comm_device_wait(c, call->stream)) != DS_OK) return status;
     if (call->kind == DS_COMM_SEND || call->kind == DS_COMM_RECEIVE) {
         plan.sign.number = c->number;
@@ -2599,6 +2679,9 @@ static ds_status dsi_comm_execute(ds_comm *c, const ds_comm_call *call) {
                  : call->kind == DS_COMM_SEND ? dsi_comm_room_send(c, &plan)
                                               : dsi_comm_room_receive(c, &plan);
         if (!status) dsi_comm_count(c, &plan, call->kind);
+    } else if (native) {
+        plan.sign.native = call->on_device ? 2 : 1;
+        status = dsi_comm_native_run(c, &plan, &sum);
     } else if (call->kind == DS_COMM_ALL_REDUCE && !plan.whole)
         status = dsi_comm_all_reduce_parts(c, &plan);
     else
@@ -4069,6 +4152,9 @@ typedef struct dsi_comm_nccl {
     int (*group_begin)(void);
     int (*group_end)(void);
     const char *(*describe)(int result);
+    int (*all_reduce)(const void *in, void *out, size_t count, int type, int op, void *comm, void *stream);
+    int (*reduce)(const void *in, void *out, size_t count, int type, int op, int root, void *comm, void *stream);
+    int world;
     void *library, *comm, *stream, *event;
     char *stage; /* device copies of host memory */
     size_t stage_bytes;
@@ -4135,14 +4221,17 @@ static ds_status dsi_comm_nccl_stage(dsi_comm_nccl *n, ds_comm_part *parts, int 
     }
     return status;
 }
-static ds_status dsi_comm_nccl_room(dsi_comm_nccl *n, const ds_comm_part *parts, int count) {
+static size_t dsi_comm_nccl_need(const ds_comm_part *parts, int count) {
     size_t need = 0;
-    void *memory = NULL;
-    ds_status status;
     for (int i = 0; i < count; i++)
         if (!parts[i].on_device)
             need +=
                 dsi_round_up(parts[i].send_bytes, DSI_COMM_LINE) + dsi_round_up(parts[i].receive_bytes, DSI_COMM_LINE);
+    return need;
+}
+static ds_status dsi_comm_nccl_room(dsi_comm_nccl *n, size_t need) {
+    void *memory = NULL;
+    ds_status status;
     if (need <= n->stage_bytes) return DS_OK;
     if ((status = n->device.alloc(n->device.ctx, need, &memory)) != DS_OK) return status;
     if (n->stage) n->device.release(n->device.ctx, n->stage, n->stage_bytes);
@@ -4168,21 +4257,28 @@ static int dsi_comm_nccl_messages(dsi_comm_nccl *n, const ds_comm_part *parts, i
     end = n->group_end();
     return result ? result : end;
 }
+/* Waits for what was launched; 0 or 7 is how the launch went. */
+static ds_status dsi_comm_nccl_finish(dsi_comm_nccl *n, int result, int64_t deadline, ds_error *error) {
+    ds_status status = dsi_comm_nccl_poll(n, result, false, deadline, error);
+    if (status) return status;
+    if ((status = n->device.event_record(n->device.ctx, n->event, n->stream)) == DS_OK)
+        return dsi_comm_nccl_poll(n, 0, true, deadline, error);
+    dsi_comm_nccl_give_up(n);
+    return dsi_comm_nccl_device(n, status, error);
+}
 static ds_status dsi_comm_nccl_exchange(void *ctx, unsigned channel, ds_comm_part *parts, int count, int64_t deadline,
                                         ds_error *error) {
     dsi_comm_nccl *n = (dsi_comm_nccl *)ctx;
     ds_status status;
     (void)channel; /* one call at a time, in the same order on both sides */
     if (!n->comm) return dsi_fail(error, DS_ERR_PEER, "NCCL was given up after an earlier failure");
-    status = dsi_comm_nccl_room(n, parts, count);
+    status = dsi_comm_nccl_room(n, dsi_comm_nccl_need(parts, count));
     if (!status) status = dsi_comm_nccl_stage(n, parts, count, false);
     if (!status) {
-        status = dsi_comm_nccl_poll(n, dsi_comm_nccl_messages(n, parts, count), false, deadline, error);
+        status = dsi_comm_nccl_finish(n, dsi_comm_nccl_messages(n, parts, count), deadline, error);
         if (status) return status;
-        status = n->device.event_record(n->device.ctx, n->event, n->stream);
+        status = dsi_comm_nccl_stage(n, parts, count, true);
     }
-    if (!status && (status = dsi_comm_nccl_poll(n, 0, true, deadline, error)) != DS_OK) return status;
-    if (!status) status = dsi_comm_nccl_stage(n, parts, count, true);
     if (!status) status = n->device.synchronize(n->device.ctx, n->stream);
     if (status) {
         dsi_comm_nccl_give_up(n);
@@ -4190,6 +4286,58 @@ static ds_status dsi_comm_nccl_exchange(void *ctx, unsigned channel, ds_comm_par
     }
     for (int i = 0; i < count; i++) parts[i].done = true;
     return DS_OK;
+}
+
+/* NCCL's own sums: on its one ncclComm, so of all ranks in their order. -1: it has no such type. */
+static int dsi_comm_nccl_type(ds_dtype dtype) {
+    static const signed char types[DS_DTYPE_COUNT] = {7, 6, 9, 8, 0, 1, -1, -1, 2, 3, 4, 5, -1};
+    return types[dtype];
+}
+static bool dsi_comm_nccl_sums(void *ctx, const ds_comm_sum *s) {
+    bool all = s->world == ((dsi_comm_nccl *)ctx)->world;
+    for (int r = 0; r < s->world; r++) all &= s->ranks[r] == r;
+    return all && dsi_comm_nccl_type(s->dtype) >= 0;
+}
+static int dsi_comm_nccl_launch(dsi_comm_nccl *n, const ds_comm_sum *s, const char *in, char *out) {
+    int type = dsi_comm_nccl_type(s->dtype), result, end;
+    int first = s->kind == DS_COMM_REDUCE ? s->root : 0, last = s->kind == DS_COMM_REDUCE ? first : s->world - 1;
+    if (s->kind == DS_COMM_ALL_REDUCE) return n->all_reduce(in, out, s->count, type, 0, n->comm, n->stream);
+    result = n->group_begin(); /* parts may differ in length: each is reduced to its rank */
+    for (int r = first; r <= last && !result; r++) {
+        size_t begin = s->kind == DS_COMM_REDUCE ? 0 : s->starts[r];
+        size_t count = s->kind == DS_COMM_REDUCE ? s->count : s->starts[r + 1] - begin;
+        const char *from = in + begin * DS_DTYPE_SIZE(s->dtype);
+        if (count) result = n->reduce(from, r == s->rank ? out : NULL, count, type, 0, r, n->comm, n->stream);
+        if (result == 7) result = 0;
+    }
+    end = n->group_end();
+    return result ? result : end;
+}
+static ds_status dsi_comm_nccl_sum(void *ctx, const ds_comm_sum *s, int64_t deadline, ds_error *error) {
+    dsi_comm_nccl *n = (dsi_comm_nccl *)ctx;
+    size_t size = DS_DTYPE_SIZE(s->dtype), in_bytes = s->count * size, at = dsi_round_up(in_bytes, DSI_COMM_LINE);
+    size_t out_bytes = s->kind == DS_COMM_REDUCE_SCATTER ? (s->starts[s->rank + 1] - s->starts[s->rank]) * size
+                       : s->kind == DS_COMM_REDUCE && s->root != s->rank ? 0
+                                                                         : in_bytes;
+    const char *in = (const char *)s->in;
+    char *out = (char *)s->out;
+    ds_status status = DS_OK;
+    if (!n->comm) return dsi_fail(error, DS_ERR_PEER, "NCCL was given up after an earlier failure");
+    if (!s->on_device) {
+        status = dsi_comm_nccl_room(n, at + out_bytes);
+        in = n->stage;
+        out = n->stage + at;
+        if (!status) status = n->device.copy(n->device.ctx, n->stage, s->in, in_bytes, n->stream);
+    }
+    if (!status) {
+        status = dsi_comm_nccl_finish(n, dsi_comm_nccl_launch(n, s, in, out), deadline, error);
+        if (status) return status;
+        if (!s->on_device && out_bytes) status = n->device.copy(n->device.ctx, s->out, out, out_bytes, n->stream);
+    }
+    if (!status) status = n->device.synchronize(n->device.ctx, n->stream);
+    if (!status) return DS_OK;
+    dsi_comm_nccl_give_up(n);
+    return dsi_comm_nccl_device(n, status, error);
 }
 
 /* Opens the library; no other rank is heard. */
@@ -4204,7 +4352,9 @@ static ds_status dsi_comm_nccl_open(const ds_comm_desc *desc, ds_comm_transport 
                                         "ncclRecv",
                                         "ncclGroupStart",
                                         "ncclGroupEnd",
-                                        "ncclGetErrorString"};
+                                        "ncclGetErrorString",
+                                        "ncclAllReduce",
+                                        "ncclReduce"};
     const ds_device *d = &desc->device;
     const char *file = desc->nccl_library ? desc->nccl_library : "libnccl.so.2";
     dsi_comm_nccl *n;
@@ -4240,6 +4390,8 @@ static ds_status dsi_comm_nccl_open(const ds_comm_desc *desc, ds_comm_transport 
     out->close = dsi_comm_nccl_close;
     out->concurrent = false;
     out->device = true;
+    out->sums = dsi_comm_nccl_sums;
+    out->sum = dsi_comm_nccl_sum;
     return DS_OK;
 }
 /* Rank 0's id goes to all over MASTER_ADDR:MASTER_PORT, then they connect. */
@@ -4261,8 +4413,11 @@ static ds_status dsi_comm_nccl_join(ds_comm *c, const ds_comm_desc *desc, const 
     if (!status) status = n->device.stream_create(n->device.ctx, &n->stream);
     if (!status) status = n->device.event_create(n->device.ctx, &n->event);
     if (status) return status;
+    n->world = c->world;
     result = n->init(&n->comm, c->world, id, c->rank, &config);
-    if (!n->comm) return dsi_fail(error, DS_ERR_DEVICE, "ds_comm: ncclCommInitRankConfig: %s", n->describe(result));
+    if (!n->comm)
+        return dsi_fail(error, DS_ERR_DEVICE, "ds_comm: rank %d of %d: ncclCommInitRankConfig: %s", c->rank, c->world,
+                        n->describe(result));
     status = dsi_comm_nccl_poll(n, result, false, dsi_deadline(&c->clock, c->timeout), &why);
     if (!status) return DS_OK;
     return dsi_fail(error, status, "ds_comm: rank %d of %d, while NCCL connects: %s", c->rank, c->world, why.message);
@@ -4285,105 +4440,221 @@ static ds_status dsi_comm_nccl_join(ds_comm *c, const ds_comm_desc *desc, const 
 // >>mpi: as a transport of messages
 #if DS_COMM_USE_MPI
 
+/* What one communicator has under way. Several may be in calls at once, each from a thread of its own. */
+typedef struct dsi_comm_mpi_line {
+    struct dsi_comm_mpi_line *next;
+    unsigned channel;
+    MPI_Comm sums; /* of its ranks alone, made at its first native sum */
+    MPI_Request *requests;
+    int *owners; /* the part of each request; -1: a call of all ranks, which cannot be taken back */
+    size_t room, used;
+} dsi_comm_mpi_line;
 typedef struct dsi_comm_mpi {
     MPI_Comm comm;
-    MPI_Request *requests;
-    int *owners; /* the part of each request */
-    size_t room;
+    pthread_mutex_t lock; /* of `lines` */
+    dsi_comm_mpi_line *lines;
+    MPI_Op half[2]; /* sums of fp16 and bf16, which MPI does not know */
     ds_allocator allocator;
     ds_clock clock;
-    bool ours, broken; /* MPI was initialised here; a request was given up */
+    bool ours;       /* MPI was initialised here */
+    uint32_t broken; /* a request was given up */
 } dsi_comm_mpi;
 
+/* NULL without memory. */
+static dsi_comm_mpi_line *dsi_comm_mpi_line_of(dsi_comm_mpi *m, unsigned channel, size_t need) {
+    dsi_comm_mpi_line *line;
+    pthread_mutex_lock(&m->lock);
+    for (line = m->lines; line && line->channel != channel; line = line->next) continue;
+    if (!line && (line = (dsi_comm_mpi_line *)dsi_alloc_zero(&m->allocator, sizeof *line)) != NULL) {
+        line->channel = channel;
+        line->sums = MPI_COMM_NULL;
+        line->next = m->lines;
+        m->lines = line;
+    }
+    pthread_mutex_unlock(&m->lock);
+    if (line && need > line->room) {
+        MPI_Request *requests = (MPI_Request *)dsi_alloc(&m->allocator, need * sizeof *requests);
+        int *owners = requests ? (int *)dsi_alloc(&m->allocator, need * sizeof *owners) : NULL;
+        if (!owners) {
+            dsi_release(&m->allocator, requests, need * sizeof *requests);
+            return NULL;
+        }
+        dsi_release(&m->allocator, line->requests, line->room * sizeof *line->requests);
+        dsi_release(&m->allocator, line->owners, line->room * sizeof *line->owners);
+        line->requests = requests;
+        line->owners = owners;
+        line->room = need;
+    }
+    if (line) line->used = 0;
+    return line;
+}
 static void dsi_comm_mpi_close(void *ctx) {
     dsi_comm_mpi *m = (dsi_comm_mpi *)ctx;
     ds_allocator allocator = m->allocator;
     int over = 0;
     MPI_Finalized(&over);
-    if (!over && !m->broken) { /* with messages under way both would wait for ranks that are gone */
-        if (m->comm != MPI_COMM_NULL) MPI_Comm_free(&m->comm);
-        if (m->ours) MPI_Finalize();
+    over |= DSI_COMM_LOAD(&m->broken) != 0; /* with messages under way it would wait for ranks that are gone */
+    while (m->lines) {
+        dsi_comm_mpi_line *line = m->lines;
+        m->lines = line->next;
+        if (!over && line->sums != MPI_COMM_NULL) MPI_Comm_free(&line->sums);
+        dsi_release(&allocator, line->requests, line->room * sizeof *line->requests);
+        dsi_release(&allocator, line->owners, line->room * sizeof *line->owners);
+        dsi_release(&allocator, line, sizeof *line);
     }
-    dsi_release(&allocator, m->requests, m->room * sizeof *m->requests);
-    dsi_release(&allocator, m->owners, m->room * sizeof *m->owners);
+    for (int i = 0; i < 2 && !over; i++)
+        if (m->half[i] != MPI_OP_NULL) MPI_Op_free(&m->half[i]);
+    if (!over && m->comm != MPI_COMM_NULL) MPI_Comm_free(&m->comm);
+    if (!over && m->ours) MPI_Finalize();
+    pthread_mutex_destroy(&m->lock);
     dsi_release(&allocator, m, sizeof *m);
 }
 
+/* Gives up what is under way; a part whose messages are all through is done. */
+static void dsi_comm_mpi_give_up(dsi_comm_mpi *m, dsi_comm_mpi_line *line, ds_comm_part *parts) {
+    for (size_t i = 0; i < line->used; i++)
+        if (line->owners[i] >= 0) parts[line->owners[i]].done = true;
+    for (size_t i = 0; i < line->used; i++)
+        if (line->requests[i] != MPI_REQUEST_NULL) {
+            DSI_COMM_STORE(&m->broken, 1);
+            if (line->owners[i] < 0) continue;
+            parts[line->owners[i]].done = false;
+            MPI_Cancel(&line->requests[i]);
+            MPI_Request_free(&line->requests[i]);
+        }
+}
 /* Polls until the requests are through; yields for a while, then sleeps between looks. */
-static ds_status dsi_comm_mpi_finish(dsi_comm_mpi *m, size_t count, ds_comm_part *parts, int64_t deadline,
+static ds_status dsi_comm_mpi_finish(dsi_comm_mpi *m, dsi_comm_mpi_line *line, ds_comm_part *parts, int64_t deadline,
                                      ds_error *error) {
-    size_t pending = count, idle = 0;
-    for (size_t i = 0; i < count; i++)
-        if (m->owners[i] >= 0) parts[m->owners[i]].done = false;
+    size_t pending = line->used, idle = 0;
     while (pending) {
         size_t before = pending;
         pending = 0;
-        for (size_t i = 0; i < count; i++) {
+        for (size_t i = 0; i < line->used; i++) {
             int flag = 1;
-            if (m->requests[i] != MPI_REQUEST_NULL &&
-                MPI_Test(&m->requests[i], &flag, MPI_STATUS_IGNORE) != MPI_SUCCESS) {
-                m->broken = true;
+            if (line->requests[i] != MPI_REQUEST_NULL &&
+                MPI_Test(&line->requests[i], &flag, MPI_STATUS_IGNORE) != MPI_SUCCESS) {
+                dsi_comm_mpi_give_up(m, line, parts);
+                DSI_COMM_STORE(&m->broken, 1);
                 return dsi_fail(error, DS_ERR_PEER, "MPI_Test failed");
             }
             pending += !flag;
         }
-        if (!pending) break;
         idle = pending < before ? 0 : idle + 1;
         if (idle > 200) {
             if (dsi_now(&m->clock) >= deadline) break;
             dsi_sleep(&m->clock, idle > 2000 ? 200000 : 20000);
         }
     }
-    for (size_t i = 0; i < count; i++)
-        if (m->owners[i] >= 0) parts[m->owners[i]].done = true;
-    for (size_t i = 0; i < count; i++)
-        if (m->requests[i] != MPI_REQUEST_NULL) {
-            if (m->owners[i] >= 0) parts[m->owners[i]].done = false;
-            MPI_Cancel(&m->requests[i]);
-            MPI_Request_free(&m->requests[i]);
-            m->broken = true;
-        }
+    dsi_comm_mpi_give_up(m, line, parts);
     return pending ? dsi_fail(error, DS_ERR_TIMEOUT, "MPI: the deadline passed") : DS_OK;
 }
+static ds_status dsi_comm_mpi_refused(dsi_comm_mpi *m, dsi_comm_mpi_line *line, ds_comm_part *parts, const char *call,
+                                      ds_error *error) {
+    dsi_comm_mpi_give_up(m, line, parts);
+    DSI_COMM_STORE(&m->broken, 1);
+    return dsi_fail(error, DS_ERR_PEER, "%s failed", call);
+}
 
+#define DSI_COMM_MPI_MOST ((size_t)1 << 30) /* MPI counts are int */
 static ds_status dsi_comm_mpi_exchange(void *ctx, unsigned channel, ds_comm_part *parts, int count, int64_t deadline,
                                        ds_error *error) {
     dsi_comm_mpi *m = (dsi_comm_mpi *)ctx;
-    const size_t limit = (size_t)1 << 30; /* MPI counts are int */
-    size_t need = 0, used = 0;
-    for (int i = 0; i < count; i++) need += parts[i].send_bytes / limit + parts[i].receive_bytes / limit + 2;
-    if (need > m->room) {
-        MPI_Request *requests = (MPI_Request *)dsi_alloc(&m->allocator, need * sizeof *requests);
-        int *owners = (int *)dsi_alloc(&m->allocator, need * sizeof *owners);
-        if (!requests || !owners) {
-            dsi_release(&m->allocator, requests, need * sizeof *requests);
-            dsi_release(&m->allocator, owners, need * sizeof *owners);
-            return dsi_fail(error, DS_ERR_MEMORY, "no memory for %zu requests", need);
-        }
-        dsi_release(&m->allocator, m->requests, m->room * sizeof *m->requests);
-        dsi_release(&m->allocator, m->owners, m->room * sizeof *m->owners);
-        m->requests = requests;
-        m->owners = owners;
-        m->room = need;
-    }
+    dsi_comm_mpi_line *line;
+    size_t need = 0;
+    for (int i = 0; i < count; i++)
+        need += parts[i].send_bytes / DSI_COMM_MPI_MOST + parts[i].receive_bytes / DSI_COMM_MPI_MOST + 2;
+    if (!(line = dsi_comm_mpi_line_of(m, channel, need)))
+        return dsi_fail(error, DS_ERR_MEMORY, "no memory for %zu requests", need);
     for (int sends = 0; sends < 2; sends++) /* receives first, so that no message is unexpected */
         for (int i = 0; i < count; i++) {
             size_t bytes = sends ? parts[i].send_bytes : parts[i].receive_bytes;
-            for (size_t at = 0; at < bytes; at += limit) {
-                int n = (int)(bytes - at < limit ? bytes - at : limit), failed;
-                m->owners[used] = i;
+            for (size_t at = 0; at < bytes; at += DSI_COMM_MPI_MOST) {
+                int n = (int)(bytes - at < DSI_COMM_MPI_MOST ? bytes - at : DSI_COMM_MPI_MOST), failed;
+                MPI_Request *request = &line->requests[line->used];
+                line->owners[line->used] = i;
                 failed = sends ? MPI_Isend((const char *)parts[i].send + at, n, MPI_BYTE, parts[i].peer, (int)channel,
-                                           m->comm, &m->requests[used])
+                                           m->comm, request)
                                : MPI_Irecv((char *)parts[i].receive + at, n, MPI_BYTE, parts[i].peer, (int)channel,
-                                           m->comm, &m->requests[used]);
-                if (failed != MPI_SUCCESS) {
-                    m->broken = true;
-                    return dsi_fail(error, DS_ERR_PEER, "MPI refused a message of %d bytes", n);
-                }
-                used++;
+                                           m->comm, request);
+                if (failed != MPI_SUCCESS)
+                    return dsi_comm_mpi_refused(m, line, parts, sends ? "MPI_Isend" : "MPI_Irecv", error);
+                line->used++;
             }
         }
-    return dsi_comm_mpi_finish(m, used, parts, deadline, error);
+    return dsi_comm_mpi_finish(m, line, parts, deadline, error);
+}
+
+/* MPI's own sums. */
+static void dsi_comm_mpi_add(void *in, void *into, const int *count, ds_dtype dtype) {
+    const void *inputs[2];
+    dsi_comm_sum s;
+    inputs[0] = in, inputs[1] = into;
+    s.inputs = inputs;
+    s.outputs = &into;
+    s.input_count = 2;
+    s.output_count = 1;
+    s.dtype = s.out_dtype = dtype;
+    s.op = DS_COMM_SUM;
+    dsi_comm_sum_run(&s, (size_t)*count);
+}
+static void dsi_comm_mpi_add_f16(void *in, void *into, int *count, MPI_Datatype *type) {
+    (void)type;
+    dsi_comm_mpi_add(in, into, count, DS_F16);
+}
+static void dsi_comm_mpi_add_bf16(void *in, void *into, int *count, MPI_Datatype *type) {
+    (void)type;
+    dsi_comm_mpi_add(in, into, count, DS_BF16);
+}
+/* Not integers of one and two bytes, which Open MPI's vectors saturate where sums should wrap around. */
+static bool dsi_comm_mpi_sums(void *ctx, const ds_comm_sum *s) {
+    (void)ctx;
+    return !s->on_device && (s->dtype <= DS_F64 || DS_DTYPE_SIZE(s->dtype) >= 4);
+}
+/* A communicator of the ranks alone, since MPI's calls of all ranks have no tags. It is not asynchronous, but made when all
+   ranks have just met. */
+static int dsi_comm_mpi_sums_make(dsi_comm_mpi *m, dsi_comm_mpi_line *line, const ds_comm_sum *s) {
+    MPI_Group all = MPI_GROUP_NULL, group = MPI_GROUP_NULL;
+    int failed = MPI_Comm_group(m->comm, &all);
+    if (!failed) failed = MPI_Group_incl(all, s->world, s->ranks, &group);
+    if (!failed) failed = MPI_Comm_create_group(m->comm, group, (int)s->channel, &line->sums);
+    if (!failed) failed = MPI_Comm_set_errhandler(line->sums, MPI_ERRORS_RETURN);
+    if (group != MPI_GROUP_NULL) MPI_Group_free(&group);
+    if (all != MPI_GROUP_NULL) MPI_Group_free(&all);
+    return failed;
+}
+static ds_status dsi_comm_mpi_sum(void *ctx, const ds_comm_sum *s, int64_t deadline, ds_error *error) {
+    const MPI_Datatype types[DS_DTYPE_COUNT] = {MPI_FLOAT,   MPI_UINT16_T, MPI_UINT16_T, MPI_DOUBLE,  MPI_INT8_T,
+                                                MPI_UINT8_T, MPI_INT16_T,  MPI_UINT16_T, MPI_INT32_T, MPI_UINT32_T,
+                                                MPI_INT64_T, MPI_UINT64_T, MPI_UINT8_T};
+    dsi_comm_mpi *m = (dsi_comm_mpi *)ctx;
+    size_t size = DS_DTYPE_SIZE(s->dtype);
+    int first = s->kind == DS_COMM_REDUCE ? s->root : 0,
+        last = s->kind == DS_COMM_REDUCE_SCATTER ? s->world - 1 : first;
+    MPI_Op op = s->dtype == DS_F16 || s->dtype == DS_BF16 ? m->half[s->dtype == DS_BF16] : MPI_SUM;
+    dsi_comm_mpi_line *line = dsi_comm_mpi_line_of(m, s->channel, s->count / DSI_COMM_MPI_MOST + (size_t)s->world + 1);
+    if (!line) return dsi_fail(error, DS_ERR_MEMORY, "no memory for the requests of a sum");
+    if (line->sums == MPI_COMM_NULL && dsi_comm_mpi_sums_make(m, line, s))
+        return dsi_comm_mpi_refused(m, line, NULL, "MPI_Comm_create_group", error);
+    for (int r = first; r <= last; r++) { /* reduce_scatter: each part is reduced to its rank, all at once */
+        bool parts = s->kind == DS_COMM_REDUCE_SCATTER, whole = s->kind == DS_COMM_ALL_REDUCE;
+        size_t begin = parts ? s->starts[r] : 0, end = parts ? s->starts[r + 1] : s->count;
+        for (size_t at = begin; at < end; at += DSI_COMM_MPI_MOST) {
+            int n = (int)(end - at < DSI_COMM_MPI_MOST ? end - at : DSI_COMM_MPI_MOST), failed;
+            const char *in = (const char *)s->in + at * size;
+            char *out = (char *)s->out + (at - begin) * size;
+            const void *from = (whole || r == s->rank) && in == out ? MPI_IN_PLACE : (const void *)in;
+            MPI_Request *request = &line->requests[line->used];
+            line->owners[line->used] = -1;
+            failed = whole
+                         ? MPI_Iallreduce(from, out, n, types[s->dtype], op, line->sums, request)
+                         : MPI_Ireduce(from, r == s->rank ? out : NULL, n, types[s->dtype], op, r, line->sums, request);
+            if (failed != MPI_SUCCESS)
+                return dsi_comm_mpi_refused(m, line, NULL, whole ? "MPI_Iallreduce" : "MPI_Ireduce", error);
+            line->used++;
+        }
+    }
+    return dsi_comm_mpi_finish(m, line, NULL, deadline, error);
 }
 
 /* Starts MPI unless it runs already, and takes a duplicate of its world. */
@@ -4391,12 +4662,14 @@ static ds_status dsi_comm_mpi_open(const ds_comm_desc *desc, ds_comm_transport *
                                    ds_error *error) {
     int64_t timeout = desc->timeout ? desc->timeout : 300 * (int64_t)1000000000;
     dsi_comm_mpi *m = (dsi_comm_mpi *)dsi_alloc_zero(&desc->allocator, sizeof *m);
+    dsi_comm_mpi_line *line;
     int started = 0, over = 0, level = MPI_THREAD_SINGLE;
     ds_status status;
     if (!m) return dsi_fail(error, DS_ERR_MEMORY, "ds_comm: no memory for MPI");
     m->allocator = desc->allocator;
     m->clock = desc->clock;
     m->comm = MPI_COMM_NULL;
+    m->half[0] = m->half[1] = MPI_OP_NULL;
     MPI_Initialized(&started);
     MPI_Finalized(&over);
     if (over) {
@@ -4412,6 +4685,7 @@ static ds_status dsi_comm_mpi_open(const ds_comm_desc *desc, ds_comm_transport *
             return dsi_fail(error, DS_ERR_IO, "ds_comm: MPI_Init_thread failed");
         }
     }
+    pthread_mutex_init(&m->lock, NULL);
     MPI_Query_thread(&level);
     out->name = "mpi";
     out->ctx = m;
@@ -4419,16 +4693,19 @@ static ds_status dsi_comm_mpi_open(const ds_comm_desc *desc, ds_comm_transport *
     out->close = dsi_comm_mpi_close;
     out->concurrent = level == MPI_THREAD_MULTIPLE;
     out->device = desc->cuda_aware;
+    out->sums = dsi_comm_mpi_sums;
+    out->sum = dsi_comm_mpi_sum;
     MPI_Comm_rank(MPI_COMM_WORLD, rank);
     MPI_Comm_size(MPI_COMM_WORLD, world);
-    m->requests = (MPI_Request *)dsi_alloc(&m->allocator, sizeof *m->requests);
-    m->owners = (int *)dsi_alloc(&m->allocator, sizeof *m->owners);
-    m->room = 1;
-    if (!m->requests || !m->owners || MPI_Comm_idup(MPI_COMM_WORLD, &m->comm, m->requests) != MPI_SUCCESS)
+    line = dsi_comm_mpi_line_of(m, 0, 1);
+    if (!line || MPI_Op_create(dsi_comm_mpi_add_f16, 1, &m->half[0]) ||
+        MPI_Op_create(dsi_comm_mpi_add_bf16, 1, &m->half[1]) ||
+        MPI_Comm_idup(MPI_COMM_WORLD, &m->comm, line->requests) != MPI_SUCCESS)
         status = dsi_fail(error, DS_ERR_MEMORY, "ds_comm: MPI_Comm_idup failed");
     else {
-        m->owners[0] = -1;
-        status = dsi_comm_mpi_finish(m, 1, NULL, dsi_deadline(&m->clock, timeout), NULL);
+        line->owners[0] = -1;
+        line->used = 1;
+        status = dsi_comm_mpi_finish(m, line, NULL, dsi_deadline(&m->clock, timeout), NULL);
         if (status)
             dsi_fail(error, status, "ds_comm: rank %d of %d waited %.1f s for the others to join MPI", *rank, *world,
                      (double)timeout * 1e-9);
@@ -4438,6 +4715,7 @@ static ds_status dsi_comm_mpi_open(const ds_comm_desc *desc, ds_comm_transport *
     if (status) dsi_comm_mpi_close(m);
     return status;
 }
+#undef DSI_COMM_MPI_MOST
 #endif
 
 // >>select: which backend

@@ -60,6 +60,7 @@ CONCEPTS
     ds.reduce_at_boundary adds a step's micro-batches on each rank and reduces once; stages 0 and 1 only, which then share
     bits with each other. ds.world_invariant keeps all sums in one fp32 tree over (micro-batch, rank), so that world sizes
     that are powers of two come out the same too, given the same samples: leaf micro * world + rank of a step's batch.
+    ds.native_reduce leaves the sums to MPI or NCCL, in their order: less to do, and none of these promises.
     The gradient is divided once, inside the optimizer's update, by accumulation * world * the scale of the loss.
     ZeRO++ (arXiv:2306.10209). zero_quantized_weights: stage 3 gathers parameters as bytes with a scale for 256 of them, and
     the model computes with these. zero_hpz_partition_size P: P ranks in a row are a node, which keeps a copy of what it
@@ -917,6 +918,7 @@ struct ds_zero {
     ds_dtype model_dtype, wire, acc_dtype;
     size_t reduce_bucket, gather_bucket, prefetch, max_live, max_reuse, persistence, sub_group;
     bool boundary, invariant; /* ds.reduce_at_boundary, ds.world_invariant */
+    bool native;              /* ds.native_reduce */
     size_t near_parts;        /* ranks of a node that share a copy of the parameters; 1: none is kept */
     bool quantize_weights, quantize_gradients;
     bool by_norm, one_bit; /* of the optimizer */
@@ -2010,6 +2012,7 @@ static ds_status dsi_zero_bucket_launch(ds_zero *z, size_t b) {
     call.op = DS_COMM_SUM;
     call.on_device = z->gpu;
     call.stream = z->stream;
+    call.native = z->native;
     if (first->sparse) { /* alone in its bucket, which is the whole table */
         size_t rows = first->shape[0];
         if (ds_comm_sparse_all_reduce(z->comm, memory, rows, first->numel / rows, z->wire, DS_COMM_SUM, NULL))
@@ -3538,6 +3541,7 @@ static ds_status dsi_zero_configure(ds_zero *z, const ds_config *c, ds_error *er
     z->acc_dtype = z->model_dtype;
     if (c->data_types.grad_accum_dtype) z->acc_dtype = dsi_zero_dtype(c->data_types.grad_accum_dtype);
     z->boundary = c->ds.reduce_at_boundary;
+    z->native = c->ds.native_reduce;
     z->invariant = c->ds.world_invariant;
     z->levels = 1;
     if (z->invariant) {
@@ -4742,6 +4746,7 @@ static const char *const dsi_zero_claimed[] = {
     "data_types.grad_accum_dtype",
     "sparse_gradients",
     "ds.reduce_at_boundary",
+    "ds.native_reduce",
     "ds.world_invariant",
     "ds.save_in_background",
     "ds.keep_last",

@@ -245,6 +245,34 @@ static int body(ds_comm *comm, device *d, void *stream) {
             EXPECT(wrong == 0);
         }
     }
+    for (int k = 0; k < 8 && w > 1;
+         k++) { /* sums that NCCL makes, of host and device memory; elsewhere the usual ones */
+        bool scatter = k & 1, on_device = k & 2, reduce = k & 4;
+        ds_comm_call call;
+        size_t counts[4], begin = 0, wrong = 0;
+        float *result = (float *)(void *)(on_device ? reach(d, out) : host_out);
+        for (int r = 0; r < w; r++) {
+            counts[r] = scatter ? (size_t)r * 100 : COUNT;
+            if (r < me && scatter) begin += counts[r];
+        }
+        memset(&call, 0, sizeof call);
+        call.kind = scatter ? DS_COMM_REDUCE_SCATTER : reduce ? DS_COMM_REDUCE : DS_COMM_ALL_REDUCE;
+        call.in = on_device ? in : (void *)host_in;
+        call.out = on_device ? out : (void *)host_out;
+        call.counts = scatter ? counts : NULL;
+        call.count = COUNT;
+        call.root = w - 1;
+        call.native = true;
+        call.on_device = on_device;
+        for (size_t i = 0; i < ROOM; i++) {
+            float x = (float)((size_t)me + i % 50);
+            memcpy((on_device ? reach(d, in) : host_in) + i * sizeof x, &x, sizeof x);
+        }
+        EXPECT(ds_comm_run(comm, &call) == DS_OK);
+        for (size_t i = 0; i < counts[me] && (call.kind != DS_COMM_REDUCE || me == w - 1); i++)
+            wrong += result[i] != (float)(w * (w - 1) / 2 + w * (int)((begin + i) % 50));
+        EXPECT(wrong == 0);
+    }
     { /* a part of a split works alike */
         ds_comm *half = NULL;
         float x = (float)me, sum = 0;
@@ -404,6 +432,75 @@ static void wrong_main(int rank, int world, const char *how, int end) {
     if (write(end, &o, sizeof o) != (ssize_t)sizeof o) exit(1);
     exit(0);
 }
+/* NCCL's calls fail one after the other on rank 1: connecting, sums in the fixed order, sums of its own. */
+static void failing_call_main(int rank, const char *name, int at, int end) {
+    device d;
+    ds_comm_desc desc;
+    ds_comm *comm = NULL;
+    ds_comm_call call;
+    ds_error error = {DS_OK, ""};
+    outcome o;
+    float x[1000], sum[1000];
+    char text[64];
+    if (device_make(&d)) exit(1);
+    alarm(60); /* a hang */
+    memset(&o, 0, sizeof o);
+    o.rank = rank;
+    desc = device_desc(&d, 0, 0);
+    desc.backend = "nccl";
+    desc.nccl_library = library;
+    desc.timeout = 400000000;
+    desc.run_id = "calls";
+    desc.rank = rank;
+    desc.world = 2;
+    setenv("MASTER_ADDR", "127.0.0.1", 1);
+    snprintf(text, sizeof text, "%d", use_port);
+    setenv("MASTER_PORT", text, 1);
+    snprintf(text, sizeof text, "%.40s:%d", name, at);
+    if (rank == 1) setenv("FAKE_NCCL_FAIL", text, 1);
+    for (int i = 0; i < 1000; i++) x[i] = (float)(i + rank);
+    o.status = ds_comm_create(&desc, &comm, &error);
+    snprintf(o.text, sizeof o.text, "%s", error.message);
+    memset(&call, 0, sizeof call);
+    call.in = x;
+    call.out = sum;
+    call.count = 1000;
+    for (int k = 0; comm && !o.status && k < 3; k++) {
+        call.kind = k == 2 ? DS_COMM_REDUCE : DS_COMM_ALL_REDUCE;
+        call.native = k > 0;
+        memset(sum, 0, sizeof sum);
+        o.status = ds_comm_run(comm, &call);
+        snprintf(o.text, sizeof o.text, "%s", ds_comm_error(comm)->message);
+        for (int i = 0; i < 1000 && !o.status && (k < 2 || rank == 0); i++)
+            if (sum[i] != (float)(2 * i + 1)) o.status = DS_ERR_CORRUPT;
+    }
+    if (comm && o.status && ds_comm_barrier(comm) != o.status) o.status = DS_ERR_STATE; /* dead is dead */
+    ds_comm_destroy(comm);
+    if (write(end, &o, sizeof o) != (ssize_t)sizeof o) exit(1);
+    exit(0);
+}
+static int failing_call_run(const char *name, int at, outcome *out) {
+    pid_t pids[2];
+    int ends[2], told = 0, status;
+    outcome o;
+    use_port++;
+    if (pipe(ends)) return 0;
+    fflush(stdout);
+    for (int r = 0; r < 2; r++)
+        if ((pids[r] = fork()) == 0) close(ends[0]), failing_call_main(r, name, at, ends[1]);
+    close(ends[1]);
+    memset(out, 0, 2 * sizeof *out);
+    while (read(ends[0], &o, sizeof o) == (ssize_t)sizeof o) {
+        out[o.rank] = o;
+        told++;
+    }
+    close(ends[0]);
+    for (int r = 0; r < 2; r++) {
+        waitpid(pids[r], &status, 0);
+        if (!WIFEXITED(status) || WEXITSTATUS(status)) told = 0;
+    }
+    return told;
+}
 static int wrong_run(const char *how, outcome *out) {
     pid_t pids[2];
     int ends[2], told = 0, status;
@@ -516,6 +613,38 @@ int main(int argc, char **argv) {
         CHECK_HAS(o[1].text, "the fake device says no");
         CHECK(o[0].status == DS_ERR_PEER || o[0].status == DS_ERR_TIMEOUT);
     }
+    TEST(nccl_calls_fail) {
+        static const struct {
+            const char *name;
+            int most; /* calls that are tried */
+        } calls[] = {{"CommInitRankConfig", 1},
+                     {"CommGetAsyncError", 4},
+                     {"async", 4},
+                     {"GroupStart", 3},
+                     {"Send", 3},
+                     {"Recv", 3},
+                     {"GroupEnd", 5},
+                     {"AllReduce", 1},
+                     {"Reduce", 1},
+                     {"CommFinalize", 1}};
+        outcome o[2];
+        for (size_t k = 0; k < sizeof calls / sizeof *calls; k++)
+            for (int at = 1; at <= calls[k].most; at++) {
+                bool quiet = strcmp(calls[k].name, "CommFinalize") == 0; /* nobody is left to be told */
+                if (!CHECK_EQ(failing_call_run(calls[k].name, at, o), 2)) printf("  %s %d\n", calls[k].name, at);
+                if (quiet) {
+                    CHECK(o[0].status == DS_OK && o[1].status == DS_OK);
+                    continue;
+                }
+                if (!CHECK(o[1].status == DS_ERR_PEER || o[1].status == DS_ERR_DEVICE) ||
+                    !CHECK_HAS(o[1].text, "rank 1"))
+                    printf("  %s %d: %d %s\n", calls[k].name, at, (int)o[1].status, o[1].text);
+                CHECK(o[0].status == DS_OK || o[0].status == DS_ERR_TIMEOUT || o[0].status == DS_ERR_PEER);
+                CHECK(o[0].status == DS_OK || strstr(o[0].text, "rank ") != NULL);
+            }
+        CHECK_EQ(failing_call_run("", 0, o), 2); /* and the next run works */
+        CHECK(o[0].status == DS_OK && o[1].status == DS_OK);
+    }
     TEST(nccl_refused) {
         device d;
         ds_comm_desc desc;
@@ -541,9 +670,10 @@ int main(int argc, char **argv) {
         CHECK_EQ(ds_comm_create(&desc, &comm, &error), DS_ERR_IO);
         CHECK_HAS(error.message, "no such host.invalid");
         setenv("MASTER_ADDR", "127.0.0.1", 1);
-        setenv("FAKE_NCCL_NO_ID", "1", 1);
+        setenv("FAKE_NCCL_FAIL", "GetUniqueId:1", 1);
         CHECK_EQ(ds_comm_create(&desc, &comm, &error), DS_ERR_DEVICE);
-        unsetenv("FAKE_NCCL_NO_ID");
+        CHECK_HAS(error.message, "ncclGetUniqueId");
+        unsetenv("FAKE_NCCL_FAIL");
         desc.device.event_done = NULL;
         CHECK_EQ(ds_comm_create(&desc, &comm, &error), DS_ERR_ARGUMENT);
         desc.backend = "shm";

@@ -38,8 +38,48 @@ run_with() { # MPICC MPIRUN: one implementation of MPI
     check "$name late" $? "$program.late.log"
 }
 
+# ds.native_reduce: train_gpt's gradients are summed by MPI itself, which is counted on the way to it. Two ranks have one order
+# of sums, so that the loss is the same to the last bit.
+native() { # MPIRUN
+    local program=$B/train_gpt_mpi work options=(--oversubscribe) stage
+    [[ $(id -u) = 0 ]] && options+=(--allow-run-as-root)
+    work=$(mktemp -d)
+    cat >"$work/count.c" <<'COUNT'
+#include <mpi.h>
+#include <stdio.h>
+static int calls;
+int MPI_Ireduce(const void *in, void *out, int n, MPI_Datatype type, MPI_Op op, int root, MPI_Comm comm, MPI_Request *r) {
+    calls++;
+    return PMPI_Ireduce(in, out, n, type, op, root, comm, r);
+}
+int MPI_Iallreduce(const void *in, void *out, int n, MPI_Datatype type, MPI_Op op, MPI_Comm comm, MPI_Request *r) {
+    calls++;
+    return PMPI_Iallreduce(in, out, n, type, op, comm, r);
+}
+__attribute__((destructor)) static void told(void) {
+    if (calls) fprintf(stderr, "%d sums by MPI\n", calls);
+}
+COUNT
+    "$2" -shared -fPIC -o "$work/count.so" "$work/count.c"
+    for stage in 0 3; do
+        for key in false true; do
+            echo "{\"train_micro_batch_size_per_gpu\": 1, \"optimizer\": {\"type\": \"Adam\", \"params\": {\"lr\": 1e-3}},
+                   \"zero_optimization\": {\"stage\": $stage}, \"ds\": {\"native_reduce\": $key}}" >"$work/config.json"
+            LD_PRELOAD=$work/count.so timeout 60 "$1" "${options[@]}" -np 2 "$program" --config "$work/config.json" --data \
+                tests/golden/gpt_text.txt --layers 2 --heads 2 --channels 32 --context 32 --generate 0 --quiet --steps 4 \
+                --summary "$work/$key" >"$work/$key.log" 2>&1
+            check "native_reduce $key, stage $stage" $? "$work/$key.log"
+        done
+        grep -q '[1-9][0-9]* sums by MPI' "$work/true.log" && ! grep -q 'sums by MPI' "$work/false.log" &&
+            grep -q loss_hex "$work/true" && [[ $(grep loss_hex "$work/true") = $(grep loss_hex "$work/false") ]]
+        check "native_reduce, stage $stage: sums by MPI, and no other loss" $? "$work/true.log"
+    done
+    rm -rf "$work"
+}
+
 # both implementations where Debian's names for them are there, else whatever mpicc is
 if command -v mpicc.openmpi >/dev/null && command -v mpirun.openmpi >/dev/null; then run_with mpicc.openmpi mpirun.openmpi; fi
+[[ -x $B/train_gpt_mpi ]] && command -v mpirun.openmpi >/dev/null && native mpirun.openmpi mpicc.openmpi
 if command -v mpicc.mpich >/dev/null && command -v mpirun.mpich >/dev/null; then run_with mpicc.mpich mpirun.mpich; else
     echo "SKIP mpich: no MPICH; tests/tools/mpich.sh unpacks one below build/"
     skipped=4

@@ -68,6 +68,18 @@ static void world_invariant(void) {
     }
 }
 
+/* Ranks that are threads have no sums of their own: the usual ones. tests/multi/ds_comm_mpi_test.sh has the others. */
+static void native_reduce(void) {
+    TEST(native_reduce without MPI or NCCL) {
+        setting s = setting_of(2, 1, 2, 1, "fp32");
+        s.tied = 1;
+        ran(&s, plain);
+        s.top = ", \"ds\": {\"native_reduce\": true}";
+        ran(&s, out);
+        CHECK(same(&out[0], plain) && same(&out[1], plain));
+    }
+}
+
 static void boundary(void) {
     static const char *const precisions[] = {"fp32", "bf16", "fp16"};
     for (size_t k = 0; k < 3; k++) {
@@ -164,6 +176,7 @@ static void elastic(void) {
 int main(int argc, char **argv) {
     test_begin(argc, argv);
     world_invariant();
+    native_reduce();
     boundary();
     sparse();
     round_robin();

@@ -1,6 +1,8 @@
 /* The calls of NCCL that ds_comm.h makes, between processes of one machine over sockets and in host memory. What NCCL leaves
    to its own threads is left to threads here: calls return "in progress", and a stream is busy until its messages are
-   through. A stream is a fake_stream, whose memory is reached at `alias`. Built as a shared library by a test. */
+   through. A stream is a fake_stream, whose memory is reached at `alias`. Its own sums go from the last rank to the first,
+   fp32 only. FAKE_NCCL_FAIL=NAME:N makes the N-th call of a name fail, FAKE_NCCL_FAIL=async:N the N-th question after a
+   call's state. Built as a shared library by a test. */
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
@@ -38,13 +40,25 @@ typedef struct op {
     size_t bytes, at; /* the length goes first */
     size_t length;
 } op;
+typedef struct sum { /* of the ranks' inputs, which lie side by side */
+    float *all, *out;
+    size_t count;
+} sum;
 typedef struct group {
     fake_comm *comm;
     fake_stream *stream;
     op ops[MOST];
-    int count;
+    sum sums[MOST];
+    int count, sum_count;
 } group;
 static __thread group *open_group;
+
+static int fails(const char *name) {
+    static int calls;
+    const char *wanted = getenv("FAKE_NCCL_FAIL");
+    size_t n = strlen(name);
+    return wanted && strncmp(wanted, name, n) == 0 && wanted[n] == ':' && ++calls == atoi(wanted + n + 1);
+}
 
 #define SET(word, value) __atomic_store_n(word, value, __ATOMIC_SEQ_CST)
 #define GET(word)        __atomic_load_n(word, __ATOMIC_SEQ_CST)
@@ -84,7 +98,7 @@ static void *connect_all(void *arg) {
 }
 int ncclGetUniqueId(id *out) {
     struct timespec t;
-    if (getenv("FAKE_NCCL_NO_ID")) return SYSTEM_ERROR;
+    if (fails("GetUniqueId")) return SYSTEM_ERROR;
     clock_gettime(CLOCK_MONOTONIC, &t);
     memset(out, 0, sizeof *out);
     snprintf(out->bytes, sizeof out->bytes, "fake-nccl-%ld-%ld", (long)getpid(), (long)t.tv_nsec);
@@ -95,6 +109,7 @@ int ncclCommInitRankConfig(void **comm, int world, id i, int rank, config *how) 
     struct sockaddr_un a;
     socklen_t n;
     *comm = NULL;
+    if (fails("CommInitRankConfig")) return free(c), SYSTEM_ERROR;
     if (how->size != sizeof *how || how->magic != 0xcafebeef || how->version < 21400 || how->blocking) return INVALID;
     c->rank = rank;
     c->world = world;
@@ -112,6 +127,8 @@ int ncclCommInitRankConfig(void **comm, int world, id i, int rank, config *how) 
 }
 int ncclCommGetAsyncError(void *comm, int *result) {
     *result = GET(&((fake_comm *)comm)->state);
+    if (fails("CommGetAsyncError")) return SYSTEM_ERROR;
+    if (fails("async")) *result = REMOTE;
     return OK;
 }
 static void join(fake_comm *c) {
@@ -133,6 +150,7 @@ int ncclCommAbort(void *comm) {
     return ncclCommDestroy(comm);
 }
 int ncclCommFinalize(void *comm) {
+    if (fails("CommFinalize")) return SYSTEM_ERROR;
     join((fake_comm *)comm);
     return OK;
 }
@@ -142,27 +160,36 @@ const char *ncclGetErrorString(int result) {
                             : "fake error";
 }
 int ncclGroupStart(void) {
+    if (fails("GroupStart")) return SYSTEM_ERROR;
     open_group = (group *)calloc(1, sizeof *open_group);
     return OK;
 }
-static int add(int sends, void *data, size_t bytes, int type, int peer, void *comm, void *stream) {
-    fake_stream *s = (fake_stream *)stream;
-    op *o = &open_group->ops[open_group->count];
-    if (type != 0 || open_group->count == MOST) return INVALID;
-    open_group->count++;
-    open_group->comm = (fake_comm *)comm;
-    open_group->stream = s;
-    if ((char *)data < s->base || (char *)data + bytes > s->base + s->bytes) return INVALID; /* no device memory */
+static void add_op(int sends, char *data, size_t bytes, int peer) {
+    op *o = &open_group->ops[open_group->count++];
     o->peer = peer;
     o->sends = sends;
-    o->data = (char *)data - s->base + s->alias;
+    o->data = data;
     o->bytes = bytes;
+}
+/* Where the host reaches device memory; NULL: it is none. */
+static char *reach(const fake_stream *s, const void *data, size_t bytes) {
+    char *at = (char *)(size_t)data;
+    return at < s->base || at + bytes > s->base + s->bytes ? NULL : at - s->base + s->alias;
+}
+static int add(int sends, void *data, size_t bytes, int type, int peer, void *comm, void *stream) {
+    char *at = reach((fake_stream *)stream, data, bytes);
+    if (type != 0 || open_group->count == MOST || !at) return INVALID;
+    open_group->comm = (fake_comm *)comm;
+    open_group->stream = (fake_stream *)stream;
+    add_op(sends, at, bytes, peer);
     return OK;
 }
 int ncclSend(const void *data, size_t count, int type, int peer, void *comm, void *stream) {
+    if (fails("Send")) return SYSTEM_ERROR;
     return add(1, (void *)(size_t)data, count, type, peer, comm, stream);
 }
 int ncclRecv(void *data, size_t count, int type, int peer, void *comm, void *stream) {
+    if (fails("Recv")) return SYSTEM_ERROR;
     return add(0, data, count, type, peer, comm, stream);
 }
 /* 1 when the message is through, -1 when it cannot be. */
@@ -196,6 +223,15 @@ static void *run(void *arg) {
         }
         if (open) short_sleep();
     }
+    for (int k = 0; k < g->sum_count; k++) {
+        const sum *s = &g->sums[k];
+        for (size_t i = 0; i < s->count && s->out && !open && !lost; i++) {
+            float x = 0;
+            for (int r = c->world - 1; r >= 0; r--) x += s->all[(size_t)r * s->count + i];
+            s->out[i] = x;
+        }
+        free(s->all);
+    }
     if (lost)
         SET(&c->state, REMOTE);
     else if (!open)
@@ -205,8 +241,11 @@ static void *run(void *arg) {
 }
 int ncclGroupEnd(void) {
     group *g = open_group;
-    fake_comm *c = g->comm;
+    fake_comm *c;
+    if (!g) return INVALID;
+    c = g->comm;
     open_group = NULL;
+    if (fails("GroupEnd")) return SYSTEM_ERROR;
     if (!g->count) return free(g), OK;
     join(c);
     SET(&c->state, IN_PROGRESS);
@@ -214,4 +253,39 @@ int ncclGroupEnd(void) {
     c->running = 1;
     pthread_create(&c->thread, NULL, run, g); /* which frees g */
     return IN_PROGRESS;
+}
+
+/* root -1: everyone gets the sum. */
+static int add_sum(const void *in, void *out, size_t count, int type, int op, int root, void *comm, void *stream) {
+    fake_comm *c = (fake_comm *)comm;
+    fake_stream *st = (fake_stream *)stream;
+    size_t bytes = count * sizeof(float);
+    sum *s = &open_group->sums[open_group->sum_count];
+    char *from = reach(st, in, bytes);
+    int takes = root < 0 || root == c->rank;
+    if (type != 7 || op != 0 || !from || (takes && !reach(st, out, bytes))) return INVALID;
+    open_group->sum_count++;
+    open_group->comm = c;
+    open_group->stream = st;
+    s->count = count;
+    s->out = takes ? (float *)(void *)reach(st, out, bytes) : NULL;
+    s->all = (float *)malloc((size_t)c->world * bytes);
+    memcpy(s->all + (size_t)c->rank * count, from, bytes);
+    for (int r = 0; r < c->world; r++) {
+        if (r == c->rank) continue;
+        if (root < 0 || r == root) add_op(1, (char *)(s->all + (size_t)c->rank * count), bytes, r);
+        if (takes) add_op(0, (char *)(s->all + (size_t)r * count), bytes, r);
+    }
+    return OK;
+}
+int ncclReduce(const void *in, void *out, size_t count, int type, int op, int root, void *comm, void *stream) {
+    if (fails("Reduce")) return SYSTEM_ERROR;
+    return add_sum(in, out, count, type, op, root, comm, stream);
+}
+int ncclAllReduce(const void *in, void *out, size_t count, int type, int op, void *comm, void *stream) {
+    int result;
+    if (fails("AllReduce")) return SYSTEM_ERROR;
+    open_group = (group *)calloc(1, sizeof *open_group);
+    result = add_sum(in, out, count, type, op, -1, comm, stream);
+    return result ? result : ncclGroupEnd();
 }

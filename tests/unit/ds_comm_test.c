@@ -401,6 +401,34 @@ static void post_close(void *ctx) {
     box->office->closed++;
     pthread_mutex_unlock(&box->office->lock);
 }
+/* Sums of this office's own, from the last rank down to the first: fp32 only, and not in groups of one's own choice. */
+static bool post_sums(void *ctx, const ds_comm_sum *s) {
+    (void)ctx;
+    return s->dtype == DS_F32 && s->ranks[0] == 0;
+}
+static ds_status post_sum(void *ctx, const ds_comm_sum *s, int64_t deadline, ds_error *error) {
+    ds_comm_part parts[16];
+    float *all = (float *)malloc((size_t)s->world * s->count * sizeof *all), *own = all + (size_t)s->rank * s->count;
+    size_t begin = s->kind == DS_COMM_REDUCE_SCATTER ? s->starts[s->rank] : 0;
+    size_t end = s->kind == DS_COMM_REDUCE_SCATTER ? s->starts[s->rank + 1] : s->count;
+    ds_status status;
+    memset(parts, 0, sizeof parts);
+    memcpy(own, s->in, s->count * sizeof *all);
+    for (int r = 0; r < s->world; r++) { /* to itself too, which keeps the code short */
+        parts[r].peer = s->ranks[r];
+        parts[r].send = own;
+        parts[r].receive = all + (size_t)r * s->count;
+        parts[r].send_bytes = parts[r].receive_bytes = s->count * sizeof *all;
+    }
+    status = post_exchange(ctx, s->channel, parts, s->world, deadline, error);
+    for (size_t i = begin; i < end && !status && (s->kind != DS_COMM_REDUCE || s->rank == s->root); i++) {
+        float x = 0;
+        for (int r = s->world - 1; r >= 0; r--) x += all[(size_t)r * s->count + i];
+        ((float *)s->out)[i - begin] = x;
+    }
+    free(all);
+    return status;
+}
 static int team_messages_of(int world, const ds_comm_desc *base, team_body body, void *arg) {
     post_office office;
     post_box boxes[16];
@@ -422,6 +450,8 @@ static int team_messages_of(int world, const ds_comm_desc *base, team_body body,
         transport.exchange = post_exchange;
         transport.close = post_close;
         transport.concurrent = true;
+        transport.sums = post_sums;
+        transport.sum = post_sum;
         desc.world = world;
         desc.rank = r;
         desc.transport = &transport;
@@ -447,6 +477,167 @@ static int team_messages_of(int world, const ds_comm_desc *base, team_body body,
 static int team_messages(int world, team_body body, void *arg) {
     ds_comm_desc desc = quick_desc();
     return team_messages_of(world, &desc, body, arg);
+}
+
+/* ---- sums that the backend makes ---- */
+
+/* What a call with `native` gives: of whole numbers, which every order adds alike, the sum; of others, the sum in an order of
+   some kind. Bytes are counted as in the fixed order. `arg`: the types that the backend sums by itself, a bit for each. */
+static int native_said;
+static void native_line(void *ctx, const char *header, int level, int id, const char *message) {
+    (void)ctx, (void)header, (void)level, (void)message;
+    native_said += id == 8;
+}
+static float native_value(int rank, size_t i) {
+    return (float)(((size_t)rank * 7 + i * 3) % 13) - 6;
+}
+static void native_store(void *p, ds_dtype dtype, size_t i, float x) {
+    double d = x;
+    int64_t whole = (int64_t)x;
+    uint64_t bits = (uint64_t)whole;
+    if (dtype == DS_F32) bits = dsi_bits_of_f32(x);
+    if (dtype == DS_F16) bits = dsi_f16_of_f32(x);
+    if (dtype == DS_BF16) bits = dsi_bf16_of_f32(x);
+    if (dtype == DS_F64) memcpy(&bits, &d, sizeof bits);
+    value_store(p, dtype, i, bits);
+}
+static int native_one(ds_comm *comm, ds_comm_kind kind, ds_dtype dtype, size_t n, bool uneven, bool in_place) {
+    int me = ds_comm_rank(comm), w = ds_comm_world(comm), bad = 0;
+    size_t size = DS_DTYPE_SIZE(dtype), counts[64], begin = 0, all = n, mine = n;
+    bool parts = kind == DS_COMM_REDUCE_SCATTER;
+    ds_comm_stats before, after;
+    ds_comm_call call;
+    char *in, *out, *expected;
+    if (parts) all = 0;
+    for (int r = 0; r < w && parts; r++) {
+        counts[r] = uneven ? n * (size_t)(r % 3) : n;
+        if (r < me) begin += counts[r];
+        all += counts[r];
+    }
+    if (parts) mine = counts[me];
+    in = (char *)malloc(all * size + 8);
+    out = in_place ? in + begin * size : (char *)malloc(mine * size + 8);
+    expected = (char *)malloc(mine * size + 8);
+    for (size_t i = 0; i < all; i++) native_store(in, dtype, i, native_value(me, i));
+    for (size_t i = 0; i < mine; i++) {
+        float x = 0;
+        for (int r = 0; r < w; r++) x += native_value(r, begin + i);
+        native_store(expected, dtype, i, x);
+    }
+    memset(&call, 0, sizeof call);
+    call.kind = kind;
+    call.in = in;
+    call.out = out;
+    call.count = n;
+    call.counts = parts && uneven ? counts : NULL;
+    call.dtype = call.out_dtype = dtype;
+    call.root = w - 1;
+    call.native = true;
+    ds_comm_get_stats(comm, &before);
+    EXPECT(ds_comm_run(comm, &call) == DS_OK);
+    ds_comm_get_stats(comm, &after);
+    if (kind != DS_COMM_REDUCE || me == w - 1) EXPECT(memcmp(out, expected, mine * size) == 0);
+    {
+        uint64_t sent = after.bytes_sent[kind] - before.bytes_sent[kind], p = (uint64_t)(mine * size);
+        uint64_t theory = kind == DS_COMM_REDUCE ? me == w - 1 ? 0 : p : (uint64_t)(all * size) - p;
+        if (kind != DS_COMM_ALL_REDUCE) EXPECT(sent == theory);
+        if (kind == DS_COMM_ALL_REDUCE && n * size % (64 * (size_t)w) == 0 && n * size > 512)
+            EXPECT(sent * (uint64_t)w == 2 * (uint64_t)(all * size) * (uint64_t)(w - 1));
+        EXPECT(after.calls[kind] - before.calls[kind] == 1);
+    }
+    if (!in_place) free(out);
+    free(in);
+    free(expected);
+    return bad;
+}
+static int native_body(ds_comm *comm, void *arg) {
+    static const size_t counts[] = {0, 1, 3, 129, 4800, 20003};
+    static const ds_comm_kind kinds[] = {DS_COMM_ALL_REDUCE, DS_COMM_REDUCE, DS_COMM_REDUCE_SCATTER};
+    int me = ds_comm_rank(comm), w = ds_comm_world(comm), bad = 0, turn = 0;
+    unsigned types = *(const unsigned *)arg;
+    ds_comm *half = NULL;
+    for (size_t t = 0; t + 1 < sizeof all_types / sizeof *all_types; t++) { /* bool has no sum */
+        comm->logger.log = native_line;
+        comm->native_refused = false;
+        __atomic_store_n(&native_said, 0, __ATOMIC_SEQ_CST);
+        for (size_t k = 0; k < 3; k++)
+            for (size_t i = 0; i < sizeof counts / sizeof *counts; i++, turn++)
+                bad += native_one(comm, kinds[k], all_types[t], counts[i], turn & 1, turn & 2);
+        if (w > 1) EXPECT(comm->native_refused == !(types >> all_types[t] & 1));
+        comm->logger.log = NULL;
+    }
+    /* a group, in the background; two calls of two communicators at a time */
+    EXPECT(ds_comm_split(comm, me % 2, 0, &half, NULL) == DS_OK);
+    for (int k = 0; k < 30 && !bad; k++) {
+        float a[1000], b[1000];
+        ds_comm_call call;
+        ds_comm_handle first, second;
+        int w2 = ds_comm_world(half);
+        memset(&call, 0, sizeof call);
+        for (int i = 0; i < 1000; i++) a[i] = b[i] = (float)(me + i);
+        call.kind = DS_COMM_ALL_REDUCE;
+        call.in = call.out = a;
+        call.count = 1000;
+        call.native = true;
+        EXPECT(ds_comm_start(comm, &call, &first) == DS_OK);
+        call.in = call.out = b;
+        EXPECT(ds_comm_start(half, &call, &second) == DS_OK);
+        EXPECT(ds_comm_wait(half, second) == DS_OK && ds_comm_wait(comm, first) == DS_OK);
+        EXPECT(a[999] == (float)(w * (w - 1) / 2 + w * 999));
+        EXPECT(b[999] == (float)(w2 * (w2 - 1) + w2 * (me % 2) + w2 * 999));
+    }
+    { /* what is no sum of equal types is made as ever, and one rank alone cannot want it */
+        float x[4] = {1, 2, 3, (float)me};
+        uint16_t bf[2] = {0x3F80, 0x4000};
+        ds_comm_call call;
+        memset(&call, 0, sizeof call);
+        call.kind = DS_COMM_ALL_REDUCE;
+        call.in = call.out = x;
+        call.count = 4;
+        call.op = DS_COMM_MAX;
+        call.native = true;
+        EXPECT(ds_comm_run(comm, &call) == DS_OK && x[3] == (float)(w - 1));
+        if (w == 2) {
+            call.kind = DS_COMM_REDUCE_SCATTER;
+            call.in = bf;
+            call.count = 1;
+            call.op = DS_COMM_SUM;
+            call.dtype = DS_BF16;
+            call.out_dtype = DS_F32;
+            EXPECT(ds_comm_run(comm, &call) == DS_OK && x[0] == (me ? 4.0f : 2.0f));
+        }
+        if (w > 1 && types & 1) {
+            memset(&call, 0, sizeof call);
+            call.kind = DS_COMM_ALL_REDUCE;
+            call.in = call.out = x;
+            call.count = 4;
+            call.native = me == 0;
+            EXPECT(ds_comm_run(comm, &call) == DS_ERR_PEER);
+            EXPECT(strstr(ds_comm_error(comm)->message, "all_reduce(count 4, f32, native sum)") != NULL);
+            EXPECT(strstr(ds_comm_error(comm)->message, "all_reduce(count 4, f32, sum)") != NULL);
+        }
+    }
+    ds_comm_destroy(half);
+    return bad;
+}
+/* Another order than the tree's: ((a3 + a2) + a1) + a0. */
+static int native_order_body(ds_comm *comm, void *arg) {
+    static const float values[] = {1.0f, 1e8f, -1e8f, 3.0f};
+    float x = values[ds_comm_rank(comm)], native = 0, fixed = 0;
+    ds_comm_call call;
+    int bad = 0;
+    (void)arg;
+    memset(&call, 0, sizeof call);
+    call.kind = DS_COMM_ALL_REDUCE;
+    call.in = &x;
+    call.out = &native;
+    call.count = 1;
+    call.native = true;
+    EXPECT(ds_comm_run(comm, &call) == DS_OK);
+    EXPECT(ds_comm_all_reduce(comm, &x, &fixed, 1, DS_F32, DS_COMM_SUM) == DS_OK);
+    EXPECT(native == ((3.0f + -1e8f) + 1e8f) + 1.0f);
+    EXPECT(fixed == (1.0f + 1e8f) + (-1e8f + 3.0f) && fixed != native);
+    return bad;
 }
 
 /* ---- communicators of communicators, calls in the background ---- */
@@ -1747,6 +1938,7 @@ static int main_over_mpi(int argc, char **argv) {
     ds_error error = {DS_OK, ""};
     wrong_case wrong = {DS_COMM_BROADCAST, 8, DS_F32, DS_COMM_SUM, 0, "broadcast(count 8, f32, root 0)"};
     late_case abort_case = {0, DS_ERR_PEER, {"rank 0 stopped", "the disk of this rank is full"}, 2};
+    unsigned native = ~(1u << DS_I8 | 1u << DS_U8 | 1u << DS_I16 | 1u << DS_U16);
     if (argc > 1 && strcmp(argv[1], "late") == 0) late_over_mpi();
     test_begin(1, argv);
     TEST(mpi) {
@@ -1768,6 +1960,9 @@ static int main_over_mpi(int argc, char **argv) {
         ds_comm_destroy(comm);
         CHECK(ds_comm_split(first, 0, 0, &comm, &error) == DS_OK);
         CHECK(late_body(comm, &abort_case) == 0);
+        ds_comm_destroy(comm);
+        CHECK(ds_comm_split(first, 0, 0, &comm, &error) == DS_OK);
+        CHECK(native_body(comm, &native) == 0);
         ds_comm_destroy(comm);
         CHECK(cuda_aware_body(true) == 0);
         CHECK(cuda_aware_body(false) == 0);
@@ -1840,6 +2035,14 @@ int main(int argc, char **argv) {
             CHECK(team_messages(w, stats_body, NULL) == 0);
         }
         CHECK(team_processes(4, stats_body, NULL) == 0);
+    }
+    TEST(native_sums) {
+        unsigned none = 0, f32 = 1u << DS_F32;
+        CHECK(team_threads(1, native_body, &none) == 0);
+        CHECK(team_threads(3, native_body, &none) == 0);
+        CHECK(team_processes(2, native_body, &none) == 0);
+        for (int w = 2; w <= 5; w++) CHECK(team_messages(w, native_body, &f32) == 0);
+        CHECK(team_messages(4, native_order_body, NULL) == 0);
     }
     TEST(group) {
         CHECK(team_threads(4, group_body, NULL) == 0);
