@@ -975,28 +975,32 @@ template <int KIND, int D, int KEYS> __global__ void __launch_bounds__(128) atte
         const size_t token = token0 + lane_group() + 8 * r;
         sum[r] = of_row(sum[r], false);
         factor[r] = sum[r] == 0 ? 0.0f : ptx_div(1, sum[r]);
-        if (a.lse && lane_pair() == 0 && token < a.tokens)
-            a.lse[(at.b * a.grid.heads + at.h) * a.tokens + token] =
-                sum[r] == 0 ? -INFINITY : ptx_fma(ptx_log2(sum[r]), 0.693147181f, largest[r]);
+        if (a.lse && lane_pair() == 0 && token < a.tokens) {
+            float *const lse = a.lse + 2 * ((at.b * a.grid.heads + at.h) * a.tokens + token);
+            lse[0] = sum[r] == 0 ? -INFINITY : largest[r];
+            lse[1] = sum[r] == 0 ? 0.0f : ptx_mul(ptx_log2(sum[r]), 0.693147181f);
+        }
     }
     give_rows<KIND, D>(head_of<KIND>(a.out, a.o, at), a.o.row, token0, o, factor, a);
 }
-// lse and delta = sum(d_out * out) of queries token0 .. token0 + n, by the block's warps; +inf where nothing was seen.
+// Both parts of lse, and delta = sum(d_out * out), of queries token0 .. token0 + n, by the block's warps; +inf where nothing
+// was seen.
 template <int KIND>
 __device__ void take_statistics(float *lse, float *delta, size_t token0, unsigned n, const attention &a,
                                 const place &at) {
     const void *const out = head_of<KIND>(a.read_out, a.o, at), *const d_out = head_of<KIND>(a.d_out, a.o, at);
     for (unsigned r = threadIdx.x / 32; r < n; r += blockDim.x / 32) {
         const size_t token = token0 + r;
-        float sum = 0, l = -INFINITY;
+        float sum = 0, l = -INFINITY, rest = 0;
         if (token < a.tokens) {
-            l = a.lse[(at.b * a.grid.heads + at.h) * a.tokens + token];
+            const float *const from = a.lse + 2 * ((at.b * a.grid.heads + at.h) * a.tokens + token);
+            l = from[0], rest = from[1];
             for (size_t e = threadIdx.x % 32; e < a.grid.head_dim; e += 32)
                 sum = ptx_fma(load((ds_dtype)KIND, out, token * a.o.row + e),
                               load((ds_dtype)KIND, d_out, token * a.o.row + e), sum);
         }
         for (int with = 16; with; with /= 2) sum = ptx_add(sum, __shfl_xor_sync(0xFFFFFFFFu, sum, with));
-        if (threadIdx.x % 32 == 0) lse[r] = l == -INFINITY ? INFINITY : l, delta[r] = sum;
+        if (threadIdx.x % 32 == 0) lse[2 * r] = l == -INFINITY ? INFINITY : l, lse[2 * r + 1] = rest, delta[r] = sum;
     }
 }
 /* With P = exp(scores - lse), dP = d_out v^T and d_scores = P (dP - delta): rows give d_q = scale d_scores k; columns, on
@@ -1012,7 +1016,7 @@ __global__ void __launch_bounds__(128) attention_backward(DSI_PARAM attention a)
     E *const x1 = shared, *const x2 = x1 + rows * LD, *const y1 = x2 + rows * LD, *const y2 = y1 + KEYS * LD;
     E *const p = y2 + KEYS * LD + warp * 16 * PLD;
     float *const lse = (float *)(void *)(y2 + KEYS * LD + rows * PLD);
-    float *const delta = lse + (COLUMNS ? (unsigned)KEYS : rows);
+    float *const delta = lse + 2 * (COLUMNS ? (unsigned)KEYS : rows);
     const size_t token0 = at.token0 + warp * 16;
     const float one[2] = {1, 1}, scale[2] = {a.grid.scale, a.grid.scale};
     float first[D / 8][4] = {{0}}, second[COLUMNS ? D / 8 : 1][4] = {{0}};
@@ -1041,7 +1045,7 @@ __global__ void __launch_bounds__(128) attention_backward(DSI_PARAM attention a)
                     const size_t query = COLUMNS ? other0 + c : token0 + r, key = COLUMNS ? token0 + r : other0 + c;
                     float x = ptx_mul(s[n][e], a.grid.scale);
                     if (!simple) x = adjusted(a, at.b, at.h, query, key, x);
-                    s[n][e] = x == -INFINITY ? 0.0f : exponential(ptx_add(x, -lse[i]));
+                    s[n][e] = x == -INFINITY ? 0.0f : exponential(ptx_add(ptx_add(x, -lse[2 * i]), -lse[2 * i + 1]));
                     g[n][e] = ptx_mul(s[n][e], ptx_add(g[n][e], -delta[i]));
                     put<KIND>(p + r * PLD + c, COLUMNS ? s[n][e] : g[n][e]);
                 }
@@ -1092,8 +1096,8 @@ template <int KIND, int D, int KEYS> ds_status launch_forward(const attention &a
 }
 template <int KIND, int D, bool COLUMNS> ds_status launch_backward(const attention &a, cudaStream_t stream) {
     typedef shape<KIND, D> S;
-    const size_t e = sizeof(typename S::E), fixed = 2 * 16 * S::LD * e + (COLUMNS ? 2 * 16 * sizeof(float) : 0);
-    const size_t each = 16 * (2 * S::LD + 16 + S::PAD) * e + (COLUMNS ? 0 : 2 * 16 * sizeof(float));
+    const size_t e = sizeof(typename S::E), fixed = 2 * 16 * S::LD * e + (COLUMNS ? 3 * 16 * sizeof(float) : 0);
+    const size_t each = 16 * (2 * S::LD + 16 + S::PAD) * e + (COLUMNS ? 0 : 3 * 16 * sizeof(float));
     const unsigned w = warps_of(a, fixed, each);
     DSI_LAUNCH((attention_backward<KIND, D, COLUMNS>), (unsigned)(a.units * a.blocks * (a.grid.block / 16 / w)), w * 32,
                fixed + w * each, stream, a);

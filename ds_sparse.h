@@ -50,14 +50,15 @@
    causal     desc.causal: a token sees itself and what is before it. A unidirectional layout alone works in whole
               blocks: tokens see all of their own block (and of global blocks that start there). Language models want
               both.
-   no answer  a token that may see nothing (all masked, or no block in its row) gets zeros, an lse of minus infinity,
-              and passes no gradient on.
+   no answer  a token that may see nothing (all masked, or no block in its row) gets zeros, an lse of minus infinity
+              and 0, and passes no gradient on.
    length     io.seq_len may be shorter than the layout's: the rest is as if masked, and never read or written. For a
               sequence that is no multiple of the block, make the layout for ds_sparse_padded(seq_len, block).
    lse        log of the sum of exponentials of each row, the only thing that backward needs from forward besides
-              q, k, v and out. No buffer of tokens x tokens exists. It is fp32 and includes what masks add: a row all of
-              whose scores are near -1e9 keeps no digit of the sum, and its gradients come out too large. Say "never"
-              with minus infinity.
+              q, k, v and out. No buffer of tokens x tokens exists. It is two floats whose sum it is, the largest score
+              and the log of the sum against that, so that no mask hides the sum: a row all of whose scores are near
+              -1e9 has right gradients, as near as fp32 holds such scores (q.k is lost in them, as in PyTorch: the row
+              attends evenly). Say "never" with minus infinity.
    Results depend on neither threads nor SIMD level: each sum has one order, products reach sums through explicit fused
    multiply-adds only, and the exponential is a polynomial of its own (error below 2 ulp; below e^-87 it is 0). A head
    of a batch does not depend on what else is in the batch. q is multiplied by scale before the product, in fp32.
@@ -70,7 +71,7 @@
 
    MEMORY   The layout: 8 bytes for each kept block of each different head, and 16 for each row. The attention object,
    for each thread: backward 6 (forward only: 2) x seq_len x head_dim floats, and one block's scratch. Taken at create;
-   ds_sparse_memory() states it; no later call allocates. The caller keeps lse: 4 bytes a token and head.
+   ds_sparse_memory() states it; no later call allocates. The caller keeps lse: 8 bytes a token and head.
 
    ERRORS   Each call returns ds_status; the text is in the ds_error given, or ds_sparse_error(). Log ids: 1 SIMD level
    chosen (debug).
@@ -386,7 +387,7 @@ typedef struct ds_sparse_io {
     ds_sparse_strides o_strides; /* of out, d_out */
     const void *q, *k, *v;
     void *out;  /* backward reads it */
-    float *lse; /* (batch, heads, seq_len); may be NULL in forward; backward reads it */
+    float *lse; /* (batch, heads, seq_len, 2), see CONCEPTS; may be NULL in forward; backward reads it */
 
     const float *key_mask; /* (batch, seq_len) over keys (padding), or NULL */
     ds_sparse_mask key_mask_mode;
@@ -1225,7 +1226,7 @@ typedef struct dsi_sparse_simd {
     float (*largest)(const float *x, size_t n);
     float (*exponentials)(float *x, float shift, size_t n); // x = exp(x - shift); their sum
     // x: scores to probabilities; d: their gradients to those of the scores
-    void (*gradients)(float *x, float *d, float lse, float delta, size_t n);
+    void (*gradients)(float *x, float *d, const float *lse, float delta, size_t n);
     void (*multiply)(float *x, float factor, size_t n);
     float (*dot)(const float *a, const float *b, size_t n);
     void (*widen)(float *to, const void *from, ds_dtype dtype, float factor, size_t n);  // any n
@@ -1333,10 +1334,12 @@ static float dsi_sparse_fold(float *lane) {
             dsi_sparse_##L##_store(lane + w * dsi_sparse_##L##_width, sum[w]);                                         \
         return dsi_sparse_fold(lane);                                                                                  \
     }                                                                                                                  \
-    TARGET static void dsi_sparse_gradients_##L(float *x, float *g, float lse, float delta, size_t n) {                \
-        const dsi_sparse_##L##_t s = dsi_sparse_##L##_set(lse), t = dsi_sparse_##L##_set(delta);                       \
+    TARGET static void dsi_sparse_gradients_##L(float *x, float *g, const float *lse, float delta, size_t n) {         \
+        const dsi_sparse_##L##_t most = dsi_sparse_##L##_set(lse[0]), sum = dsi_sparse_##L##_set(lse[1]);              \
+        const dsi_sparse_##L##_t t = dsi_sparse_##L##_set(delta);                                                      \
         for (size_t i = 0; i < n; i += dsi_sparse_##L##_width) {                                                       \
-            const dsi_sparse_##L##_t d = dsi_sparse_##L##_sub(dsi_sparse_##L##_load(x + i), s);                        \
+            const dsi_sparse_##L##_t d =                                                                               \
+                dsi_sparse_##L##_sub(dsi_sparse_##L##_sub(dsi_sparse_##L##_load(x + i), most), sum);                   \
             dsi_sparse_##L##_t y;                                                                                      \
             DSI_SPARSE_EXP(L, d, y)                                                                                    \
             dsi_sparse_##L##_store(x + i, y);                                                                          \
@@ -1537,7 +1540,7 @@ static const dsi_sparse_simd *dsi_sparse_kernels_of(ds_sparse_level level) {
 typedef struct dsi_sparse_unit {
     float *q, *k, *v, *d_out, *d_q; // (blocks, rows, width); forward has v only, backward all but v
     float *k_turned, *v_turned;     // (blocks, head_dim, columns)
-    float *lse, *delta;             // (blocks, rows)
+    float *lse, *delta;             // (blocks, rows, 2), (blocks, rows)
     float *d_relative;              // (2 * relative_reach + 1)
 } dsi_sparse_unit;
 typedef struct dsi_sparse_scratch {
@@ -1588,7 +1591,7 @@ static void dsi_sparse_lay_out(ds_sparse *s) {
             u->q = dsi_sparse_part(s, natural);
             u->d_out = dsi_sparse_part(s, natural);
             u->d_q = dsi_sparse_part(s, natural);
-            u->lse = dsi_sparse_part(s, tokens);
+            u->lse = dsi_sparse_part(s, 2 * tokens);
             u->delta = dsi_sparse_part(s, tokens);
             u->d_relative = dsi_sparse_part(s, dsi_add(dsi_mul(2, s->desc.relative_reach), 1));
         }
@@ -1962,8 +1965,11 @@ static void dsi_sparse_forward_row(const dsi_sparse_call *c, size_t unit, size_t
         const size_t token = i * s->block + r;
         s->simd->narrow((char *)c->io->out + dsi_sparse_offset(c, &c->out, unit, token), c->io->dtype,
                         out + r * s->width, sum == 0 ? 0.0f : 1.0f / sum, d);
-        if (c->io->lse)
-            c->io->lse[(c->first + unit) * c->tokens + token] = sum == 0 ? -INFINITY : x->largest[r] + logf(sum);
+        if (c->io->lse) {
+            float *const lse = c->io->lse + 2 * ((c->first + unit) * c->tokens + token);
+            lse[0] = sum == 0 ? -INFINITY : x->largest[r];
+            lse[1] = sum == 0 ? 0.0f : logf(sum);
+        }
     }
 }
 static void dsi_sparse_forward_rows(void *arg, size_t begin, size_t end, unsigned worker) {
@@ -2000,9 +2006,11 @@ static void dsi_sparse_pack_backward(void *arg, size_t begin, size_t end, unsign
         from = dsi_sparse_ready(c, c->io->out, &c->out, unit, i, scratch, &row);
         memset(u->d_q + natural, 0, s->rows * s->width * sizeof *u->d_q);
         for (size_t r = 0; r < s->rows; r++) {
-            const float lse = r < fill ? c->io->lse[(c->first + unit) * c->tokens + i * s->block + r] : -INFINITY;
+            const float *lse = c->io->lse + 2 * ((c->first + unit) * c->tokens + i * s->block + r);
+            const bool none = r >= fill || lse[0] == -INFINITY;
             // against +inf every exponential is 0: rows that saw nothing pass nothing on
-            u->lse[i * s->rows + r] = lse == -INFINITY ? INFINITY : lse;
+            u->lse[2 * (i * s->rows + r)] = none ? INFINITY : lse[0];
+            u->lse[2 * (i * s->rows + r) + 1] = none ? 0.0f : lse[1];
             u->delta[i * s->rows + r] = s->simd->dot(d_out + r * d_row, from + r * row, s->width);
         }
     }
@@ -2020,7 +2028,7 @@ static void dsi_sparse_pair(const dsi_sparse_call *c, size_t unit, size_t i, siz
     s->simd->product(d_out, d_row, 1, u->v_turned + turned, s->columns, d, x->d_scores, s->columns, s->rows, s->columns,
                      false);
     for (size_t r = 0; r < s->rows; r++)
-        s->simd->gradients(x->scores + r * s->columns, x->d_scores + r * s->columns, u->lse[i * s->rows + r],
+        s->simd->gradients(x->scores + r * s->columns, x->d_scores + r * s->columns, u->lse + 2 * (i * s->rows + r),
                            u->delta[i * s->rows + r], s->columns);
 }
 static void dsi_sparse_add_d_q(const dsi_sparse_call *c, size_t unit, size_t i, size_t j, const dsi_sparse_scratch *x) {

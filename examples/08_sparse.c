@@ -19,7 +19,7 @@ int main(void) {
     ds_sparse_io io;
     ds_sparse *attention;
     ds_error error;
-    float *memory = (float *)calloc(8 * (size_t)N + HEADS * TOKENS, sizeof *memory), *d_v;
+    float *memory = (float *)calloc(8 * (size_t)N + 2 * HEADS * TOKENS, sizeof *memory), *d_v;
     double seen = 0;
 
     if (!memory) return puts("out of memory"), 1;

@@ -131,7 +131,7 @@ static double ten_times_longer(const sparse_case *like, size_t dim, size_t threa
     ds_sparse_params_default("local_sliding_window", &params, NULL);
     params.heads = info.heads;
     params.block = info.block;
-    memory = (float *)calloc(8 * n + info.heads * tokens, sizeof *memory);
+    memory = (float *)calloc(8 * n + 2 * info.heads * tokens, sizeof *memory);
     c.io.q = memory, c.io.k = memory + n, c.io.v = memory + 2 * n, c.io.out = memory + 3 * n;
     c.io.d_out = memory + 4 * n, c.io.d_q = memory + 5 * n, c.io.d_k = memory + 6 * n, c.io.d_v = memory + 7 * n;
     c.io.lse = memory + 8 * n;
@@ -147,7 +147,7 @@ static int bench_lengths(size_t heads, size_t most, size_t dim, size_t block, si
                          bool json) {
     static const char *const modes[3] = {"dense", "local_sliding_window", "fixed"};
     ds_error error = {DS_OK, ""};
-    float *memory = (float *)calloc(heads * most * (8 * dim + 1), sizeof *memory);
+    float *memory = (float *)calloc(heads * most * (8 * dim + 2), sizeof *memory);
     if (json)
         printf("[");
     else
@@ -226,7 +226,7 @@ static int bench_sparse(arguments *a) {
     if (lengths) return bench_lengths(heads, tokens, dim, block, threads, rounds, json);
     memset(cases, 0, sizeof cases);
     n = heads * tokens * dim;
-    memory = (float *)malloc((8 * n + heads * tokens) * sizeof *memory);
+    memory = (float *)malloc((8 * n + 2 * heads * tokens) * sizeof *memory);
     for (size_t i = 0; memory && i < 8 * n; i++) memory[i] = (float)((i * 2654435761u >> 8) % 1024) / 512 - 1;
     for (size_t i = 0; i < CASES && memory && !error.status; i++) {
         ds_sparse_params params;

@@ -43,7 +43,7 @@ typedef struct gpt_tensor {
 typedef struct gpt_block {
     float *ln1, *mean1, *scale1; /* (B,T,C) (B,T) (B,T): scale is 1 / standard deviation */
     float *qkv;                  /* (B,T,3C) */
-    float *weights;              /* (B,H,T,T) after softmax; with a mixer (B,H,T), its own */
+    float *weights;              /* (B,H,T,T) after softmax; with a mixer (B,H,T,2), its own */
     float *mixed;                /* (B,T,C) attention's output before its projection */
     float *middle;               /* (B,T,C) after the first residual */
     float *ln2, *mean2, *scale2;
@@ -312,7 +312,7 @@ static size_t gpt_place(gpt *g, float *memory, size_t batch, size_t time) {
         GPT_TAKE(blocks[l].mean1, bt);
         GPT_TAKE(blocks[l].scale1, bt);
         GPT_TAKE(blocks[l].qkv, bt * 3 * c);
-        GPT_TAKE(blocks[l].weights, batch * g->shape.heads * time * (g->mixer ? 1 : time));
+        GPT_TAKE(blocks[l].weights, batch * g->shape.heads * time * (g->mixer ? 2 : time));
         GPT_TAKE(blocks[l].mixed, bt * c);
         GPT_TAKE(blocks[l].middle, bt * c);
         GPT_TAKE(blocks[l].ln2, bt * c);

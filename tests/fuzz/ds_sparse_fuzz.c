@@ -51,7 +51,7 @@ static void attend(bytes *b, const ds_sparse_layout *l) {
     io.seq_len = 1 + take(b, 2) % info.seq_len;
     n = info.heads * io.seq_len * desc.head_dim;
     if (n > 20000 || ds_sparse_create(&desc, &s, NULL)) return;
-    x = (float *)malloc((8 * n + info.heads * io.seq_len) * sizeof *x);
+    x = (float *)malloc((8 * n + 2 * info.heads * io.seq_len) * sizeof *x);
     require(x != NULL, "memory");
     for (size_t i = 0; i < 8 * n; i++) x[i] = (float)(int8_t)take(b, 1) / 16;
     io.q = x, io.k = x + n, io.v = x + 2 * n, io.out = x + 3 * n, io.lse = x + 8 * n;

@@ -62,7 +62,7 @@ static double attention_time(const char *mode, size_t block, size_t tokens, ds_d
     need(ds_sparse_create(&desc, &s, &error) == DS_OK, error.message);
     io.dtype = dtype, io.q = all, io.k = all + bytes, io.v = all + 2 * bytes, io.out = all + 3 * bytes;
     io.d_out = all + 4 * bytes, io.d_q = all + 5 * bytes, io.d_k = all + 6 * bytes, io.d_v = all + 7 * bytes;
-    io.lse = (float *)(void *)take(HEADS * tokens * sizeof(float));
+    io.lse = (float *)(void *)take(HEADS * tokens * 2 * sizeof(float));
     ds_sparse_layout_info(layout, &info);
     *density = info.density;
     const double time = seconds([&] { return back ? ds_sparse_backward(s, &io) : ds_sparse_forward(s, &io); });

@@ -48,7 +48,7 @@ for name, mode, window, random, causal in CASES:
     density = mask.float().mean().item()
     q, k, v, g = (torch.randn(1, heads, tokens, dim) for _ in range(4))
     out, dq, dk, dv = (torch.empty_like(q) for _ in range(4))
-    lse = torch.empty(heads, tokens)
+    lse = torch.empty(heads, tokens, 2)
     pointers = (ctypes.c_void_p * 9)(*(t.data_ptr() for t in (q, k, v, out, lse, g, dq, dk, dv)))
     leaves = [t.clone().requires_grad_() for t in (q, k, v)]
 

@@ -254,7 +254,7 @@ static void check_attention(const attention_case &t) {
     std::vector<double> q, k, v, g;
     std::vector<char> bq = rounded_to(t.dtype, all, q), bk = rounded_to(t.dtype, all, k);
     std::vector<char> bv = rounded_to(t.dtype, all, v), bg = rounded_to(t.dtype, all, g), result(bq.size());
-    std::vector<float> key_mask(n), bias(HEADS * 7), mask(n * n), lse(HEADS * n);
+    std::vector<float> key_mask(n), bias(HEADS * 7), mask(n * n), lse(2 * HEADS * n);
     for (size_t j = 0; j < n; j++) key_mask[j] = j % 5 == 1 ? 0.0f : 1.0f;
     for (float &x : bias) x = (float)test_uniform(&dice);
     for (size_t i = 0; i < n * n; i++)
@@ -339,11 +339,11 @@ static void check_attention(const attention_case &t) {
     gv.back(result.data());
     fine = fine && within(rv, result, t.dtype, "d_v", &worst);
     dlse.back(lse.data());
-    for (size_t i = 0; i < lse.size(); i++)
+    for (size_t i = 0; i < HEADS * n; i++)
         if (l.x[i] == -INFINITY)
-            CHECK(lse[i] == -INFINITY);
+            CHECK(lse[2 * i] == -INFINITY && lse[2 * i + 1] == 0);
         else
-            CHECK_NEAR(lse[i], l.x[i], l.off[i]);
+            CHECK_NEAR((double)lse[2 * i] + (double)lse[2 * i + 1], l.x[i], l.off[i]);
     if (!fine) printf("  %s, dtype %d, block %zu, %zu tokens, d %zu\n", t.mode, (int)t.dtype, t.block, n, d);
     CHECK(worst > 1e-4); // bounds are of the size of the errors
     ds_sparse_destroy(s);
@@ -747,6 +747,38 @@ int main(int argc, char **argv) {
             {DS_F16, "dense", 128, 128, 32, true, false}, {DS_BF16, "dense", 48, 96, 128, false, false},
         };
         for (const attention_case &c : cases) check_attention(c);
+    }
+    TEST(attention_finite_mask) { // -1e9 on every key: no digit of the sum is lost, so each key weighs 1 / N
+        enum { N = 48, D = 32 };
+        ds_sparse_params p;
+        ds_sparse_layout *layout;
+        ds_sparse_desc desc;
+        ds_sparse_io io;
+        ds_sparse *s;
+        std::vector<float> zero(N * D), v(N * D), mask(N, -1e9f), got(N * D), lse(2 * N);
+        for (float &x : v) x = (float)test_uniform(&dice);
+        on_device dq(zero.data(), 4 * N * D), dk(v.data(), 4 * N * D), dv(v.data(), 4 * N * D);
+        on_device out(got.data(), 4 * N * D), gq(got.data(), 4 * N * D), gk(got.data(), 4 * N * D);
+        on_device gv(got.data(), 4 * N * D), dlse(lse.data(), 8 * N), dmask(mask.data(), 4 * N);
+        memset(&desc, 0, sizeof desc), memset(&io, 0, sizeof io);
+        CHECK_EQ(ds_sparse_params_default("dense", &p, NULL), DS_OK);
+        CHECK_EQ(ds_sparse_layout_create(&p, N, NULL, &layout, NULL), DS_OK);
+        desc.layout = layout, desc.head_dim = D, desc.kernels = &sparse_kernels, desc.device = &gpu;
+        CHECK_EQ(ds_sparse_create(&desc, &s, NULL), DS_OK);
+        io.q = dq.at, io.k = dk.at, io.v = dv.at, io.out = out.at, io.lse = (float *)dlse.at, io.d_out = dv.at;
+        io.d_q = gq.at, io.d_k = gk.at, io.d_v = gv.at, io.key_mask = (float *)dmask.at;
+        CHECK_EQ(ds_sparse_forward(s, &io), DS_OK);
+        CHECK_EQ(ds_sparse_backward(s, &io), DS_OK);
+        for (int pass = 0; pass < 2; pass++) { // values averaged over keys; gradients, the same numbers, over queries
+            (pass ? gv : out).back(got.data());
+            for (size_t c = 0; c < D; c++) {
+                double mean = 0;
+                for (size_t i = 0; i < N; i++) mean += (double)v[i * D + c] / N;
+                for (size_t i = 0; i < N; i++) CHECK_NEAR(got[i * D + c], mean, 1e-5);
+            }
+        }
+        ds_sparse_destroy(s);
+        ds_sparse_layout_destroy(layout);
     }
     TEST(attention_refusals) {
         ds_sparse_params p;
