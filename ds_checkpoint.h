@@ -39,7 +39,7 @@ CONCEPTS
               FOLDER/TAG/manifest.json           shards with sizes and checksums, values; ends with its own checksum
               FOLDER/TAG/rank-00000.safetensors  what rank 0 saved, and so on
     A shard is a safetensors file. Its __metadata__ holds for each tensor `ds:NAME` = "BEGIN SHAPE CHECKSUMS": where the
-    stored elements begin in the whole tensor of that shape, and a CRC-32C for each MiB of them. The manifest holds the
+    stored elements begin in the whole tensor of that shape, and a CRC-32C for each 256 KiB. The manifest holds the
     CRC-32C of each shard's header, so that every byte of a checkpoint is under a checksum that is under the manifest's.
 
     Commit: everything is written to FOLDER/TAG.tmp and synced; when all ranks have succeeded, the shards' headers are
@@ -56,9 +56,9 @@ STEP BY STEP
     checkpoint, all with the same calls. ds_safetensors_write exports, ds_deepspeed_write writes what DeepSpeed reads.
 
 MEMORY
-    A writer holds the list of its parts and 1 MiB; with `background` also a copy of the data. A shard of 64 MiB or more is
+    A writer holds the list of its parts and 256 KiB; with `background` also a copy of the data. A shard of 64 MiB or more is
     synced by a thread while it is written. A reader holds the shards'
-    headers and 1 MiB. From desc.allocator, but for what qsort may take.
+    headers and 256 KiB. From desc.allocator, but for what qsort may take.
 
 ERRORS AND LOG
     A damaged file is DS_ERR_CORRUPT and named with the tensor; what is no checkpoint is DS_ERR_INPUT; a full disk is
@@ -69,7 +69,8 @@ ERRORS AND LOG
 
 THREADS
     One thread at a time per writer or reader; different ones are independent. Threads of the header's own call desc.files
-    (with `background` all of it, else `sync` of large shards) and nothing else of the caller's; the group is used by begin, commit, finish and abandon alone.
+    (with `background` all of it, else `sync` of large shards, and `read` for parts of 4 MiB and more) and nothing else of
+    the caller's; the group is used by begin, commit, finish and abandon alone.
 
 CONFIG KEYS COVERED
     checkpoint.tag_validation, checkpoint.use_node_local_storage, checkpoint.load_universal (for DeepSpeed's folders:
@@ -1792,10 +1793,12 @@ DSI_FN uint32_t dsi_crc32c(uint32_t crc, const void *data, size_t bytes) {
 
 // >>calls: files and lists
 
-#define DSI_CHECKPOINT_BLOCK      ((size_t)1 << 20)  /* bytes under one checksum */
+#define DSI_CHECKPOINT_BLOCK      ((size_t)1 << 18) /* bytes under one checksum: they stay in a core's cache meanwhile */
+#define DSI_CHECKPOINT_TWO        ((size_t)16)      /* blocks that are worth a second thread */
 #define DSI_CHECKPOINT_FLUSH      ((size_t)64 << 20) /* a file of so many bytes is synced while it is written */
 #define DSI_CHECKPOINT_CHUNK      ((size_t)65536)    /* elements that ds_checkpoint_tensor.read gives at once */
 #define DSI_CHECKPOINT_PATH       4096
+#define DSI_CHECKPOINT_FOLDER     3072 /* bytes of a path from outside; the rest is for what is below it */
 #define DSI_CHECKPOINT_TAG        200
 #define DSI_CHECKPOINT_HEADER     100000000u /* the format's own limit */
 #define DSI_CHECKPOINT_MANIFEST   ((size_t)1 << 30)
@@ -1897,17 +1900,18 @@ static void dsi_checkpoint_index_free(const ds_allocator *a, dsi_checkpoint_inde
     index->room = 0;
 }
 
-/* folder/name, or folder alone; false when that is longer than a path may be. */
-static bool dsi_checkpoint_join(char out[DSI_CHECKPOINT_PATH], const char *folder, const char *name) {
+/* folder/name, or folder alone. Ours fit; one that does not (folders below ours that go too deep) is no path at all. */
+static void dsi_checkpoint_join(char out[DSI_CHECKPOINT_PATH], const char *folder, const char *name) {
     const size_t folder_bytes = strlen(folder), name_bytes = strlen(name);
-    if (folder_bytes + name_bytes + 2 > DSI_CHECKPOINT_PATH) return false;
-    memmove(out, folder, folder_bytes);
+    out[0] = 0;
+    if (folder_bytes + name_bytes + 2 > DSI_CHECKPOINT_PATH) return;
+    memcpy(out, folder, folder_bytes);
     if (name_bytes) out[folder_bytes] = '/';
     memcpy(out + folder_bytes + (name_bytes != 0), name, name_bytes + 1);
-    return true;
 }
-static ds_status dsi_checkpoint_path_long(ds_error *error, const char *folder) {
-    return dsi_fail(error, DS_ERR_ARGUMENT, "a path in '%.200s...' has %d bytes or more", folder, DSI_CHECKPOINT_PATH);
+/* Whether a path from outside is a text of a length that leaves room for names below it. */
+static bool dsi_checkpoint_good_path(const char *path) {
+    return path && path[0] && strlen(path) <= DSI_CHECKPOINT_FOLDER;
 }
 
 static ds_status dsi_checkpoint_put(const ds_checkpoint_desc *d, int fd, const char *path, const void *data,
@@ -1979,8 +1983,7 @@ static ds_status dsi_checkpoint_replace_file(const ds_checkpoint_desc *d, const 
     char path[DSI_CHECKPOINT_PATH], made[DSI_CHECKPOINT_PATH];
     ds_status status;
     int result;
-    if (!dsi_checkpoint_join(path, folder, name) || strlen(path) + 5 > sizeof made)
-        return dsi_checkpoint_path_long(error, folder);
+    dsi_checkpoint_join(path, folder, name);
     snprintf(made, sizeof made, "%.4000s.tmp", path);
     status = dsi_checkpoint_write_file(d, made, text, bytes, error);
     if (!status && (result = d->files.rename(d->files.ctx, made, path)) < 0)
@@ -2074,13 +2077,14 @@ static ds_status dsi_checkpoint_remove(const ds_checkpoint_desc *d, const char *
         return result < 0 && result != -ENOENT ? dsi_checkpoint_failed(error, result, "remove", path) : DS_OK;
     }
     if (depth == 0) return dsi_fail(error, DS_ERR_IO, "remove '%.300s': its folders go too deep to be ours", path);
-    if (!dsi_checkpoint_join(inner, path, "manifest.json")) return dsi_checkpoint_path_long(error, path);
+    dsi_checkpoint_join(inner, path, "manifest.json");
     status = dsi_checkpoint_remove(d, inner, depth - 1, error);
     if (!status) status = dsi_checkpoint_list_folder(d, path, &names, error);
     if (status) return status;
-    while (!status && (name = dsi_checkpoint_next_name(&names, &at)) != NULL)
-        status = dsi_checkpoint_join(inner, path, name) ? dsi_checkpoint_remove(d, inner, depth - 1, error)
-                                                        : dsi_checkpoint_path_long(error, path);
+    while (!status && (name = dsi_checkpoint_next_name(&names, &at)) != NULL) {
+        dsi_checkpoint_join(inner, path, name);
+        status = dsi_checkpoint_remove(d, inner, depth - 1, error);
+    }
     dsi_checkpoint_list_free(&d->allocator, &names.text);
     if (!status && (result = d->files.rmdir(d->files.ctx, path)) < 0)
         status = dsi_checkpoint_failed(error, result, "remove the folder", path);
@@ -2600,6 +2604,13 @@ static const char *dsi_checkpoint_keep(ds_checkpoint *c, const char *prefix, con
     return *slot;
 }
 
+/* 0 when folder/name is not there, 1 a file, 2 a folder, 3 other; `path` gets its path. */
+static int dsi_checkpoint_has(const ds_checkpoint *c, const char *folder, const char *name,
+                              char path[DSI_CHECKPOINT_PATH]) {
+    dsi_checkpoint_join(path, folder, name);
+    return c->desc.files.exists(c->desc.files.ctx, path);
+}
+
 static ds_status dsi_checkpoint_add_shard(ds_checkpoint *c, const char *name, ds_error *error) {
     dsi_checkpoint_shard *shard = (dsi_checkpoint_shard *)dsi_checkpoint_push(&c->desc.allocator, &c->shards, 1);
     if (!shard) return dsi_checkpoint_no_memory(error, "a list of shards");
@@ -2615,7 +2626,7 @@ static ds_status dsi_checkpoint_open_shard(ds_checkpoint *c, dsi_checkpoint_shar
     const bool links = c->format == DS_CHECKPOINT_SAFETENSORS;
     const ds_files *f = &c->desc.files;
     int kind;
-    if (!dsi_checkpoint_join(path, c->folder, shard->name)) return dsi_checkpoint_path_long(error, c->folder);
+    dsi_checkpoint_join(path, c->folder, shard->name);
     if (shard->fd >= 0) return DS_OK;
     kind = f->exists(f->ctx, path);
     if (kind < 0) return dsi_checkpoint_failed(error, kind, "look at", path);
@@ -2976,7 +2987,7 @@ static ds_status dsi_checkpoint_read_manifest(const ds_checkpoint_desc *d, const
     size_t bytes;
     ds_error why;
     memset(doc, 0, sizeof *doc);
-    if (!dsi_checkpoint_join(path, folder, "manifest.json")) return dsi_checkpoint_path_long(error, folder);
+    dsi_checkpoint_join(path, folder, "manifest.json");
     status = dsi_checkpoint_read_file(d, path, false, DSI_CHECKPOINT_MANIFEST, &text, &bytes, error);
     if (status) return status;
     if (bytes >= DSI_CHECKPOINT_TAIL) dsi_checkpoint_put_tail(&sink, dsi_crc32c(0, text, bytes - DSI_CHECKPOINT_TAIL));
@@ -3073,7 +3084,7 @@ static ds_status dsi_checkpoint_read_shards(ds_checkpoint *c, uint32_t array, ds
             return dsi_checkpoint_bad_manifest(c, expected, error);
         if ((status = dsi_checkpoint_add_shard(c, file, error))) return status;
         shard = dsi_checkpoint_shard_of(c, i);
-        if (!dsi_checkpoint_join(path, c->folder, file)) return dsi_checkpoint_path_long(error, c->folder);
+        dsi_checkpoint_join(path, c->folder, file);
         if (c->node_local && c->desc.files.exists(c->desc.files.ctx, path) == 0) {
             shard->missing = true;
             shard->bytes = (uint64_t)bytes;
@@ -3117,13 +3128,14 @@ static ds_status dsi_checkpoint_open_tag(ds_checkpoint *c, const char *folder, c
     char name[DSI_CHECKPOINT_TAG + 8];
     ds_status status;
     int kind;
-    if (!dsi_checkpoint_join(c->folder, folder, tag)) return dsi_checkpoint_path_long(error, folder);
+    dsi_checkpoint_join(c->folder, folder, tag);
     kind = c->desc.files.exists(c->desc.files.ctx, c->folder);
     if (kind < 0) return dsi_checkpoint_failed(error, kind, "look at", c->folder);
     if (kind == 0) {
         char old[DSI_CHECKPOINT_PATH];
         snprintf(name, sizeof name, "%s.old", tag);
-        if (dsi_checkpoint_join(old, folder, name) && c->desc.files.exists(c->desc.files.ctx, old) == 2) {
+        dsi_checkpoint_join(old, folder, name);
+        if (c->desc.files.exists(c->desc.files.ctx, old) == 2) {
             memcpy(c->folder, old, sizeof old);
             dsi_log(&c->desc.logger, "ds_checkpoint", DS_LOG_WARNING, 4,
                     "a save of '%s' was cut short; its previous version is opened", tag);
@@ -3165,9 +3177,8 @@ static ds_status dsi_checkpoint_tags(const ds_checkpoint_desc *d, const char *fo
         if (strlen(name) > DSI_CHECKPOINT_TAG + 4) continue;
         snprintf(tag, sizeof tag, "%s", name);
         if (dsi_checkpoint_ends(tag, ".old")) tag[strlen(tag) - 4] = 0;
-        if (!dsi_checkpoint_good_tag(tag) || !dsi_checkpoint_join(path, folder, name) ||
-            d->files.exists(d->files.ctx, path) != 2)
-            continue;
+        dsi_checkpoint_join(path, folder, name);
+        if (!dsi_checkpoint_good_tag(tag) || d->files.exists(d->files.ctx, path) != 2) continue;
         status = dsi_checkpoint_read_manifest(d, path, &doc, &why);
         if (status == DS_ERR_MEMORY) {
             dsi_fail(error, status, "%s", why.message);
@@ -3202,7 +3213,7 @@ static ds_status dsi_checkpoint_read_latest(const ds_checkpoint_desc *d, const c
     size_t bytes;
     ds_status status;
     out[0] = 0;
-    if (!dsi_checkpoint_join(path, folder, file)) return dsi_checkpoint_path_long(error, folder);
+    dsi_checkpoint_join(path, folder, file);
     status = dsi_checkpoint_read_file(d, path, false, DSI_CHECKPOINT_TAG + 2, &text, &bytes, error);
     if (status) return status;
     {
@@ -3273,10 +3284,9 @@ DS_API ds_status ds_checkpoint_open_(const ds_checkpoint_desc *desc, size_t desc
     ds_checkpoint *c;
     if (out) *out = NULL;
     if (status) return status;
-    if (!desc || !out || !desc->folder || !desc->folder[0] ||
-        strlen(desc->folder) + DSI_CHECKPOINT_TAG + 64 > DSI_CHECKPOINT_PATH)
+    if (!desc || !out || !dsi_checkpoint_good_path(desc->folder))
         return dsi_fail(error, DS_ERR_ARGUMENT, "ds_checkpoint_open: needs a folder with a name of at most %d bytes",
-                        DSI_CHECKPOINT_PATH - DSI_CHECKPOINT_TAG - 64);
+                        DSI_CHECKPOINT_FOLDER);
     if (tag && !dsi_checkpoint_good_tag(tag))
         return dsi_fail(error, DS_ERR_ARGUMENT, "ds_checkpoint_open: '%.100s' cannot be a tag", tag);
     c = dsi_checkpoint_new(desc, error);
@@ -3432,49 +3442,108 @@ static ds_status dsi_checkpoint_check_entry(ds_checkpoint *c, size_t index, cons
     return DS_OK;
 }
 
-/* Reads one block of a part to `out` and checks it. */
-static ds_status dsi_checkpoint_read_block(ds_checkpoint *c, const dsi_checkpoint_part *part, size_t number, char *out,
-                                           size_t bytes) {
-    const dsi_checkpoint_tensor_ *t = dsi_checkpoint_tensor_of(c, part->tensor);
-    dsi_checkpoint_shard *shard = dsi_checkpoint_shard_of(c, part->shard);
-    const uint64_t offset = part->offset + (uint64_t)number * DSI_CHECKPOINT_BLOCK;
-    char path[DSI_CHECKPOINT_PATH];
+static size_t dsi_checkpoint_part_bytes(const ds_checkpoint *c, const dsi_checkpoint_part *part) {
+    return part->count * DS_DTYPE_SIZE(dsi_checkpoint_tensor_of(c, part->tensor)->dtype);
+}
+/* Blocks of a part whose file is open, read and checked by one or two threads, which take them by turns: while one works out
+   a checksum, the other reads. */
+typedef struct dsi_checkpoint_span {
+    const ds_checkpoint *c;
+    const dsi_checkpoint_part *part;
+    const char *path;
+    char *out;
+    size_t first, end; /* numbers of blocks */
+    size_t next;       /* taken atomically */
+    int failed;        /* the same */
+} dsi_checkpoint_span;
+typedef struct dsi_checkpoint_lane {
+    dsi_checkpoint_span *span;
+    size_t number; /* of the block that failed */
     ds_error why;
+} dsi_checkpoint_lane;
+
+/* Reads one block and checks it. */
+static ds_status dsi_checkpoint_check_block(const dsi_checkpoint_span *s, size_t number, ds_error *error) {
+    const ds_checkpoint *c = s->c;
+    const size_t at = number * DSI_CHECKPOINT_BLOCK, rest = dsi_checkpoint_part_bytes(c, s->part) - at;
+    const size_t bytes = rest < DSI_CHECKPOINT_BLOCK ? rest : DSI_CHECKPOINT_BLOCK;
+    const uint64_t offset = s->part->offset + at;
+    const char *name = dsi_checkpoint_tensor_of(c, s->part->tensor)->name;
+    char *out = s->out + (number - s->first) * DSI_CHECKPOINT_BLOCK;
     uint32_t sum;
-    ds_status status = dsi_checkpoint_open_shard(c, shard, path, &why);
-    if (!status) status = dsi_checkpoint_check_entry(c, part->entry, path, &why);
-    if (!status) status = dsi_checkpoint_take(&c->desc, shard->fd, path, out, bytes, offset, &why);
-    if (status) return dsi_fail(c->error, status, "tensor '%.150s': %.300s", t->name, why.message);
-    if (!part->sums || (dsi_checkpoint_read_sum(part->sums + 8 * number, &sum) && dsi_crc32c(0, out, bytes) == sum))
+    ds_error why;
+    const ds_status status = dsi_checkpoint_take(&c->desc, dsi_checkpoint_shard_of(c, s->part->shard)->fd, s->path, out,
+                                                 bytes, offset, &why);
+    if (status) return dsi_fail(error, status, "tensor '%.150s': %.300s", name, why.message);
+    if (!s->part->sums ||
+        (dsi_checkpoint_read_sum(s->part->sums + 8 * number, &sum) && dsi_crc32c(0, out, bytes) == sum))
         return DS_OK;
-    return dsi_fail(c->error, DS_ERR_CORRUPT,
-                    "tensor '%.150s' is damaged: bytes %llu to %llu of '%.250s' do not have their checksum", t->name,
-                    (unsigned long long)offset, (unsigned long long)(offset + bytes - 1), path);
+    return dsi_fail(error, DS_ERR_CORRUPT,
+                    "tensor '%.150s' is damaged: bytes %llu to %llu of '%.250s' do not have their checksum", name,
+                    (unsigned long long)offset, (unsigned long long)(offset + bytes - 1), s->path);
+}
+static void *dsi_checkpoint_lane_run(void *arg) {
+    dsi_checkpoint_lane *lane = (dsi_checkpoint_lane *)arg;
+    dsi_checkpoint_span *s = lane->span;
+    while (!__atomic_load_n(&s->failed, __ATOMIC_RELAXED)) {
+        const size_t number = __atomic_fetch_add(&s->next, 1, __ATOMIC_RELAXED);
+        if (number >= s->end) break;
+        if (!dsi_checkpoint_check_block(s, number, &lane->why)) continue;
+        lane->number = number;
+        __atomic_store_n(&s->failed, 1, __ATOMIC_RELAXED);
+    }
+    return NULL;
+}
+/* Blocks [first, end) of a part to `out`. Of several that are damaged the first is named, whichever thread met it. */
+static ds_status dsi_checkpoint_read_blocks(ds_checkpoint *c, const dsi_checkpoint_part *part, size_t first, size_t end,
+                                            char *out) {
+    char path[DSI_CHECKPOINT_PATH];
+    dsi_checkpoint_span span = {c, part, path, out, first, end, first, 0};
+    dsi_checkpoint_lane lanes[2] = {{&span, end, {DS_OK, ""}}, {&span, end, {DS_OK, ""}}};
+    const ds_error *why = &lanes[0].why;
+    pthread_t thread;
+    ds_status status = dsi_checkpoint_open_shard(c, dsi_checkpoint_shard_of(c, part->shard), path, &lanes[0].why);
+    if (!status) status = dsi_checkpoint_check_entry(c, part->entry, path, &lanes[0].why);
+    if (status)
+        return dsi_fail(c->error, status, "tensor '%.150s': %.300s", dsi_checkpoint_tensor_of(c, part->tensor)->name,
+                        why->message);
+    if (end - first < DSI_CHECKPOINT_TWO || pthread_create(&thread, NULL, dsi_checkpoint_lane_run, &lanes[1]) != 0)
+        dsi_checkpoint_lane_run(&lanes[0]);
+    else {
+        dsi_checkpoint_lane_run(&lanes[0]);
+        pthread_join(thread, NULL);
+    }
+    if (!span.failed) return DS_OK;
+    if (lanes[1].number < lanes[0].number) why = &lanes[1].why;
+    return dsi_fail(c->error, why->status, "%s", why->message);
 }
 
-/* Elements [begin, begin + count) of a part. Whole blocks of the same dtype go straight to `out`. */
+/* Elements [begin, begin + count) of a part. Whole blocks of the same dtype go straight to `out`, all at once. */
 static ds_status dsi_checkpoint_read_part(ds_checkpoint *c, size_t index, size_t begin, size_t count, ds_dtype dtype,
                                           char *out) {
     const dsi_checkpoint_part *part = dsi_checkpoint_part_of(c, index);
     const ds_dtype from = dsi_checkpoint_tensor_of(c, part->tensor)->dtype;
     const size_t each = DS_DTYPE_SIZE(from), per_block = DSI_CHECKPOINT_BLOCK / each;
     while (count) {
-        const size_t number = begin / per_block, first = number * per_block;
-        const size_t held = part->count - first < per_block ? part->count - first : per_block;
-        const size_t n = held - (begin - first) < count ? held - (begin - first) : count;
-        const bool straight = n == held && from == dtype;
+        const size_t number = begin / per_block, inside = begin % per_block;
+        const bool last = begin + count == part->count;
+        size_t n = per_block - inside < count ? per_block - inside : count;
         ds_status status;
-        if (c->block_part != index || c->block_number != number) {
-            if (!straight) c->block_part = DSI_CHECKPOINT_NONE;
-            status = dsi_checkpoint_read_block(c, part, number, straight ? out : c->block, held * each);
+        if (!inside && from == dtype && (n == per_block || last)) {
+            const size_t blocks = count / per_block + (last && count % per_block);
+            n = blocks * per_block < count ? blocks * per_block : count;
+            status = dsi_checkpoint_read_blocks(c, part, number, number + blocks, out);
             if (status) return status;
-            if (!straight) {
+        } else {
+            if (c->block_part != index || c->block_number != number) {
+                c->block_part = DSI_CHECKPOINT_NONE;
+                status = dsi_checkpoint_read_blocks(c, part, number, number + 1, c->block);
+                if (status) return status;
                 c->block_part = index;
                 c->block_number = number;
             }
+            dsi_checkpoint_convert(out, dtype, c->block + inside * each, from, n);
         }
-        if (c->block_part == index && c->block_number == number)
-            dsi_checkpoint_convert(out, dtype, c->block + (begin - first) * each, from, n);
         begin += n;
         count -= n;
         out += n * DS_DTYPE_SIZE(dtype);
@@ -3529,11 +3598,9 @@ DS_API ds_status ds_checkpoint_verify(ds_checkpoint *c) {
     c->block_part = DSI_CHECKPOINT_NONE;
     for (size_t i = 0; i < c->parts.count; i++) {
         const dsi_checkpoint_part *part = dsi_checkpoint_part_of(c, i);
-        const size_t bytes = part->count * DS_DTYPE_SIZE(dsi_checkpoint_tensor_of(c, part->tensor)->dtype);
-        for (size_t b = 0; b < dsi_checkpoint_blocks(bytes); b++) {
-            const size_t rest = bytes - b * DSI_CHECKPOINT_BLOCK;
-            const ds_status status = dsi_checkpoint_read_block(
-                c, part, b, c->block, rest < DSI_CHECKPOINT_BLOCK ? rest : DSI_CHECKPOINT_BLOCK);
+        const size_t blocks = dsi_checkpoint_blocks(dsi_checkpoint_part_bytes(c, part));
+        for (size_t b = 0; b < blocks; b++) {
+            const ds_status status = dsi_checkpoint_read_blocks(c, part, b, b + 1, c->block);
             if (status) return status;
         }
     }
@@ -3624,13 +3691,13 @@ static void dsi_checkpoint_writer_free(ds_checkpoint_writer *w) {
     dsi_release(&a, w, sizeof *w);
 }
 
-static bool dsi_checkpoint_paths(ds_checkpoint_writer *w) {
+static void dsi_checkpoint_paths(ds_checkpoint_writer *w) {
     char name[DSI_CHECKPOINT_TAG + 8];
-    bool fit = dsi_checkpoint_join(w->final, w->folder, w->tag);
+    dsi_checkpoint_join(w->final, w->folder, w->tag);
     snprintf(name, sizeof name, "%s.tmp", w->tag);
-    fit = fit && dsi_checkpoint_join(w->made, w->folder, name);
+    dsi_checkpoint_join(w->made, w->folder, name);
     snprintf(name, sizeof name, "%s.old", w->tag);
-    return fit && dsi_checkpoint_join(w->old, w->folder, name);
+    dsi_checkpoint_join(w->old, w->folder, name);
 }
 
 /* All ranks take rank 0's tag, or refuse. */
@@ -3675,9 +3742,9 @@ static ds_status dsi_checkpoint_prepare(ds_checkpoint_writer *w, ds_error *error
 }
 
 static ds_status dsi_checkpoint_check_begin(const ds_checkpoint_desc *d, const char *tag, ds_error *error) {
-    if (!d->folder || !d->folder[0] || strlen(d->folder) + DSI_CHECKPOINT_TAG + 64 > DSI_CHECKPOINT_PATH)
+    if (!dsi_checkpoint_good_path(d->folder))
         return dsi_fail(error, DS_ERR_ARGUMENT, "ds_checkpoint_begin: needs a folder with a name of at most %d bytes",
-                        DSI_CHECKPOINT_PATH - DSI_CHECKPOINT_TAG - 64);
+                        DSI_CHECKPOINT_FOLDER);
     if (!dsi_checkpoint_good_tag(tag))
         return dsi_fail(error, DS_ERR_ARGUMENT, "ds_checkpoint_begin: '%.100s' cannot be a tag", tag ? tag : "(NULL)");
     if (d->tag_validation < 0 || d->tag_validation > 2 || d->keep_last < 0)
@@ -3851,8 +3918,8 @@ static ds_status dsi_checkpoint_review(ds_checkpoint_writer *w, ds_error *error)
     for (size_t r = 0; r < w->ranks && !status; r++) {
         char name[DSI_CHECKPOINT_SHARD_NAME], path[DSI_CHECKPOINT_PATH];
         dsi_checkpoint_shard_name(name, r);
-        if (!dsi_checkpoint_join(path, w->made, name)) status = dsi_checkpoint_path_long(error, w->made);
-        if (!status) status = dsi_checkpoint_add_shard(c, name, error);
+        dsi_checkpoint_join(path, w->made, name);
+        status = dsi_checkpoint_add_shard(c, name, error);
         if (!status && w->desc.node_local && w->desc.files.exists(w->desc.files.ctx, path) == 0) continue;
         if (!status) status = dsi_checkpoint_read_shard(c, r, &w->words[r].header_sum, error);
         if (!status && dsi_checkpoint_shard_of(c, r)->bytes != w->words[r].bytes)
@@ -3878,7 +3945,8 @@ static ds_status dsi_checkpoint_write_manifest(ds_checkpoint_writer *w, ds_error
     dsi_checkpoint_list_free(&d->allocator, &seen);
     dsi_checkpoint_print_manifest(w, sequence, &sink);
     bytes = sink.length + DSI_CHECKPOINT_TAIL;
-    if (bytes > DSI_CHECKPOINT_MANIFEST || !dsi_checkpoint_join(path, w->made, "manifest.json"))
+    dsi_checkpoint_join(path, w->made, "manifest.json");
+    if (bytes > DSI_CHECKPOINT_MANIFEST)
         return dsi_fail(error, DS_ERR_ARGUMENT, "the manifest of '%.200s' would have %zu bytes", w->tag, bytes);
     sink.out = (char *)dsi_alloc(&d->allocator, bytes);
     if (!sink.out) return dsi_checkpoint_no_memory(error, "the manifest");
@@ -3919,8 +3987,10 @@ static void dsi_checkpoint_take_back(ds_checkpoint_writer *w) {
     if (w->published & 4) {
         if (w->previous[0])
             dsi_checkpoint_replace_file(d, w->folder, w->latest, w->previous, strlen(w->previous), NULL);
-        else if (dsi_checkpoint_join(path, w->folder, w->latest))
+        else {
+            dsi_checkpoint_join(path, w->folder, w->latest);
             d->files.unlink(d->files.ctx, path);
+        }
     }
     if (w->published & 2) d->files.rename(d->files.ctx, w->final, w->made);
     if (w->published & 1) d->files.rename(d->files.ctx, w->old, w->final);
@@ -3943,8 +4013,8 @@ static void dsi_checkpoint_clean_up(ds_checkpoint_writer *w) {
     }
     for (size_t i = (size_t)d->keep_last; i < seen.count; i++) {
         const char *tag = ((const dsi_checkpoint_seen *)(void *)seen.items)[i].tag;
-        if (strcmp(tag, w->tag) != 0 && dsi_checkpoint_join(path, w->folder, tag) &&
-            dsi_checkpoint_remove(d, path, DSI_CHECKPOINT_DEPTH, &error))
+        dsi_checkpoint_join(path, w->folder, tag);
+        if (strcmp(tag, w->tag) != 0 && dsi_checkpoint_remove(d, path, DSI_CHECKPOINT_DEPTH, &error))
             dsi_log(&d->logger, "ds_checkpoint", DS_LOG_WARNING, 3, "checkpoint '%s' stays: %s", tag, error.message);
     }
     dsi_checkpoint_list_free(&d->allocator, &seen);
@@ -3953,10 +4023,9 @@ static void dsi_checkpoint_clean_up(ds_checkpoint_writer *w) {
 static void dsi_checkpoint_write_mine(ds_checkpoint_writer *w) {
     char name[DSI_CHECKPOINT_SHARD_NAME], path[DSI_CHECKPOINT_PATH];
     dsi_checkpoint_shard_name(name, (size_t)w->desc.group.rank);
+    dsi_checkpoint_join(path, w->made, name);
     if (w->error.status)
         w->mine.error = w->error;
-    else if (!dsi_checkpoint_join(path, w->made, name))
-        dsi_checkpoint_path_long(&w->mine.error, w->made);
     else
         dsi_checkpoint_write_shard(&w->desc, path, (dsi_checkpoint_item *)(void *)w->items.items, w->items.count, NULL,
                                    0, &w->mine.bytes, &w->mine.header_sum, &w->mine.error);
@@ -4054,15 +4123,11 @@ DS_API void ds_checkpoint_abandon(ds_checkpoint_writer *w) {
 // >>safetensors: exporting
 
 /* "a/b.safetensors" -> "a" and "b.safetensors". */
-static bool dsi_checkpoint_split(const char *path, char folder[DSI_CHECKPOINT_PATH], const char **name) {
+static const char *dsi_checkpoint_split(const char *path, char folder[DSI_CHECKPOINT_PATH]) {
     const char *slash = strrchr(path, '/');
-    const size_t n = slash ? (size_t)(slash - path) : 0;
-    *name = slash ? slash + 1 : path;
-    if (strlen(path) + 64 > DSI_CHECKPOINT_PATH) return false;
-    memcpy(folder, path, n);
-    folder[n] = 0;
-    if (!n) snprintf(folder, 2, "%s", slash ? "/" : ".");
-    return **name != 0;
+    snprintf(folder, DSI_CHECKPOINT_PATH, "%.*s", slash ? (int)(slash - path + (slash == path)) : 1,
+             slash ? path : ".");
+    return slash ? slash + 1 : path;
 }
 
 static ds_status dsi_checkpoint_export_file(const ds_checkpoint_desc *d, const char *folder, const char *name,
@@ -4073,8 +4138,7 @@ static ds_status dsi_checkpoint_export_file(const ds_checkpoint_desc *d, const c
     uint32_t sum;
     ds_status status;
     int result;
-    if (!dsi_checkpoint_join(path, folder, name) || strlen(path) + 5 > sizeof made)
-        return dsi_checkpoint_path_long(error, folder);
+    dsi_checkpoint_join(path, folder, name);
     snprintf(made, sizeof made, "%.4000s.tmp", path);
     status = dsi_checkpoint_write_shard(d, made, items, count, metadata, pairs, &bytes, &sum, error);
     if (!status && (result = d->files.rename(d->files.ctx, made, path)) < 0)
@@ -4157,11 +4221,12 @@ DS_API ds_status ds_safetensors_write(const char *path, const ds_checkpoint_tens
     if (hooks) d = *hooks;
     d.files = dsi_files(hooks ? &hooks->files : NULL);
     items.each = sizeof(dsi_checkpoint_item);
-    if (!path || !path[0] || (count && !tensors) || (metadata_pairs && !metadata) ||
-        !dsi_checkpoint_split(path, folder, &name))
+    if (!dsi_checkpoint_good_path(path) || dsi_checkpoint_ends(path, "/") || (count && !tensors) ||
+        (metadata_pairs && !metadata))
         return dsi_fail(error, DS_ERR_ARGUMENT,
                         "ds_safetensors_write: '%.100s' is no path of a file, or tensors are missing",
                         path ? path : "(NULL)");
+    name = dsi_checkpoint_split(path, folder);
     for (size_t i = 0; i < 2 * metadata_pairs; i++)
         if (!metadata[i] || !dsi_checkpoint_utf8(metadata[i]))
             return dsi_fail(error, DS_ERR_ARGUMENT, "ds_safetensors_write: metadata %zu is no text in UTF-8", i / 2);
@@ -4251,10 +4316,9 @@ static ds_status dsi_checkpoint_zip_entry(ds_checkpoint *c, size_t index, const 
 
 /* Finds the central directory: its record at the file's end, or the 64-bit one before it. */
 static ds_status dsi_checkpoint_zip_end(ds_checkpoint *c, const dsi_checkpoint_shard *shard, const char *path,
-                                        char *tail, uint64_t *count, uint64_t *bytes, uint64_t *offset,
+                                        char *tail, size_t room, uint64_t *count, uint64_t *bytes, uint64_t *offset,
                                         ds_error *error) {
-    const size_t room = shard->bytes < 65557 ? (size_t)shard->bytes : 65557;
-    size_t at = room;
+    size_t at;
     char wide[56];
     ds_status status;
     uint64_t where;
@@ -4291,11 +4355,12 @@ static ds_status dsi_checkpoint_read_zip(ds_checkpoint *c, size_t index, const c
     const ds_allocator *a = &c->desc.allocator;
     const dsi_checkpoint_shard *shard = dsi_checkpoint_shard_of(c, index);
     uint64_t count = 0, bytes = 0, offset = 0;
-    char *text = (char *)dsi_alloc(a, 65557);
-    ds_status status = text ? dsi_checkpoint_zip_end(c, shard, path, text, &count, &bytes, &offset, error)
+    const size_t room = shard->bytes < 65557 ? (size_t)shard->bytes : 65557;
+    char *text = (char *)dsi_alloc(a, room);
+    ds_status status = text ? dsi_checkpoint_zip_end(c, shard, path, text, room, &count, &bytes, &offset, error)
                             : dsi_checkpoint_no_memory(error, path);
     size_t at = 0, used = 0;
-    dsi_release(a, text, 65557);
+    dsi_release(a, text, room);
     if (status) return status;
     text = (char *)dsi_alloc(a, (size_t)bytes);
     if (!text) return dsi_checkpoint_no_memory(error, path);
@@ -5166,9 +5231,7 @@ static ds_status dsi_checkpoint_deepspeed_universal(dsi_checkpoint_deepspeed *d)
                 dsi_checkpoint_pickle p;
                 snprintf(file, sizeof file, "zero/%.255s/%s.pt", name->as.text, files[f]);
                 if (f) snprintf(prefix, sizeof prefix, "optimizer.%s.", files[f]);
-                if (f && !(dsi_checkpoint_join(path, d->c->folder, file) &&
-                           d->c->desc.files.exists(d->c->desc.files.ctx, path) == 1))
-                    continue;
+                if (f && dsi_checkpoint_has(d->c, d->c->folder, file, path) != 1) continue;
                 status = dsi_checkpoint_deepspeed_load(d->c, file, &p, path, &root, d->error);
                 if (!status) {
                     t = dsi_checkpoint_pickle_tensor_of(&p, root); /* stage 3's are bare, the others in a dict */
@@ -5187,13 +5250,12 @@ static ds_status dsi_checkpoint_deepspeed_universal(dsi_checkpoint_deepspeed *d)
 static ds_status dsi_checkpoint_deepspeed_open(ds_checkpoint *c, ds_error *error) {
     static const char *const models[] = {"mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"};
     char path[DSI_CHECKPOINT_PATH], name[96];
-    const ds_files *f = &c->desc.files;
     const char *prefix = "", *slash;
     dsi_checkpoint_deepspeed *d;
     ds_status status;
-    int which = 0;
+    int which;
     bool universal;
-    if (dsi_checkpoint_join(path, c->folder, "mp_rank_01_model_states.pt") && f->exists(f->ctx, path) == 1)
+    if (dsi_checkpoint_has(c, c->folder, "mp_rank_01_model_states.pt", path) == 1)
         return dsi_fail(error, DS_ERR_UNSUPPORTED, "'%.300s' is of a model in several tensor-parallel parts",
                         c->folder);
     c->format = DS_CHECKPOINT_DEEPSPEED;
@@ -5204,20 +5266,18 @@ static ds_status dsi_checkpoint_deepspeed_open(ds_checkpoint *c, ds_error *error
     d->c = c;
     d->error = error;
     d->model.c = c;
-    if (!dsi_checkpoint_join(path, c->folder, models[0]) || f->exists(f->ctx, path) != 1) which = 1;
+    which = dsi_checkpoint_has(c, c->folder, models[0], path) != 1;
     status = dsi_checkpoint_deepspeed_load(c, models[which], &d->model, d->model_path, &d->root, error);
-    universal = dsi_checkpoint_join(path, c->folder, "zero") && f->exists(f->ctx, path) == 2;
+    universal = dsi_checkpoint_has(c, c->folder, "zero", path) == 2;
     if (!status && universal) {
         c->format = DS_CHECKPOINT_DEEPSPEED_UNIVERSAL;
         status = dsi_checkpoint_deepspeed_universal(d);
     } else if (!status) {
-        if (dsi_checkpoint_join(path, c->folder, "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt") &&
-            f->exists(f->ctx, path) == 1)
+        if (dsi_checkpoint_has(c, c->folder, "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt", path) == 1)
             prefix = "bf16_";
         for (int64_t r = 0; !status; r++) {
             snprintf(name, sizeof name, "%szero_pp_rank_%lld_mp_rank_00_optim_states.pt", prefix, (long long)r);
-            if (r == 0 && (!dsi_checkpoint_join(path, c->folder, name) || f->exists(f->ctx, path) != 1))
-                break; /* stage 0 */
+            if (r == 0 && dsi_checkpoint_has(c, c->folder, name, path) != 1) break; /* stage 0 */
             status = dsi_checkpoint_deepspeed_rank(d, name, r);
             if (r + 1 >= d->ranks) break;
         }
@@ -5497,10 +5557,7 @@ static void dsi_checkpoint_pt_begin(dsi_checkpoint_pt *p) {
 static void dsi_checkpoint_pt_end(dsi_checkpoint_pt *p, const char *name) {
     dsi_checkpoint_pt_code(p, ".");
     if (p->status) return;
-    if (!dsi_checkpoint_join(p->path, p->w.made, name)) {
-        p->status = dsi_checkpoint_path_long(p->error, p->w.made);
-        return;
-    }
+    dsi_checkpoint_join(p->path, p->w.made, name);
     p->fd = dsi_checkpoint_create(&p->w.desc, p->path);
     if (p->fd < 0) {
         p->status = dsi_checkpoint_failed(p->error, p->fd, "create", p->path);
@@ -5631,9 +5688,8 @@ static void dsi_checkpoint_pt_folder(dsi_checkpoint_pt *p, const char *name, boo
     char path[DSI_CHECKPOINT_PATH];
     int result;
     if (p->status) return;
-    if (!dsi_checkpoint_join(path, p->w.made, name))
-        p->status = dsi_checkpoint_path_long(p->error, p->w.made);
-    else if (sync)
+    dsi_checkpoint_join(path, p->w.made, name);
+    if (sync)
         p->status = dsi_checkpoint_sync_folder(&p->w.desc, path, p->error);
     else if ((result = p->w.desc.files.mkdir(p->w.desc.files.ctx, path, 0777)) < 0)
         p->status = dsi_checkpoint_failed(p->error, result, "make the folder", path);
@@ -5755,8 +5811,8 @@ DS_API ds_status ds_deepspeed_write(ds_checkpoint *from, const char *folder, con
     const size_t room = from ? from->tensors.count * sizeof(bool) : 0, block = DSI_CHECKPOINT_BLOCK + 4096;
     dsi_checkpoint_pt *p;
     ds_status status;
-    if (!from || !folder || !folder[0] || strlen(folder) + DSI_CHECKPOINT_TAG + 64 > DSI_CHECKPOINT_PATH ||
-        !dsi_checkpoint_good_tag(tag) || stage < 0 || stage > 3 || ranks < 0 || ranks > 100000)
+    if (!from || !dsi_checkpoint_good_path(folder) || !dsi_checkpoint_good_tag(tag) || stage < 0 || stage > 3 ||
+        ranks < 0 || ranks > 100000)
         return dsi_fail(error, DS_ERR_ARGUMENT, "ds_deepspeed_write: folder, tag, stage %d or %d ranks are wrong",
                         stage, ranks);
     for (size_t i = 0; i < from->tensors.count; i++)
@@ -5804,10 +5860,9 @@ static ds_status dsi_checkpoint_metadata_values(ds_checkpoint *c, ds_error *erro
     return DS_OK;
 }
 static ds_status dsi_checkpoint_open_safetensors(ds_checkpoint *c, const char *path, ds_error *error) {
-    const char *name;
     ds_status status;
+    const char *name = dsi_checkpoint_split(path, c->folder);
     c->format = DS_CHECKPOINT_SAFETENSORS;
-    if (!dsi_checkpoint_split(path, c->folder, &name)) return dsi_checkpoint_path_long(error, path);
     snprintf(c->tag, sizeof c->tag, "%s", path);
     status = dsi_checkpoint_add_shard(c, name, error);
     if (!status) status = dsi_checkpoint_read_shard(c, 0, NULL, error);
@@ -5853,13 +5908,12 @@ static ds_status dsi_checkpoint_read_index(ds_checkpoint *c, const char *path, u
     return status;
 }
 static ds_status dsi_checkpoint_open_index(ds_checkpoint *c, const char *path, ds_error *error) {
-    const char *name;
     char *text;
     size_t bytes;
     ds_error why;
     ds_status status;
     c->format = DS_CHECKPOINT_SAFETENSORS;
-    if (!dsi_checkpoint_split(path, c->folder, &name)) return dsi_checkpoint_path_long(error, path);
+    dsi_checkpoint_split(path, c->folder);
     snprintf(c->tag, sizeof c->tag, "%s", path);
     status = dsi_checkpoint_read_file(&c->desc, path, true, DSI_CHECKPOINT_MANIFEST, &text, &bytes, error);
     if (status) return status;
@@ -5869,41 +5923,37 @@ static ds_status dsi_checkpoint_open_index(ds_checkpoint *c, const char *path, d
     return status ? status : dsi_checkpoint_read_index(c, path, dsi_json_get(&c->manifest, 0, "weight_map"), error);
 }
 
-/* Whether folder/name is there; *path gets its path. */
-static bool dsi_checkpoint_has(const ds_checkpoint *c, const char *folder, const char *name,
-                               char path[DSI_CHECKPOINT_PATH]) {
-    return dsi_checkpoint_join(path, folder, name) && c->desc.files.exists(c->desc.files.ctx, path) > 0;
-}
 static ds_status dsi_checkpoint_open_any(ds_checkpoint *c, const char *path, ds_error *error) {
     const ds_files *f = &c->desc.files;
     char inner[DSI_CHECKPOINT_PATH], tag[DSI_CHECKPOINT_TAG + 1];
-    bool universal;
+    const char *latest = "latest";
     int kind = f->exists(f->ctx, path);
     if (kind < 0) return dsi_checkpoint_failed(error, kind, "look at", path);
     if (kind == 0) return dsi_fail(error, DS_ERR_INPUT, "'%.400s' is not there", path);
     if (kind != 2 && dsi_checkpoint_ends(path, ".json")) return dsi_checkpoint_open_index(c, path, error);
     if (kind != 2) return dsi_checkpoint_open_safetensors(c, path, error);
-    if (dsi_checkpoint_has(c, path, "manifest.json", inner)) {
+    if (dsi_checkpoint_has(c, path, "manifest.json", inner) > 0) {
         memcpy(c->folder, path, strlen(path) + 1);
         return dsi_checkpoint_open_folder(c, error);
     }
-    if (dsi_checkpoint_has(c, path, "mp_rank_00_model_states.pt", inner) ||
-        dsi_checkpoint_has(c, path, "zero_pp_rank_0_mp_rank_00_model_states.pt", inner)) {
+    if (dsi_checkpoint_has(c, path, "mp_rank_00_model_states.pt", inner) > 0 ||
+        dsi_checkpoint_has(c, path, "zero_pp_rank_0_mp_rank_00_model_states.pt", inner) > 0) {
         memcpy(c->folder, path, strlen(path) + 1);
         return dsi_checkpoint_deepspeed_open(c, error);
     }
-    universal = c->desc.load_universal || !dsi_checkpoint_has(c, path, "latest", inner);
-    if (dsi_checkpoint_has(c, path, universal ? "latest_universal" : "latest", inner)) {
+    if (c->desc.load_universal || dsi_checkpoint_has(c, path, latest, inner) <= 0) latest = "latest_universal";
+    if (dsi_checkpoint_has(c, path, latest, inner) > 0) {
         ds_error why;
-        if (!dsi_checkpoint_read_latest(&c->desc, path, universal ? "latest_universal" : "latest", tag, &why) &&
-            dsi_checkpoint_join(c->folder, path, tag) &&
-            dsi_checkpoint_has(c, c->folder, "manifest.json", inner) == false && f->exists(f->ctx, c->folder) == 2)
-            return dsi_checkpoint_deepspeed_open(c, error);
+        if (!dsi_checkpoint_read_latest(&c->desc, path, latest, tag, &why)) {
+            dsi_checkpoint_join(c->folder, path, tag);
+            if (f->exists(f->ctx, c->folder) == 2 && dsi_checkpoint_has(c, c->folder, "manifest.json", inner) == 0)
+                return dsi_checkpoint_deepspeed_open(c, error);
+        }
         return dsi_checkpoint_open_latest(c, path, error);
     }
-    if (dsi_checkpoint_has(c, path, "model.safetensors.index.json", inner))
+    if (dsi_checkpoint_has(c, path, "model.safetensors.index.json", inner) > 0)
         return dsi_checkpoint_open_index(c, inner, error);
-    if (dsi_checkpoint_has(c, path, "model.safetensors", inner))
+    if (dsi_checkpoint_has(c, path, "model.safetensors", inner) > 0)
         return dsi_checkpoint_open_safetensors(c, inner, error);
     return dsi_checkpoint_open_latest(c, path, error);
 }
@@ -5915,10 +5965,10 @@ DS_API ds_status ds_checkpoint_open_path_(const ds_checkpoint_desc *desc, size_t
     size_t n = path ? strlen(path) : 0;
     if (out) *out = NULL;
     if (status) return status;
-    while (n > 1 && path[n - 1] == '/') n--;
-    if (!out || !n || n + DSI_CHECKPOINT_TAG + 64 > DSI_CHECKPOINT_PATH)
+    if (!out || !dsi_checkpoint_good_path(path))
         return dsi_fail(error, DS_ERR_ARGUMENT, "ds_checkpoint_open_path: needs a path of at most %d bytes",
-                        DSI_CHECKPOINT_PATH - DSI_CHECKPOINT_TAG - 64);
+                        DSI_CHECKPOINT_FOLDER);
+    while (n > 1 && path[n - 1] == '/') n--;
     memcpy(trimmed, path, n);
     trimmed[n] = 0;
     c = dsi_checkpoint_new(desc, error);
@@ -5934,7 +5984,9 @@ DS_API ds_status ds_checkpoint_open_path_(const ds_checkpoint_desc *desc, size_t
 #undef DSI_CHECKPOINT_BLOCK
 #undef DSI_CHECKPOINT_CHUNK
 #undef DSI_CHECKPOINT_FLUSH
+#undef DSI_CHECKPOINT_TWO
 #undef DSI_CHECKPOINT_PATH
+#undef DSI_CHECKPOINT_FOLDER
 #undef DSI_CHECKPOINT_TAG
 #undef DSI_CHECKPOINT_HEADER
 #undef DSI_CHECKPOINT_MANIFEST

@@ -1,4 +1,6 @@
 /* bench_checkpoint.h - ds bench checkpoint: saves and loads beside the disk's own speed in the same run; included by ds.c */
+#define BENCH_TENSORS 4
+#define BENCH_RANKS   3 /* that load what one saved */
 typedef struct bench_disk {
     char folder[256], path[300], shard[300];
     float *data;
@@ -25,61 +27,94 @@ static double bench_plain(const bench_disk *b, bool write_it) {
     if (fd >= 0) close(fd);
     return good ? seconds() - start : 0;
 }
-/* Seconds of a training step's arithmetic, on memory of its own. */
-static double bench_step(void) {
+/* A training step's arithmetic, on memory of its own: adds its seconds, and those that its thread had a core for. */
+typedef struct bench_steps {
+    double wall, cpu;
+    int count;
+} bench_steps;
+static double bench_cpu(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+static void bench_step(bench_steps *s) {
     static float work[1 << 16];
-    const double start = seconds();
+    const double wall = seconds(), cpu = bench_cpu();
     for (int k = 0; k < 100; k++)
         for (size_t i = 0; i < 1 << 16; i++) work[i] = work[i] * 0.999f + (float)k;
-    return seconds() - start;
+    s->wall += seconds() - wall;
+    s->cpu += bench_cpu() - cpu;
+    s->count++;
 }
-/* A save; in the background steps go on beside it: *stall gets the seconds that begin, commit and finish took, *step the
-   mean of a step meanwhile. */
-static ds_status bench_save(const bench_disk *b, bool background, double *took, double *stall, double *step,
+/* A save; in the background steps go on beside it: *stall gets the seconds that begin, commit and finish took. */
+static ds_status bench_save(const bench_disk *b, bool background, double *took, double *stall, bench_steps *steps,
                             ds_error *error) {
-    const size_t shape[1] = {b->bytes / sizeof(float)};
-    ds_checkpoint_tensor t = {"t", DS_F32, shape, 1, 0, shape[0], b->data, NULL, NULL};
+    static const char *const names[BENCH_TENSORS] = {"a", "b", "c", "d"};
+    const size_t shape[1] = {b->bytes / sizeof(float) / BENCH_TENSORS};
     ds_checkpoint_desc desc;
     ds_checkpoint_writer *w = NULL;
     ds_status status;
-    double inside = 0;
-    int steps = 0;
     memset(&desc, 0, sizeof desc);
     desc.folder = b->folder;
     desc.background = background;
     *took = seconds();
     status = ds_checkpoint_begin(&desc, "bench", &w, error);
     if (status) return status;
-    ds_checkpoint_add(w, &t);
+    for (size_t i = 0; i < BENCH_TENSORS; i++) {
+        ds_checkpoint_tensor t = {names[i], DS_F32, shape, 1, 0, shape[0], b->data + i * shape[0], NULL, NULL};
+        ds_checkpoint_add(w, &t);
+    }
     status = ds_checkpoint_commit(w, error);
-    for (; background && !status && !ds_checkpoint_done(w); steps++) inside += bench_step();
+    memset(steps, 0, sizeof *steps);
+    while (background && !status && !ds_checkpoint_done(w)) bench_step(steps);
     if (background && !status) status = ds_checkpoint_finish(w, error);
     *took = seconds() - *took;
-    *stall = *took - inside;
-    *step = steps ? inside / steps : 0;
+    *stall = *took - steps->wall;
     return status;
 }
+/* What the ranks of another world ask for, one after the other: a part of each tensor, which starts at a grain. */
 static ds_status bench_load(const bench_disk *b, double *took, ds_error *error) {
-    const size_t count = b->bytes / sizeof(float);
+    const size_t each = b->bytes / sizeof(float) / BENCH_TENSORS;
+    const size_t part = (each / BENCH_RANKS / DS_GRAIN + 1) * DS_GRAIN;
     ds_checkpoint_desc desc;
-    ds_checkpoint *c = NULL;
-    ds_status status;
+    ds_status status = DS_OK;
     memset(&desc, 0, sizeof desc);
     desc.folder = b->folder;
     *took = seconds();
-    status = ds_checkpoint_open(&desc, NULL, &c, error);
-    for (size_t at = 0; at < count && !status; at += 65536) { /* as an engine of another world size asks */
-        status = ds_checkpoint_read(c, "t", at, count - at < 65536 ? count - at : 65536, DS_F32, b->data + at);
-        if (status) *error = *ds_checkpoint_error(c);
+    for (size_t rank = 0; rank < BENCH_RANKS && !status; rank++) {
+        ds_checkpoint *c = NULL;
+        ds_checkpoint_info info;
+        status = ds_checkpoint_open(&desc, NULL, &c, error);
+        for (size_t i = 0; i < BENCH_TENSORS && !status; i++) {
+            const size_t begin = rank * part, end = begin + part < each ? begin + part : each;
+            status = ds_checkpoint_at(c, i, &info);
+            if (!status)
+                status = ds_checkpoint_read(c, info.name, begin, end - begin, DS_F32, b->data + i * each + begin);
+            if (status) *error = *ds_checkpoint_error(c);
+        }
+        ds_checkpoint_close(c);
     }
-    ds_checkpoint_close(c);
     *took = seconds() - *took;
     return status;
 }
-enum { WRITE, SAVE, READ_DISK, LOAD_DISK, READ_CACHED, LOAD_CACHED, STEP, STEP_BESIDE, STALL, BENCH_TIMES };
+enum {
+    WRITE,
+    SAVE,
+    READ_DISK,
+    LOAD_DISK,
+    READ_CACHED,
+    LOAD_CACHED,
+    STEP,
+    STEP_BESIDE,
+    STEP_CPU,
+    STEP_BESIDE_CPU,
+    STALL,
+    BENCH_TIMES
+};
 static ds_status bench_round(const bench_disk *b, double t[BENCH_TIMES], ds_error *error) {
-    double none[3];
-    ds_status status = bench_save(b, false, &t[SAVE], &none[0], &none[1], error);
+    double none;
+    bench_steps alone, beside;
+    ds_status status = bench_save(b, false, &t[SAVE], &none, &beside, error);
     bench_forget(b->shard);
     if (!status) status = bench_load(b, &t[LOAD_DISK], error);
     if (!status) status = bench_load(b, &t[LOAD_CACHED], error);
@@ -87,13 +122,18 @@ static ds_status bench_round(const bench_disk *b, double t[BENCH_TIMES], ds_erro
     bench_forget(b->path);
     t[READ_DISK] = bench_plain(b, false);
     t[READ_CACHED] = bench_plain(b, false);
-    t[STEP] = 0;
-    for (int i = 0; i < 20; i++) t[STEP] += bench_step() / 20;
-    if (!status) status = bench_save(b, true, &none[0], &t[STALL], &t[STEP_BESIDE], error);
+    memset(&alone, 0, sizeof alone);
+    while (alone.count < 200) bench_step(&alone);
+    t[STEP] = alone.wall / alone.count;
+    t[STEP_CPU] = alone.cpu / alone.count;
+    if (!status) status = bench_save(b, true, &none, &t[STALL], &beside, error);
+    t[STEP_BESIDE] = beside.wall / (beside.count ? beside.count : 1);
+    t[STEP_BESIDE_CPU] = beside.cpu / (beside.count ? beside.count : 1);
     return status;
 }
 static int bench_checkpoint(arguments *a) {
     const char *folder = option(a, "--folder", "."), *size = option(a, "--mib", "256");
+    const char *times = option(a, "--rounds", "5");
     bool json = flag(a, "--json");
     int used = operands(a, 1);
     double best[BENCH_TIMES] = {0};
@@ -103,9 +143,10 @@ static int bench_checkpoint(arguments *a) {
     ds_error error = {DS_OK, ""};
     ds_status status = DS_OK;
     bench_disk b;
-    size_t mib;
+    size_t mib, rounds;
     if (used) return used;
-    if (!folder || !number(size, &mib) || !mib || mib > 1 << 16) return usage(a, "--folder or --mib is wrong", NULL);
+    if (!folder || !number(size, &mib) || mib < 4 || mib > 1 << 16 || !number(times, &rounds) || !rounds)
+        return usage(a, "--folder, --mib or --rounds is wrong", NULL);
     b.bytes = mib << 20;
     snprintf(b.folder, sizeof b.folder, "%.200s/ds_bench.%d", folder, (int)getpid());
     snprintf(b.path, sizeof b.path, "%s/plain", b.folder);
@@ -113,7 +154,7 @@ static int bench_checkpoint(arguments *a) {
     b.data = (float *)malloc(b.bytes);
     if (!b.data) return fprintf(stderr, "ds bench: out of memory\n"), ENVIRONMENT;
     for (size_t i = 0; i < b.bytes / sizeof(float); i++) b.data[i] = (float)i;
-    for (int round = 0; round < 3 && !status; round++) {
+    for (size_t round = 0; round < rounds && !status; round++) {
         double t[BENCH_TIMES];
         status = bench_round(&b, t, &error);
         for (int k = 0; k < BENCH_TIMES; k++)
@@ -132,15 +173,19 @@ static int bench_checkpoint(arguments *a) {
     if (json)
         printf("{\"mib\": %zu, \"write_s\": %.6f, \"save_s\": %.6f, \"read_s\": %.6f, \"load_s\": %.6f, "
                "\"save_speed_ratio\": %.4f, \"load_time_ratio\": %.4f, \"load_cached_ratio\": %.4f, "
-               "\"background_step_ratio\": %.4f, \"background_stall_s\": %.6f}\n",
+               "\"background_step_ratio\": %.4f, \"background_step_cpu_ratio\": %.4f, \"background_stall_s\": %.6f}\n",
                mib, best[WRITE], best[SAVE], best[READ_DISK], best[LOAD_DISK], best[WRITE] / best[SAVE],
                best[LOAD_DISK] / best[READ_DISK], best[LOAD_CACHED] / best[READ_CACHED], best[STEP_BESIDE] / best[STEP],
-               best[STALL]);
+               best[STEP_BESIDE_CPU] / best[STEP_CPU], best[STALL]);
     for (int k = 0; k < 6 && !json; k++) printf("%-24s %10.1f MiB/s\n", names[k], (double)mib / best[k]);
     if (!json)
-        printf("save: %.2f of the disk's speed; load: %.2f of a read's time from the disk, %.2f from the cache\n"
-               "in the background: steps beside it take %.3f times as long, copying and committing %.3f s\n",
+        printf("save: %.2f of the disk's speed; load by 3 ranks of what one saved: %.2f of a read's time from the "
+               "disk, %.2f "
+               "from the cache\n"
+               "in the background: a step beside it takes %.3f of its time alone, %.3f on its core; copying and "
+               "committing "
+               "%.3f s\n",
                best[WRITE] / best[SAVE], best[LOAD_DISK] / best[READ_DISK], best[LOAD_CACHED] / best[READ_CACHED],
-               best[STEP_BESIDE] / best[STEP], best[STALL]);
+               best[STEP_BESIDE] / best[STEP], best[STEP_BESIDE_CPU] / best[STEP_CPU], best[STALL]);
     return finish(FINE);
 }
