@@ -13,29 +13,38 @@ void openblas_set_num_threads(int threads);
 typedef struct stream_part {
     float *x;
     size_t count, apart; /* of each array; from one array to the next */
-    int read, written;   /* arrays; the last `written` of those read */
+    int read;            /* arrays; the last of them are written: 1 of 1, else all but the first */
 } stream_part;
 /* Adds up what lies at one place of each array, and writes the sum to those that are written: the least that a step of
    this shape can do. One array read and written is the plain read-modify-write. */
-static void *stream_run(void *arg) {
+static inline __attribute__((always_inline)) void stream_loop(const stream_part *s, int read, int written) {
     typedef float vector __attribute__((vector_size(16), aligned(4), may_alias));
+    const size_t apart = s->apart / 4;
+    for (size_t i = 0; i + 4 <= s->count; i += 4) {
+        vector *x = (vector *)(s->x + i), sum = x[0] + 1.0f;
+        for (int r = 1; r < read; r++) sum = sum + x[(size_t)r * apart];
+        for (int w = read - written; w < read; w++) x[(size_t)w * apart] = sum;
+    }
+}
+static void *stream_run(void *arg) { /* with numbers that the compiler knows, so that memory is what limits it */
     const stream_part *s = (const stream_part *)arg;
-    for (size_t i = 0; i + 16 <= s->count; i += 16)
-        for (size_t k = 0; k < 16; k += 4) {
-            vector *x = (vector *)(s->x + i + k), sum = x[0] + 1.0f;
-            for (int r = 1; r < s->read; r++) sum = sum + x[(size_t)r * s->apart / 4];
-            for (int w = s->read - s->written; w < s->read; w++) x[(size_t)w * s->apart / 4] = sum;
-        }
+    switch (s->read) {
+    case 1: stream_loop(s, 1, 1); break;
+    case 2: stream_loop(s, 2, 1); break;
+    case 3: stream_loop(s, 3, 2); break;
+    default: stream_loop(s, 4, 3);
+    }
     return NULL;
 }
 /* Bytes read and written per second. */
-static double stream_speed(float *x, size_t count, int read, int written, size_t threads) {
+static double stream_speed(float *x, size_t count, int read, size_t threads) {
+    const int written = read > 1 ? read - 1 : 1;
     pthread_t thread[64];
     stream_part part[64];
     size_t started = 0;
     double start = seconds();
     for (size_t i = 0; i < threads; i++) {
-        stream_part p = {x + count / threads / 4 * 4 * i, count / threads, count / 4 * 4, read, written};
+        stream_part p = {x + count / threads / 4 * 4 * i, count / threads, count / 4 * 4, read};
         part[i] = p;
         if (i + 1 == threads || pthread_create(&thread[started], NULL, stream_run, &part[i]) != 0)
             stream_run(&part[i]);
@@ -54,7 +63,7 @@ typedef struct optim_case {
     bool mixed;        /* bf16 gradients in, bf16 weights out, a norm first; else fp32 and no norm */
     size_t tensors;    /* equal parts of the elements */
     double bytes;      /* read and written per element */
-    int read, written; /* arrays of fp32 that have about its bytes */
+    int read;          /* arrays of fp32 that have about its bytes; all but one are written too */
     double best;       /* seconds */
     double rmw, shape; /* the best of each ceiling, bytes per second */
 } optim_case;
@@ -120,8 +129,8 @@ static bool optim_measure(optim_case *c, size_t elements, size_t threads, size_t
             if (ds_optim_step(o, io, &options, NULL)) *error = *ds_optim_error(o);
             took = seconds() - start;
             if (r && (c->best <= 0 || took < c->best)) c->best = took;
-            rmw = stream_speed(memory + 2 * elements, 4 * elements, 1, 1, threads);
-            shape = stream_speed(memory + 2 * elements, elements, c->read, c->written, threads);
+            rmw = stream_speed(memory + 2 * elements, 4 * elements, 1, threads);
+            shape = stream_speed(memory + 2 * elements, elements, c->read, threads);
             if (r && rmw > c->rmw) c->rmw = rmw;
             if (r && shape > c->shape) c->shape = shape;
         }
@@ -209,24 +218,26 @@ static void optim_print(const optim_case *cases, size_t count, size_t elements, 
 }
 
 static int bench_optim(arguments *a) {
-    optim_case cases[] = {{"AdamW fp32", "AdamW", 0, false, 1, 28, 4, 3, 0, 0, 0},
-                          {"SGD fp32", "SGD", 0, false, 1, 12, 2, 1, 0, 0, 0},
-                          {"SGD with momentum fp32", "SGD", 0.9, false, 1, 20, 3, 2, 0, 0, 0},
-                          {"Adagrad fp32", "Adagrad", 0, false, 1, 20, 3, 2, 0, 0, 0},
-                          {"Lion fp32", "Lion", 0, false, 1, 20, 3, 2, 0, 0, 0},
-                          {"Lamb fp32", "Lamb", 0, false, 1, 40, 4, 3, 0, 0, 0},
-                          {"AdamW bf16, norm, clip", "AdamW", 0, true, 1, 30, 4, 3, 0, 0, 0},
-                          {"SGD with momentum bf16, norm, clip", "SGD", 0.9, true, 1, 22, 3, 2, 0, 0, 0},
-                          {"Lion bf16, norm, clip", "Lion", 0, true, 1, 22, 3, 2, 0, 0, 0},
-                          {"Lamb bf16, norm, clip", "Lamb", 0, true, 1, 40, 4, 3, 0, 0, 0}};
+    optim_case cases[] = {{"AdamW fp32", "AdamW", 0, false, 1, 28, 4, 0, 0, 0},
+                          {"SGD fp32", "SGD", 0, false, 1, 12, 2, 0, 0, 0},
+                          {"SGD with momentum fp32", "SGD", 0.9, false, 1, 20, 3, 0, 0, 0},
+                          {"Adagrad fp32", "Adagrad", 0, false, 1, 20, 3, 0, 0, 0},
+                          {"Lion fp32", "Lion", 0, false, 1, 20, 3, 0, 0, 0},
+                          {"Lamb fp32", "Lamb", 0, false, 1, 40, 4, 0, 0, 0},
+                          {"AdamW bf16, norm, clip", "AdamW", 0, true, 1, 30, 4, 0, 0, 0},
+                          {"SGD with momentum bf16, norm, clip", "SGD", 0.9, true, 1, 22, 3, 0, 0, 0},
+                          {"Lion bf16, norm, clip", "Lion", 0, true, 1, 22, 3, 0, 0, 0},
+                          {"Lamb bf16, norm, clip", "Lamb", 0, true, 1, 40, 4, 0, 0, 0}};
     enum { CASES = sizeof cases / sizeof cases[0], MATRICES = 3 };
-    optim_case small = {"AdamW fp32, 1,000 tensors of 1 K", "AdamW", 0, false, 1000, 28, 4, 3, 0, 0, 0};
+    optim_case small = {"AdamW fp32, 1,000 tensors of 1 K", "AdamW", 0, false, 1000, 28, 4, 0, 0, 0};
     muon_case matrices[MATRICES] = {{"plain", DS_OPTIM_NS_STANDARD, false, 0},
                                     {"Gram", DS_OPTIM_NS_GRAM, false, 0},
                                     {"plain, linked BLAS", DS_OPTIM_NS_STANDARD, true, 0}};
     size_t elements, threads, rounds, rows;
     ds_error error = {DS_OK, ""};
     float *memory;
+    void *block = NULL;
+    size_t floats;
     const bool json = flag(a, "--json");
     int status;
     if (!number(option(a, "--elements", "16777216"), &elements) || !number(option(a, "--threads", "1"), &threads) ||
@@ -235,8 +246,10 @@ static int bench_optim(arguments *a) {
     if ((status = operands(a, 1)) != FINE) return status;
     if (elements < 1024000 || elements > (size_t)1 << 34 || !threads || threads > 64 || !rounds || !rows || rows > 8192)
         return usage(a, "at least 1,024,000 elements, 1 to 64 threads and 1 to 8,192 rows are wanted", NULL);
-    memory = (float *)calloc(6 * elements > 8 * rows * rows ? 6 * elements : 8 * rows * rows, sizeof *memory);
-    if (!memory) error.status = DS_ERR_MEMORY;
+    floats = 6 * elements > 8 * rows * rows ? 6 * elements : 8 * rows * rows;
+    if (posix_memalign(&block, 64, floats * sizeof *memory)) error.status = DS_ERR_MEMORY;
+    memory = (float *)block;
+    if (memory) memset(memory, 0, floats * sizeof *memory); /* its pages are there before anything is timed */
     for (size_t i = 0; i < CASES && !error.status; i++)
         optim_measure(&cases[i], elements, threads, rounds, memory, &error);
     if (!error.status) optim_measure(&small, 1024000, threads, 20 * rounds, memory, &error);
