@@ -65,17 +65,33 @@ $(B)/tests/%: tests/%.c
 	@mkdir -p $(@D)
 	$(CC) -std=gnu99 $(COMMON) -o $@ $< $(LIBS)
 
+# the same on a GPU; and on the emulated one, for a test
+GPU_CODE := $(foreach sm,75 80 90 100,-gencode arch=compute_$(sm),code=sm_$(sm)) -gencode arch=compute_100,code=compute_100
+EMULATED := -std=gnu++17 -Itests/emulate -fno-strict-aliasing -ffp-contract=off
+$(B)/train_gpt_gpu: examples/train_gpt.c examples/gpt_gpu.cu examples/gpt.h examples/gpt_gpu.h ds_kernels.cu $(HEADERS)
+	@[ -n "$(NVCC)" ] || { echo 'nvcc was not found; install the CUDA toolkit'; exit 1; }
+	@mkdir -p $(@D)
+	$(NVCC) -O3 -I. -Xcompiler -Wall,-Wextra $(GPU_CODE) -c -o $@.cu.o examples/gpt_gpu.cu
+	$(CC) -std=gnu99 $(COMMON) -DEXAMPLE_GPU=1 -c -o $@.c.o examples/train_gpt.c
+	$(NVCC) -o $@ $@.cu.o $@.c.o $(filter -l%,$(LIBS)) -lcublas
+
+$(B)/train_gpt_emulated: examples/train_gpt.c examples/gpt_gpu.cu examples/gpt.h examples/gpt_gpu.h ds_kernels.cu $(HEADERS)
+	@mkdir -p $(@D)
+	$(CXX) $(COMMON) $(EMULATED) -x c++ -c -o $@.cu.o examples/gpt_gpu.cu
+	$(CC) -std=gnu99 $(COMMON) -DEXAMPLE_GPU=1 -c -o $@.c.o examples/train_gpt.c
+	$(CXX) $(COMMON) -o $@ $@.cu.o $@.c.o $(LIBS)
+
 # what includes ds_kernels.cu runs it on the emulated GPU of tests/emulate
 $(B)/tests/%: tests/%.cc
 	@mkdir -p $(@D)
-	$(CXX) -std=gnu++17 $(COMMON) -Itests/emulate -fno-strict-aliasing -ffp-contract=off -o $@ $< $(LIBS)
+	$(CXX) $(COMMON) $(EMULATED) -o $@ $< $(LIBS)
 
 # `make demo`: the main job; README shows what it prints.
 demo: $(B)/ds $(B)/train_gpt
-	@B=$(B) tests/tools/demo.sh
+	@B=$(B) NVCC="$(NVCC)" MAKE="$(MAKE)" tests/tools/demo.sh
 
 # `make test`: ends with "N passed, N failed". Select programs: make test only="config optim"
-test: $(EXAMPLES) $(UNIT)
+test: $(EXAMPLES) $(UNIT) $(if $(CXX_FOUND),$(B)/train_gpt_emulated)
 	@B="$(B)" CC="$(CC)" CXX="$(CXX)" CONFIG="$(config)" MPIRUN="$(MPIRUN)" MPICC="$(MPICC)" NVCC="$(NVCC)" ONLY="$(only)" \
 	    tests/run.sh $(SCRIPTS) $(UNIT)
 
@@ -116,8 +132,7 @@ kernels: $(B)/ds_kernels.o
 $(B)/ds_kernels.o: ds_kernels.cu
 	@[ -n "$(NVCC)" ] || { echo 'nvcc was not found; install the CUDA toolkit'; exit 1; }
 	@mkdir -p $(@D)
-	$(NVCC) -O3 -I. -Xcompiler -Wall,-Wextra $(foreach sm,75 80 90 100,-gencode arch=compute_$(sm),code=sm_$(sm)) \
-	    -gencode arch=compute_100,code=compute_100 -c -o $@ $<
+	$(NVCC) -O3 -I. -Xcompiler -Wall,-Wextra $(GPU_CODE) -c -o $@ $<
 
 # `make gpu-test`: the tests of the kernels on this machine's GPU, and under compute-sanitizer
 gpu-test: $(B)/gpu_test

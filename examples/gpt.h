@@ -5,7 +5,8 @@
    functions take weights as plain pointers, so that a trainer may bring them one block at a time.
 
    Shapes: B sequences, T tokens, C channels, H heads, V vocabulary. Matrix products go through cblas where
-   EXAMPLE_USE_CBLAS is 1, else through a small blocked kernel. */
+   EXAMPLE_USE_CBLAS is 1, else through a small blocked kernel. Where EXAMPLE_GPU is 1 all memory is a GPU's and gpt_gpu.cu
+   has the operations; the network below them is the same text. */
 #ifndef GPT_H
 #define GPT_H
 #include <math.h>
@@ -18,6 +19,9 @@
 
 #ifndef EXAMPLE_USE_CBLAS
 #define EXAMPLE_USE_CBLAS 0
+#endif
+#ifndef EXAMPLE_GPU
+#define EXAMPLE_GPU 0
 #endif
 #if EXAMPLE_USE_CBLAS
 #include <cblas.h>
@@ -70,7 +74,7 @@ typedef struct gpt {
     gpt_block *blocks;                 /* (layers) */
     float *ln, *mean, *scale, *logits; /* logits (B,T,V); after the loss their gradient */
     float *d, *d2;                     /* (B,T,C) gradient on its way down, and scratch */
-    float *d_wide, *d_qkv, *d_weights; /* (B,T,4C) (B,T,3C) (T,T) */
+    float *d_wide, *d_qkv, *d_weights; /* (B,T,4C) (B,T,3C) (H,T,T) */
 } gpt;
 
 static size_t gpt_tensor_count(const gpt_shape *s) {
@@ -133,7 +137,7 @@ static inline size_t gpt_parameters(const gpt_shape *s) {
 }
 
 /* Initial value of one element, from its place alone: any rank may compute any part. Box and Muller's normal deviate. */
-static float gpt_initial(const gpt_tensor *t, uint64_t seed, size_t tensor, size_t element) {
+static inline float gpt_initial(const gpt_tensor *t, uint64_t seed, size_t tensor, size_t element) {
     uint64_t bits[2];
     if (t->deviation == 0.0f) return t->value;
     for (int k = 0; k < 2; k++) {
@@ -146,7 +150,26 @@ static float gpt_initial(const gpt_tensor *t, uint64_t seed, size_t tensor, size
                                   cos(6.283185307179586 * (double)(bits[1] >> 11) * 0x1p-53));
 }
 
-/*---- matrix product -------------------------------------------------------------------------------------------*/
+/*---- operations -----------------------------------------------------------------------------------------------*/
+
+#if EXAMPLE_GPU
+#include "gpt_gpu.h"
+#else
+static void *gpt_alloc(size_t bytes) {
+    return calloc(bytes ? bytes : 1, 1);
+}
+static void gpt_free(void *memory) {
+    free(memory);
+}
+static inline void gpt_read(void *host, const void *from, size_t bytes) {
+    memcpy(host, from, bytes);
+}
+static void gpt_zero(float *x, size_t n) {
+    memset(x, 0, n * sizeof *x);
+}
+static void gpt_add(float *to, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) to[i] += x[i];
+}
 
 /* c (m,n) = a (m,k) b (k,n) + beta c, row-major; a and b may be given transposed. */
 static void gpt_matmul(bool a_t, bool b_t, size_t m, size_t n, size_t k, float alpha, const float *a, size_t lda,
@@ -161,7 +184,7 @@ static void gpt_matmul(bool a_t, bool b_t, size_t m, size_t n, size_t k, float a
     for (size_t p0 = 0; p0 < k; p0 += BLOCK)
         for (size_t j0 = 0; j0 < n; j0 += BLOCK) {
             float part[BLOCK * BLOCK]; /* of b, rows in the order of the sum */
-            size_t pn = k - p0 < BLOCK ? k - p0 : BLOCK, jn = n - j0 < BLOCK ? n - j0 : BLOCK;
+            size_t pn = k - p0 < BLOCK ? k - p0 : (size_t)BLOCK, jn = n - j0 < BLOCK ? n - j0 : (size_t)BLOCK;
             for (size_t p = 0; p < pn; p++)
                 for (size_t j = 0; j < jn; j++)
                     part[p * BLOCK + j] = b_t ? b[(j0 + j) * ldb + p0 + p] : b[(p0 + p) * ldb + j0 + j];
@@ -174,23 +197,22 @@ static void gpt_matmul(bool a_t, bool b_t, size_t m, size_t n, size_t k, float a
 #endif
 }
 
-/* out (rows,n) = x (rows,k) w (k,n) + bias (n) */
-static void gpt_linear(float *out, const float *x, const float *w, const float *bias, size_t rows, size_t k, size_t n) {
-    for (size_t i = 0; i < rows; i++) memcpy(out + i * n, bias, n * sizeof *out);
-    gpt_matmul(false, false, rows, n, k, 1.0f, x, k, w, n, 1.0f, out, n);
+/* `count` products without beta, whose matrices begin `next` floats after one another */
+static void gpt_matmuls(size_t count, bool a_t, bool b_t, size_t m, size_t n, size_t k, float alpha, const float *a,
+                        size_t lda, size_t next_a, const float *b, size_t ldb, size_t next_b, float *c, size_t ldc,
+                        size_t next_c) {
+    for (size_t i = 0; i < count; i++)
+        gpt_matmul(a_t, b_t, m, n, k, alpha, a + i * next_a, lda, b + i * next_b, ldb, 0.0f, c + i * next_c, ldc);
 }
 
-/* dx (rows,k) = dout wT, or nothing for NULL; dw (k,n) = xT dout, dbias (n) = column sums */
-static void gpt_linear_back(float *dx, float *dw, float *dbias, const float *dout, const float *x, const float *w,
-                            size_t rows, size_t k, size_t n) {
-    if (dx) gpt_matmul(false, true, rows, k, n, 1.0f, dout, n, w, n, 0.0f, dx, k);
-    gpt_matmul(true, false, k, n, rows, 1.0f, x, k, dout, n, 0.0f, dw, n);
-    memset(dbias, 0, n * sizeof *dbias);
+static void gpt_repeat(float *out, const float *row, size_t rows, size_t n) {
+    for (size_t i = 0; i < rows; i++) memcpy(out + i * n, row, n * sizeof *out);
+}
+static void gpt_columns(float *sums, const float *x, size_t rows, size_t n) {
+    memset(sums, 0, n * sizeof *sums);
     for (size_t i = 0; i < rows; i++)
-        for (size_t j = 0; j < n; j++) dbias[j] += dout[i * n + j];
+        for (size_t j = 0; j < n; j++) sums[j] += x[i * n + j];
 }
-
-/*---- layers ---------------------------------------------------------------------------------------------------*/
 
 static void gpt_norm(float *out, float *mean, float *scale, const float *x, const float *w, const float *b, size_t rows,
                      size_t c) {
@@ -246,26 +268,88 @@ static void gpt_gelu_back(float *d, const float *x, size_t n) {
     }
 }
 
+/* Row i of each (t,t) matrix over its first i + 1 elements; the others become 0. */
+static void gpt_softmax(float *w, size_t rows, size_t t) {
+    for (size_t r = 0; r < rows; r++) {
+        size_t i = r % t;
+        float *row = w + r * t, top = row[0], sum = 0.0f;
+        for (size_t j = 1; j <= i; j++) top = row[j] > top ? row[j] : top;
+        for (size_t j = 0; j <= i; j++) sum += row[j] = expf(row[j] - top);
+        for (size_t j = 0; j <= i; j++) row[j] /= sum;
+        for (size_t j = i + 1; j < t; j++) row[j] = 0.0f;
+    }
+}
+static void gpt_softmax_back(float *dw, const float *w, size_t rows, size_t t) {
+    for (size_t r = 0; r < rows; r++) {
+        const float *row = w + r * t;
+        float *d = dw + r * t, dot = 0.0f;
+        size_t i = r % t;
+        for (size_t j = 0; j <= i; j++) dot += row[j] * d[j];
+        for (size_t j = 0; j <= i; j++) d[j] = row[j] * (d[j] - dot);
+        for (size_t j = i + 1; j < t; j++) d[j] = 0.0f;
+    }
+}
+
+static void gpt_look_up(float *out, const float *wte, const float *wpe, const uint8_t *tokens, size_t bt, size_t t,
+                        size_t c) {
+    for (size_t i = 0; i < bt; i++)
+        for (size_t j = 0; j < c; j++) out[i * c + j] = wte[tokens[i] * c + j] + wpe[i % t * c + j];
+}
+static void gpt_look_up_back(float *d_wte, float *d_wpe, const float *d, const uint8_t *tokens, size_t bt, size_t t,
+                             size_t c, size_t vocab, size_t context) {
+    memset(d_wte, 0, vocab * c * sizeof *d_wte);
+    memset(d_wpe, 0, context * c * sizeof *d_wpe);
+    for (size_t i = 0; i < bt; i++)
+        for (size_t j = 0; j < c; j++) {
+            d_wte[tokens[i] * c + j] += d[i * c + j];
+            d_wpe[i % t * c + j] += d[i * c + j];
+        }
+}
+
+/* The sum over rows, in nats; the logits become their gradient, times `scale` / rows. */
+static double gpt_cross_entropy(float *logits, const uint8_t *targets, size_t bt, size_t v, float scale) {
+    double total = 0.0;
+    for (size_t i = 0; i < bt; i++) {
+        float *row = logits + i * v, top = row[0], sum = 0.0f, each = scale / (float)bt;
+        for (size_t j = 1; j < v; j++) top = row[j] > top ? row[j] : top;
+        for (size_t j = 0; j < v; j++) sum += expf(row[j] - top);
+        total += (double)(logf(sum) - (row[targets[i]] - top));
+        for (size_t j = 0; j < v; j++) row[j] = expf(row[j] - top) / sum * each;
+        row[targets[i]] -= each;
+    }
+    return total;
+}
+#endif
+
+/*---- layers ---------------------------------------------------------------------------------------------------*/
+
+/* out (rows,n) = x (rows,k) w (k,n) + bias (n) */
+static void gpt_linear(float *out, const float *x, const float *w, const float *bias, size_t rows, size_t k, size_t n) {
+    gpt_repeat(out, bias, rows, n);
+    gpt_matmul(false, false, rows, n, k, 1.0f, x, k, w, n, 1.0f, out, n);
+}
+
+/* dx (rows,k) = dout wT, or nothing for NULL; dw (k,n) = xT dout, dbias (n) = column sums */
+static void gpt_linear_back(float *dx, float *dw, float *dbias, const float *dout, const float *x, const float *w,
+                            size_t rows, size_t k, size_t n) {
+    if (dx) gpt_matmul(false, true, rows, k, n, 1.0f, dout, n, w, n, 0.0f, dx, k);
+    gpt_matmul(true, false, k, n, rows, 1.0f, x, k, dout, n, 0.0f, dw, n);
+    gpt_columns(dbias, dout, rows, n);
+}
+
 static void gpt_attention(const gpt *g, const gpt_block *a) {
     size_t t = g->time, c = g->shape.channels, h = g->shape.heads, hs = c / h;
     if (g->mixer) {
         g->mixer->forward(g->mixer->ctx, g, a);
         return;
     }
-    for (size_t b = 0; b < g->batch; b++)
-        for (size_t k = 0; k < h; k++) {
-            const float *q = a->qkv + b * t * 3 * c + k * hs;
-            float *w = a->weights + (b * h + k) * t * t;
-            gpt_matmul(false, true, t, t, hs, 1.0f / sqrtf((float)hs), q, 3 * c, q + c, 3 * c, 0.0f, w, t);
-            for (size_t i = 0; i < t; i++) {
-                float *row = w + i * t, top = row[0], sum = 0.0f;
-                for (size_t j = 1; j <= i; j++) top = row[j] > top ? row[j] : top;
-                for (size_t j = 0; j <= i; j++) sum += row[j] = expf(row[j] - top);
-                for (size_t j = 0; j <= i; j++) row[j] /= sum;
-                for (size_t j = i + 1; j < t; j++) row[j] = 0.0f;
-            }
-            gpt_matmul(false, false, t, hs, t, 1.0f, w, t, q + 2 * c, 3 * c, 0.0f, a->mixed + b * t * c + k * hs, c);
-        }
+    for (size_t b = 0; b < g->batch; b++) {
+        const float *q = a->qkv + b * t * 3 * c;
+        float *w = a->weights + b * h * t * t;
+        gpt_matmuls(h, false, true, t, t, hs, 1.0f / sqrtf((float)hs), q, 3 * c, hs, q + c, 3 * c, hs, w, t, t * t);
+        gpt_softmax(w, h * t, t);
+        gpt_matmuls(h, false, false, t, hs, t, 1.0f, w, t, t * t, q + 2 * c, 3 * c, hs, a->mixed + b * t * c, c, hs);
+    }
 }
 
 static void gpt_attention_back(gpt *g, const gpt_block *a, const float *d_mixed) {
@@ -275,29 +359,21 @@ static void gpt_attention_back(gpt *g, const gpt_block *a, const float *d_mixed)
         g->mixer->backward(g->mixer->ctx, g, a, d_mixed);
         return;
     }
-    for (size_t b = 0; b < g->batch; b++)
-        for (size_t k = 0; k < h; k++) {
-            const float *q = a->qkv + b * t * 3 * c + k * hs, *w = a->weights + (b * h + k) * t * t;
-            const float *d_out = d_mixed + b * t * c + k * hs;
-            float *dq = g->d_qkv + b * t * 3 * c + k * hs, *dw = g->d_weights;
-            gpt_matmul(true, false, t, hs, t, 1.0f, w, t, d_out, c, 0.0f, dq + 2 * c, 3 * c);
-            gpt_matmul(false, true, t, t, hs, 1.0f, d_out, c, q + 2 * c, 3 * c, 0.0f, dw, t);
-            for (size_t i = 0; i < t; i++) {
-                const float *row = w + i * t;
-                float dot = 0.0f;
-                for (size_t j = 0; j <= i; j++) dot += row[j] * dw[i * t + j];
-                for (size_t j = 0; j <= i; j++) dw[i * t + j] = row[j] * (dw[i * t + j] - dot);
-                for (size_t j = i + 1; j < t; j++) dw[i * t + j] = 0.0f;
-            }
-            gpt_matmul(false, false, t, hs, t, unit, dw, t, q + c, 3 * c, 0.0f, dq, 3 * c);
-            gpt_matmul(true, false, t, hs, t, unit, dw, t, q, 3 * c, 0.0f, dq + c, 3 * c);
-        }
+    for (size_t b = 0; b < g->batch; b++) {
+        const float *q = a->qkv + b * t * 3 * c, *w = a->weights + b * h * t * t, *d_out = d_mixed + b * t * c;
+        float *dq = g->d_qkv + b * t * 3 * c, *dw = g->d_weights;
+        gpt_matmuls(h, true, false, t, hs, t, 1.0f, w, t, t * t, d_out, c, hs, dq + 2 * c, 3 * c, hs);
+        gpt_matmuls(h, false, true, t, t, hs, 1.0f, d_out, c, hs, q + 2 * c, 3 * c, hs, dw, t, t * t);
+        gpt_softmax_back(dw, w, h * t, t);
+        gpt_matmuls(h, false, false, t, hs, t, unit, dw, t, t * t, q + c, 3 * c, hs, dq, 3 * c, hs);
+        gpt_matmuls(h, true, false, t, hs, t, unit, dw, t, t * t, q, 3 * c, hs, dq + c, 3 * c, hs);
+    }
 }
 
 /*---- the model ------------------------------------------------------------------------------------------------*/
 
 static void gpt_destroy(gpt *g) {
-    free(g->memory);
+    gpt_free(g->memory);
     free(g->blocks);
     memset(g, 0, sizeof *g);
 }
@@ -330,7 +406,7 @@ static size_t gpt_place(gpt *g, float *memory, size_t batch, size_t time) {
     GPT_TAKE(d2, bt * c);
     GPT_TAKE(d_wide, bt * 4 * c);
     GPT_TAKE(d_qkv, bt * 3 * c);
-    GPT_TAKE(d_weights, g->mixer ? 0 : time * time);
+    GPT_TAKE(d_weights, g->mixer ? 0 : g->shape.heads * time * time);
 #undef GPT_TAKE
     return at;
 }
@@ -343,7 +419,7 @@ static bool gpt_create(gpt *g, const gpt_shape *s, size_t batch, size_t time, co
     g->shape = *s;
     g->blocks = (gpt_block *)calloc(s->layers ? s->layers : 1, sizeof *g->blocks);
     if (g->blocks) g->memory_floats = gpt_place(g, NULL, batch, time);
-    if (g->blocks) g->memory = (float *)calloc(g->memory_floats, sizeof(float));
+    if (g->blocks) g->memory = (float *)gpt_alloc(g->memory_floats * sizeof(float));
     if (!g->memory) {
         gpt_destroy(g);
         return false;
@@ -355,21 +431,13 @@ static bool gpt_create(gpt *g, const gpt_shape *s, size_t batch, size_t time, co
 }
 
 static void gpt_embed(gpt *g, const float *wte, const float *wpe, const uint8_t *tokens) {
-    size_t c = g->shape.channels;
-    for (size_t i = 0; i < g->batch * g->time; i++)
-        for (size_t j = 0; j < c; j++) g->embedded[i * c + j] = wte[tokens[i] * c + j] + wpe[i % g->time * c + j];
+    gpt_look_up(g->embedded, wte, wpe, tokens, g->batch * g->time, g->time, g->shape.channels);
 }
 
 /* The gradients of wte (of its use as embedding) and wpe, from the gradient that came down to them. */
 static void gpt_embed_back(gpt *g, float *d_wte, float *d_wpe, const uint8_t *tokens) {
-    size_t c = g->shape.channels;
-    memset(d_wte, 0, g->shape.vocab * c * sizeof *d_wte);
-    memset(d_wpe, 0, g->shape.context * c * sizeof *d_wpe);
-    for (size_t i = 0; i < g->batch * g->time; i++)
-        for (size_t j = 0; j < c; j++) {
-            d_wte[tokens[i] * c + j] += g->d[i * c + j];
-            d_wpe[i % g->time * c + j] += g->d[i * c + j];
-        }
+    gpt_look_up_back(d_wte, d_wpe, g->d, tokens, g->batch * g->time, g->time, g->shape.channels, g->shape.vocab,
+                     g->shape.context);
 }
 
 /* Block l; w are its twelve tensors in the model's order. */
@@ -381,12 +449,12 @@ static void gpt_block_forward(gpt *g, size_t l, const float *const w[GPT_BLOCK_T
     gpt_linear(a->qkv, a->ln1, w[2], w[3], bt, c, 3 * c);
     gpt_attention(g, a);
     gpt_linear(a->middle, a->mixed, w[4], w[5], bt, c, c);
-    for (size_t i = 0; i < bt * c; i++) a->middle[i] += x[i];
+    gpt_add(a->middle, x, bt * c);
     gpt_norm(a->ln2, a->mean2, a->scale2, a->middle, w[6], w[7], bt, c);
     gpt_linear(a->wide, a->ln2, w[8], w[9], bt, c, 4 * c);
     gpt_gelu(a->active, a->wide, bt * 4 * c);
     gpt_linear(a->out, a->active, w[10], w[11], bt, 4 * c, c);
-    for (size_t i = 0; i < bt * c; i++) a->out[i] += a->middle[i];
+    gpt_add(a->out, a->middle, bt * c);
 }
 
 /* g->d: on entry the gradient of the block's output, on return that of its input. dw: twelve gradients, overwritten. */
@@ -415,17 +483,8 @@ static void gpt_head(gpt *g, const float *ln_w, const float *ln_b, const float *
 
 /* Mean cross entropy (nats) against targets (B,T). The logits become their own gradient, times `scale`. */
 static double gpt_loss(gpt *g, const uint8_t *targets, float scale) {
-    size_t bt = g->batch * g->time, v = g->shape.vocab;
-    double total = 0.0;
-    for (size_t i = 0; i < bt; i++) {
-        float *row = g->logits + i * v, top = row[0], sum = 0.0f, each = scale / (float)bt;
-        for (size_t j = 1; j < v; j++) top = row[j] > top ? row[j] : top;
-        for (size_t j = 0; j < v; j++) sum += expf(row[j] - top);
-        total += (double)(logf(sum) - (row[targets[i]] - top));
-        for (size_t j = 0; j < v; j++) row[j] = expf(row[j] - top) / sum * each;
-        row[targets[i]] -= each;
-    }
-    return total / (double)bt;
+    size_t bt = g->batch * g->time;
+    return gpt_cross_entropy(g->logits, targets, bt, g->shape.vocab, scale) / (double)bt;
 }
 
 /* From gpt_loss's gradient: those of ln_f and of wte's use as output head, and g->d for the last block. */
@@ -434,7 +493,7 @@ static void gpt_head_backward(gpt *g, const float *ln_w, const float *wte, float
     const float *x = g->shape.layers ? g->blocks[g->shape.layers - 1].out : g->embedded;
     gpt_matmul(true, false, v, c, bt, 1.0f, g->logits, v, g->ln, c, 0.0f, d_wte, c);
     gpt_matmul(false, false, bt, c, v, 1.0f, g->logits, v, wte, c, 0.0f, g->d2, c);
-    memset(g->d, 0, bt * c * sizeof *g->d);
+    gpt_zero(g->d, bt * c);
     gpt_norm_back(g->d, d_ln_w, d_ln_b, g->d2, x, ln_w, g->mean, g->scale, bt, c);
 }
 #endif

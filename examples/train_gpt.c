@@ -4,7 +4,8 @@
      build/ds run -n 2 build/train_gpt --config examples/configs/zero3_nvme.json
      mpirun -np 2 build/train_gpt_mpi --config examples/configs/zero3_nvme.json
 
-   The model is gpt.h, bytes are the tokens, ds_zero.h does the rest. Ranks come from whatever launcher set them. */
+   The model is gpt.h, bytes are the tokens, ds_zero.h does the rest. Ranks come from whatever launcher set them.
+   With EXAMPLE_GPU=1 (build/train_gpt_gpu) model and engine work on a GPU: gpt_gpu.cu and ds_kernels.cu. */
 #define DS_IMPLEMENTATION
 #include "ds_zero.h"
 #include "ds_sparse.h"
@@ -65,6 +66,10 @@ typedef struct trainer {
     void **slots;
     float *weights[GPT_BLOCK_TENSORS], *widened[3], *gradients[GPT_BLOCK_TENSORS + 3];
     uint16_t *narrow;
+    ds_device device; /* with EXAMPLE_GPU */
+    ds_optim_kernels kernels;
+    ds_comm_kernels comm_kernels;
+    ds_sparse_kernels attention_kernels;
     uint8_t *tokens; /* (B, T+1) */
     double *curve_step, *curve_loss, *held_step, *held_loss;
     size_t curve_count, held_count, curve_room;
@@ -325,9 +330,9 @@ static void add_text(corpus *c, const char *data, size_t bytes) {
 }
 
 /* This project's own text, found beside the program's folder or in the working one. */
-static const char *const own_text[] = {"ds_config.h",     "ds_zero.h",       "ds_optim.h",   "ds_offload.h",
-                                       "ds_comm.h",       "ds_checkpoint.h", "ds_monitor.h", "ds_sparse.h",
-                                       "README.md",       "KEYS.md",         "CONTRIBUTING.md", "CHANGELOG.md"};
+static const char *const own_text[] = {"ds_config.h", "ds_zero.h",       "ds_optim.h",      "ds_offload.h",
+                                       "ds_comm.h",   "ds_checkpoint.h", "ds_monitor.h",    "ds_sparse.h",
+                                       "README.md",   "KEYS.md",         "CONTRIBUTING.md", "CHANGELOG.md"};
 
 static void load_corpus(const char *program) {
     char message[512], path[4096];
@@ -394,11 +399,45 @@ static void initial_values(void *ctx, size_t begin, size_t count, float *out) {
     for (size_t i = 0; i < count; i++) out[i] = gpt_initial(&s->tensor, s->seed, s->index, begin + i);
 }
 
+#if EXAMPLE_GPU
+/* Fills the tables; ranks of a machine share its GPUs. A communicator of NCCL wants one for each rank. */
+static void use_gpu(ds_comm_desc *comm) {
+    static const char *const locals[] = {"LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID",
+                                         "SLURM_LOCALID"};
+    const char *local = NULL, *ranks = getenv("LOCAL_WORLD_SIZE"), *why;
+    int gpus = 0;
+    char message[500];
+    for (int i = 0; i < 4 && !local; i++) local = getenv(locals[i]);
+    why = gpt_gpu_begin(local ? atoi(local) : 0, &gpus);
+    snprintf(message, sizeof message, "no GPU: %.400s", why ? why : "");
+    if (why) fail(EXIT_ENVIRONMENT, message);
+    ds_cuda_device(&t.device);
+    ds_cuda_optim_kernels(&t.kernels);
+    ds_cuda_comm_kernels(&t.comm_kernels);
+    ds_cuda_sparse_kernels(&t.attention_kernels);
+    comm->device = t.device;
+    comm->kernels = &t.comm_kernels;
+    if (ranks && atoi(ranks) > gpus) comm->backend = "shm";
+}
+static void check_gpu(void) {
+    if (gpt_gpu_failure()) fail(EXIT_ENVIRONMENT, gpt_gpu_failure());
+}
+static void cast(void *to, ds_dtype to_dtype, const void *from, ds_dtype from_dtype, size_t count) {
+    if (t.kernels.cast(t.kernels.ctx, to, to_dtype, from, from_dtype, count, NULL))
+        fail(EXIT_ENVIRONMENT, t.device.describe(t.device.ctx));
+}
+#else
+static void check_gpu(void) {}
+static void cast(void *to, ds_dtype to_dtype, const void *from, ds_dtype from_dtype, size_t count) {
+    (void)ds_optim_cast(to, to_dtype, from, from_dtype, count);
+}
+#endif
+
 /* Fetches a tensor; 16-bit weights are widened into `room`, since all of gpt.h computes in fp32. */
 static const float *fetch(size_t index, float *room) {
     check(ds_zero_fetch(t.zero, index, NULL));
     if (t.dtype == DS_F32) return (const float *)t.slots[index];
-    ds_optim_cast(room, DS_F32, t.slots[index], t.dtype, gpt_tensor_numel(&t.sources[index].tensor));
+    cast(room, DS_F32, t.slots[index], t.dtype, gpt_tensor_numel(&t.sources[index].tensor));
     return room;
 }
 
@@ -411,7 +450,7 @@ static void give(size_t index, const float *gradient) {
         check(ds_zero_grad(t.zero, index, gradient, NULL));
         return;
     }
-    ds_optim_cast(t.narrow, t.dtype, gradient, DS_F32, gpt_tensor_numel(&t.sources[index].tensor));
+    cast(t.narrow, t.dtype, gradient, DS_F32, gpt_tensor_numel(&t.sources[index].tensor));
     check(ds_zero_grad(t.zero, index, t.narrow, NULL));
 }
 
@@ -476,6 +515,7 @@ static void micro_batch(int micro) {
     forward();
     check(ds_zero_loss(t.zero,
                        gpt_loss(&t.model, t.tokens + batch * t.o.shape.context, (float)ds_zero_loss_scale(t.zero))));
+    check_gpu();
     backward();
     check(ds_zero_end(t.zero));
 }
@@ -495,6 +535,7 @@ static double validate(void) {
         check(ds_zero_begin(t.zero, DS_ZERO_EVALUATE));
         forward();
         sum[0] += gpt_loss(&t.model, t.tokens + batch * time, 1.0f);
+        check_gpu();
         sum[1] += 1.0;
         release_head();
         check(ds_zero_end(t.zero));
@@ -522,14 +563,15 @@ static bool generate(void) {
     memset(t.tokens, '\n', time);
     t.model.batch = 1;
     for (long n = 0; n < t.o.generate && !(ended = stopped()); n++) {
-        const float *row;
+        float row[256]; /* the vocabulary: bytes */
         double sum = 0.0, pick, top;
         size_t next = 0;
         check(ds_zero_begin(t.zero, DS_ZERO_GENERATE));
         forward();
         release_head();
         check(ds_zero_end(t.zero));
-        row = t.model.logits + at * t.o.shape.vocab;
+        gpt_read(row, t.model.logits + at * t.o.shape.vocab, sizeof row);
+        check_gpu();
         top = row[0];
         for (size_t j = 1; j < t.o.shape.vocab; j++) top = (double)row[j] > top ? (double)row[j] : top;
         for (size_t j = 0; j < t.o.shape.vocab; j++) sum += exp(((double)row[j] - top) / 0.8); /* temperature 0.8 */
@@ -643,6 +685,7 @@ static void make_attention(void) {
     d.head_dim = t.o.shape.channels / t.o.shape.heads;
     d.causal = true;
     d.logger.log = log_line;
+    if (EXAMPLE_GPU) d.kernels = &t.attention_kernels, d.device = &t.device;
     if (!status) status = ds_sparse_create(&d, &t.attention, &error);
     snprintf(message, sizeof message, "%s: sparse_attention: %.500s", t.o.config, error.message);
     if (status) fail(exit_code(status), message);
@@ -705,6 +748,7 @@ static void make_engine(void) {
     memset(&d, 0, sizeof d);
     d.config = t.config;
     d.comm = t.comm;
+    if (EXAMPLE_GPU) d.device = &t.device, d.kernels = &t.kernels;
     d.params = params;
     d.n_params = t.n_tensors;
     d.largest_fetch = block > head ? block : head;
@@ -721,17 +765,17 @@ static void make_engine(void) {
     if (status) fail(exit_code(status), error.message);
     for (size_t k = 0; k < GPT_BLOCK_TENSORS + 3; k++) {
         size_t numel = k < GPT_BLOCK_TENSORS && t.o.shape.layers ? gpt_tensor_numel(&t.sources[2 + k].tensor) : largest;
-        t.gradients[k] = (float *)malloc(numel * sizeof(float));
+        t.gradients[k] = (float *)gpt_alloc(numel * sizeof(float));
         if (!t.gradients[k]) fail(EXIT_ENVIRONMENT, "no memory for gradients");
         if (t.dtype == DS_F32) continue;
         if (k < GPT_BLOCK_TENSORS)
-            t.weights[k] = (float *)malloc(numel * sizeof(float));
+            t.weights[k] = (float *)gpt_alloc(numel * sizeof(float));
         else
-            t.widened[k - GPT_BLOCK_TENSORS] = (float *)malloc(numel * sizeof(float));
+            t.widened[k - GPT_BLOCK_TENSORS] = (float *)gpt_alloc(numel * sizeof(float));
         if (k < GPT_BLOCK_TENSORS ? !t.weights[k] : !t.widened[k - GPT_BLOCK_TENSORS])
             fail(EXIT_ENVIRONMENT, "no memory for weights");
     }
-    t.narrow = (uint16_t *)malloc(largest * sizeof *t.narrow);
+    t.narrow = (uint16_t *)gpt_alloc(largest * sizeof *t.narrow);
     if (!t.narrow) fail(EXIT_ENVIRONMENT, "no memory for gradients");
 }
 
@@ -774,12 +818,18 @@ static void set_up(const char *program) {
     memset(&comm, 0, sizeof comm);
     comm.logger.log = log_line;
     comm.timeout = (int64_t)t.o.timeout * 1000000000;
+#if EXAMPLE_GPU
+    use_gpu(&comm);
+#endif
     ds_status status = ds_comm_create(&comm, &t.comm, &error);
     if (status) fail(exit_code(status), error.message);
     t.rank = ds_comm_rank(t.comm);
     t.world = ds_comm_world(t.comm);
     try_outputs();
     load_config();
+#if EXAMPLE_GPU
+    if (t.dtype != DS_F32) gpt_gpu_fast();
+#endif
     load_corpus(program);
     t.n_tensors = gpt_tensor_count(&t.o.shape);
     batch = t.config->train_micro_batch_size_per_gpu;
@@ -991,10 +1041,11 @@ int main(int argc, char **argv) {
     unigram = unigram_entropy(t.data.text, t.data.text_bytes);
     dump_state();
     if (t.rank == 0 && !t.o.quiet)
-        fprintf(stderr,
-                "GPT of %zu parameters, %d rank%s (%s), ZeRO stage %d, %zu bytes of text, unigram entropy %.3f nats\n",
-                gpt_parameters(&t.o.shape), t.world, t.world > 1 ? "s" : "", ds_comm_backend(t.comm),
-                (int)t.config->zero_optimization.stage, t.data.text_bytes, unigram);
+        fprintf(
+            stderr,
+            "GPT of %zu parameters, %d rank%s (%s%s), ZeRO stage %d, %zu bytes of text, unigram entropy %.3f nats\n",
+            gpt_parameters(&t.o.shape), t.world, t.world > 1 ? "s" : "", ds_comm_backend(t.comm),
+            EXAMPLE_GPU ? ", on a GPU" : "", (int)t.config->zero_optimization.stage, t.data.text_bytes, unigram);
     resume();
     memset(&r, 0, sizeof r);
     start = seconds();
@@ -1037,10 +1088,10 @@ int main(int argc, char **argv) {
     gpt_destroy(&t.model);
     ds_sparse_destroy(t.attention);
     ds_sparse_layout_destroy(t.layout);
-    for (int k = 0; k < GPT_BLOCK_TENSORS + 3; k++) free(t.gradients[k]);
-    for (int k = 0; k < GPT_BLOCK_TENSORS; k++) free(t.weights[k]);
-    for (int k = 0; k < 3; k++) free(t.widened[k]);
-    free(t.narrow);
+    for (int k = 0; k < GPT_BLOCK_TENSORS + 3; k++) gpt_free(t.gradients[k]);
+    for (int k = 0; k < GPT_BLOCK_TENSORS; k++) gpt_free(t.weights[k]);
+    for (int k = 0; k < 3; k++) gpt_free(t.widened[k]);
+    gpt_free(t.narrow);
     free(t.sources);
     free(t.slots);
     free(t.tokens);

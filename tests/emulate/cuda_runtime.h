@@ -575,6 +575,13 @@ inline cudaError_t cudaPeekAtLastError() {
 inline const char *cudaGetErrorString(cudaError_t e) {
     return e == cudaSuccess ? "no error" : emu::failure.c_str();
 }
+inline cudaError_t cudaGetDeviceCount(int *count) {
+    *count = 1;
+    return cudaSuccess;
+}
+inline cudaError_t cudaSetDevice(int device) {
+    return device ? cudaErrorInvalidValue : cudaSuccess;
+}
 inline cudaError_t cudaGetDevice(int *device) {
     *device = 0;
     return cudaSuccess;

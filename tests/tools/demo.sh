@@ -1,16 +1,28 @@
 #!/bin/bash
 # The main job: a GPT trains on real text, on two ranks, under ZeRO-3 with optimizer states and parameters on disk; then the
-# same training at every stage, and a table of what each cost. environment: B (build), STEPS (150), RANKS (2)
+# same training at every stage, and a table of what each cost; on a GPU when there is one.
+# environment: B (build), STEPS (150), RANKS (2), NVCC, MAKE
 set -eu
 B=${B:-build} steps=${STEPS:-150} ranks=${RANKS:-2}
 out=$B/demo
 mkdir -p "$out" build
+program=train_gpt
+if ! ls /dev/nvidia[0-9]* >/dev/null 2>&1; then
+    echo "no GPU: this machine has no NVIDIA device; the CPU trains"
+elif [ -z "${NVCC:-}" ]; then
+    echo "no GPU: there is one, but no nvcc (CUDA toolkit) to build for it; the CPU trains"
+elif ! ${MAKE:-make} -s "$B/train_gpt_gpu" >&2; then
+    echo "no GPU: build/train_gpt_gpu does not build (see above); the CPU trains"
+else
+    program=train_gpt_gpu
+    echo "a GPU trains: $(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1)"
+fi
 echo "A GPT trains on this project's own text: $ranks ranks, ZeRO stage 3, optimizer states and parameters on disk."
 echo
 run() { # run NAME CONFIG options...
     local name=$1 config=$2
     shift 2
-    "$B/ds" run -n "$ranks" -- "$B/train_gpt" --config "examples/configs/$config.json" --steps "$steps" \
+    "$B/ds" run -n "$ranks" -- "$B/$program" --config "examples/configs/$config.json" --steps "$steps" \
         --summary "$out/$name.summary" "$@"
 }
 run zero3_nvme zero3_nvme --svg "$out/loss.svg" --generate 200
