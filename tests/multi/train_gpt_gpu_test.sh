@@ -3,7 +3,7 @@
 # generates. environment: B (build)
 set -u
 B=${B:-build} passed=0 failed=0
-[ -x "$B/train_gpt_emulated" ] || { echo "SKIP train_gpt_gpu: no C++ compiler" && echo "0 passed, 0 failed, 1 skipped" && exit 0; }
+[ -x "$B/train_gpt_emulated" ] || { echo "SKIP compiler: no g++: train_gpt on the emulated GPU" && echo "0 passed, 0 failed, 1 skipped" && exit 0; }
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 for _ in 1 2 3 4 5 6; do echo "to be, or not to be, that is the question: "; done >"$work/text"
