@@ -14,7 +14,8 @@
    and cannot be contracted, whatever the flags (-use_fast_math included): the bits are those of the CPU. So is the
    order of every sum. A call orders work on its stream and returns; a failure of a kernel itself shows at the next
    synchronize, as always in CUDA. Nothing here allocates, but for the list of parts of an update with more than 32, which
-   comes from the stream's own pool. Any thread may call; the thread's current device is used.
+   comes from the stream's own pool. Any thread may call; a table is of the GPU that was current when it was filled, and a
+   call makes that the thread's.
 
    WHAT IT HAS
    optimizers   Adam, AdamW, SGD, Adagrad, Lion and LAMB's two phases over any number of slices in one launch, with
@@ -202,6 +203,16 @@ ds_status said(cudaError_t error) {
 ds_status launched() {
     return said(cudaGetLastError());
 }
+// A table's ctx: the number of its GPU, and one. A thread that has another one current, as that of a communicator, changes.
+void *here() {
+    int device = 0;
+    return cudaGetDevice(&device) == cudaSuccess ? (void *)(uintptr_t)(unsigned)(device + 1) : NULL;
+}
+void use(void *ctx) {
+    const int wanted = (int)(uintptr_t)ctx - 1;
+    int device = wanted;
+    if (ctx && cudaGetDevice(&device) == cudaSuccess && device != wanted) (void)cudaSetDevice(wanted);
+}
 
 // >>optimizers
 // What the kernels need of a ds_optim_part; `first` is the number of the chunks of all parts before it.
@@ -341,8 +352,9 @@ ds_status send_list(const ds_optim_part *from, size_t count, void *to, size_t *c
     }
     return status;
 }
-ds_status call_update(void *, ds_optim_rule rule, const ds_optim_constants *c, const ds_optim_part *from, size_t count,
-                      void *on) {
+ds_status call_update(void *ctx, ds_optim_rule rule, const ds_optim_constants *c, const ds_optim_part *from,
+                      size_t count, void *on) {
+    use(ctx);
     const cudaStream_t stream = (cudaStream_t)on;
     ds_status status = DS_OK;
     parts all;
@@ -411,13 +423,15 @@ __global__ void __launch_bounds__(THREADS)
             *to = beta == 0 ? ptx_mul(sum[i][j], alpha) : ptx_fma(sum[i][j], alpha, ptx_mul(*to, beta));
         }
 }
-ds_status call_mix(void *, float *y, const float *x, float a, float b, size_t count, void *stream) {
+ds_status call_mix(void *ctx, float *y, const float *x, float a, float b, size_t count, void *stream) {
+    use(ctx);
     if (!count) return DS_OK;
     DSI_LAUNCH(mix, blocks(count), THREADS, 0, (cudaStream_t)stream, y, x, a, b, count);
     return launched();
 }
-ds_status call_multiply(void *, bool transpose, size_t m, size_t n, size_t k, float alpha, const float *a,
+ds_status call_multiply(void *ctx, bool transpose, size_t m, size_t n, size_t k, float alpha, const float *a,
                         const float *b, float beta, float *c, void *stream) {
+    use(ctx);
     const size_t across = (n + TILE - 1) / TILE, down = (m + TILE - 1) / TILE, bytes = 2 * DEPTH * TILE * sizeof(float);
     if (!m || !n) return DS_OK;
     if (across > 0x7FFFFFFF || down > 65535) return DS_ERR_UNSUPPORTED;
@@ -485,19 +499,23 @@ ds_status call_convert(void *to, ds_dtype t, const void *from, ds_dtype f, float
                count);
     return launched();
 }
-ds_status call_cast(void *, void *to, ds_dtype t, const void *from, ds_dtype f, size_t count, void *stream) {
+ds_status call_cast(void *ctx, void *to, ds_dtype t, const void *from, ds_dtype f, size_t count, void *stream) {
+    use(ctx);
     if (t != f || !is_float(t)) return call_convert<CAST>(to, t, from, f, 1.0f, count, stream);
     if (!count || to == from) return DS_OK;
     return said(cudaMemcpyAsync(to, from, count * DS_DTYPE_SIZE(t), cudaMemcpyDefault, (cudaStream_t)stream));
 }
-ds_status call_accumulate(void *, void *to, ds_dtype t, const void *from, ds_dtype f, size_t count, void *stream) {
+ds_status call_accumulate(void *ctx, void *to, ds_dtype t, const void *from, ds_dtype f, size_t count, void *stream) {
+    use(ctx);
     return call_convert<ACCUMULATE>(to, t, from, f, 1.0f, count, stream);
 }
-ds_status call_scale(void *, void *x, ds_dtype dtype, float factor, size_t count, void *stream) {
+ds_status call_scale(void *ctx, void *x, ds_dtype dtype, float factor, size_t count, void *stream) {
+    use(ctx);
     return call_convert<SCALE>(x, dtype, x, dtype, factor, count, stream);
 }
-ds_status call_norm(void *, const void *grad, ds_dtype dtype, size_t count, float factor, double *per_grain,
+ds_status call_norm(void *ctx, const void *grad, ds_dtype dtype, size_t count, float factor, double *per_grain,
                     void *stream) {
+    use(ctx);
     const size_t grains = count / DS_GRAIN + (count % DS_GRAIN != 0);
     if (!is_float(dtype)) return DS_ERR_ARGUMENT;
     if (!count) return DS_OK;
@@ -505,7 +523,8 @@ ds_status call_norm(void *, const void *grad, ds_dtype dtype, size_t count, floa
                per_grain, grains);
     return launched();
 }
-ds_status call_tree(void *, double *grains, size_t n, void *stream) {
+ds_status call_tree(void *ctx, double *grains, size_t n, void *stream) {
+    use(ctx);
     if (n < 2) return DS_OK;
     DSI_LAUNCH(norm_tree, 1, 1024, 0, (cudaStream_t)stream, grains, n);
     return launched();
@@ -659,8 +678,9 @@ __global__ void dequantize(int bits, bool asymmetric, const int8_t *packed, cons
               asymmetric ? ptx_narrow(ptx_fma64((double)q, ptx_wide(p[0]), ptx_wide(p[1]))) : ptx_mul((float)q, p[0]));
     }
 }
-ds_status call_compress(void *, float *error, const float *in, size_t count, size_t padded, uint8_t *signs,
+ds_status call_compress(void *ctx, float *error, const float *in, size_t count, size_t padded, uint8_t *signs,
                         float *scale, double *grains, void *on) {
+    use(ctx);
     const cudaStream_t stream = (cudaStream_t)on;
     const size_t n = padded / DS_GRAIN + (padded % DS_GRAIN != 0);
     if (padded % 8 || count > padded) return DS_ERR_ARGUMENT;
@@ -670,16 +690,18 @@ ds_status call_compress(void *, float *error, const float *in, size_t count, siz
     DSI_LAUNCH(one_bit_signs, blocks(padded), THREADS, 0, stream, error, padded, signs, scale, grains);
     return launched();
 }
-ds_status call_average(void *, float *error, const uint8_t *signs, const float *scales, int world, size_t chunk,
+ds_status call_average(void *ctx, float *error, const uint8_t *signs, const float *scales, int world, size_t chunk,
                        void *stream) {
+    use(ctx);
     if (world < 1 || world > 65535 || chunk % 8) return DS_ERR_ARGUMENT;
     if (!chunk) return DS_OK;
     DSI_LAUNCH(one_bit_average, blocks(chunk), THREADS, 0, (cudaStream_t)stream, error, signs, scales, (unsigned)world,
                chunk);
     return launched();
 }
-ds_status call_sum(void *, const void *const *inputs, int input_count, ds_dtype dtype, void *out, ds_dtype out_dtype,
+ds_status call_sum(void *ctx, const void *const *inputs, int input_count, ds_dtype dtype, void *out, ds_dtype out_dtype,
                    ds_comm_op op, size_t count, void *stream) {
+    use(ctx);
     sources in = {};
     if (input_count < 1 || input_count > DS_COMM_KERNEL_RANKS || !is_float(dtype) || !is_float(out_dtype))
         return DS_ERR_ARGUMENT;
@@ -689,7 +711,8 @@ ds_status call_sum(void *, const void *const *inputs, int input_count, ds_dtype 
                out_dtype, op, count);
     return launched();
 }
-ds_status call_expand(void *, float *to, const uint8_t *signs, const float *scale, size_t count, void *stream) {
+ds_status call_expand(void *ctx, float *to, const uint8_t *signs, const float *scale, size_t count, void *stream) {
+    use(ctx);
     if (!count) return DS_OK;
     DSI_LAUNCH(one_bit_expand, blocks(count), THREADS, 0, (cudaStream_t)stream, to, signs, scale, count);
     return launched();
@@ -698,16 +721,18 @@ bool right_blocks(ds_comm_blocks f, ds_dtype dtype, size_t count) {
     return (f.bits == 8 || f.bits == 4) && is_float(dtype) && f.groups && f.groups <= 0x7FFFFFFF &&
            count % f.groups == 0 && (f.bits == 8 || count / f.groups % 2 == 0);
 }
-ds_status call_quantize(void *, ds_comm_blocks form, const void *in, ds_dtype dtype, size_t count, int8_t *packed,
+ds_status call_quantize(void *ctx, ds_comm_blocks form, const void *in, ds_dtype dtype, size_t count, int8_t *packed,
                         float *params, void *stream) {
+    use(ctx);
     if (!count) return DS_OK;
     if (!right_blocks(form, dtype, count)) return DS_ERR_ARGUMENT;
     DSI_LAUNCH(quantize, (unsigned)form.groups, THREADS, 2 * THREADS / 32 * sizeof(float), (cudaStream_t)stream,
                form.bits, form.asymmetric, in, dtype, count / form.groups, packed, params);
     return launched();
 }
-ds_status call_dequantize(void *, ds_comm_blocks form, const int8_t *packed, const float *params, void *out,
+ds_status call_dequantize(void *ctx, ds_comm_blocks form, const int8_t *packed, const float *params, void *out,
                           ds_dtype dtype, size_t count, void *stream) {
+    use(ctx);
     if (!count) return DS_OK;
     if (!right_blocks(form, dtype, count)) return DS_ERR_ARGUMENT;
     DSI_LAUNCH(dequantize, blocks(count), THREADS, 0, (cudaStream_t)stream, form.bits, form.asymmetric, packed, params,
@@ -1128,59 +1153,76 @@ ds_status call_attention(const ds_sparse_grid *grid, const ds_sparse_io *io, boo
         return DS_ERR_DEVICE;
     return major < 8 ? DS_ERR_UNSUPPORTED : attention_by_size<DS_BF16>(a, back, stream);
 }
-ds_status call_attention_forward(void *, const ds_sparse_grid *grid, const ds_sparse_io *io, void *stream) {
+ds_status call_attention_forward(void *ctx, const ds_sparse_grid *grid, const ds_sparse_io *io, void *stream) {
+    use(ctx);
     return call_attention(grid, io, false, (cudaStream_t)stream);
 }
-ds_status call_attention_backward(void *, const ds_sparse_grid *grid, const ds_sparse_io *io, void *stream) {
+ds_status call_attention_backward(void *ctx, const ds_sparse_grid *grid, const ds_sparse_io *io, void *stream) {
+    use(ctx);
     return call_attention(grid, io, true, (cudaStream_t)stream);
 }
 
 // >>device
-ds_status device_alloc(void *, size_t bytes, void **memory) {
+ds_status device_alloc(void *ctx, size_t bytes, void **memory) {
+    use(ctx);
     return said(cudaMalloc(memory, bytes ? bytes : 1));
 }
-void device_release(void *, void *memory, size_t) {
+void device_release(void *ctx, void *memory, size_t) {
+    use(ctx);
     (void)cudaFree(memory);
 }
-ds_status device_pinned_alloc(void *, size_t bytes, void **memory) {
+ds_status device_pinned_alloc(void *ctx, size_t bytes, void **memory) {
+    use(ctx);
     return said(cudaHostAlloc(memory, bytes ? bytes : 1, cudaHostAllocDefault));
 }
-void device_pinned_release(void *, void *memory, size_t) {
+void device_pinned_release(void *ctx, void *memory, size_t) {
+    use(ctx);
     (void)cudaFreeHost(memory);
 }
-ds_status device_copy(void *, void *to, const void *from, size_t bytes, void *stream) {
+ds_status device_copy(void *ctx, void *to, const void *from, size_t bytes, void *stream) {
+    use(ctx);
     return said(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, (cudaStream_t)stream));
 }
-ds_status device_fill(void *, void *to, int byte, size_t bytes, void *stream) {
+ds_status device_fill(void *ctx, void *to, int byte, size_t bytes, void *stream) {
+    use(ctx);
     return said(cudaMemsetAsync(to, byte, bytes, (cudaStream_t)stream));
 }
-ds_status device_stream_create(void *, void **stream) {
+ds_status device_stream_create(void *ctx, void **stream) {
+    use(ctx);
     return said(cudaStreamCreateWithFlags((cudaStream_t *)stream, cudaStreamNonBlocking));
 }
-void device_stream_destroy(void *, void *stream) {
+void device_stream_destroy(void *ctx, void *stream) {
+    use(ctx);
     (void)cudaStreamDestroy((cudaStream_t)stream);
 }
-ds_status device_event_create(void *, void **event) {
+ds_status device_event_create(void *ctx, void **event) {
+    use(ctx);
     return said(cudaEventCreateWithFlags((cudaEvent_t *)event, cudaEventDisableTiming));
 }
-void device_event_destroy(void *, void *event) {
+void device_event_destroy(void *ctx, void *event) {
+    use(ctx);
     (void)cudaEventDestroy((cudaEvent_t)event);
 }
-ds_status device_event_record(void *, void *event, void *stream) {
+ds_status device_event_record(void *ctx, void *event, void *stream) {
+    use(ctx);
     return said(cudaEventRecord((cudaEvent_t)event, (cudaStream_t)stream));
 }
-ds_status device_event_wait(void *, void *event, void *stream) {
+ds_status device_event_wait(void *ctx, void *event, void *stream) {
+    use(ctx);
     return said(cudaStreamWaitEvent((cudaStream_t)stream, (cudaEvent_t)event, 0));
 }
-ds_status device_event_done(void *, void *event, bool *done) {
+ds_status device_event_done(void *ctx, void *event, bool *done) {
+    use(ctx);
     const cudaError_t error = cudaEventQuery((cudaEvent_t)event);
     *done = error == cudaSuccess;
     return error == cudaErrorNotReady ? DS_OK : said(error);
 }
-ds_status device_synchronize(void *, void *stream) {
+ds_status device_synchronize(void *ctx, void *stream) {
+    use(ctx);
     return said(cudaStreamSynchronize((cudaStream_t)stream));
 }
-const char *device_describe(void *) {
+const char *device_describe(void *ctx) {
+    use(ctx);
     static thread_local char text[320];
     const cudaError_t error = cudaPeekAtLastError();
     cudaDeviceProp device;
@@ -1193,7 +1235,7 @@ const char *device_describe(void *) {
 } // namespace
 
 extern "C" void ds_cuda_optim_kernels(ds_optim_kernels *out) {
-    out->ctx = NULL;
+    out->ctx = here();
     out->update = call_update;
     out->norm_grains = call_norm;
     out->norm_tree = call_tree;
@@ -1204,7 +1246,7 @@ extern "C" void ds_cuda_optim_kernels(ds_optim_kernels *out) {
     out->multiply = call_multiply;
 }
 extern "C" void ds_cuda_comm_kernels(ds_comm_kernels *out) {
-    out->ctx = NULL;
+    out->ctx = here();
     out->compress = call_compress;
     out->average = call_average;
     out->expand = call_expand;
@@ -1213,7 +1255,7 @@ extern "C" void ds_cuda_comm_kernels(ds_comm_kernels *out) {
     out->sum = call_sum;
 }
 extern "C" void ds_cuda_sparse_kernels(ds_sparse_kernels *out) {
-    out->ctx = NULL;
+    out->ctx = here();
     out->forward = call_attention_forward;
     out->backward = call_attention_backward;
 }
@@ -1226,7 +1268,7 @@ extern "C" ds_status ds_cuda_scatter_rows(void *to, const void *from, const uint
     return call_rows<false>(to, from, rows, count, row_bytes, stream);
 }
 extern "C" void ds_cuda_device(ds_device *out) {
-    out->ctx = NULL;
+    out->ctx = here();
     out->alloc = device_alloc;
     out->release = device_release;
     out->pinned_alloc = device_pinned_alloc;

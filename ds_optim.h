@@ -432,7 +432,7 @@ typedef struct ds_optim_kernels {
 } ds_optim_kernels;
 
 /* Both are defined in ds_kernels.cu, which nvcc compiles: the kernels above, and CUDA as a ds_device. Their functions
-   may be called from any thread; each call uses the thread's current CUDA device. */
+   may be called from any thread, and are of the GPU that was current when the table was filled. */
 extern void ds_cuda_optim_kernels(ds_optim_kernels *out);
 extern void ds_cuda_device(ds_device *out);
 
