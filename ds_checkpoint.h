@@ -1800,9 +1800,8 @@ DSI_FN uint32_t dsi_crc32c(uint32_t crc, const void *data, size_t bytes) {
 #define DSI_CHECKPOINT_PATH       4096
 #define DSI_CHECKPOINT_FOLDER     3072 /* bytes of a path from outside; the rest is for what is below it */
 #define DSI_CHECKPOINT_TAG        200
-#define DSI_CHECKPOINT_HEADER     100000000u /* the format's own limit */
-#define DSI_CHECKPOINT_MANIFEST   ((size_t)1 << 30)
-#define DSI_CHECKPOINT_OPEN       64 /* files kept open by a reader */
+#define DSI_CHECKPOINT_HEADER     100000000u /* the format's own limit; a manifest's and a pickle's too */
+#define DSI_CHECKPOINT_OPEN       64         /* files kept open by a reader */
 #define DSI_CHECKPOINT_NONE       SIZE_MAX
 #define DSI_CHECKPOINT_SHARD_NAME 40
 
@@ -1855,7 +1854,7 @@ static void dsi_checkpoint_free_text(const ds_allocator *a, const char *text) {
 
 /* Finds items of a list by name; an item's first member is `const char *name`. Open addressing, at most half full. */
 typedef struct dsi_checkpoint_index {
-    uint32_t *slots; /* item + 1; 0 is empty */
+    size_t *slots; /* item + 1; 0 is empty */
     size_t room;
 } dsi_checkpoint_index;
 
@@ -1873,7 +1872,7 @@ static size_t dsi_checkpoint_slot(const dsi_checkpoint_index *index, const dsi_c
 }
 static size_t dsi_checkpoint_lookup(const dsi_checkpoint_index *index, const dsi_checkpoint_list *list,
                                     const char *name) {
-    uint32_t found;
+    size_t found;
     if (!index->room) return DSI_CHECKPOINT_NONE;
     found = index->slots[dsi_checkpoint_slot(index, list, name)];
     return found ? found - 1 : DSI_CHECKPOINT_NONE;
@@ -1883,19 +1882,18 @@ static bool dsi_checkpoint_enter(const ds_allocator *a, dsi_checkpoint_index *in
     if (2 * list->count > index->room) {
         dsi_checkpoint_index wider;
         wider.room = index->room ? 2 * index->room : 64;
-        if (list->count >= UINT32_MAX / 4) return false;
-        wider.slots = (uint32_t *)dsi_alloc_zero(a, wider.room * sizeof(uint32_t));
+        wider.slots = (size_t *)dsi_alloc_zero(a, wider.room * sizeof(size_t));
         if (!wider.slots) return false;
         for (size_t i = 0; i + 1 < list->count; i++)
-            wider.slots[dsi_checkpoint_slot(&wider, list, dsi_checkpoint_name(list, i))] = (uint32_t)i + 1;
-        dsi_release(a, index->slots, index->room * sizeof(uint32_t));
+            wider.slots[dsi_checkpoint_slot(&wider, list, dsi_checkpoint_name(list, i))] = i + 1;
+        dsi_release(a, index->slots, index->room * sizeof(size_t));
         *index = wider;
     }
-    index->slots[dsi_checkpoint_slot(index, list, dsi_checkpoint_name(list, list->count - 1))] = (uint32_t)list->count;
+    index->slots[dsi_checkpoint_slot(index, list, dsi_checkpoint_name(list, list->count - 1))] = list->count;
     return true;
 }
 static void dsi_checkpoint_index_free(const ds_allocator *a, dsi_checkpoint_index *index) {
-    dsi_release(a, index->slots, index->room * sizeof(uint32_t));
+    dsi_release(a, index->slots, index->room * sizeof(size_t));
     index->slots = NULL;
     index->room = 0;
 }
@@ -1909,6 +1907,14 @@ static void dsi_checkpoint_join(char out[DSI_CHECKPOINT_PATH], const char *folde
     if (name_bytes) out[folder_bytes] = '/';
     memcpy(out + folder_bytes + (name_bytes != 0), name, name_bytes + 1);
 }
+/* "a/b.safetensors" -> "a" and "b.safetensors". */
+static const char *dsi_checkpoint_split(const char *path, char folder[DSI_CHECKPOINT_PATH]) {
+    const char *slash = strrchr(path, '/');
+    snprintf(folder, DSI_CHECKPOINT_PATH, "%.*s", slash ? (int)(slash - path + (slash == path)) : 1,
+             slash ? path : ".");
+    return slash ? slash + 1 : path;
+}
+
 /* Whether a path from outside is a text of a length that leaves room for names below it. */
 static bool dsi_checkpoint_good_path(const char *path) {
     return path && path[0] && strlen(path) <= DSI_CHECKPOINT_FOLDER;
@@ -2447,7 +2453,7 @@ static ds_status dsi_checkpoint_write_shard(const ds_checkpoint_desc *d, const c
     int fd, reserved;
     dsi_checkpoint_print_header(&sink, items, count, metadata, pairs);
     const size_t length = sink.length, header_bytes = length + 8;
-    if (length > DSI_CHECKPOINT_HEADER || data > (size_t)(INT64_MAX / 2))
+    if (length > DSI_CHECKPOINT_HEADER)
         return dsi_fail(error, DS_ERR_ARGUMENT, "'%.300s': %zu tensors are more than a safetensors header holds", path,
                         count);
     header = (char *)dsi_alloc(&d->allocator, header_bytes);
@@ -2544,10 +2550,10 @@ static dsi_checkpoint_part *dsi_checkpoint_part_of(const ds_checkpoint *c, size_
 }
 
 static ds_checkpoint *dsi_checkpoint_new(const ds_checkpoint_desc *d, ds_error *error) {
-    ds_checkpoint *c = (ds_checkpoint *)dsi_alloc_zero(d ? &d->allocator : NULL, sizeof *c);
+    ds_checkpoint *c = (ds_checkpoint *)dsi_alloc_zero(&d->allocator, sizeof *c);
     if (!c) return dsi_checkpoint_no_memory(error, "a checkpoint's reader"), (ds_checkpoint *)NULL;
-    if (d) c->desc = *d;
-    c->desc.files = dsi_files(d ? &d->files : NULL);
+    c->desc = *d;
+    c->desc.files = dsi_files(&d->files);
     c->shards.each = sizeof(dsi_checkpoint_shard);
     c->tensors.each = sizeof(dsi_checkpoint_tensor_);
     c->parts.each = sizeof(dsi_checkpoint_part);
@@ -2900,8 +2906,6 @@ static ds_status dsi_checkpoint_read_entries(dsi_checkpoint_header *h) {
     uint32_t k = 1;
     ds_status status = DS_OK;
     size_t end = 0, *ranges;
-    if (doc->nodes[0].type != DSI_JSON_OBJECT)
-        return dsi_fail(h->error, DS_ERR_INPUT, "'%.300s': its header is no object", h->path);
     for (uint32_t i = 0; i < doc->nodes[0].length && !status; i++, k = doc->nodes[k + 1].next)
         if (!strcmp(doc->nodes[k].as.text, "__metadata__")) status = dsi_checkpoint_read_metadata(h, k + 1);
     k = 1;
@@ -2988,7 +2992,7 @@ static ds_status dsi_checkpoint_read_manifest(const ds_checkpoint_desc *d, const
     ds_error why;
     memset(doc, 0, sizeof *doc);
     dsi_checkpoint_join(path, folder, "manifest.json");
-    status = dsi_checkpoint_read_file(d, path, false, DSI_CHECKPOINT_MANIFEST, &text, &bytes, error);
+    status = dsi_checkpoint_read_file(d, path, false, DSI_CHECKPOINT_HEADER, &text, &bytes, error);
     if (status) return status;
     if (bytes >= DSI_CHECKPOINT_TAIL) dsi_checkpoint_put_tail(&sink, dsi_crc32c(0, text, bytes - DSI_CHECKPOINT_TAIL));
     if (!sink.length || memcmp(text + bytes - DSI_CHECKPOINT_TAIL, tail, DSI_CHECKPOINT_TAIL) != 0)
@@ -3184,19 +3188,19 @@ static ds_status dsi_checkpoint_tags(const ds_checkpoint_desc *d, const char *fo
             dsi_fail(error, status, "%s", why.message);
             break;
         }
-        if (!status && dsi_json_integer(&doc, dsi_json_get(&doc, 0, "sequence"), &sequence)) {
+        if (status) { /* not one of ours, or damaged */
+            status = DS_OK;
+            continue;
+        }
+        if (dsi_json_integer(&doc, dsi_json_get(&doc, 0, "sequence"), &sequence)) {
             one = (dsi_checkpoint_seen *)dsi_checkpoint_push(&d->allocator, seen, 1);
             if (one) {
                 one->sequence = sequence;
                 memcpy(one->tag, tag, sizeof one->tag);
             } else
                 status = dsi_checkpoint_no_memory(error, "a list of checkpoints");
-            dsi_json_unload(&d->allocator, &doc);
-            if (status) break;
-            continue;
         }
-        if (!status) dsi_json_unload(&d->allocator, &doc);
-        status = DS_OK; /* not one of ours, or damaged */
+        dsi_json_unload(&d->allocator, &doc);
     }
     dsi_checkpoint_list_free(&d->allocator, &names.text);
     if (status)
@@ -3946,7 +3950,7 @@ static ds_status dsi_checkpoint_write_manifest(ds_checkpoint_writer *w, ds_error
     dsi_checkpoint_print_manifest(w, sequence, &sink);
     bytes = sink.length + DSI_CHECKPOINT_TAIL;
     dsi_checkpoint_join(path, w->made, "manifest.json");
-    if (bytes > DSI_CHECKPOINT_MANIFEST)
+    if (bytes > DSI_CHECKPOINT_HEADER)
         return dsi_fail(error, DS_ERR_ARGUMENT, "the manifest of '%.200s' would have %zu bytes", w->tag, bytes);
     sink.out = (char *)dsi_alloc(&d->allocator, bytes);
     if (!sink.out) return dsi_checkpoint_no_memory(error, "the manifest");
@@ -4121,14 +4125,6 @@ DS_API void ds_checkpoint_abandon(ds_checkpoint_writer *w) {
 }
 
 // >>safetensors: exporting
-
-/* "a/b.safetensors" -> "a" and "b.safetensors". */
-static const char *dsi_checkpoint_split(const char *path, char folder[DSI_CHECKPOINT_PATH]) {
-    const char *slash = strrchr(path, '/');
-    snprintf(folder, DSI_CHECKPOINT_PATH, "%.*s", slash ? (int)(slash - path + (slash == path)) : 1,
-             slash ? path : ".");
-    return slash ? slash + 1 : path;
-}
 
 static ds_status dsi_checkpoint_export_file(const ds_checkpoint_desc *d, const char *folder, const char *name,
                                             dsi_checkpoint_item *items, size_t count, const char *const *metadata,
@@ -4449,7 +4445,7 @@ static void dsi_checkpoint_pickle_free(dsi_checkpoint_pickle *p) {
 /* A new value, on the stack; NULL when memory is short. */
 static dsi_checkpoint_pickle_value *dsi_checkpoint_pickle_push(dsi_checkpoint_pickle *p, int type) {
     const ds_allocator *a = &p->c->desc.allocator;
-    uint32_t *slot = p->values.count < UINT32_MAX / 2 ? (uint32_t *)dsi_checkpoint_push(a, &p->stack, 1) : NULL;
+    uint32_t *slot = (uint32_t *)dsi_checkpoint_push(a, &p->stack, 1);
     dsi_checkpoint_pickle_value *v = slot ? (dsi_checkpoint_pickle_value *)dsi_checkpoint_push(a, &p->values, 1) : NULL;
     if (!v) {
         dsi_checkpoint_no_memory(p->error, p->path);
@@ -4943,7 +4939,7 @@ static ds_status dsi_checkpoint_pickle_load(dsi_checkpoint_pickle *p, ds_checkpo
     p->stack.each = p->memo.each = sizeof(uint32_t);
     if (index == DSI_CHECKPOINT_NONE) return dsi_checkpoint_bad_zip(path, "it holds no data.pkl", error);
     entry = (const dsi_checkpoint_entry *)(void *)c->entries.items + index;
-    if (entry->bytes > DSI_CHECKPOINT_MANIFEST) return dsi_checkpoint_bad_zip(path, "its data.pkl is too large", error);
+    if (entry->bytes > DSI_CHECKPOINT_HEADER) return dsi_checkpoint_bad_zip(path, "its data.pkl is too large", error);
     p->bytes = (size_t)entry->bytes;
     p->text = (char *)dsi_alloc(&c->desc.allocator, p->bytes + 1);
     if (!p->text) return dsi_checkpoint_no_memory(error, path);
@@ -4964,9 +4960,9 @@ static ds_status dsi_checkpoint_pickle_load(dsi_checkpoint_pickle *p, ds_checkpo
             continue;
         }
         status = dsi_checkpoint_pickle_scalar(p, op, &known);
-        if (!known && !status) status = dsi_checkpoint_pickle_structure(p, op, &known);
-        if (!known && !status) status = dsi_checkpoint_pickle_name(p, op, &known);
-        if (!known && !status) status = dsi_checkpoint_pickle_bad(p, "an opcode that torch does not write");
+        if (!known) status = dsi_checkpoint_pickle_structure(p, op, &known);
+        if (!known) status = dsi_checkpoint_pickle_name(p, op, &known);
+        if (!known) status = dsi_checkpoint_pickle_bad(p, "an opcode that torch does not write");
     }
     if (!status) status = dsi_checkpoint_pickle_need(p, 1);
     if (!status) *root = dsi_checkpoint_pickle_top(p, 0);
@@ -5086,7 +5082,6 @@ static ds_status dsi_checkpoint_deepspeed_partition(dsi_checkpoint_deepspeed *d,
         if (d->stage == 3) {
             const size_t each = numel / (size_t)d->ranks + (numel % (size_t)d->ranks != 0);
             begin = each > numel / (size_t)(rank ? rank : 1) ? numel : each * (size_t)rank;
-            if (begin > numel) begin = numel;
             end = numel - begin < each ? numel : begin + each;
             from = at;
             at += each;
@@ -5250,7 +5245,7 @@ static ds_status dsi_checkpoint_deepspeed_universal(dsi_checkpoint_deepspeed *d)
 static ds_status dsi_checkpoint_deepspeed_open(ds_checkpoint *c, ds_error *error) {
     static const char *const models[] = {"mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"};
     char path[DSI_CHECKPOINT_PATH], name[96];
-    const char *prefix = "", *slash;
+    const char *prefix = "";
     dsi_checkpoint_deepspeed *d;
     ds_status status;
     int which;
@@ -5259,8 +5254,7 @@ static ds_status dsi_checkpoint_deepspeed_open(ds_checkpoint *c, ds_error *error
         return dsi_fail(error, DS_ERR_UNSUPPORTED, "'%.300s' is of a model in several tensor-parallel parts",
                         c->folder);
     c->format = DS_CHECKPOINT_DEEPSPEED;
-    slash = strrchr(c->folder, '/');
-    snprintf(c->tag, sizeof c->tag, "%s", slash ? slash + 1 : c->folder);
+    snprintf(c->tag, sizeof c->tag, "%s", dsi_checkpoint_split(c->folder, path));
     d = (dsi_checkpoint_deepspeed *)dsi_alloc_zero(&c->desc.allocator, sizeof *d);
     if (!d) return dsi_checkpoint_no_memory(error, "a checkpoint's reader");
     d->c = c;
@@ -5275,11 +5269,11 @@ static ds_status dsi_checkpoint_deepspeed_open(ds_checkpoint *c, ds_error *error
     } else if (!status) {
         if (dsi_checkpoint_has(c, c->folder, "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt", path) == 1)
             prefix = "bf16_";
-        for (int64_t r = 0; !status; r++) {
+        snprintf(name, sizeof name, "%szero_pp_rank_0_mp_rank_00_optim_states.pt", prefix);
+        d->ranks = dsi_checkpoint_has(c, c->folder, name, path) == 1; /* none: stage 0 */
+        for (int64_t r = 0; r < d->ranks && !status; r++) {
             snprintf(name, sizeof name, "%szero_pp_rank_%lld_mp_rank_00_optim_states.pt", prefix, (long long)r);
-            if (r == 0 && dsi_checkpoint_has(c, c->folder, name, path) != 1) break; /* stage 0 */
             status = dsi_checkpoint_deepspeed_rank(d, name, r);
-            if (r + 1 >= d->ranks) break;
         }
     }
     if (!status)
@@ -5915,7 +5909,7 @@ static ds_status dsi_checkpoint_open_index(ds_checkpoint *c, const char *path, d
     c->format = DS_CHECKPOINT_SAFETENSORS;
     dsi_checkpoint_split(path, c->folder);
     snprintf(c->tag, sizeof c->tag, "%s", path);
-    status = dsi_checkpoint_read_file(&c->desc, path, true, DSI_CHECKPOINT_MANIFEST, &text, &bytes, error);
+    status = dsi_checkpoint_read_file(&c->desc, path, true, DSI_CHECKPOINT_HEADER, &text, &bytes, error);
     if (status) return status;
     status = dsi_json_load(&c->desc.allocator, text, bytes, 0, &c->manifest, &why);
     if (status) dsi_fail(error, status, "'%.300s': %.150s", path, why.message);
@@ -5965,8 +5959,9 @@ DS_API ds_status ds_checkpoint_open_path_(const ds_checkpoint_desc *desc, size_t
     size_t n = path ? strlen(path) : 0;
     if (out) *out = NULL;
     if (status) return status;
-    if (!out || !dsi_checkpoint_good_path(path))
-        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_checkpoint_open_path: needs a path of at most %d bytes",
+    if (!desc || !out || !dsi_checkpoint_good_path(path))
+        return dsi_fail(error, DS_ERR_ARGUMENT,
+                        "ds_checkpoint_open_path: needs a descriptor and a path of at most %d bytes",
                         DSI_CHECKPOINT_FOLDER);
     while (n > 1 && path[n - 1] == '/') n--;
     memcpy(trimmed, path, n);
@@ -5989,7 +5984,6 @@ DS_API ds_status ds_checkpoint_open_path_(const ds_checkpoint_desc *desc, size_t
 #undef DSI_CHECKPOINT_FOLDER
 #undef DSI_CHECKPOINT_TAG
 #undef DSI_CHECKPOINT_HEADER
-#undef DSI_CHECKPOINT_MANIFEST
 #undef DSI_CHECKPOINT_OPEN
 #undef DSI_CHECKPOINT_NONE
 #undef DSI_CHECKPOINT_SHARD_NAME
