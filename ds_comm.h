@@ -403,9 +403,10 @@ DS_API void ds_comm_abort(ds_comm *comm, const char *message);
 DS_API ds_group ds_comm_group(ds_comm *comm);
 
 /* Page-aligned memory that peers can read and write in place. Not collective; not zeroed ("shm": zeroed). NULL when
-   there is none. Thread safety: as calls on `comm`. Must be freed before `comm` is destroyed. */
+   there is none. Thread safety: as calls on `comm`. Must be freed before `comm` is destroyed. Free returns false, under
+   "shm", for memory that is not of ds_comm_alloc, and leaves it alone. */
 DS_API void *ds_comm_alloc(ds_comm *comm, size_t bytes);
-DS_API void ds_comm_free(ds_comm *comm, void *memory, size_t bytes);
+DS_API bool ds_comm_free(ds_comm *comm, void *memory, size_t bytes);
 
 /*---- collectives ----------------------------------------------------------------------------------------------*/
 
@@ -491,7 +492,7 @@ DS_API ds_status ds_comm_receive(ds_comm *comm, void *data, size_t count, ds_dty
    (self; nccl; MPI without MPI_THREAD_MULTIPLE; a transport not `concurrent`) it does the call at once. */
 typedef uint64_t ds_comm_handle;
 DS_API ds_status ds_comm_start(ds_comm *comm, const ds_comm_call *call, ds_comm_handle *handle);
-DS_API ds_status ds_comm_wait(ds_comm *comm, ds_comm_handle handle);
+DS_API ds_status ds_comm_wait(ds_comm *comm, ds_comm_handle handle); /* UINT64_MAX: for all that were started */
 /* *done says whether wait would return at once; a failed call is done. */
 DS_API ds_status ds_comm_test(ds_comm *comm, ds_comm_handle handle, bool *done);
 /* A call as ds_comm_start takes it, blocking. */
@@ -2732,6 +2733,7 @@ static ds_status dsi_comm_queue_make(ds_comm *c) {
 /* Waits until `count` started calls are complete. */
 static void dsi_comm_queue_wait(dsi_comm_queue *q, uint64_t count) {
     pthread_mutex_lock(&q->lock);
+    if (count > q->submitted) count = q->submitted;
     while (q->completed < count) pthread_cond_wait(&q->changed, &q->lock);
     pthread_mutex_unlock(&q->lock);
 }
@@ -3554,8 +3556,9 @@ out:
     pthread_mutex_unlock(&f->lock);
     return memory;
 }
-static void dsi_comm_arena_give(dsi_comm_family *f, void *memory) {
+static bool dsi_comm_arena_give(dsi_comm_family *f, void *memory) {
     size_t at = (size_t)((char *)memory - f->base) - f->arena - (size_t)f->rank * f->arena_bytes;
+    bool found = false;
     pthread_mutex_lock(&f->lock);
     for (size_t i = 0; i < f->span_count; i++)
         if (f->spans[i].begin == at) {
@@ -3564,9 +3567,11 @@ static void dsi_comm_arena_give(dsi_comm_family *f, void *memory) {
 #endif
             memmove(f->spans + i, f->spans + i + 1, (f->span_count - i - 1) * sizeof *f->spans);
             f->span_count--;
+            found = true;
             break;
         }
     pthread_mutex_unlock(&f->lock);
+    return found;
 }
 
 /* Takes back the rooms that everyone has left by now; `room` (or NULL) is one more that this rank is done with. */
@@ -3598,12 +3603,11 @@ DS_API void *ds_comm_alloc(ds_comm *comm, size_t bytes) {
     if (comm->family->base) return dsi_comm_arena_take(comm->family, bytes, true);
     return dsi_alloc_aligned(&comm->allocator, bytes, DSI_COMM_PAGE);
 }
-DS_API void ds_comm_free(ds_comm *comm, void *memory, size_t bytes) {
-    if (!memory) return;
-    if (comm->family->base)
-        dsi_comm_arena_give(comm->family, memory);
-    else
-        dsi_release_aligned(&comm->allocator, memory, bytes, DSI_COMM_PAGE);
+DS_API bool ds_comm_free(ds_comm *comm, void *memory, size_t bytes) {
+    if (!memory) return true;
+    if (comm->family->base) return dsi_comm_arena_give(comm->family, memory);
+    dsi_release_aligned(&comm->allocator, memory, bytes, DSI_COMM_PAGE);
+    return true;
 }
 
 DS_API void ds_comm_destroy(ds_comm *comm) {

@@ -103,9 +103,10 @@ STEP BY STEP
        micro-batches. 6. ds_zero_save and ds_zero_load, on every rank alike.
 
 MEMORY
-    Everything comes from desc.allocator; ds_zero_stats tells bytes in use and their high water by class and tier. From the
-    second step of an unchanged trace on nothing is allocated. desc.limit refuses a plan that is too large for a tier, with its
-    largest item and the cheapest change of zero_optimization that would fit.
+    Everything comes from desc.allocator; without one from malloc, and parameters and gradients of ranks that are processes of
+    one machine from the memory that they share (ds_comm_alloc), of the same sizes. ds_zero_stats tells bytes in use and their
+    high water by class and tier. From the second step of an unchanged trace on nothing is allocated. desc.limit refuses a plan
+    that is too large for a tier, with its largest item and the cheapest change of zero_optimization that would fit.
 
 ERRORS
     Each call returns a ds_status; ds_zero_error(zero) has the text, naming the parameter. Misuse (a gradient too many, a step
@@ -919,6 +920,7 @@ struct ds_zero {
     size_t reduce_bucket, gather_bucket, prefetch, max_live, max_reuse, persistence, sub_group;
     bool boundary, invariant; /* ds.reduce_at_boundary, ds.world_invariant */
     bool native;              /* ds.native_reduce */
+    bool shares;              /* what ranks send and receive lies in memory that they share */
     size_t near_parts;        /* ranks of a node that share a copy of the parameters; 1: none is kept */
     bool quantize_weights, quantize_gradients;
     bool by_norm, one_bit; /* of the optimizer */
@@ -1080,6 +1082,11 @@ static bool dsi_zero_pinned(const ds_zero *z, ds_zero_class c, ds_zero_tier t) {
     return c == DS_ZERO_BUCKETS || (c == DS_ZERO_PARAMS ? z->pin_params : z->pin_states);
 }
 
+/* Parameters and gradients, which the other ranks then read in place. */
+static bool dsi_zero_shared(const ds_zero *z, ds_zero_class c, ds_zero_tier t) {
+    return z->shares && t == DS_ZERO_DEVICE && c != DS_ZERO_BOOKKEEPING && c != DS_ZERO_STATES;
+}
+
 static void *dsi_zero_get(ds_zero *z, ds_zero_class c, ds_zero_tier t, size_t bytes) {
     void *memory = NULL;
     if (bytes == 0) return NULL;
@@ -1088,7 +1095,7 @@ static void *dsi_zero_get(ds_zero *z, ds_zero_class c, ds_zero_tier t, size_t by
         memory = z->device.alloc(z->device.ctx, bytes, &memory) ? NULL : memory;
     else if (dsi_zero_pinned(z, c, t))
         memory = z->device.pinned_alloc(z->device.ctx, bytes, &memory) ? NULL : memory;
-    else
+    else if (!dsi_zero_shared(z, c, t) || !(memory = ds_comm_alloc(z->comm, bytes)))
         memory = dsi_alloc_aligned(&z->allocator, bytes, c == DS_ZERO_BOOKKEEPING ? 16 : DSI_ZERO_ALIGN);
     if (memory) dsi_zero_count(z, c, t, bytes);
     return memory;
@@ -1101,7 +1108,7 @@ static void dsi_zero_put(ds_zero *z, ds_zero_class c, ds_zero_tier t, void *memo
         z->device.release(z->device.ctx, memory, bytes);
     else if (dsi_zero_pinned(z, c, t))
         z->device.pinned_release(z->device.ctx, memory, bytes);
-    else
+    else if (!dsi_zero_shared(z, c, t) || !ds_comm_free(z->comm, memory, bytes))
         dsi_release_aligned(&z->allocator, memory, bytes, c == DS_ZERO_BOOKKEEPING ? 16 : DSI_ZERO_ALIGN);
 }
 
@@ -4509,6 +4516,7 @@ static ds_status dsi_zero_build(ds_zero *z, const ds_zero_desc *d, ds_error *err
             ds_comm_split(z->comm, z->rank % size, z->rank, &z->across, error))
             return error->status;
     }
+    z->shares = z->comm && !z->gpu && !z->allocator.alloc && strcmp(ds_comm_backend(z->comm), "shm") == 0;
     status = dsi_zero_log_comm(z, d->config, error);
     if (!status) status = dsi_zero_make_streams(z, error);
     if (!status) status = dsi_zero_memory(z, d, true, error);
@@ -4594,9 +4602,9 @@ DS_API void ds_zero_destroy(ds_zero *z) {
     gradients = dsi_zero_acc_tier(z);
     near = dsi_zero_near(z);
     (void)ds_zero_save_finish(z);
+    if (z->comm) (void)ds_comm_wait(z->comm, UINT64_MAX);
     ds_comm_destroy(z->across);
     ds_comm_destroy(z->node);
-    ds_comm_destroy(z->comm);
     for (size_t i = 0; i < z->n_params && z->params; i++) {
         dsi_zero_param *p = &z->params[i];
         if (p->loose) dsi_zero_put(z, DS_ZERO_GATHERED, DS_ZERO_DEVICE, p->full, dsi_zero_room(p));
@@ -4643,6 +4651,7 @@ DS_API void ds_zero_destroy(ds_zero *z) {
     }
     dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->norm_device, z->own_grains * sizeof(double));
     dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->part_device, DSI_ZERO_CHUNK * sizeof(float));
+    ds_comm_destroy(z->comm); /* what is shared is given back before */
     dsi_zero_end_streams(z);
     {
         size_t n = dsi_zero_head(z);
