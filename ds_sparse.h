@@ -1212,9 +1212,8 @@ DS_API void ds_sparse_layout_svg(const ds_sparse_layout *layout,
 }
 
 // >>simd
-// A row of scores is a multiple of 16 long, and every sum over it runs in 16 lanes that fold by halves: so x1 (plain
-// C), x8 (AVX2) and x16 (AVX-512) give the same bits. Matrix products need no such care: each element is one chain of
-// fma.
+// A dot product runs in 16 lanes that fold by halves, and the softmax of a query goes along one lane: so x1 (plain C),
+// x8 (AVX2) and x16 (AVX-512) give the same bits. Matrix products need no such care: each element is one chain of fma.
 #define DSI_SPARSE_LANES 16
 #define DSI_SPARSE_ROWS  8 // blocks are padded to this many rows
 
@@ -1223,8 +1222,9 @@ typedef struct dsi_sparse_simd {
     // c (rows, columns) (+)= a * b; element (i, l) of a at a[i * a_row + l * a_step]; rows by 8, columns by 16
     void (*product)(const float *a, size_t a_row, size_t a_step, const float *b, size_t b_row, size_t depth, float *c,
                     size_t c_row, size_t rows, size_t columns, bool add);
-    float (*largest)(const float *x, size_t n);
-    float (*exponentials)(float *x, float shift, size_t n); // x = exp(x - shift); their sum
+    // 16 queries (lanes) over n keys, `step` apart: x becomes exp(x - largest), after largest took them in; shrink is
+    // what that makes of the sum so far
+    void (*softmax)(float *x, size_t step, size_t n, float *largest, float *sum, float *shrink);
     // x: scores to probabilities; d: their gradients to those of the scores
     void (*gradients)(float *x, float *d, const float *lse, float delta, size_t n);
     void (*multiply)(float *x, float factor, size_t n);
@@ -1307,32 +1307,33 @@ static float dsi_sparse_fold(float *lane) {
 
 // The kernels over rows, for one level.
 #define DSI_SPARSE_LEVEL(L, TARGET)                                                                                    \
-    TARGET static float dsi_sparse_largest_##L(const float *x, size_t n) {                                             \
-        float lane[DSI_SPARSE_LANES];                                                                                  \
-        dsi_sparse_##L##_t m = dsi_sparse_##L##_load(x);                                                               \
-        for (size_t i = 0; i < n; i += dsi_sparse_##L##_width)                                                         \
-            m = dsi_sparse_##L##_max(dsi_sparse_##L##_load(x + i), m);                                                 \
-        dsi_sparse_##L##_store(lane, m);                                                                               \
-        for (size_t i = 1; i < dsi_sparse_##L##_width; i++) lane[0] = dsi_sparse_x1_max(lane[i], lane[0]);             \
-        return lane[0];                                                                                                \
-    }                                                                                                                  \
-    TARGET static float dsi_sparse_exponentials_##L(float *x, float shift, size_t n) {                                 \
-        const dsi_sparse_##L##_t s = dsi_sparse_##L##_set(shift);                                                      \
-        dsi_sparse_##L##_t sum[DSI_SPARSE_LANES / dsi_sparse_##L##_width];                                             \
-        float lane[DSI_SPARSE_LANES];                                                                                  \
-        for (size_t w = 0; w < DSI_SPARSE_LANES / dsi_sparse_##L##_width; w++) sum[w] = dsi_sparse_##L##_set(0.0f);    \
-        for (size_t i = 0; i < n; i += DSI_SPARSE_LANES)                                                               \
-            for (size_t w = 0; w < DSI_SPARSE_LANES / dsi_sparse_##L##_width; w++) {                                   \
-                float *const at = x + i + w * dsi_sparse_##L##_width;                                                  \
-                const dsi_sparse_##L##_t d = dsi_sparse_##L##_sub(dsi_sparse_##L##_load(at), s);                       \
-                dsi_sparse_##L##_t y;                                                                                  \
+    TARGET static void dsi_sparse_softmax_##L(float *x, size_t step, size_t n, float *largest, float *sum,             \
+                                              float *shrink) {                                                         \
+        const dsi_sparse_##L##_t lowest = dsi_sparse_##L##_set(-3.40282347e38f);                                       \
+        for (size_t w = 0; w < DSI_SPARSE_LANES; w += dsi_sparse_##L##_width) {                                        \
+            const dsi_sparse_##L##_t before = dsi_sparse_##L##_load(largest + w);                                      \
+            dsi_sparse_##L##_t m = before, odd = before, total = dsi_sparse_##L##_set(0.0f), shift, d, y;              \
+            for (size_t k = 0; k + 1 < n; k += 2) {                                                                    \
+                m = dsi_sparse_##L##_max(dsi_sparse_##L##_load(x + k * step + w), m);                                  \
+                odd = dsi_sparse_##L##_max(dsi_sparse_##L##_load(x + (k + 1) * step + w), odd);                        \
+            }                                                                                                          \
+            if (n % 2) m = dsi_sparse_##L##_max(dsi_sparse_##L##_load(x + (n - 1) * step + w), m);                     \
+            m = dsi_sparse_##L##_max(m, odd);                                                                          \
+            shift = dsi_sparse_##L##_unless(m, lowest, m);                                                             \
+            d = dsi_sparse_##L##_sub(before, shift);                                                                   \
+            DSI_SPARSE_EXP(L, d, y)                                                                                    \
+            dsi_sparse_##L##_store(largest + w, m);                                                                    \
+            dsi_sparse_##L##_store(shrink + w, y);                                                                     \
+            for (size_t k = 0; k < n; k++) {                                                                           \
+                float *const at = x + k * step + w;                                                                    \
+                d = dsi_sparse_##L##_sub(dsi_sparse_##L##_load(at), shift);                                            \
                 DSI_SPARSE_EXP(L, d, y)                                                                                \
                 dsi_sparse_##L##_store(at, y);                                                                         \
-                sum[w] = dsi_sparse_##L##_add(sum[w], y);                                                              \
+                total = dsi_sparse_##L##_add(total, y);                                                                \
             }                                                                                                          \
-        for (size_t w = 0; w < DSI_SPARSE_LANES / dsi_sparse_##L##_width; w++)                                         \
-            dsi_sparse_##L##_store(lane + w * dsi_sparse_##L##_width, sum[w]);                                         \
-        return dsi_sparse_fold(lane);                                                                                  \
+            y = dsi_sparse_##L##_load(shrink + w);                                                                     \
+            dsi_sparse_##L##_store(sum + w, dsi_sparse_##L##_fma(dsi_sparse_##L##_load(sum + w), y, total));           \
+        }                                                                                                              \
     }                                                                                                                  \
     TARGET static void dsi_sparse_gradients_##L(float *x, float *g, const float *lse, float delta, size_t n) {         \
         const dsi_sparse_##L##_t most = dsi_sparse_##L##_set(lse[0]), sum = dsi_sparse_##L##_set(lse[1]);              \
@@ -1362,9 +1363,8 @@ static float dsi_sparse_fold(float *lane) {
         return dsi_sparse_fold(lane);                                                                                  \
     }                                                                                                                  \
     static const dsi_sparse_simd dsi_sparse_##L = {                                                                    \
-        DSI_SPARSE_LEVEL_##L,        dsi_sparse_product_##L,   dsi_sparse_largest_##L,                                 \
-        dsi_sparse_exponentials_##L, dsi_sparse_gradients_##L, dsi_sparse_multiply_##L,                                \
-        dsi_sparse_dot_##L,          dsi_sparse_widen_##L,     dsi_sparse_narrow_##L};
+        DSI_SPARSE_LEVEL_##L,    dsi_sparse_product_##L, dsi_sparse_softmax_##L, dsi_sparse_gradients_##L,             \
+        dsi_sparse_multiply_##L, dsi_sparse_dot_##L,     dsi_sparse_widen_##L,   dsi_sparse_narrow_##L};
 
 #define DSI_SPARSE_LEVEL_x1  DS_SPARSE_LEVEL_SCALAR
 #define DSI_SPARSE_LEVEL_x8  DS_SPARSE_LEVEL_AVX2
@@ -1534,20 +1534,21 @@ static const dsi_sparse_simd *dsi_sparse_kernels_of(ds_sparse_level level) {
 
 // >>object
 // Work goes in turns of as many heads of batch items ("units") as there are workers. A turn packs its units: rows
-// padded to 8 a block and 16 a token, keys (for backward values too) also transposed, so that every product reads and
-// writes whole vectors and 16-bit types are widened once. Then rows of blocks, or whole units, are shared among
-// workers.
+// padded to 8 a block and 16 a token, for backward keys and values also transposed, so that every product reads and
+// writes whole vectors and 16-bit types are widened once; what can be read in place is (dsi_sparse_at). Then rows of
+// blocks, or whole units, are shared among workers.
 typedef struct dsi_sparse_unit {
-    float *q, *k, *v, *d_out, *d_q; // (blocks, rows, width); forward has v only, backward all but v
-    float *k_turned, *v_turned;     // (blocks, head_dim, columns)
-    float *lse, *delta;             // (blocks, rows, 2), (blocks, rows)
-    float *d_relative;              // (2 * relative_reach + 1)
+    float *q, *k, *v, *d_out,
+        *d_q;                   // (blocks, rows, width); forward has k and v, backward all but v, whose place q takes
+    float *k_turned, *v_turned; // (blocks, head_dim, columns)
+    float *lse, *delta;         // (blocks, rows, 2), (blocks, rows)
+    float *d_relative;          // (2 * relative_reach + 1)
 } dsi_sparse_unit;
 typedef struct dsi_sparse_scratch {
-    float *scores; // (rows, strip_row) forward; (rows, columns) backward
+    float *scores; // forward (keys of a strip, columns), turned: a row is a key; backward (rows, columns)
     float *d_scores;
-    float *one, *two; // (rows, width): q and out of forward; d_k and d_v of backward
-    float *largest, *sum;
+    float *one, *two; // forward: q (head_dim, columns) and out (rows, width); backward: d_k and d_v (rows, width)
+    float *largest, *sum, *shrink; // (columns)
 } dsi_sparse_scratch;
 
 struct ds_sparse {
@@ -1559,7 +1560,7 @@ struct ds_sparse {
     unsigned workers;
     size_t heads, block, blocks;
     size_t rows, columns, width; // block padded to 8 and to 16, head_dim padded to 16
-    size_t strip, strip_row;     // column blocks that forward takes at once, and floats from row to row of their scores
+    size_t strip;                // column blocks that forward takes at once
     size_t bytes, floats;
     float *memory;
     dsi_sparse_unit *units;
@@ -1578,29 +1579,31 @@ static float *dsi_sparse_part(ds_sparse *s, size_t count) {
 static void dsi_sparse_lay_out(ds_sparse *s) {
     const size_t tokens = dsi_mul(s->blocks, s->rows), natural = dsi_mul(tokens, s->width);
     const size_t turned = dsi_mul(dsi_mul(s->blocks, s->columns), s->desc.head_dim);
-    const size_t tile = s->rows * s->width, scores = s->rows * s->columns;
+    const size_t tile = s->columns * s->width, scores = s->rows * s->columns;
+    const size_t strip = (s->strip * s->block + s->rows - s->block) * s->columns;
     const bool back = !s->desc.forward_only;
     s->floats = 0;
     for (unsigned w = 0; w < s->workers; w++) {
         dsi_sparse_unit *u = &s->units[w];
         dsi_sparse_scratch *x = &s->scratch[w];
-        u->v = u->k = dsi_sparse_part(s, natural); // forward's values, backward's keys
-        u->k_turned = dsi_sparse_part(s, turned);
+        u->k = dsi_sparse_part(s, natural);
+        u->v = u->q = dsi_sparse_part(s, natural); // forward's values, backward's queries
         if (back) {
+            u->k_turned = dsi_sparse_part(s, turned);
             u->v_turned = dsi_sparse_part(s, turned);
-            u->q = dsi_sparse_part(s, natural);
             u->d_out = dsi_sparse_part(s, natural);
             u->d_q = dsi_sparse_part(s, natural);
             u->lse = dsi_sparse_part(s, 2 * tokens);
             u->delta = dsi_sparse_part(s, tokens);
             u->d_relative = dsi_sparse_part(s, dsi_add(dsi_mul(2, s->desc.relative_reach), 1));
         }
-        x->scores = dsi_sparse_part(s, s->rows * s->strip_row);
+        x->scores = dsi_sparse_part(s, strip);
         if (back) x->d_scores = dsi_sparse_part(s, scores);
         x->one = dsi_sparse_part(s, tile);
         x->two = dsi_sparse_part(s, tile);
-        x->largest = dsi_sparse_part(s, s->rows);
-        x->sum = dsi_sparse_part(s, s->rows);
+        x->largest = dsi_sparse_part(s, s->columns);
+        x->sum = dsi_sparse_part(s, s->columns);
+        x->shrink = dsi_sparse_part(s, s->columns);
     }
 }
 static ds_status dsi_sparse_check_desc(const ds_sparse_desc *d, ds_error *error) {
@@ -1718,11 +1721,10 @@ DS_API ds_status ds_sparse_create_(const ds_sparse_desc *desc, ds_sparse **out, 
     s->rows = dsi_round_up(s->block, DSI_SPARSE_ROWS);
     s->columns = dsi_round_up(s->block, DSI_SPARSE_LANES);
     s->width = dsi_round_up(desc->head_dim, DSI_SPARSE_LANES);
-    // a strip of scores fits half the first-level cache, and its rows do not all start in the same sets of it
+    // a strip of scores fits the first-level cache
     s->strip = 8192 / (s->rows * s->columns);
     if (!s->strip) s->strip = 1;
     if (s->strip > 512 / s->columns) s->strip = s->columns < 512 ? 512 / s->columns : 1;
-    s->strip_row = s->strip * s->columns + DSI_SPARSE_LANES;
     if ((status = desc->kernels ? dsi_sparse_to_device(s, error) : dsi_sparse_take(s, error)) != DS_OK) {
         ds_sparse_destroy(s);
         return status;
@@ -1822,62 +1824,66 @@ static void dsi_sparse_unpack(const dsi_sparse_call *c, void *to, const ds_spars
         s->simd->narrow((char *)to + dsi_sparse_offset(c, stride, unit, i * s->block + r), c->io->dtype,
                         from + r * s->width, factor, s->desc.head_dim);
 }
-// (rows, width) to (head_dim, columns), 4 x 4 at a time where SSE is there (as it is on every x86-64). Rows past the
-// block are zeros already, and so become the columns up to the padded rows.
-static void dsi_sparse_turn(const ds_sparse *s, const float *from, size_t width, float *to) {
+// (rows, width) times factor to (head_dim, columns), 4 x 4 at a time where SSE is there (as it is on every x86-64). Rows
+// past the block are zeros already, and so become the columns up to the padded rows.
+static void dsi_sparse_turn(const ds_sparse *s, const float *from, size_t width, float factor, float *to) {
     const size_t d = s->desc.head_dim, rows = s->rows, columns = s->columns;
     size_t e = 0;
 #if DSI_SPARSE_X86
+    const __m128 f = _mm_set1_ps(factor);
     for (; e + 4 <= d; e += 4)
         for (size_t r = 0; r < rows; r += 4) {
             __m128 x0 = _mm_loadu_ps(from + r * width + e), x1 = _mm_loadu_ps(from + (r + 1) * width + e);
             __m128 x2 = _mm_loadu_ps(from + (r + 2) * width + e), x3 = _mm_loadu_ps(from + (r + 3) * width + e);
             _MM_TRANSPOSE4_PS(x0, x1, x2, x3);
-            _mm_storeu_ps(to + e * columns + r, x0), _mm_storeu_ps(to + (e + 1) * columns + r, x1);
-            _mm_storeu_ps(to + (e + 2) * columns + r, x2), _mm_storeu_ps(to + (e + 3) * columns + r, x3);
+            _mm_storeu_ps(to + e * columns + r, _mm_mul_ps(x0, f));
+            _mm_storeu_ps(to + (e + 1) * columns + r, _mm_mul_ps(x1, f));
+            _mm_storeu_ps(to + (e + 2) * columns + r, _mm_mul_ps(x2, f));
+            _mm_storeu_ps(to + (e + 3) * columns + r, _mm_mul_ps(x3, f));
         }
 #endif
     for (; e < d; e++)
-        for (size_t r = 0; r < rows; r++) to[e * columns + r] = from[r * width + e];
+        for (size_t r = 0; r < rows; r++) to[e * columns + r] = from[r * width + e] * factor;
     for (e = 0; rows < columns && e < d; e++) memset(to + e * columns + rows, 0, (columns - rows) * sizeof *to);
 }
 
-static void dsi_sparse_add_mask(float *x, const float *mask, size_t n, ds_sparse_mask mode) {
+static void dsi_sparse_add_mask(float *x, size_t step, const float *mask, size_t n, ds_sparse_mask mode) {
     if (mode == DS_SPARSE_ADD)
-        for (size_t j = 0; j < n; j++) x[j] += mask[j];
+        for (size_t j = 0; j < n; j++) x[j * step] += mask[j];
     else
-        for (size_t j = 0; j < n; j++) x[j] = mask[j] == 0 ? -INFINITY : x[j];
+        for (size_t j = 0; j < n; j++) x[j * step] = mask[j] == 0 ? -INFINITY : x[j * step];
 }
 // Where the table of a head holds the bias of query i and key j.
 static size_t dsi_sparse_distance(size_t reach, size_t i, size_t j) {
     if (j >= i) return reach + (j - i < reach ? j - i : reach);
     return reach - (i - j < reach ? i - j : reach);
 }
-// Adds bias and masks to the scores of blocks i and j, and closes what is causally or by length out of sight.
-static void dsi_sparse_masks(const dsi_sparse_call *c, size_t unit, size_t i, size_t j, float *x, size_t x_row) {
+// Adds bias and masks to the scores of blocks i and j, and closes what is causally out of sight. That of query r and key
+// k is at x[r * x_row + k * step].
+static void dsi_sparse_masks(const dsi_sparse_call *c, size_t unit, size_t i, size_t j, float *x, size_t x_row,
+                             size_t step) {
     const ds_sparse *s = c->s;
     const ds_sparse_io *io = c->io;
     const size_t h = dsi_sparse_head(c, unit), b = dsi_sparse_item_of_batch(c, unit);
     const size_t q0 = i * s->block, k0 = j * s->block;
     const size_t rows = dsi_sparse_fill_of(c, i), columns = dsi_sparse_fill_of(c, j);
     const bool diagonal = s->desc.causal && i == j;
-    if (!c->masked && !diagonal && columns == s->columns) return;
+    if (!c->masked && !diagonal) return;
     for (size_t r = 0; r < rows; r++) {
         float *row = x + r * x_row;
         if (io->relative) {
             const float *table = io->relative + h * (2 * io->relative_reach + 1);
             for (size_t k = 0; k < columns; k++)
-                row[k] += table[dsi_sparse_distance(io->relative_reach, q0 + r, k0 + k)];
+                row[k * step] += table[dsi_sparse_distance(io->relative_reach, q0 + r, k0 + k)];
         }
-        if (io->key_mask) dsi_sparse_add_mask(row, io->key_mask + b * c->tokens + k0, columns, io->key_mask_mode);
+        if (io->key_mask) dsi_sparse_add_mask(row, step, io->key_mask + b * c->tokens + k0, columns, io->key_mask_mode);
         if (io->mask)
-            dsi_sparse_add_mask(row, io->mask + b * io->mask_batch + h * io->mask_head + (q0 + r) * c->mask_row + k0,
+            dsi_sparse_add_mask(row, step,
+                                io->mask + b * io->mask_batch + h * io->mask_head + (q0 + r) * c->mask_row + k0,
                                 columns, io->mask_mode);
         if (diagonal)
-            for (size_t k = r + 1; k < columns; k++) row[k] = -INFINITY;
+            for (size_t k = r + 1; k < columns; k++) row[k * step] = -INFINITY;
     }
-    for (size_t r = 0; r < s->rows; r++)
-        for (size_t k = columns; k < s->columns; k++) x[r * x_row + k] = -INFINITY;
 }
 // The blocks that row i sees (by_column: that see column i), without those past the length or behind the causal mask.
 static const uint32_t *dsi_sparse_seen(const dsi_sparse_call *c, size_t unit, size_t i, bool by_column, size_t *count) {
@@ -1898,79 +1904,73 @@ static const uint32_t *dsi_sparse_seen(const dsi_sparse_call *c, size_t unit, si
 static void dsi_sparse_pack_forward(void *arg, size_t begin, size_t end, unsigned worker) {
     const dsi_sparse_call *c = (const dsi_sparse_call *)arg;
     const ds_sparse *s = c->s;
-    float *scratch = s->scratch[worker].one;
+    (void)worker;
     for (size_t index = begin; index < end; index++) {
         size_t i, unit = dsi_sparse_item(c, index, &i);
         const dsi_sparse_unit *u = &s->units[unit];
         size_t row;
-        const float *keys = dsi_sparse_ready(c, c->io->k, &c->in, unit, i, scratch, &row);
-        dsi_sparse_turn(s, keys, row, u->k_turned + i * s->desc.head_dim * s->columns);
+        dsi_sparse_ready(c, c->io->k, &c->in, unit, i, u->k + i * s->rows * s->width, &row);
         dsi_sparse_ready(c, c->io->v, &c->in, unit, i, u->v + i * s->rows * s->width, &row);
     }
 }
-static float dsi_sparse_exp(float x) {
-    float y;
-    DSI_SPARSE_EXP(x1, x, y)
-    return y;
-}
 // Online softmax (Milakov and Gimelshein 2018): a strip's scores become exponentials against the largest score so far;
 // where that grew, what was summed before shrinks.
-static void dsi_sparse_softmax(const ds_sparse *s, const dsi_sparse_scratch *x, size_t columns, float *out) {
-    for (size_t r = 0; r < s->block; r++) {
-        float *row = x->scores + r * s->strip_row;
-        const float before = x->largest[r], here = s->simd->largest(row, columns);
-        const float now = here > before ? here : before;
-        if (now != before) {
-            const float shrink = dsi_sparse_exp(before - now);
-            x->largest[r] = now;
-            x->sum[r] *= shrink;
-            s->simd->multiply(out + r * s->width, shrink, s->width);
-        }
-        // a row that has seen nothing but -inf has no largest score; any finite one makes its exponentials 0
-        x->sum[r] += s->simd->exponentials(row, now == -INFINITY ? 0.0f : now, columns);
-    }
+static void dsi_sparse_strip_softmax(const ds_sparse *s, const dsi_sparse_scratch *x, size_t keys, float *out) {
+    for (size_t r = 0; r < s->columns; r += DSI_SPARSE_LANES)
+        s->simd->softmax(x->scores + r, s->columns, keys, x->largest + r, x->sum + r, x->shrink + r);
+    for (size_t r = 0; out && r < s->block; r++)
+        if (x->shrink[r] != 1) s->simd->multiply(out + r * s->width, x->shrink[r], s->width);
 }
-static void dsi_sparse_forward_row(const dsi_sparse_call *c, size_t unit, size_t i, const dsi_sparse_scratch *x) {
+// Output and log-sum-exp of row i.
+static void dsi_sparse_give(const dsi_sparse_call *c, size_t unit, size_t i, const dsi_sparse_scratch *x) {
     const ds_sparse *s = c->s;
-    const dsi_sparse_unit *u = &s->units[unit];
-    const size_t d = s->desc.head_dim, fill = dsi_sparse_fill_of(c, i);
-    const bool joined = s->block == s->columns; // neighbours in a strip are neighbours among the values,
-    const size_t whole = c->direct ? c->tokens / s->block : c->blocks; // but for a last block that is packed apart
-    size_t count;
-    const uint32_t *list = dsi_sparse_seen(c, unit, i, false, &count);
-    float *q = x->one, *out = x->two;
-    dsi_sparse_pack(c, c->io->q, &c->in, unit, i, s->desc.scale, q);
-    memset(out, 0, s->rows * s->width * sizeof *out);
-    for (size_t r = 0; r < s->rows; r++) x->largest[r] = -INFINITY, x->sum[r] = 0;
-    for (size_t e = 0; e < count; e += s->strip) {
-        const size_t strip = count - e < s->strip ? count - e : s->strip;
-        for (size_t t = 0; t < strip; t++) {
-            const size_t j = list[e + t];
-            float *scores = x->scores + t * s->columns;
-            s->simd->product(q, s->width, 1, u->k_turned + j * d * s->columns, s->columns, d, scores, s->strip_row,
-                             s->rows, s->columns, false);
-            dsi_sparse_masks(c, unit, i, j, scores, s->strip_row);
-        }
-        dsi_sparse_softmax(s, x, strip * s->columns, out);
-        for (size_t t = 0, run, v_row; t < strip; t += run) {
-            const size_t j = list[e + t];
-            const float *v = dsi_sparse_at(c, c->io->v, &c->in, unit, j, u->v + j * s->rows * s->width, &v_row);
-            for (run = 1; joined && t + run < strip && list[e + t + run] == j + run && j + run < whole;) run++;
-            s->simd->product(x->scores + t * s->columns, s->strip_row, 1, v, v_row, run * s->block, out, s->width,
-                             s->rows, s->width, true);
-        }
-    }
-    for (size_t r = 0; r < fill; r++) {
+    for (size_t r = 0; r < dsi_sparse_fill_of(c, i); r++) {
         const float sum = x->sum[r];
         const size_t token = i * s->block + r;
         s->simd->narrow((char *)c->io->out + dsi_sparse_offset(c, &c->out, unit, token), c->io->dtype,
-                        out + r * s->width, sum == 0 ? 0.0f : 1.0f / sum, d);
+                        x->two + r * s->width, sum == 0 ? 0.0f : 1.0f / sum, s->desc.head_dim);
         if (c->io->lse) {
             float *const lse = c->io->lse + 2 * ((c->first + unit) * c->tokens + token);
-            lse[0] = sum == 0 ? -INFINITY : x->largest[r];
+            lse[0] = sum == 0 ? -INFINITY : sum > 0 ? x->largest[r] : sum; // not a number stays that
             lse[1] = sum == 0 ? 0.0f : logf(sum);
         }
     }
+}
+// Scores are made turned, keys down and queries across: keys are read where they are, a query's softmax stays in one
+// lane, and keys of neighbouring blocks follow each other whatever their number.
+static void dsi_sparse_forward_row(const dsi_sparse_call *c, size_t unit, size_t i, const dsi_sparse_scratch *x) {
+    const ds_sparse *s = c->s;
+    const dsi_sparse_unit *u = &s->units[unit];
+    const size_t d = s->desc.head_dim, tile = s->rows * s->width;
+    const bool joined = s->block == s->rows;                           // neighbours in a strip are so among the values,
+    const size_t whole = c->direct ? c->tokens / s->block : c->blocks; // but for a last block that is packed apart
+    float *const q = x->one, *const out = x->two;
+    size_t count, row;
+    const uint32_t *list = dsi_sparse_seen(c, unit, i, false, &count);
+    const float *from = dsi_sparse_ready(c, c->io->q, &c->in, unit, i, out, &row);
+    dsi_sparse_turn(s, from, row, s->desc.scale, q);
+    for (size_t r = 0; r < s->columns; r++) x->largest[r] = -INFINITY, x->sum[r] = 0;
+    if (!count) memset(out, 0, tile * sizeof *out);
+    for (size_t e = 0; e < count; e += s->strip) {
+        const size_t strip = count - e < s->strip ? count - e : s->strip;
+        const size_t keys = (strip - 1) * s->block + dsi_sparse_fill_of(c, list[e + strip - 1]);
+        for (size_t t = 0; t < strip; t++) { // rows past a block are written over by the next one, or not read
+            float *const scores = x->scores + t * s->block * s->columns;
+            from = dsi_sparse_at(c, c->io->k, &c->in, unit, list[e + t], u->k + list[e + t] * tile, &row);
+            s->simd->product(from, row, 1, q, s->columns, d, scores, s->columns, s->rows, s->columns, false);
+            dsi_sparse_masks(c, unit, i, list[e + t], scores, 1, s->columns);
+        }
+        dsi_sparse_strip_softmax(s, x, keys, e ? out : NULL);
+        for (size_t t = 0, run; t < strip; t += run) {
+            const size_t j = list[e + t];
+            from = dsi_sparse_at(c, c->io->v, &c->in, unit, j, u->v + j * tile, &row);
+            for (run = 1; joined && t + run < strip && list[e + t + run] == j + run && j + run < whole;) run++;
+            s->simd->product(x->scores + t * s->block * s->columns, 1, s->columns, from, row,
+                             (t + run < strip ? (t + run) * s->block : keys) - t * s->block, out, s->width, s->rows,
+                             s->width, e + t > 0);
+        }
+    }
+    dsi_sparse_give(c, unit, i, x);
 }
 static void dsi_sparse_forward_rows(void *arg, size_t begin, size_t end, unsigned worker) {
     const dsi_sparse_call *c = (const dsi_sparse_call *)arg;
@@ -1999,9 +1999,9 @@ static void dsi_sparse_pack_backward(void *arg, size_t begin, size_t end, unsign
         size_t row, d_row;
         dsi_sparse_pack(c, c->io->q, &c->in, unit, i, s->desc.scale, u->q + natural);
         from = dsi_sparse_ready(c, c->io->k, &c->in, unit, i, u->k + natural, &row);
-        dsi_sparse_turn(s, from, row, u->k_turned + turned);
+        dsi_sparse_turn(s, from, row, 1.0f, u->k_turned + turned);
         from = dsi_sparse_ready(c, c->io->v, &c->in, unit, i, scratch, &row);
-        dsi_sparse_turn(s, from, row, u->v_turned + turned);
+        dsi_sparse_turn(s, from, row, 1.0f, u->v_turned + turned);
         d_out = dsi_sparse_ready(c, c->io->d_out, &c->out, unit, i, u->d_out + natural, &d_row);
         from = dsi_sparse_ready(c, c->io->out, &c->out, unit, i, scratch, &row);
         memset(u->d_q + natural, 0, s->rows * s->width * sizeof *u->d_q);
@@ -2024,7 +2024,9 @@ static void dsi_sparse_pair(const dsi_sparse_call *c, size_t unit, size_t i, siz
     const float *d_out = dsi_sparse_at(c, c->io->d_out, &c->out, unit, i, u->d_out + natural, &d_row);
     s->simd->product(u->q + natural, s->width, 1, u->k_turned + turned, s->columns, d, x->scores, s->columns, s->rows,
                      s->columns, false);
-    dsi_sparse_masks(c, unit, i, j, x->scores, s->columns);
+    dsi_sparse_masks(c, unit, i, j, x->scores, s->columns, 1);
+    for (size_t r = 0, k0 = dsi_sparse_fill_of(c, j); k0 < s->columns && r < s->rows; r++) // keys past the length
+        for (size_t k = k0; k < s->columns; k++) x->scores[r * s->columns + k] = -INFINITY;
     s->simd->product(d_out, d_row, 1, u->v_turned + turned, s->columns, d, x->d_scores, s->columns, s->rows, s->columns,
                      false);
     for (size_t r = 0; r < s->rows; r++)
