@@ -3057,8 +3057,9 @@ DS_API ds_comm_one_bit ds_comm_one_bit_sizes(int world, size_t count) {
     size_t w = (size_t)(world > 0 ? world : 1), shared = w & 7 ? w & 3 ? w & 1 ? 1 : 2 : 4 : 8; /* gcd(w, 8) */
     sizes.padded = dsi_round_up(count, w * (8 * w / shared));
     sizes.chunk = sizes.padded / w;
-    /* signs sent, signs received, one block of values per rank, scales */
-    sizes.scratch_bytes = dsi_round_up(sizes.padded / 8, 16) * 2 + w * (DSI_COMM_BLOCK + 1) * sizeof(float);
+    /* scales and signs sent, those received, one block of values per rank */
+    sizes.scratch_bytes =
+        dsi_round_up(w * sizeof(float) + sizes.padded / 8, 16) * 2 + w * DSI_COMM_BLOCK * sizeof(float);
     return sizes;
 }
 
@@ -3105,34 +3106,42 @@ static void dsi_comm_expand(float *to, const unsigned char *signs, float scale, 
 DS_API ds_status ds_comm_one_bit_all_reduce(ds_comm *comm, const float *in, float *out, size_t count,
                                             float *worker_error, float *server_error, void *scratch) {
     const ds_comm_one_bit sizes = ds_comm_one_bit_sizes(comm->world, count);
-    const size_t bytes = sizes.padded / 8, part = sizes.chunk / 8;
-    unsigned char *mine = (unsigned char *)scratch, *theirs = mine + dsi_round_up(bytes, 16);
-    float *values = (float *)(void *)(theirs + dsi_round_up(bytes, 16));
-    float *scales = values + (size_t)comm->world * DSI_COMM_BLOCK, scale;
+    const size_t bytes = sizes.padded / 8, part = sizes.chunk / 8, each = sizeof(float) + part;
+    unsigned char *mine = (unsigned char *)scratch, *theirs = mine + dsi_round_up(each * (size_t)comm->world, 16);
+    float *values = (float *)(void *)(theirs + (theirs - mine)), scale;
     float level[DSI_COMM_LEVELS][DSI_COMM_BLOCK], average[DSI_COMM_BLOCK];
     double lane[8] = {0}, server_lane[8] = {0};
     ds_status status;
     dsi_comm_feed(worker_error, in, count, lane, 0);
     dsi_comm_feed(worker_error + count, NULL, sizes.padded - count, lane, count);
-    scale = dsi_comm_compress(worker_error, sizes.padded, lane, mine);
-    if ((status = ds_comm_all_gather(comm, &scale, scales, 1, NULL, DS_F32)) != DS_OK) return status;
-    if ((status = ds_comm_all_to_all(comm, mine, theirs, part, DS_U8)) != DS_OK) return status;
+    scale = dsi_comm_compress(worker_error, sizes.padded, lane, theirs);
+    for (size_t at = 0; at < bytes; at += part) { /* a message: the scale, then signs */
+        unsigned char *to = mine + at / part * each;
+        memcpy(to, &scale, sizeof scale);
+        memcpy(to + sizeof scale, theirs + at, part);
+    }
+    if (!part) return DS_OK;
+    if ((status = ds_comm_all_to_all(comm, mine, theirs, each, DS_U8)) != DS_OK) return status;
     for (size_t begin = 0; begin < sizes.chunk; begin += DSI_COMM_BLOCK) {
         size_t n = sizes.chunk - begin < DSI_COMM_BLOCK ? sizes.chunk - begin : DSI_COMM_BLOCK;
         for (int r = 0; r < comm->world; r++) {
-            dsi_comm_expand(values + (size_t)r * n, theirs + (size_t)r * part + begin / 8, scales[r], n);
+            const unsigned char *from = theirs + (size_t)r * each;
+            memcpy(&scale, from, sizeof scale);
+            dsi_comm_expand(values + (size_t)r * n, from + sizeof scale + begin / 8, scale, n);
             comm->views[r] = values + (size_t)r * n;
         }
         dsi_comm_divide_f32(average, dsi_comm_fold_f32(level, comm->views, comm->world, DS_F32, 0, n, DS_COMM_SUM),
                             comm->world, n);
         dsi_comm_feed(server_error + begin, average, n, server_lane, begin);
     }
-    scale = dsi_comm_compress(server_error, sizes.chunk, server_lane, mine);
-    if ((status = ds_comm_all_gather(comm, &scale, scales, 1, NULL, DS_F32)) != DS_OK) return status;
-    if ((status = ds_comm_all_gather(comm, mine, theirs, part, NULL, DS_U8)) != DS_OK) return status;
-    for (size_t i = 0; i < count; i += sizes.chunk)
-        dsi_comm_expand(out + i, theirs + i / 8, scales[i / sizes.chunk],
-                        count - i < sizes.chunk ? count - i : sizes.chunk);
+    scale = dsi_comm_compress(server_error, sizes.chunk, server_lane, mine + sizeof scale);
+    memcpy(mine, &scale, sizeof scale);
+    if ((status = ds_comm_all_gather(comm, mine, theirs, each, NULL, DS_U8)) != DS_OK) return status;
+    for (size_t i = 0; i < count; i += sizes.chunk) {
+        const unsigned char *from = theirs + i / sizes.chunk * each;
+        memcpy(&scale, from, sizeof scale);
+        dsi_comm_expand(out + i, from + sizeof scale, scale, count - i < sizes.chunk ? count - i : sizes.chunk);
+    }
     return DS_OK;
 }
 
