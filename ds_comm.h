@@ -571,6 +571,16 @@ DS_API ds_status ds_comm_quantized_reduce_scatter(ds_comm *node, ds_comm *across
                                                   size_t count, ds_dtype dtype, size_t groups, float divisor,
                                                   void *scratch);
 
+/* The two where in, out and scratch are memory of desc.device, by desc.kernels (else DS_ERR_UNSUPPORTED), with the same
+   bits: `in` is read after what `stream` has to do, and `out` is there when the stream is through. The second one's
+   divisor is 1. Scratch: `devices` ranks of each of `nodes` nodes. */
+DS_API size_t ds_comm_quantized_scratch_on(int devices, int nodes, size_t count, size_t groups);
+DS_API ds_status ds_comm_quantized_all_gather_on(ds_comm *comm, const void *in, void *out, size_t count, ds_dtype dtype,
+                                                 size_t groups, void *scratch, void *stream);
+DS_API ds_status ds_comm_quantized_reduce_scatter_on(ds_comm *node, ds_comm *across, const void *in, void *out,
+                                                     size_t count, ds_dtype dtype, size_t groups, void *scratch,
+                                                     void *stream);
+
 /* The same arithmetic on a GPU, for a caller whose buffers are there; ds_kernels.cu fills it. All pointers are device
    memory; calls order work on the stream and return. Quantized bytes and parameters are those of the two functions above
    bit for bit; a 1-bit scale may differ in its last bit, its norm being summed by grains of 1,024. */
@@ -3310,6 +3320,92 @@ DS_API ds_status ds_comm_quantized_reduce_scatter(ds_comm *node, ds_comm *across
         dsi_comm_value_store(out, dtype, i, x / divisor);
     }
     return DS_OK;
+}
+
+DS_API size_t ds_comm_quantized_scratch_on(int devices, int nodes, size_t count, size_t groups) {
+    return dsi_add(ds_comm_quantized_scratch(devices * nodes, count, groups),
+                   dsi_mul(2 * sizeof(float) * (size_t)nodes, count));
+}
+static ds_status dsi_comm_check_device(ds_comm *c, size_t count, ds_dtype dtype, size_t groups, size_t multiple) {
+    if (!c->device.copy || !c->kernels.quantize || !c->kernels.dequantize || !c->kernels.sum)
+        return dsi_fail(&c->error, DS_ERR_UNSUPPORTED,
+                        "quantized collective on device memory: the communicator lacks desc.device or desc.kernels");
+    return dsi_comm_check_groups(c, count, dtype, groups, multiple);
+}
+static ds_status dsi_comm_run_on(ds_comm *c, ds_comm_kind kind, const void *in, void *out, size_t count, ds_dtype dtype,
+                                 void *stream) {
+    ds_comm_call call;
+    memset(&call, 0, sizeof call);
+    call.kind = kind;
+    call.in = in, call.out = out, call.count = count, call.dtype = dtype;
+    call.on_device = true, call.stream = stream;
+    return ds_comm_run(c, &call);
+}
+static ds_status dsi_comm_kernel(ds_comm *c, ds_status status) {
+    return status ? dsi_comm_device_failed(c, status) : DS_OK;
+}
+DS_API ds_status ds_comm_quantized_all_gather_on(ds_comm *comm, const void *in, void *out, size_t count, ds_dtype dtype,
+                                                 size_t groups, void *scratch, void *stream) {
+    const ds_comm_kernels *k = &comm->kernels;
+    ds_comm_blocks form = {8, false, groups};
+    size_t w = (size_t)comm->world, values = dsi_round_up(w * count, 16);
+    int8_t *packed = (int8_t *)scratch, *own = packed + count * (size_t)comm->rank;
+    float *params = (float *)(void *)(packed + 2 * values), *mine = params + groups * (size_t)comm->rank;
+    ds_status status = dsi_comm_check_device(comm, count, dtype, groups, 1);
+    if (!status) status = dsi_comm_kernel(comm, k->quantize(k->ctx, form, in, dtype, count, own, mine, stream));
+    if (!status) status = dsi_comm_run_on(comm, DS_COMM_ALL_GATHER, own, packed, count, DS_I8, stream);
+    if (!status) status = dsi_comm_run_on(comm, DS_COMM_ALL_GATHER, mine, params, groups, DS_F32, stream);
+    form.groups = groups * w;
+    if (status) return status;
+    return dsi_comm_kernel(comm, k->dequantize(k->ctx, form, packed, params, out, dtype, count * w, stream));
+}
+
+/* sum = that of `ranks` arrays of n quantized values, rounded to dtype after each addition, in order. */
+static ds_status dsi_comm_sum_packed(ds_comm *c, size_t ranks, size_t groups, size_t n, const int8_t *packed,
+                                     const float *params, void *sum, void *one, ds_dtype dtype, void *stream) {
+    const ds_comm_kernels *k = &c->kernels;
+    const ds_comm_blocks form = {4, false, groups};
+    const void *both[2];
+    ds_status status = DS_OK;
+    both[0] = sum, both[1] = one;
+    for (size_t r = 0; r < ranks && !status; r++) {
+        status =
+            k->dequantize(k->ctx, form, packed + r * (n / 2), params + r * groups, r ? one : sum, dtype, n, stream);
+        if (r && !status) status = k->sum(k->ctx, both, 2, dtype, sum, dtype, DS_COMM_SUM, n, stream);
+    }
+    return dsi_comm_kernel(c, status);
+}
+DS_API ds_status ds_comm_quantized_reduce_scatter_on(ds_comm *node, ds_comm *across, const void *in, void *out,
+                                                     size_t count, ds_dtype dtype, size_t groups, void *scratch,
+                                                     void *stream) {
+    const ds_comm_kernels *k = &node->kernels;
+    ds_comm_blocks form = {4, false, groups};
+    size_t devices = (size_t)node->world, nodes = across ? (size_t)across->world : 1;
+    size_t values = dsi_round_up(devices * nodes * count, 16), n = nodes * count;
+    int8_t *packed = (int8_t *)scratch, *got = packed + values;
+    float *params = (float *)(void *)(packed + 2 * values), *got_params = params + devices * nodes * groups;
+    float *sum = got_params + devices * nodes * groups + count, *one = sum + n;
+    ds_status status = dsi_comm_check_device(node, count, dtype, groups, 2);
+    for (size_t z = 0; z < devices * nodes && !status; z++) {
+        size_t at = z % devices * nodes + z / devices;
+        status =
+            dsi_comm_kernel(node, k->quantize(k->ctx, form, (const char *)in + z * count * DS_DTYPE_SIZE(dtype), dtype,
+                                              count, packed + at * count / 2, params + at * groups, stream));
+    }
+    if (!status) status = dsi_comm_run_on(node, DS_COMM_ALL_TO_ALL, packed, got, n / 2, DS_I8, stream);
+    if (!status) status = dsi_comm_run_on(node, DS_COMM_ALL_TO_ALL, params, got_params, nodes * groups, DS_F32, stream);
+    if (!status)
+        status = dsi_comm_sum_packed(node, devices, nodes * groups, n, got, got_params, sum, one, dtype, stream);
+    form.groups = nodes * groups;
+    if (!status) status = dsi_comm_kernel(node, k->quantize(k->ctx, form, sum, dtype, n, packed, params, stream));
+    if (!status && across) {
+        status = dsi_comm_run_on(across, DS_COMM_ALL_TO_ALL, packed, got, count / 2, DS_I8, stream);
+        if (!status) status = dsi_comm_run_on(across, DS_COMM_ALL_TO_ALL, params, got_params, groups, DS_F32, stream);
+        if (status) return dsi_fail(&node->error, status, "%s", across->error.message);
+    }
+    if (status) return status;
+    return dsi_comm_sum_packed(node, nodes, groups, count, across ? got : packed, across ? got_params : params, out,
+                               one, dtype, stream);
 }
 
 // >>environment

@@ -94,7 +94,7 @@ ON A GPU
     offload_optimizer gradients come down bucket by bucket and the CPU updates (with ratio both sides do); a sub-group is
     then at most 4 Mi elements. The CPU also updates, from states in host memory, for an optimizer that the kernels lack
     (log id 12): the 1-bit family, Muon and one of your own. sparse_gradients has no effect: reduced whole, the bits are
-    the same. Quantized ZeRO++ messages are refused.
+    the same.
 
 STEP BY STEP
     1. ds_config_parse the JSON; ds_zero_unclaimed(config) names keys that nothing acts on: stop there.
@@ -1642,15 +1642,19 @@ static size_t dsi_zero_near_count(const ds_zero *z, const dsi_zero_param *p) {
    [cfg: zero_optimization.zero_quantized_weights] */
 static ds_status dsi_zero_gather_quantized(ds_zero *z, dsi_zero_param *p) {
     size_t n = 0, own = p->own_count * p->bytes_each;
-    char *all = z->quantized, *mine;
+    char *all = z->quantized, *mine, *scratch;
+    ds_status status;
     for (size_t r = 0; r < z->parts; r++)
         if (p->counts[r] > n) n = p->counts[r];
     n = dsi_round_up(n, DSI_ZERO_GROUP);
     mine = all + z->parts * n * p->bytes_each;
     dsi_zero_copy(z, mine, p->full + p->own_begin * p->bytes_each, own, z->fetching);
     dsi_zero_clear(z, mine + own, n * p->bytes_each - own, z->fetching);
-    if (ds_comm_quantized_all_gather(z->comm, mine, all, n, p->dtype, n / DSI_ZERO_GROUP, mine + n * p->bytes_each))
-        return dsi_zero_comm_failed(z, "gather", p->name);
+    scratch = mine + n * p->bytes_each;
+    status = z->gpu ? ds_comm_quantized_all_gather_on(z->comm, mine, all, n, p->dtype, n / DSI_ZERO_GROUP, scratch,
+                                                      z->fetching)
+                    : ds_comm_quantized_all_gather(z->comm, mine, all, n, p->dtype, n / DSI_ZERO_GROUP, scratch);
+    if (status) return dsi_zero_comm_failed(z, "gather", p->name);
     for (size_t r = 0; r < z->parts; r++)
         dsi_zero_copy(z, p->full + dsi_zero_cut(p, z->parts, r) * p->bytes_each, all + r * n * p->bytes_each,
                       p->counts[r] * p->bytes_each, z->fetching);
@@ -1989,14 +1993,17 @@ static bool dsi_zero_bucket_add(ds_zero *z, const dsi_zero_bucket *bucket, char 
 static ds_status dsi_zero_reduce_quantized(ds_zero *z, const dsi_zero_bucket *bucket, char *memory) {
     size_t each = DS_DTYPE_SIZE(z->wire), n = bucket->stride;
     ds_comm *node = z->node ? z->node : z->comm;
+    ds_status status;
     for (size_t r = 0; r < z->parts; r++) { /* nothing of the last bucket's may share a scale with this one's */
         size_t used = 0;
         for (size_t j = 0; j < bucket->count; j++) used += z->params[z->bucket_order[bucket->first + j]].counts[r];
         dsi_zero_clear(z, memory + (r * n + used) * each, (n - used) * each, z->stream);
     }
-    if (ds_comm_quantized_reduce_scatter(node, z->across, memory, z->quantized, n, z->wire, n / DSI_ZERO_GROUP, 1.0f,
-                                         z->quantized + n * each))
-        return dsi_zero_failed_on(z, node, "gradient reduction", NULL);
+    status = z->gpu ? ds_comm_quantized_reduce_scatter_on(node, z->across, memory, z->quantized, n, z->wire,
+                                                          n / DSI_ZERO_GROUP, z->quantized + n * each, z->stream)
+                    : ds_comm_quantized_reduce_scatter(node, z->across, memory, z->quantized, n, z->wire,
+                                                       n / DSI_ZERO_GROUP, 1.0f, z->quantized + n * each);
+    if (status) return dsi_zero_failed_on(z, node, "gradient reduction", NULL);
     dsi_zero_copy(z, memory + z->part * n * each, z->quantized, n * each, z->stream);
     return DS_OK;
 }
@@ -3485,9 +3492,6 @@ static bool dsi_zero_given(const ds_config *c, const char *path) {
 /* ZeRO++: the ranks of a node are zero_hpz_partition_size in a row. */
 static ds_status dsi_zero_check_plus(ds_zero *z, ds_error *error) {
     size_t world = (size_t)z->world;
-    if (z->gpu && (z->quantize_weights || z->quantize_gradients))
-        return dsi_fail(error, DS_ERR_UNSUPPORTED, "zero_optimization.%s: not with a GPU",
-                        z->quantize_weights ? "zero_quantized_weights" : "zero_quantized_gradients");
     if (z->near_parts < 1) z->near_parts = 1;
     if (z->near_parts > 1 && z->stage != 3)
         return dsi_fail(error, DS_ERR_INPUT,
@@ -4203,6 +4207,10 @@ static ds_status dsi_zero_memory(ds_zero *z, const ds_zero_desc *d, bool take, d
         size_t values = dsi_round_up(z->quantized_values, DSI_ZERO_GROUP);
         z->quantized_bytes = dsi_mul(values, (z->parts + 1) * sizeof(float)) +
                              ds_comm_quantized_scratch(z->world, values, values / DSI_ZERO_GROUP);
+        if (z->gpu) { /* what ds_comm_quantized_scratch_on adds */
+            size_t nodes = dsi_zero_nodes(z) ? (size_t)z->world / z->near_parts : 1;
+            z->quantized_bytes += dsi_mul(values, 2 * nodes * sizeof(float));
+        }
     }
     DSI_ZERO_ROW(z->quantized, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->quantized_bytes, "quantized messages")
     DSI_ZERO_ROW(z->one_bit_scratch, DS_ZERO_BUCKETS, near, z->one_bit_bytes, "the compressed average")

@@ -249,9 +249,16 @@ int main(int argc, char **argv) {
              ", \"gradient_clipping\": 0.5"},
             {3, 1, "fp32", ", \"zero_hpz_partition_size\": 2, \"stage3_param_persistence_threshold\": 0", ""},
             {2, 1, "fp32", "", ", \"sparse_gradients\": true"},
+            {2, 2, "bf16", ", \"zero_quantized_gradients\": true", ""},
+            {3, 1, "fp32",
+             ", \"zero_hpz_partition_size\": 2, \"stage3_param_persistence_threshold\": 0, "
+             "\"zero_quantized_gradients\": true, \"zero_quantized_weights\": true",
+             ""},
+            {3, 1, "fp16", ", \"stage3_param_persistence_threshold\": 0, \"zero_quantized_weights\": true", ""},
         };
         for (size_t k = 0; k < sizeof keys / sizeof keys[0]; k++) {
-            setting s = setting_of(k == 10 ? 4 : 2, keys[k].stage, keys[k].accumulation, 3, keys[k].precision);
+            setting s =
+                setting_of(k == 10 || k == 13 ? 4 : 2, keys[k].stage, keys[k].accumulation, 3, keys[k].precision);
             s.zero = keys[k].zero;
             s.top = keys[k].top;
             s.sparse = k == 11;
@@ -358,7 +365,8 @@ int main(int argc, char **argv) {
         CHECK_HAS(on_gpu[0].message, "every member");
     }
     TEST(the_engine_reaches_each_kernel) {
-        static const char *const kernels[] = {"update", "lamb_measure", "norm_grains", "convert"};
+        static const char *const kernels[] = {"update",   "lamb_measure", "norm_grains", "convert",
+                                              "quantize", "dequantize",   "sum_ranks"};
         for (const char *k : kernels) CHECK(test_.argc > 1 || emu::calls[k] > 0);
     }
     return test_end();
