@@ -99,8 +99,7 @@ ends the others; native sums are for communicators of all its ranks in their ord
 MPI. It is started with MPI_THREAD_MULTIPLE unless it runs already, and ended with the last communicator of the family
 that started it, so destroy that family last, or call MPI_Init and MPI_Finalize yourself. After a timeout it is not
 ended: it would wait for the messages that were given up. Exit; mpirun then ends the other ranks. Native sums are
-MPI_Iallreduce and MPI_Ireduce of host memory, polled like the rest; only the MPI communicator that a first one needs is
-made by a call that blocks (MPI_Comm_create_group, right after all ranks have met).
+MPI_Iallreduce and MPI_Ireduce of host memory, polled like the rest, for communicators of all ranks in their order.
 
 CONFIG KEYS that this header can serve: communication_data_type and fp32_allreduce (dtype of a call),
 prescale_gradients and gradient_predivide_factor (scale before, DS_COMM_SUM, scale after), sparse_gradients,
@@ -4553,7 +4552,7 @@ static ds_status dsi_comm_nccl_join(ds_comm *c, const ds_comm_desc *desc, const 
 typedef struct dsi_comm_mpi_line {
     struct dsi_comm_mpi_line *next;
     unsigned channel;
-    MPI_Comm sums; /* of its ranks alone, made at its first native sum */
+    MPI_Comm sums; /* made at its first native sum */
     MPI_Request *requests;
     int *owners; /* the part of each request; -1: a call of all ranks, which cannot be taken back */
     size_t room, used;
@@ -4563,6 +4562,7 @@ typedef struct dsi_comm_mpi {
     pthread_mutex_t lock; /* of `lines` */
     dsi_comm_mpi_line *lines;
     MPI_Op half[2]; /* sums of fp16 and bf16, which MPI does not know */
+    int world;
     ds_allocator allocator;
     ds_clock clock;
     bool ours;       /* MPI was initialised here */
@@ -4717,20 +4717,9 @@ static void dsi_comm_mpi_add_bf16(void *in, void *into, int *count, MPI_Datatype
 }
 /* Not integers of one and two bytes, which Open MPI's vectors saturate where sums should wrap around. */
 static bool dsi_comm_mpi_sums(void *ctx, const ds_comm_sum *s) {
-    (void)ctx;
-    return !s->on_device && (s->dtype <= DS_F64 || DS_DTYPE_SIZE(s->dtype) >= 4);
-}
-/* A communicator of the ranks alone, since MPI's calls of all ranks have no tags. It is not asynchronous, but made when all
-   ranks have just met. */
-static int dsi_comm_mpi_sums_make(dsi_comm_mpi *m, dsi_comm_mpi_line *line, const ds_comm_sum *s) {
-    MPI_Group all = MPI_GROUP_NULL, group = MPI_GROUP_NULL;
-    int failed = MPI_Comm_group(m->comm, &all);
-    if (!failed) failed = MPI_Group_incl(all, s->world, s->ranks, &group);
-    if (!failed) failed = MPI_Comm_create_group(m->comm, group, (int)s->channel, &line->sums);
-    if (!failed) failed = MPI_Comm_set_errhandler(line->sums, MPI_ERRORS_RETURN);
-    if (group != MPI_GROUP_NULL) MPI_Group_free(&group);
-    if (all != MPI_GROUP_NULL) MPI_Group_free(&all);
-    return failed;
+    bool all = s->world == ((dsi_comm_mpi *)ctx)->world;
+    for (int r = 0; r < s->world; r++) all &= s->ranks[r] == r;
+    return all && !s->on_device && (s->dtype <= DS_F64 || DS_DTYPE_SIZE(s->dtype) >= 4);
 }
 static ds_status dsi_comm_mpi_sum(void *ctx, const ds_comm_sum *s, int64_t deadline, ds_error *error) {
     const MPI_Datatype types[DS_DTYPE_COUNT] = {MPI_FLOAT,   MPI_UINT16_T, MPI_UINT16_T, MPI_DOUBLE,  MPI_INT8_T,
@@ -4743,8 +4732,15 @@ static ds_status dsi_comm_mpi_sum(void *ctx, const ds_comm_sum *s, int64_t deadl
     MPI_Op op = s->dtype == DS_F16 || s->dtype == DS_BF16 ? m->half[s->dtype == DS_BF16] : MPI_SUM;
     dsi_comm_mpi_line *line = dsi_comm_mpi_line_of(m, s->channel, s->count / DSI_COMM_MPI_MOST + (size_t)s->world + 1);
     if (!line) return dsi_fail(error, DS_ERR_MEMORY, "no memory for the requests of a sum");
-    if (line->sums == MPI_COMM_NULL && dsi_comm_mpi_sums_make(m, line, s))
-        return dsi_comm_mpi_refused(m, line, NULL, "MPI_Comm_create_group", error);
+    if (line->sums == MPI_COMM_NULL) { /* MPI's calls of all ranks have no tags: each communicator has one of its own */
+        ds_status status;
+        if (MPI_Comm_idup(m->comm, &line->sums, line->requests) != MPI_SUCCESS)
+            return dsi_comm_mpi_refused(m, line, NULL, "MPI_Comm_idup", error);
+        line->owners[0] = -1;
+        line->used = 1;
+        if ((status = dsi_comm_mpi_finish(m, line, NULL, deadline, error)) != DS_OK) return status;
+        line->used = 0;
+    }
     for (int r = first; r <= last; r++) { /* reduce_scatter: each part is reduced to its rank, all at once */
         bool parts = s->kind == DS_COMM_REDUCE_SCATTER, whole = s->kind == DS_COMM_ALL_REDUCE;
         size_t begin = parts ? s->starts[r] : 0, end = parts ? s->starts[r + 1] : s->count;
@@ -4806,18 +4802,25 @@ static ds_status dsi_comm_mpi_open(const ds_comm_desc *desc, ds_comm_transport *
     out->sum = dsi_comm_mpi_sum;
     MPI_Comm_rank(MPI_COMM_WORLD, rank);
     MPI_Comm_size(MPI_COMM_WORLD, world);
+    m->world = *world;
     line = dsi_comm_mpi_line_of(m, 0, 1);
-    if (!line || MPI_Op_create(dsi_comm_mpi_add_f16, 1, &m->half[0]) ||
-        MPI_Op_create(dsi_comm_mpi_add_bf16, 1, &m->half[1]) ||
-        MPI_Comm_idup(MPI_COMM_WORLD, &m->comm, line->requests) != MPI_SUCCESS)
-        status = dsi_fail(error, DS_ERR_MEMORY, "ds_comm: MPI_Comm_idup failed");
+    if (!line)
+        status = dsi_fail(error, DS_ERR_MEMORY, "ds_comm: rank %d of %d: no memory for MPI", *rank, *world);
+    else if (MPI_Op_create(dsi_comm_mpi_add_f16, 1, &m->half[0]) ||
+             MPI_Op_create(dsi_comm_mpi_add_bf16, 1, &m->half[1]))
+        status = dsi_fail(error, DS_ERR_PEER, "ds_comm: rank %d of %d: MPI_Op_create failed", *rank, *world);
+    else if (MPI_Comm_idup(MPI_COMM_WORLD, &m->comm, line->requests) != MPI_SUCCESS)
+        status = dsi_fail(error, DS_ERR_PEER, "ds_comm: rank %d of %d: MPI_Comm_idup failed", *rank, *world);
     else {
+        ds_error why = {DS_OK, ""};
         line->owners[0] = -1;
         line->used = 1;
-        status = dsi_comm_mpi_finish(m, line, NULL, dsi_deadline(&m->clock, timeout), NULL);
-        if (status)
+        status = dsi_comm_mpi_finish(m, line, NULL, dsi_deadline(&m->clock, timeout), &why);
+        if (status == DS_ERR_TIMEOUT)
             dsi_fail(error, status, "ds_comm: rank %d of %d waited %.1f s for the others to join MPI", *rank, *world,
                      (double)timeout * 1e-9);
+        else if (status)
+            dsi_fail(error, status, "ds_comm: rank %d of %d, while MPI connects: %s", *rank, *world, why.message);
         else
             MPI_Comm_set_errhandler(m->comm, MPI_ERRORS_RETURN);
     }

@@ -36,6 +36,15 @@ run_with() { # MPICC MPIRUN: one implementation of MPI
     [[ $(grep -c 'late: rank [02]: 0 checks failed' "$program.late.log") -ge 1 ]] &&
         ! grep -q ': [1-9][0-9]* checks failed' "$program.late.log"
     check "$name late" $? "$program.late.log"
+    # Each call to MPI fails in turn; those that all ranks of a program make together once, in a program each.
+    "$mpicc" -std=gnu99 -O1 -g -I. -Wall -Wextra -Werror -DDS_COMM_USE_MPI=1 -o "$program.calls" tests/tools/comm_mpi_calls.c \
+        -lpthread -lm >"$program.calls.log" 2>&1
+    check "$name calls build" $? "$program.calls.log"
+    for last in "MPI_Comm_idup 0 1 and_others" "MPI_Comm_idup 1 2" "MPI_Op_create 0 1" "MPI_Op_create 1 2"; do
+        timeout 120 "$mpirun" "${options[@]}" -np 2 "$program.calls" $last >"$program.calls.log" 2>&1
+        grep -q 'rank [01]: [0-9]* cases, 0 failed' "$program.calls.log" && ! grep -q 'FAIL\|[1-9][0-9]* failed' "$program.calls.log"
+        check "$name calls, $last" $? "$program.calls.log"
+    done
 }
 
 # ds.native_reduce: train_gpt's gradients are summed by MPI itself, which is counted on the way to it. Two ranks have one order
@@ -82,13 +91,13 @@ if command -v mpicc.openmpi >/dev/null && command -v mpirun.openmpi >/dev/null; 
 [[ -x $B/train_gpt_mpi ]] && command -v mpirun.openmpi >/dev/null && native mpirun.openmpi mpicc.openmpi
 if command -v mpicc.mpich >/dev/null && command -v mpirun.mpich >/dev/null; then run_with mpicc.mpich mpirun.mpich; else
     echo "SKIP mpich: no MPICH; tests/tools/mpich.sh unpacks one below build/"
-    skipped=4
+    skipped=9
 fi
 if [[ $((passed + failed)) -eq 0 ]]; then
     MPICC=${MPICC:-$(command -v mpicc)} MPIRUN=${MPIRUN:-$(command -v mpirun)}
     if [[ -z $MPICC || -z $MPIRUN ]]; then
         echo "SKIP mpi: no mpicc or mpirun on this machine"
-        echo "0 passed, 0 failed, $((skipped + 4)) skipped"
+        echo "0 passed, 0 failed, $((skipped + 9)) skipped"
         exit 0
     fi
     run_with "$MPICC" "$MPIRUN"
