@@ -72,7 +72,9 @@ CONCEPTS
     Tiers. Without a GPU "device" is an account in host memory: offload_optimizer and offload_param move what they name
     to the pinned host tier or to a file, and ds_zero_plan says how many bytes go where. With states on nvme the gradient
     accumulators are on disk, too; sub_group_size elements of each array are in memory at a time, in as many sets of buffers
-    as offload_optimizer.buffer_count (when given) holds and the pipelines use. ratio: states of this part of the elements
+    as the pipelines use, or as offload_optimizer.buffer_count (when given) holds, at most 16. With pipeline_read all sets
+    are filled during a step's last backward pass; with pipeline_write the last writes go on while the next pass computes,
+    and one that fails is found at the next step, read or save. So more sets leave less I/O to the step itself. ratio: states of this part of the elements
     are offloaded, those of the others stay. fast_init: initial values go to disk through these buffers, many at once.
     Parameters on nvme are read through offload_param's buffer_count buffers of buffer_size elements, none larger or more
     than needed; max_in_cpu elements of them stay in memory, and 1e9 is the default: give 0 to have all on disk.
@@ -782,7 +784,9 @@ DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers
 #define DSI_ZERO_GROUP  256                       /* values that share one scale in quantized messages */
 #define DSI_ZERO_HOME   (1 + DS_OPTIM_MAX_STATES) /* index of parameters' parts among the arrays on disk */
 #define DSI_ZERO_GRAD   (2 + DS_OPTIM_MAX_STATES) /* and of gradient accumulators */
-#define DSI_ZERO_LANES  4                         /* buffers of DSI_ZERO_CHUNK through which gradients go to disk */
+#define DSI_ZERO_LANES  8                         /* buffers through which gradients go to disk */
+#define DSI_ZERO_LANE   262144                    /* elements of one, where a part has as many */
+#define DSI_ZERO_SETS   16                        /* sets of swap buffers, at most */
 
 typedef enum dsi_zero_where {
     DSI_ZERO_ABSENT = 0,
@@ -952,15 +956,16 @@ struct ds_zero {
     char *acc;                             /* NULL: on disk, or the reduced gradient stays in its bucket */
     bool acc_disk;
     dsi_zero_lane lanes[DSI_ZERO_LANES];
-    size_t lane;
+    size_t lane, lane_elements;
     dsi_zero_buffer *pool_buffers; /* (n_pool) */
     size_t n_pool, pool_bytes, pool_next;
     char *resident; /* memory of whole parameters that the engine owns */
     size_t resident_bytes;
     dsi_zero_sub *subs;
     size_t n_subs, sub_elements, sub_home_bytes;
-    dsi_zero_set sets[3];
+    dsi_zero_set sets[DSI_ZERO_SETS];
     size_t n_sets, turn, set_limit; /* set_limit: buffer_count of states when given */
+    size_t ahead;                   /* sub-groups whose arrays are read before the step, each into its own set */
     int64_t probe;
     bool fast_init;
     double ratio;
@@ -1477,9 +1482,12 @@ static size_t dsi_zero_acc_bytes(const ds_zero *z) {
     return DS_DTYPE_SIZE(z->acc_dtype);
 }
 
+typedef enum dsi_zero_way { DSI_ZERO_IN, DSI_ZERO_IN_GRADIENTS, DSI_ZERO_OUT } dsi_zero_way;
+
 /* Starts moving a sub-group's arrays that live on disk between there and the set's buffers. A half-type home is only
    written: the update makes it anew from the master. Gradients are only read. */
-static ds_status dsi_zero_set_start(ds_zero *z, dsi_zero_set *set, const dsi_zero_sub *sub, bool write) {
+static ds_status dsi_zero_set_start(ds_zero *z, dsi_zero_set *set, const dsi_zero_sub *sub, dsi_zero_way way) {
+    bool write = way == DSI_ZERO_OUT;
     for (size_t a = 0; a <= DSI_ZERO_GRAD; a++) {
         bool home = a == DSI_ZERO_HOME, grad = a == DSI_ZERO_GRAD, state = !home && !grad;
         int store = home ? 1 : 0;
@@ -1489,7 +1497,7 @@ static ds_status dsi_zero_set_start(ds_zero *z, dsi_zero_set *set, const dsi_zer
         size_t end = home ? sub->home_end : last < skip ? 0 : (last - skip) * each;
         void *buffer = home ? (void *)set->home : grad ? (void *)set->grad : (void *)set->array[a];
         ds_status status;
-        if (write && (grad || (z->measuring && (a == 0 || home)))) continue;
+        if (grad != (way == DSI_ZERO_IN_GRADIENTS) || (write && z->measuring && (a == 0 || home))) continue;
         if (!buffer || end <= begin || (home && !write && sub->end <= z->shard_half)) continue;
         status = write ? ds_offload_start_write(z->store[store], z->disk[a], begin, end - begin, buffer,
                                                 &set->ticket[set->tickets])
@@ -1499,6 +1507,25 @@ static ds_status dsi_zero_set_start(ds_zero *z, dsi_zero_set *set, const dsi_zer
         set->of[set->tickets++] = store;
     }
     return DS_OK;
+}
+
+/* While the last backward pass of a step goes on, the first sub-groups' arrays come from the disk; their gradients are not
+   there yet. [cfg: zero_optimization.offload_optimizer.pipeline_read] */
+static ds_status dsi_zero_read_ahead(ds_zero *z) {
+    ds_status status = DS_OK;
+    if (!z->pipeline_read || z->micro + 1 < z->accumulation) return DS_OK;
+    for (; z->ahead < z->n_sets && !status; z->ahead++) {
+        if ((status = dsi_zero_set_wait(z, &z->sets[z->ahead]))) break;
+        status = dsi_zero_set_start(z, &z->sets[z->ahead], &z->subs[z->ahead], DSI_ZERO_IN);
+    }
+    return status;
+}
+
+/* All sub-groups are on disk as the last step left them: its writes may go on until their buffers are needed again. */
+static ds_status dsi_zero_settle(ds_zero *z) {
+    ds_status status = DS_OK;
+    for (size_t i = 0; i < z->n_sets && !status; i++) status = dsi_zero_set_wait(z, &z->sets[i]);
+    return status;
 }
 
 /* The next lane, free to be filled. */
@@ -1909,9 +1936,11 @@ static size_t dsi_zero_head(const ds_zero *z) { /* in doubles */
     return sizeof(dsi_zero_ballot) / sizeof(double) + (size_t)z->accumulation;
 }
 
+/* A part has its last grain to itself, and whole grains are what the disk takes without reading first. */
 static ds_status dsi_zero_acc_io(ds_zero *z, bool write, dsi_zero_lane *lane, size_t at, size_t count) {
     size_t each = dsi_zero_acc_bytes(z);
     ds_status status;
+    count = dsi_round_up(count, DS_GRAIN);
     if (write)
         status = ds_offload_start_write(z->store[0], z->disk[DSI_ZERO_GRAD], at * each, count * each, lane->memory,
                                         &lane->ticket);
@@ -1950,7 +1979,7 @@ static ds_status dsi_zero_acc_swap(ds_zero *z, const dsi_zero_param *p, char *pi
 /* Takes a reduced bucket's own pieces into the accumulators. */
 static ds_status dsi_zero_bucket_finish(ds_zero *z, size_t b) {
     dsi_zero_bucket *bucket = &z->buckets[b];
-    size_t each = DS_DTYPE_SIZE(z->wire);
+    size_t each = DS_DTYPE_SIZE(z->wire), step = z->acc_disk ? z->lane_elements : DSI_ZERO_CHUNK;
     int64_t start = dsi_now(&z->clock);
     if (bucket->handle && ds_comm_wait(z->comm, bucket->handle))
         return dsi_zero_comm_failed(z, "gradient reduction", NULL);
@@ -1963,8 +1992,8 @@ static ds_status dsi_zero_bucket_finish(ds_zero *z, size_t b) {
             dsi_zero_add_up(z, z->gpu, p->shard, piece, p->own_count);
             continue;
         }
-        for (size_t at = 0; at < p->own_count; at += DSI_ZERO_CHUNK) {
-            size_t n = p->own_count - at < DSI_ZERO_CHUNK ? p->own_count - at : DSI_ZERO_CHUNK;
+        for (size_t at = 0; at < p->own_count; at += step) {
+            size_t n = p->own_count - at < step ? p->own_count - at : step;
             char *chunk = z->gpu ? dsi_zero_pull(z, piece, p->own_count, each, at) : piece + at * each;
             ds_status status = dsi_zero_ended(z, DS_OK);
             if (!status && z->acc_disk)
@@ -2300,8 +2329,9 @@ static ds_status dsi_zero_grad_of(ds_zero *z, size_t index, const char *doing, d
     if ((*out)->given == (*out)->contributions)
         return dsi_zero_fail(z, DS_ERR_STATE, "%s of '%s': it has its %d gradients of this micro-batch already", doing,
                              (*out)->name, (*out)->contributions);
-    if (!z->t_gradient) z->t_gradient = dsi_now(&z->clock);
-    return DS_OK;
+    if (z->t_gradient) return DS_OK;
+    z->t_gradient = dsi_now(&z->clock);
+    return dsi_zero_read_ahead(z);
 }
 
 /* The engine reads after what `stream` has to do, and what comes on it then finds the memory free. */
@@ -2625,33 +2655,39 @@ static dsi_zero_set dsi_zero_view(const ds_zero *z, const dsi_zero_sub *sub, con
     return view;
 }
 
-/* Walks the sub-groups. What is on disk streams through up to three sets of buffers, so that reading the next, updating
-   this one and writing the last go on at once. [cfg: zero_optimization.offload_optimizer.pipeline_read, .pipeline_write] */
+/* Reads sub-group g into its set, once what that wrote last is on disk. */
+static ds_status dsi_zero_sub_read(ds_zero *z, size_t g, size_t ahead) {
+    dsi_zero_set *set = &z->sets[g % z->n_sets];
+    ds_status status;
+    if (g >= ahead) {
+        if ((status = dsi_zero_set_wait(z, set))) return status;
+        if ((status = dsi_zero_set_start(z, set, &z->subs[g], DSI_ZERO_IN))) return status;
+    }
+    return dsi_zero_set_start(z, set, &z->subs[g], DSI_ZERO_IN_GRADIENTS);
+}
+
+/* Walks the sub-groups. What is on disk streams through sets of buffers, sub-group g through set g % n_sets, so that reading
+   the next ones, updating this one and writing the last go on at once: a set is read into again one sub-group after its
+   write began. The last writes go on while the next pass computes.
+   [cfg: zero_optimization.offload_optimizer.pipeline_read, .pipeline_write] */
 static ds_status dsi_zero_update(ds_zero *z) {
     bool disk = z->n_sets > 0;
-    size_t cursor = 0;
+    size_t cursor = 0, ahead = z->ahead, lag = z->pipeline_write ? 1 : 0;
+    size_t first = z->pipeline_read ? z->n_sets : disk && z->n_subs;
     ds_status status = DS_OK;
-    if (disk && z->n_subs) status = dsi_zero_set_start(z, &z->sets[0], &z->subs[0], false);
+    z->ahead = 0;
+    for (size_t g = 0; g < first && !status; g++) status = dsi_zero_sub_read(z, g, ahead);
     for (size_t g = 0; g < z->n_subs && !status; g++) {
         dsi_zero_set none, view, *set = disk ? &z->sets[g % z->n_sets] : &none;
+        size_t next = z->pipeline_read ? g + z->n_sets - lag : g + 1;
         memset(&none, 0, sizeof none);
         if (disk && (status = dsi_zero_set_wait(z, set))) break;
-        if (disk && z->pipeline_read && g + 1 < z->n_subs) {
-            dsi_zero_set *next = &z->sets[(g + 1) % z->n_sets];
-            if ((status = dsi_zero_set_wait(z, next))) break;
-            if ((status = dsi_zero_set_start(z, next, &z->subs[g + 1], false))) break;
-        }
         view = dsi_zero_view(z, &z->subs[g], set);
         if ((status = dsi_zero_update_sub(z, &z->subs[g], &view, &z->stages[g % 2], &cursor)) || !disk) continue;
-        if ((status = dsi_zero_set_start(z, set, &z->subs[g], true))) break;
+        if ((status = dsi_zero_set_start(z, set, &z->subs[g], DSI_ZERO_OUT))) break;
         if (!z->pipeline_write && (status = dsi_zero_set_wait(z, set))) break;
-        if (!z->pipeline_read && g + 1 < z->n_subs) {
-            dsi_zero_set *next = &z->sets[(g + 1) % z->n_sets];
-            if ((status = dsi_zero_set_wait(z, next))) break;
-            status = dsi_zero_set_start(z, next, &z->subs[g + 1], false);
-        }
+        if (next >= first && next < z->n_subs) status = dsi_zero_sub_read(z, next, 0);
     }
-    for (size_t i = 0; i < z->n_sets && !status; i++) status = dsi_zero_set_wait(z, &z->sets[i]);
     for (size_t i = 0; i < 2; i++) dsi_zero_follow(z, z->stages[i].stream, z->stream);
     return dsi_zero_ended(z, status);
 }
@@ -2913,6 +2949,7 @@ DS_API ds_status ds_zero_read(ds_zero *z, size_t index, int state, size_t begin,
         (state >= 0 && ((size_t)state >= z->n_states || p->tensor == DSI_ZERO_NONE)))
         return dsi_zero_fail(z, DS_ERR_ARGUMENT, "ds_zero_read of '%s': state %d, elements %zu + %zu of %zu", p->name,
                              state, begin, count, p->numel);
+    if ((status = dsi_zero_settle(z))) return status;
     for (size_t r = 0; r < z->parts; r++) {
         size_t from, n, to;
         dsi_zero_part(z, p, r, &from, &n);
@@ -3142,7 +3179,7 @@ DS_API ds_status ds_zero_save(ds_zero *z, const char *folder, const char *tag, c
                              z->micro);
     n_sources = z->n_params * (1 + DS_OPTIM_MAX_STATES) + dsi_zero_errors(z);
     snprintf(made, sizeof made, "global_step%lld", (long long)z->step);
-    if ((status = ds_zero_save_finish(z))) return status;
+    if ((status = ds_zero_save_finish(z)) || (status = dsi_zero_settle(z))) return status;
     d = dsi_zero_checkpoint_desc(z, folder);
     if ((status = dsi_zero_local_rank(z, &d.local_rank))) return status;
     status = ds_checkpoint_begin(&d, tag ? tag : made, &w, &error);
@@ -3349,7 +3386,8 @@ DS_API ds_status ds_zero_load(ds_zero *z, const char *folder, const char *tag, c
     if (client_bytes) *client_bytes = 0;
     if (status) return status;
     if (z->pass >= 0 || z->micro) return dsi_zero_fail(z, DS_ERR_STATE, "ds_zero_load: in the middle of a step");
-    if ((status = ds_zero_save_finish(z))) return status;
+    if ((status = ds_zero_save_finish(z)) || (status = dsi_zero_settle(z))) return status;
+    z->ahead = 0; /* of a step that was skipped */
     d = dsi_zero_checkpoint_desc(z, folder);
     status = tag ? ds_checkpoint_open(&d, tag, &c, &error) : ds_checkpoint_open_path(&d, folder, &c, &error);
     if (status)
@@ -4064,6 +4102,13 @@ static ds_status dsi_zero_count_stores(ds_zero *z, const ds_config *c, ds_error 
 static ds_status dsi_zero_size_sets(ds_zero *z, ds_error *error) {
     size_t wanted = 1u + z->pipeline_read + z->pipeline_write, each = 1 + z->n_states + (z->shard_half > 0);
     z->acc_disk = z->state_tier == DS_ZERO_DISK;
+    for (size_t i = 0; i < z->n_params; i++) {
+        size_t own = z->params[i].tensor == DSI_ZERO_NONE ? 0 : dsi_round_up(z->params[i].own_count, DS_GRAIN);
+        size_t most = z->gpu ? DSI_ZERO_CHUNK : DSI_ZERO_LANE; /* from a GPU they come in chunks */
+        if (own > z->lane_elements) z->lane_elements = own < most ? own : most;
+    }
+    if (z->acc_disk && z->set_limit != SIZE_MAX && z->pipeline_read && z->set_limit / each > wanted)
+        wanted = z->set_limit / each < DSI_ZERO_SETS ? z->set_limit / each : DSI_ZERO_SETS;
     if (!z->acc_disk && z->param_tier != DS_ZERO_DISK) wanted = 0;
     if (z->acc_disk && z->set_limit < each)
         return dsi_fail(
@@ -4162,7 +4207,7 @@ static ds_status dsi_zero_memory(ds_zero *z, const ds_zero_desc *d, bool take, d
         }
     }
     for (n = 0; n < DSI_ZERO_LANES && z->acc_disk; n++) {
-        DSI_ZERO_ROW(z->lanes[n].memory, DS_ZERO_BUCKETS, DS_ZERO_HOST, DSI_ZERO_CHUNK * dsi_zero_acc_bytes(z),
+        DSI_ZERO_ROW(z->lanes[n].memory, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->lane_elements * dsi_zero_acc_bytes(z),
                      "gradients on their way to disk")
     }
     for (n = 0; n < z->n_pool; n++) {
@@ -4635,14 +4680,14 @@ DS_API void ds_zero_destroy(ds_zero *z) {
     dsi_zero_put(z, DS_ZERO_GRADS, gradients, z->acc, dsi_zero_acc_elements(z) * dsi_zero_acc_bytes(z));
     dsi_zero_put(z, z->stage <= 1 ? DS_ZERO_GRADS : DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->bucket_memory,
                  (z->stage <= 1 ? z->train_elements : z->n_slots * z->bucket_capacity) * DS_DTYPE_SIZE(z->wire));
-    for (size_t s = 0; s < 3; s++) {
+    for (size_t s = 0; s < DSI_ZERO_SETS; s++) {
         for (size_t n = 0; n <= DS_OPTIM_MAX_STATES; n++)
             dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->sets[s].array[n], z->sub_elements * 4);
         dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->sets[s].home, z->sub_home_bytes);
         dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->sets[s].grad, z->sub_elements * dsi_zero_acc_bytes(z));
     }
     for (size_t n = 0; n < DSI_ZERO_LANES; n++)
-        dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->lanes[n].memory, DSI_ZERO_CHUNK * dsi_zero_acc_bytes(z));
+        dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->lanes[n].memory, z->lane_elements * dsi_zero_acc_bytes(z));
     for (size_t n = 0; z->pool_buffers && n < z->n_pool; n++)
         dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->pool_buffers[n].memory, z->pool_bytes);
     dsi_zero_untable(z, z->pool_buffers, z->n_pool, sizeof *z->pool_buffers);
@@ -5051,6 +5096,8 @@ DS_API ds_status ds_wire_monitor(const ds_config *c, ds_monitor_desc *d, ds_erro
 #undef DSI_ZERO_HOME
 #undef DSI_ZERO_GRAD
 #undef DSI_ZERO_LANES
+#undef DSI_ZERO_LANE
+#undef DSI_ZERO_SETS
 #undef DSI_ZERO_SAVED
 #endif /* DS_ZERO_IMPL_DONE */
 

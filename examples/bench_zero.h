@@ -361,7 +361,7 @@ static void zb_offload(zb_print *p, const char *folder, size_t numel, size_t wor
              numel, folder);
     c.zero = zero;
     nvme = zb_run(&c);
-    disk = zb_disk_alone(folder, 2 * numel * sizeof(float) * ZB_LAYERS); /* both moments */
+    disk = zb_disk_alone(folder, 3 * numel * sizeof(float) * ZB_LAYERS); /* both moments and the gradient */
     zb_row(p, "offload_nvme", "states on NVMe: step of the longer of disk and the rest", nvme,
            disk > plain ? disk : plain, 1.10);
 }

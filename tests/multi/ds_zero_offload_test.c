@@ -57,11 +57,12 @@ static void states(const char *precision, int world) {
         char more[200];
         NVME("");
         if (!ran(&s, out)) break;
-        for (size_t n = 1; n <= 4; n++) { /* n sets of buffers; a third is the most that the pipelines use */
+        for (size_t n = 1; n <= 4; n++) { /* n sets of buffers, of which each sub-group uses one at most */
+            size_t subs = world == 1 ? 8 : 3;
             snprintf(more, sizeof more, "%s, \"buffer_count\": %zu", pipes, n * buffers);
             NVME(more);
             if (!ran(&s, other)) break;
-            CHECK_EQ(host(other, DS_ZERO_BUCKETS), host(out, DS_ZERO_BUCKETS) + ((n < 3 ? n : 3) - 1) * set);
+            CHECK_EQ(host(other, DS_ZERO_BUCKETS), host(out, DS_ZERO_BUCKETS) + ((n < subs ? n : subs) - 1) * set);
         }
         NVME(pipes); /* not given: as many as they use */
         ran(&s, other);
