@@ -26,6 +26,14 @@ for name in stage0 stage1 stage2 stage3 zero3_nvme; do
     [[ $resident = "$mapped" && $mapped -le $((counted + 4096 * blocks)) && $mapped -ge $(field $f state_bytes) ]]
     check $? "$name: $mapped bytes mapped in $blocks blocks, $resident in memory; the allocator's peak is $counted"
 done
+# what the ZeRO paper says of two ranks, in bytes for each parameter; a tensor is cut into whole grains, which rounds up
+for row in stage0:16 stage1:12 stage2:10 stage3:8; do
+    f=b/demo/${row%:*}.summary least=$(($(field b/demo/stage0.summary parameters) * ${row#*:}))
+    [[ $(field $f state_bytes) -ge $least && $(field $f state_bytes) -le $((least + least / 20)) ]]
+    check $? "${row%:*}: $(field $f state_bytes) bytes of states; ${row#*:} for each parameter are $least"
+done
+[[ $(field b/demo/zero3_nvme.summary state_bytes) -lt $(($(field b/demo/stage3.summary state_bytes) / 20)) ]]
+check $? "stage 3 on disk: $(field b/demo/zero3_nvme.summary state_bytes) bytes of states in memory"
 [[ $(field b/demo/stage3.summary gathered_peak) -le $(($(field b/demo/stage3.summary live_window) + 12 * 128 * 128 + 13 * 128)) ]]
 check $? 'gathered: the live window and a layer at most'
 [[ $(field b/demo/stage3.summary parameters) -ge 1000000 ]]
