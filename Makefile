@@ -142,9 +142,10 @@ $(B)/gpu_test: tests/unit/ds_kernels_test.cc ds_kernels.cu $(HEADERS)
 	@mkdir -p $(@D)
 	$(NVCC) -O2 -std=c++17 -I. -x cu -arch=native -o $@ $< -lpthread -ldl
 
-# `make gpu-bench`: figures of the kernels on this machine's GPU, each beside its ceiling
+# `make gpu-bench`: figures of the kernels on this machine's GPU, each beside its ceiling; then PyTorch's and llm.c's
 gpu-bench: $(B)/gpu_bench
 	@$<
+	@B="$(B)" BENCHED=1 tests/peers/gpu.sh
 $(B)/gpu_bench: tests/gpu/bench.cu ds_kernels.cu $(HEADERS)
 	@[ -n "$(NVCC)" ] || { echo 'nvcc was not found; install the CUDA toolkit'; exit 1; }
 	@mkdir -p $(@D)

@@ -7,8 +7,8 @@ B=${B:-build} steps=${STEPS:-150} ranks=${RANKS:-2}
 out=$B/demo
 mkdir -p "$out" build
 program=train_gpt
-if ! ls /dev/nvidia[0-9]* >/dev/null 2>&1; then
-    echo "no GPU: this machine has no NVIDIA device; the CPU trains"
+if ! nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then
+    echo "no GPU: nvidia-smi names none; the CPU trains"
 elif [ -z "${NVCC:-}" ]; then
     echo "no GPU: there is one, but no nvcc (CUDA toolkit) to build for it; the CPU trains"
 elif ! ${MAKE:-make} -s "$B/train_gpt_gpu" >&2; then
