@@ -75,7 +75,8 @@ each byte once (between two ranks 4 S bytes in all), from other memory it is cop
 counter for some microseconds, then give their core to whoever wants it, then sleep; where ranks outnumber cores they sleep
 at once. Buffers of 8 MiB and more are copied past the caches. The 1-bit all-reduce sends a 32nd of
 the bytes and moves about 36 bytes of memory for each element: it pays where the link is slower than a ninth of what one
-rank's memory gives, so between machines, not between processes of one.
+rank's memory gives, so between machines, not between processes of one; and each of its calls crosses the link four times, so
+that with many small tensors a long delay takes back what the bytes save (tests/multi/train_gpt_hosts_test.sh).
 
 ERRORS. A wait has a deadline (desc.timeout, 300 s). A rank that was killed is noticed within half a second (shm) and
 named; a rank that never came, one that calls something else, one that left or called ds_comm_abort are named, with

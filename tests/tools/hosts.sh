@@ -2,11 +2,15 @@
 # `skips`, the number of checks that are left out where this cannot be. Sets work (a scratch folder), a, b (the spaces), mpicc, and:
 #   on_hosts PROGRAM ARGS...   one rank on each of them, under Open MPI
 #   sent                       bytes that the first has put on the cable
+#   slow_cable BITS_PER_SECOND DELAY_US   from now on they talk over another cable, of this rate and delay each way; fails
+#                              where there is no TUN device
 B=${B:-build}
 mpicc=$(command -v mpicc.openmpi || command -v mpicc) mpirun=$(command -v mpirun.openmpi || command -v mpirun)
 a=dsa$$ b=dsb$$ work=$(mktemp -d)
 passed=0 failed=0 skipped=0
+cable=va$$ net=10.77.0 carrier=
 cleanup() {
+    [[ -z $carrier ]] || kill "$carrier"
     ip netns del "$a" 2>/dev/null
     ip netns del "$b" 2>/dev/null
     rm -rf "$work"
@@ -48,7 +52,23 @@ chmod +x "$work/agent"
 unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT DS_RUN_ID
 on_hosts() {
     timeout 120 ip netns exec "$a" unshare --uts bash -c "hostname dsa; exec $mpirun --allow-run-as-root --mca plm rsh \
-        --mca plm_rsh_agent $work/agent --mca btl tcp,self --mca btl_tcp_if_include 10.77.0.0/24 \
+        --mca plm_rsh_agent $work/agent --mca btl tcp,self --mca btl_tcp_if_include $net.0/24 \
         --mca oob_tcp_if_include 10.77.0.0/24 --host 10.77.0.1:1,10.77.0.2:1 -np 2 --wdir $PWD $*"
 }
-sent() { ip netns exec "$a" cat "/sys/class/net/va$$/statistics/tx_bytes"; }
+sent() { ip netns exec "$a" cat "/sys/class/net/$cable/statistics/tx_bytes"; }
+slow_cable() {
+    local side
+    "${CC:-cc}" -std=gnu99 -D_GNU_SOURCE -O1 -o "$work/slow_cable" tests/tools/slow_cable.c || return 1
+    "$work/slow_cable" "$a" "$b" slow "$1" "$2" >"$work/carrier" 2>&1 &
+    carrier=$!
+    for _ in $(seq 100); do
+        grep -q ready "$work/carrier" && break
+        kill -0 "$carrier" 2>/dev/null || { carrier=; return 1; }
+        sleep 0.05
+    done
+    for side in "$a 1" "$b 2"; do
+        set -- $side
+        ip -n "$1" addr add "10.78.0.$2/24" dev slow && ip -n "$1" link set slow mtu 1500 txqueuelen 2000 up || return 1
+    done
+    cable=slow net=10.78.0
+}
