@@ -1650,6 +1650,13 @@ static void write_pt(const char *folder, const char *name, const char *pickle, s
 #define ONE                       "K\1"
 #define REBUILD                   "ctorch._utils\n_rebuild_tensor_v2\n("
 #define MODULE(value)             "}X\6\0\0\0module}" TEXT1("w") value "ss"
+#define TENSOR                    REBUILD STORAGE("FloatStorage", "0", ONE) "K\0))\x89}tR"
+#define REBUILD_NAME              "ctorch._utils\n_rebuild_tensor_v2\n"
+#define TYPED_NAME                "ctorch._tensor\n_rebuild_from_type_v2\n"
+#define TYPED(callable, args)     TYPED_NAME "(" callable "ctorch\nTensor\n" args "}tR"
+#define A64                       "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+#define A256                      A64 A64 A64 A64
+#define LONG_TEXT                 "X\0\4\0\0" A256 A256 A256 A256
 static const struct {
     const char *name, *pickle;
     size_t bytes;
@@ -1731,6 +1738,37 @@ static const struct {
     {"a module that is a number", PICKLE("}X\6\0\0\0moduleK\1s"), DS_OK, ""},
     {"a module of numbers", PICKLE(MODULE("K\1")), DS_OK, ""},
     {"a model that is a list", PICKLE("]"), DS_OK, ""},
+    {"a name of a text and a number", PICKLE(TEXT1("a") "K\1\x93"), DS_ERR_INPUT, "a name is no text"},
+    {"no stop", PICKLE("X\1\0\0\0"), DS_ERR_INPUT, "it does not end with a stop"},
+    {"a storage whose key is a number", PICKLE("(X\7\0\0\0storagectorch\nFloatStorage\nK\1X\3\0\0\0cpuK\1tQ"),
+     DS_ERR_INPUT, "a storage is not described"},
+    {"a storage without a key", PICKLE("(X\7\0\0\0storagectorch\nFloatStorage\ntQ"), DS_ERR_INPUT, "not described"},
+    {"a storage of a text's size", PICKLE(STORAGE("FloatStorage", "0", "N")), DS_ERR_INPUT,
+     "a storage is not described"},
+    {"a tensor of a number", PICKLE(REBUILD "K\1K\0))\x89tR"), DS_ERR_INPUT, "a tensor is not described"},
+    {"a tensor with fewer strides", PICKLE(REBUILD STORAGE("FloatStorage", "0", ONE) "K\0K\1\x85)\x89tR"), DS_ERR_INPUT,
+     "a tensor is not described"},
+    {"an offset that is no number", PICKLE(REBUILD STORAGE("FloatStorage", "0", ONE) "N))\x89tR"), DS_ERR_INPUT,
+     "a tensor is not described"},
+    {"a size that is no number", PICKLE(REBUILD STORAGE("FloatStorage", "0", ONE) "K\0N\x85K\1\x85\x89tR"),
+     DS_ERR_INPUT, "a tensor is not described"},
+    {"a size of 2^93",
+     PICKLE(REBUILD STORAGE("FloatStorage", "0", ONE) "K\0J\0\0\0\x70J\0\0\0\x70J\0\0\0\x70\x87K\1K\1K\1\x87\x89}tR"),
+     DS_ERR_INPUT, "a tensor is too large"},
+    {"a tensor of a type", PICKLE(MODULE(TYPED(REBUILD_NAME, "(" STORAGE("FloatStorage", "0", ONE) "K\0))\x89}t"))),
+     DS_OK, ""},
+    {"a type of a type of a type", PICKLE(TYPED(TYPED_NAME, "(" TYPED_NAME "N(" TYPED_NAME "NNtt")), DS_OK, ""},
+    {"a type of nothing", PICKLE(TYPED_NAME ")R"), DS_ERR_INPUT, "what is called is no name"},
+    {"what is its first argument",
+     PICKLE("ctorch\nSize\n)\x85Rcdeepspeed.runtime.zero.config\nZeroStageEnum\nK\1\x85Rcbuiltins\nint\nK\1\x85R}"),
+     DS_OK, ""},
+    {"dicts", PICKLE("cbuiltins\ndict\n)Rccollections\ndefaultdict\n)R}"), DS_OK, ""},
+    {"a size of nothing", PICKLE("ctorch\nSize\n)R}"), DS_OK, ""},
+    {"a memo twice", PICKLE("}q\0q\0"), DS_OK, ""},
+    {"no mark", PICKLE("}e"), DS_ERR_INPUT, "nothing to add to"},
+    {"a state of a dict", PICKLE("}}b"), DS_OK, ""},
+    {"a key that is a number", PICKLE("}X\6\0\0\0module}K\1NsX\1\0\0\0wNss"), DS_OK, ""},
+    {"a long key", PICKLE("}X\6\0\0\0module}" LONG_TEXT TENSOR "ss"), DS_ERR_UNSUPPORTED, "a name is too long"},
 };
 /* A rank's states beside a model of one parameter "w" of two elements. */
 #define MODEL(shapes) PICKLE("}(X\6\0\0\0module}X\x0C\0\0\0param_shapes]}" shapes "sa" TEXT1("x") "Nu")
@@ -1740,6 +1778,7 @@ static const struct {
 #define FLAT                                                                                                           \
     "X\x1F\0\0\0single_partition_of_fp32_groups]" REBUILD STORAGE("FloatStorage", "0", ONE) "K\0K\1\x85K\1\x85\x89}"   \
                                                                                             "tRa"
+#define SCALER(state) "X\x0B\0\0\0loss_scalercdeepspeed.runtime.fp16.loss_scaler\nDynamicLossScaler\n)\x81" state
 static const struct {
     const char *name, *model;
     size_t model_bytes;
@@ -1769,6 +1808,29 @@ static const struct {
      "its param_shapes are not"},
     {"a shape of 2^93", MODEL(TEXT1("w") "J\0\0\0\x70J\0\0\0\x70J\0\0\0\x70\x87"), STATES("K\1", "K\1", FLAT),
      DS_ERR_INPUT, "its param_shapes are not"},
+    {"a loss scaler", MODEL(TEXT1("w") "K\1\x85"),
+     STATES("K\1", "K\1", FLAT SCALER("}(X\x09\0\0\0cur_scaleK\2X\x08\0\0\0cur_iterK\5ub")), DS_OK, ""},
+    {"a loss scaler's real", MODEL(TEXT1("w") "K\1\x85"),
+     STATES("K\1", "K\1", FLAT SCALER("}X\x09\0\0\0cur_scaleG\x40\0\0\0\0\0\0\0sb")), DS_OK, ""},
+    {"a loss scaler without a scale", MODEL(TEXT1("w") "K\1\x85"), STATES("K\1", "K\1", FLAT SCALER("}b")), DS_OK, ""},
+    {"a loss scaler without a state", MODEL(TEXT1("w") "K\1\x85"), STATES("K\1", "K\1", FLAT SCALER("")), DS_OK, ""},
+    {"a loss scaler that is a number", MODEL(TEXT1("w") "K\1\x85"),
+     STATES("K\1", "K\1", FLAT "X\x0B\0\0\0loss_scalerK\1"), DS_OK, ""},
+    {"a scale that is a text", MODEL(TEXT1("w") "K\1\x85"),
+     STATES("K\1", "K\1", FLAT SCALER("}X\x09\0\0\0cur_scale" TEXT1("x") "sb")), DS_OK, ""},
+    {"states of other kinds", MODEL(TEXT1("w") "K\1\x85"),
+     STATES("K\1", "K\1",
+            FLAT "X\x14\0\0\0base_optimizer_state}X\5\0\0\0state}K\0}(K\1N" TEXT1(
+                "s") "NX\x51\0\0\0aaaaaaaaaaaaaaaaa" A64 TENSOR "uss"),
+     DS_OK, ""},
+    {"a group that is a number", PICKLE("}(X\6\0\0\0module}X\x0C\0\0\0param_shapes]K\1a" TEXT1("x") "Nu"),
+     STATES("K\1", "K\1", FLAT), DS_ERR_INPUT, "has no fp32 partition"},
+    {"an empty parameter", MODEL(TEXT1("w") "K\1\x85s" TEXT1("v") "K\0\x85"), STATES("K\1", "K\1", FLAT), DS_OK, ""},
+    {"buffers of all kinds",
+     PICKLE("}(X\6\0\0\0module}(" TEXT1("w") TENSOR TEXT1("v") TENSOR
+            "K\1N" TEXT1("u") "NuX\x0C\0\0\0buffer_names](K\1" TEXT1("v")
+                TEXT1("w") "eX\x0C\0\0\0param_shapes]}" TEXT1("w") "K\1\x85sa" TEXT1("x") "Nu"),
+     STATES("K\1", "K\1", FLAT), DS_OK, ""},
     {"a shape of 2^60", MODEL(TEXT1("w") "J\0\0\0\x40J\0\0\0\x40\x86"), STATES("K\1", "K\1", FLAT), DS_ERR_INPUT,
      "its param_shapes are not"},
 };
@@ -1802,6 +1864,172 @@ static void test_pickles(void) {
             CHECK_EQ(open_file(folder, &c, &error), ranks_that_lie[i].status);
             CHECK_HAS(error.message, ranks_that_lie[i].message);
             ds_checkpoint_close(c);
+        }
+    }
+}
+
+/* Every allocation and every call of the file table fails in turn while `path` is opened and verified: an error with a text or
+   what the path holds, and nothing is left. A question whether a file is there may fail unnoticed where the answer is not
+   needed. */
+static void open_with_faults(const char *path, ds_status well) {
+    for (int kind = 0; kind < 2; kind++) {
+        int finished = 0;
+        for (long n = 1; n < 3000 && !finished; n++) {
+            ds_checkpoint_desc d;
+            ds_checkpoint *c = NULL;
+            ds_error error = {DS_OK, ""};
+            test_memory memory;
+            faults f;
+            ds_status status;
+            memset(&d, 0, sizeof d);
+            memset(&f, 0, sizeof f);
+            memset(&memory, 0, sizeof memory);
+            use_faults(&d.files, &f);
+            use_memory(&d.allocator, &memory);
+            f.code = -EIO;
+            if (kind)
+                f.fail_at = n;
+            else
+                memory.fail_at = (size_t)n;
+            status = ds_checkpoint_open_path(&d, path, &c, &error);
+            if (!status) status = ds_checkpoint_verify(c);
+            if (c && status) error = *ds_checkpoint_error(c);
+            if (status) CHECK(error.status == status && error.message[0]);
+            finished = kind ? f.calls < n : memory.calls < (size_t)n;
+            if (finished) CHECK_EQ(status, well);
+            if (!kind && !finished) CHECK_EQ(status, DS_ERR_MEMORY);
+            ds_checkpoint_close(c);
+            CHECK_EQ(memory.live, 0);
+            CHECK_EQ(memory.mismatches, 0);
+        }
+        CHECK(finished);
+    }
+}
+/* The same with whatever stands in the pickle's last place: a file that ends there. */
+static void write_cut_pt(const char *folder, const char *name, const char *pickle, size_t bytes, char last) {
+    char path[FOLDER_BYTES + 64], *file, *at, sums[2][4], *whole = (char *)malloc(bytes + 3);
+    size_t length;
+    uint32_t sum;
+    write_pt(folder, name, pickle, bytes);
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    file = slurp(path, &length);
+    memcpy(whole, pickle, bytes);
+    whole[bytes] = '.';
+    for (int k = 0; k < 2; k++) {
+        sum = dsi_checkpoint_crc32(0, whole, bytes + 1);
+        for (int i = 0; i < 4; i++) sums[k][i] = (char)(sum >> 8 * i & 255);
+        whole[bytes] = last;
+    }
+    for (at = file; at + 4 <= file + length; at++)
+        if (!memcmp(at, sums[0], 4)) memcpy(at, sums[1], 4);
+    for (at = file; at + bytes <= file + length && memcmp(at, pickle, bytes) != 0;) at++;
+    at[bytes] = last;
+    spew(path, file, length);
+    free(whole);
+    free(file);
+}
+static void test_pickles_further(void) {
+    TEST(pickles_that_end_anywhere) {
+        static const char last[] = "KMJGXTBUC\x8A\x8C\x8D\x80\x95qrhjc";
+        char folder[FOLDER_BYTES];
+        shell("mkdir -p '%s'", folder_of(folder, "cut"));
+        for (size_t i = 0; i < sizeof last; i++) {
+            ds_checkpoint *c = NULL;
+            ds_error error = {DS_OK, ""};
+            write_cut_pt(folder, "mp_rank_00_model_states.pt", "NNNNNNNN", 8, i + 1 < sizeof last ? last[i] : 'N');
+            CHECK_EQ(open_file(folder, &c, &error), DS_ERR_INPUT);
+            CHECK_HAS(error.message, last[i] == 'c' ? "a name does not end" : "end");
+        }
+        { /* a long integer whose bytes are not there */
+            ds_checkpoint *c = NULL;
+            ds_error error = {DS_OK, ""};
+            write_cut_pt(folder, "mp_rank_00_model_states.pt", "NNNNNNN\x8A", 8, 5);
+            CHECK_EQ(open_file(folder, &c, &error), DS_ERR_INPUT);
+            CHECK_HAS(error.message, "it ends in the middle");
+        }
+    }
+    TEST(pickles_with_faults) {
+        char folder[FOLDER_BYTES];
+        shell("mkdir -p '%s'", folder_of(folder, "pickle_faults"));
+        for (size_t i = 0; i < sizeof pickles / sizeof pickles[0]; i++) {
+            if (pickles[i].status) continue;
+            write_pt(folder, "mp_rank_00_model_states.pt", pickles[i].pickle, pickles[i].bytes);
+            open_with_faults(folder, DS_OK);
+        }
+        write_pt(folder, "mp_rank_00_model_states.pt", ranks_that_lie[0].model, ranks_that_lie[0].model_bytes);
+        for (size_t i = 0; i < sizeof ranks_that_lie / sizeof ranks_that_lie[0]; i++) {
+            if (ranks_that_lie[i].status || i == 1) continue;
+            write_pt(folder, "zero_pp_rank_0_mp_rank_00_optim_states.pt", ranks_that_lie[i].states,
+                     ranks_that_lie[i].bytes);
+            open_with_faults(folder, DS_OK);
+        }
+    }
+    TEST(ranks_that_differ) {
+        static const char *const message[2] = {"ZeRO stage 2 in 2 partitions, expected 1 in 2",
+                                               "ZeRO stage 1 in 3 partitions, expected 1 in 2"};
+        char folder[FOLDER_BYTES];
+        shell("mkdir -p '%s'", folder_of(folder, "differ"));
+        for (int i = 0; i < 2; i++) {
+            static const struct {
+                const char *text;
+                size_t bytes;
+            } other[2] = {{STATES("K\2", "K\2", FLAT)}, {STATES("K\1", "K\3", FLAT)}};
+            static const struct {
+                const char *text;
+                size_t bytes;
+            } parameters = {MODEL(TEXT1("w") "K\2\x85")}, first = {STATES("K\1", "K\2", FLAT)};
+            ds_checkpoint *c = NULL;
+            ds_error error = {DS_OK, ""};
+            write_pt(folder, "mp_rank_00_model_states.pt", parameters.text, parameters.bytes);
+            write_pt(folder, "zero_pp_rank_0_mp_rank_00_optim_states.pt", first.text, first.bytes);
+            write_pt(folder, "zero_pp_rank_1_mp_rank_00_optim_states.pt", other[i].text, other[i].bytes);
+            CHECK_EQ(open_file(folder, &c, &error), DS_ERR_INPUT);
+            CHECK_HAS(error.message, message[i]);
+            if (i) continue;
+            write_pt(folder, "zero_pp_rank_1_mp_rank_00_optim_states.pt", first.text, first.bytes);
+            CHECK_EQ(open_file(folder, &c, &error), DS_OK); /* and when they agree */
+            ds_checkpoint_close(c);
+            open_with_faults(folder, DS_OK);
+        }
+    }
+    TEST(universal_files_that_lie) {
+        static const struct {
+            const char *name, *model;
+            size_t model_bytes;
+            const char *file;
+            size_t bytes;
+            ds_status status;
+            const char *message;
+        } rows[] = {
+            {"well", MODEL(TEXT1("w") ")"), PICKLE("}X\5\0\0\0param" TENSOR "s"), DS_OK, ""},
+            {"bare", MODEL(TEXT1("w") ")"), PICKLE(TENSOR), DS_OK, ""},
+            {"no tensor", MODEL(TEXT1("w") ")"), PICKLE("}"), DS_ERR_INPUT, "fp32.pt' holds no tensor"},
+            {"no dict", PICKLE("}X\x0C\0\0\0param_shapes]K\1as"), PICKLE("}"), DS_ERR_INPUT,
+             "its param_shapes are not"},
+            {"a number's name", MODEL("K\1)"), PICKLE("}"), DS_ERR_INPUT, "a parameter's name is no file's name"},
+            {"no shape", MODEL(TEXT1("w") "N"), PICKLE("}"), DS_ERR_INPUT, "a parameter's name is no file's name"},
+            {"above", MODEL("X\4\0\0\0../w)"), PICKLE("}"), DS_ERR_INPUT, "a parameter's name is no file's name"},
+            {"a backslash", MODEL("X\3\0\0\0a\\w)"), PICKLE("}"), DS_ERR_INPUT, "a parameter's name is no file's name"},
+        };
+        char folder[FOLDER_BYTES], zero[FOLDER_BYTES + 8];
+        shell("mkdir -p '%s/zero/w'", folder_of(folder, "universal_lies"));
+        snprintf(zero, sizeof zero, "%s/zero/w", folder);
+        for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+            ds_checkpoint *c = NULL;
+            ds_error error = {DS_OK, ""};
+            write_pt(folder, "mp_rank_00_model_states.pt", rows[i].model, rows[i].model_bytes);
+            write_pt(zero, "fp32.pt", rows[i].file, rows[i].bytes);
+            CHECK_EQ(open_file(folder, &c, &error), rows[i].status);
+            CHECK_HAS(error.message, rows[i].message);
+            ds_checkpoint_close(c);
+            if (!rows[i].status) open_with_faults(folder, DS_OK);
+        }
+        write_pt(folder, "mp_rank_01_model_states.pt", rows[0].model, rows[0].model_bytes);
+        {
+            ds_checkpoint *c = NULL;
+            ds_error error = {DS_OK, ""};
+            CHECK_EQ(open_file(folder, &c, &error), DS_ERR_UNSUPPORTED);
+            CHECK_HAS(error.message, "several tensor-parallel parts");
         }
     }
 }
@@ -2042,6 +2270,7 @@ int main(int argc, char **argv) {
     test_deepspeed();
     test_deepspeed_write();
     test_pickles();
+    test_pickles_further();
     test_zip();
     test_misuse();
     test_manifests();
