@@ -763,6 +763,29 @@ static void test_shapes(void) {
             ds_sparse_layout_destroy(l);
         }
     }
+    TEST(long_sequence_with_masks) { /* bias, padding and a mask whose rows overlap, so that it stays small */
+        static const struct {
+            const char *mode;
+            size_t d;
+        } cases[] = {{"fixed", 40}, {"bslongformer", 64}, {"local_sliding_window", 128}};
+        for (size_t t = 0; t < 3; t++) {
+            enum { S = 8150 };
+            ds_sparse_layout *l = layout_of(cases[t].mode, 1, t ? 64 : 128, S, t != 1);
+            ds_sparse_desc desc = plain();
+            uint64_t state = t;
+            problem p;
+            fill(&p, l, 1, S, cases[t].d, 3);
+            p.causal = t != 1;
+            p.key_mask = uniform(S, &state, 1), p.key_mode = DS_SPARSE_MUL;
+            for (size_t j = 0; j < S; j++)
+                if (j % 9 == 4 || j > 8100) p.key_mask[j] = 0;
+            p.mask = uniform(2 * S, &state, 1), p.mask_row = 1;
+            with_relative(&p, 300, 4);
+            desc.threads = 2;
+            against_reference(&p, desc);
+            ds_sparse_layout_destroy(l);
+        }
+    }
     TEST(long_sequence) {
         for (int causal = 0; causal < 2; causal++) {
             ds_sparse_layout *l = layout_of(causal ? "variable" : "bigbird", 1, 64, 8192, causal);
@@ -791,19 +814,22 @@ static void test_shapes(void) {
             ds_sparse_layout_destroy(l);
         }
     }
-    TEST(half_types) {
-        for (int i = 0; i < 4; i++) {
-            ds_sparse_layout *l = layout_of("fixed", 2, 16, 90, i & 1);
-            problem p;
-            size_t n;
-            fill(&p, l, 2, 90, 20, 11);
-            n = 2 * 2 * 90 * 20;
-            p.causal = i & 1;
-            p.dtype = i & 2 ? DS_F16 : DS_BF16;
-            rounded(p.q, n, p.dtype), rounded(p.k, n, p.dtype), rounded(p.v, n, p.dtype);
-            rounded(p.d_out, n, p.dtype);
-            against_reference(&p, plain());
-            ds_sparse_layout_destroy(l);
+    for (int m = DS_SPARSE_DENSE; m < DS_SPARSE_CUSTOM; m++) { /* each mode in each 16-bit type, plain and masked */
+        snprintf(name, sizeof name, "half_types/%s", ds_sparse_mode_name((ds_sparse_mode)m));
+        TEST_NAMED(name) {
+            for (int i = 0; i < 8; i++) {
+                ds_sparse_layout *l = layout_of(ds_sparse_mode_name((ds_sparse_mode)m), 2, 16, 90, i & 1);
+                const size_t n = 2 * 2 * 90 * 20;
+                problem p;
+                fill(&p, l, 2, 90, 20, 11);
+                p.causal = i & 1;
+                p.dtype = i & 2 ? DS_F16 : DS_BF16;
+                rounded(p.q, n, p.dtype), rounded(p.k, n, p.dtype), rounded(p.v, n, p.dtype);
+                rounded(p.d_out, n, p.dtype);
+                if (i & 4) with_masks(&p, i & 1, 5), with_relative(&p, 20, 9);
+                against_reference(&p, plain());
+                ds_sparse_layout_destroy(l);
+            }
         }
     }
     TEST(large_scores) { /* one key takes all of a row's weight; nothing overflows */
@@ -821,37 +847,47 @@ static void test_shapes(void) {
     }
 }
 
+/* Of sum(out * d_out), through the header's own forward. */
+static void check_differences(const ds_sparse_layout *l, bool masks, uint64_t seed) {
+    problem p;
+    answer a, up, down;
+    float *inputs[4], *gradients[4];
+    const float h = 0x1p-5f;
+    fill(&p, l, 1, 40, 6, seed);
+    if (masks) with_masks(&p, true, seed);
+    with_relative(&p, 5, 6);
+    CHECK(solve(&p, plain(), &a));
+    inputs[0] = p.q, inputs[1] = p.k, inputs[2] = p.v, inputs[3] = p.relative;
+    gradients[0] = a.d_q, gradients[1] = a.d_k, gradients[2] = a.d_v, gradients[3] = a.d_relative;
+    for (int t = 0; t < 4; t++)
+        for (size_t i = 0; i < (t < 3 ? a.n : a.relatives); i += t < 3 ? 13 : 1) {
+            const float before = inputs[t][i];
+            double slope = 0;
+            inputs[t][i] = before + h;
+            solve(&p, plain(), &up);
+            inputs[t][i] = before - h;
+            solve(&p, plain(), &down);
+            inputs[t][i] = before;
+            for (size_t e = 0; e < a.n; e++)
+                slope += ((double)up.out[e] - (double)down.out[e]) * (double)p.d_out[e] / (2 * (double)h);
+            /* rounding: u * sqrt(480) * |out d_out| / h = 4e-5; truncation: h^2 / 6 * third derivative, of order 1 */
+            CHECK_NEAR(gradients[t][i], slope, 1e-3);
+            drop(&up), drop(&down);
+        }
+    drop(&a), done(&p);
+}
 static void test_gradients(void) {
-    TEST(finite_differences) { /* of sum(out * d_out), through the header's own forward */
-        ds_sparse_layout *l = random_layout(2, 8, 40, 60, 4);
-        ds_sparse_desc desc = plain();
-        problem p;
-        answer a, up, down;
-        float *inputs[4], *gradients[4];
-        const float h = 0x1p-5f;
-        fill(&p, l, 1, 40, 6, 8);
-        with_relative(&p, 5, 6);
-        CHECK(solve(&p, desc, &a));
-        inputs[0] = p.q, inputs[1] = p.k, inputs[2] = p.v, inputs[3] = p.relative;
-        gradients[0] = a.d_q, gradients[1] = a.d_k, gradients[2] = a.d_v, gradients[3] = a.d_relative;
-        for (int t = 0; t < 4; t++)
-            for (size_t i = 0; i < (t < 3 ? a.n : a.relatives); i += t < 3 ? 13 : 1) {
-                const float before = inputs[t][i];
-                double slope = 0;
-                inputs[t][i] = before + h;
-                solve(&p, desc, &up);
-                inputs[t][i] = before - h;
-                solve(&p, desc, &down);
-                inputs[t][i] = before;
-                for (size_t e = 0; e < a.n; e++)
-                    slope += ((double)up.out[e] - (double)down.out[e]) * (double)p.d_out[e] / (2 * (double)h);
-                /* rounding: u * sqrt(480) * |out d_out| / h = 4e-5; truncation: h^2 / 6 * third derivative, of order 1
-                   */
-                CHECK_NEAR(gradients[t][i], slope, 1e-3);
-                drop(&up), drop(&down);
-            }
-        drop(&a), done(&p);
-        ds_sparse_layout_destroy(l);
+    char name[64];
+    for (int m = DS_SPARSE_DENSE; m <= DS_SPARSE_CUSTOM; m++) {
+        snprintf(name, sizeof name, "finite_differences/%s", ds_sparse_mode_name((ds_sparse_mode)m));
+        TEST_NAMED(name) {
+            ds_sparse_layout *l = m == DS_SPARSE_CUSTOM
+                                      ? random_layout(2, 8, 40, 60, 4)
+                                      : layout_of(ds_sparse_mode_name((ds_sparse_mode)m), 2, 8, 40, false);
+            check_differences(l, false, 8);
+            check_differences(l, true, 9);
+            ds_sparse_layout_destroy(l);
+        }
     }
     TEST(nothing_to_attend) {
         /* block row 1 keeps nothing; token 20 of row 2 has all keys masked; causal leaves block row 3 nothing */
