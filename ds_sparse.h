@@ -336,8 +336,8 @@ typedef struct ds_sparse_info {
 DS_API void ds_sparse_layout_info(const ds_sparse_layout *layout, ds_sparse_info *out);
 /* The kept columns of a row of blocks, ascending; the pointer lives as long as the layout. */
 DS_API const uint32_t *ds_sparse_layout_row(const ds_sparse_layout *layout, size_t head, size_t row, size_t *count);
-/* Draws the heads side by side, one square for each block, as an SVG document, handed to `write` in pieces. Equal heads
-   are drawn once. */
+/* Draws the heads side by side, one square for each block, with mode, sizes, density and a legend in words, as an SVG
+   document, handed to `write` in pieces. Equal heads are drawn once. */
 DS_API void ds_sparse_layout_svg(const ds_sparse_layout *layout,
                                  void (*write)(void *ctx, const char *text, size_t bytes), void *ctx);
 
@@ -1182,15 +1182,22 @@ DSI_PRINTF(2, 3) static void dsi_sparse_draw(const dsi_sparse_pen *pen, const ch
 }
 DS_API void ds_sparse_layout_svg(const ds_sparse_layout *layout,
                                  void (*write)(void *ctx, const char *text, size_t bytes), void *ctx) {
-    const size_t n = layout->info.blocks, step = n + 2;
+    const ds_sparse_info *info = &layout->info;
+    const size_t n = info->blocks, step = n + 2, width = info->patterns * step + 2;
     const dsi_sparse_pen pen = {write, ctx};
-    // a user unit is a block; one for a border, three above for the title
+    const double f = (double)step / 26; // height of letters; a user unit is a block
     dsi_sparse_draw(&pen,
-                    "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %zu %zu\" width=\"%zu\">\n"
+                    "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 %.6g %zu %.6g\" width=\"%zu\" "
+                    "font-family=\"sans-serif\" font-size=\"%.6g\">\n"
                     "<title>%s: %zu heads, %zu tokens in blocks of %zu, %.4g of the scores kept</title>\n",
-                    layout->info.patterns * step + 2, n + 4, layout->info.patterns * 480,
-                    ds_sparse_mode_name(layout->info.mode), layout->info.heads, layout->info.seq_len,
-                    layout->info.block, layout->info.density);
+                    2 - 6.4 * f, width, (double)n + 10.6 * f, info->patterns * 480, f, ds_sparse_mode_name(info->mode),
+                    info->heads, info->seq_len, info->block, info->density);
+    dsi_sparse_draw(&pen,
+                    "<rect x=\"0\" y=\"%.6g\" width=\"%zu\" height=\"%.6g\" fill=\"#fff\"/>\n"
+                    "<text x=\"2\" y=\"%.6g\">%s, %zu head%s, %zu tokens</text>\n"
+                    "<text x=\"2\" y=\"%.6g\">blocks of %zu tokens, density %.4g</text>\n",
+                    2 - 6.4 * f, width, (double)n + 10.6 * f, 2 - 4.6 * f, ds_sparse_mode_name(info->mode), info->heads,
+                    info->heads == 1 ? "" : "s", info->seq_len, 2 - 3.1 * f, info->block, info->density);
     for (size_t p = 0; p < layout->info.patterns; p++) {
         const size_t x = 2 + p * step;
         dsi_sparse_draw(
@@ -1207,8 +1214,18 @@ DS_API void ds_sparse_layout_svg(const ds_sparse_layout *layout,
             }
         }
         dsi_sparse_draw(&pen, "\"/></g>\n");
+        dsi_sparse_draw(&pen, "<text x=\"%zu\" y=\"%.6g\">", x, 2 - 0.6 * f);
+        if (info->patterns == 1)
+            dsi_sparse_draw(&pen, "every head</text>\n");
+        else if (info->patterns == info->heads)
+            dsi_sparse_draw(&pen, "head %zu</text>\n", p);
+        else
+            dsi_sparse_draw(&pen, "head %zu, and each %zu further</text>\n", p, info->patterns);
     }
-    dsi_sparse_draw(&pen, "</svg>\n");
+    dsi_sparse_draw(&pen,
+                    "<rect x=\"2\" y=\"%.6g\" width=\"%.6g\" height=\"%.6g\" fill=\"#247\"/>"
+                    "<text x=\"%.6g\" y=\"%.6g\">kept: queries down, keys across</text>\n</svg>\n",
+                    (double)n + 2 + 1.2 * f, f, f, 2 + 1.6 * f, (double)n + 2 + 2.1 * f);
 }
 
 // >>simd

@@ -393,7 +393,11 @@ static void test_svg(void) {
         p.heads = 4, p.different_layout_per_head = true, p.num_different_global_patterns = 2, p.num_local_blocks = 2;
         CHECK(!ds_sparse_layout_create(&p, 64, NULL, &l, NULL));
         ds_sparse_layout_svg(l, append, text);
-        CHECK_HAS(text, "viewBox=\"0 0 14 8\"");
+        CHECK_HAS(text, "viewBox=\"0 0.523077 14 6.44615\"");
+        CHECK_HAS(text, ">fixed, 4 heads, 64 tokens</text>"); /* what is read in the picture itself */
+        CHECK_HAS(text, ">blocks of 16 tokens, density 0.75</text>");
+        CHECK_HAS(text, ">head 1, and each 2 further</text>");
+        CHECK_HAS(text, ">kept: queries down, keys across</text>");
         CHECK_HAS(text, "<title>fixed: 4 heads, 64 tokens in blocks of 16, 0.75 of the scores kept</title>");
         CHECK_HAS(text, "<title>head 1</title>");
         CHECK(strstr(text, "head 2") == NULL); /* as head 0 */
