@@ -52,7 +52,7 @@ static int k_rmdir(void *x, const char *p) {
     return count(x), dsi_sys_rmdir(NULL, p);
 }
 
-static ds_status save(killer *k, const char *tag, int step, bool background, int keep_last) {
+static ds_status save(killer *k, const char *tag, int step, bool background, int keep_last, bool node_local) {
     static float data[COUNT];
     ds_checkpoint_desc d;
     ds_checkpoint_tensor t;
@@ -64,6 +64,7 @@ static ds_status save(killer *k, const char *tag, int step, bool background, int
     d.folder = folder;
     d.background = background;
     d.keep_last = keep_last;
+    d.node_local = node_local;
     if (k) {
         d.files.ctx = k;
         d.files.open = k_open;
@@ -119,22 +120,24 @@ static void clear(void) {
 }
 
 int main(int argc, char **argv) {
-    static const char *const names[4] = {"a_new_tag", "the_same_tag", "in_the_background", "with_keep_last"};
+    static const char *const names[] = {"a_new_tag",      "the_same_tag", "in_the_background",
+                                        "with_keep_last", "on_each_node", "on_each_node_in_the_background"};
     test_begin(argc, argv);
     snprintf(folder, sizeof folder, "build/tests/checkpoint_kill.%d", (int)getpid());
-    for (int mode = 0; mode < 4; mode++) TEST_NAMED(names[mode]) {
+    for (int mode = 0; mode < 6; mode++) TEST_NAMED(names[mode]) {
             int ended = 0, kills = 0, before = 0, after = 0;
             for (long at = 1; at < 300 && !ended; at++) {
                 int status = 0;
                 int64_t step;
                 pid_t child;
                 clear();
-                CHECK_EQ(save(NULL, "first", 1, false, 0), DS_OK);
+                CHECK_EQ(save(NULL, "first", 1, false, 0, mode > 3), DS_OK);
                 fflush(stdout);
                 child = fork();
                 if (child == 0) {
                     killer k = {at, 0};
-                    const ds_status saved = save(&k, mode == 1 ? "first" : "second", 2, mode == 2, mode == 3);
+                    const ds_status saved =
+                        save(&k, mode == 1 ? "first" : "second", 2, mode == 2 || mode == 5, mode == 3, mode > 3);
                     _exit(saved == DS_OK ? 0 : 1);
                 }
                 waitpid(child, &status, 0);
@@ -147,7 +150,7 @@ int main(int argc, char **argv) {
                 CHECK(ended ? step == 2 : step == 1 || step == 2);
                 before += step == 1;
                 after += step == 2;
-                CHECK_EQ(save(NULL, "second", 3, false, 0), DS_OK);
+                CHECK_EQ(save(NULL, "second", 3, false, 0, mode > 3), DS_OK);
                 CHECK_EQ(loaded(), 3);
             }
             CHECK(ended && kills > 15 && before > 10 && after > 0);

@@ -2256,6 +2256,136 @@ static void test_large(void) {
     }
 }
 
+/* Parts of 4 MiB and more are read by two threads. */
+static void test_two_threads(void) {
+    TEST(large_parts_are_read_by_two_threads) {
+        enum { BLOCKS = 40 };
+        const size_t per_block = 65536, count = BLOCKS * per_block + 1000, shape[1] = {BLOCKS * 65536 + 1000};
+        float *data = (float *)malloc(count * sizeof *data), *got = (float *)malloc(count * sizeof *got);
+        char folder[FOLDER_BYTES], path[FOLDER_BYTES + 40];
+        job j;
+        ds_checkpoint_writer *w = NULL;
+        ds_checkpoint *c = NULL;
+        ds_checkpoint_tensor t = {"t", DS_F32, shape, 1, 0, count, data, NULL, NULL};
+        memset(&j, 0, sizeof j);
+        j.desc.folder = folder_of(folder, "two");
+        for (size_t i = 0; data && i < count; i++) data[i] = (float)i;
+        CHECK_EQ(ds_checkpoint_begin(&j.desc, "tag", &w, &j.error), DS_OK);
+        if (!w || !data || !got) break;
+        ds_checkpoint_add(w, &t);
+        CHECK_EQ(ds_checkpoint_commit(w, &j.error), DS_OK);
+        CHECK_EQ(ds_checkpoint_open(&j.desc, NULL, &c, &j.error), DS_OK);
+        if (!c) break;
+        for (size_t begin = 0; begin < 3 * per_block; begin += 33 * 1024) {
+            const size_t n = count - begin - begin / 7;
+            memset(got, 0, count * sizeof *got);
+            CHECK_EQ(ds_checkpoint_read(c, "t", begin, n, DS_F32, got), DS_OK);
+            CHECK(memcmp(got, data + begin, n * sizeof *got) == 0);
+            CHECK(n == count || got[n] == 0);
+        }
+        ds_checkpoint_close(c);
+        snprintf(path, sizeof path, "%s/tag/rank-00000.safetensors", folder);
+        for (int block = BLOCKS - 1; block >= 0; block -= 13) { /* several are damaged in the end: the first is named */
+            char said[64];
+            FILE *f = fopen(path, "r+b");
+            long at;
+            CHECK_EQ(ds_checkpoint_open(&j.desc, NULL, &c, &j.error), DS_OK);
+            if (!f || !c) break;
+            at = (long)(dsi_checkpoint_part_of(c, 0)->offset + (uint64_t)block * (1 << 18));
+            fseek(f, at + 77, SEEK_SET);
+            fputc(0x55, f);
+            fclose(f);
+            CHECK_EQ(ds_checkpoint_read(c, "t", 0, count, DS_F32, got), DS_ERR_CORRUPT);
+            snprintf(said, sizeof said, "tensor 't' is damaged: bytes %ld to ", at);
+            CHECK_HAS(ds_checkpoint_error(c)->message, said);
+            ds_checkpoint_close(c);
+        }
+        free(data);
+        free(got);
+    }
+    TEST(a_checksum_without_the_instruction) {
+        CHECK(~dsi_crc32c_portable(~0u, (const unsigned char *)"123456789", 9) == 0xE3069283u);
+        CHECK(dsi_crc32c(0, "123456789", 9) == 0xE3069283u);
+    }
+    TEST(a_path_that_does_not_fit_is_none) {
+        static char folder[4096], out[4096];
+        memset(folder, 'a', sizeof folder - 8);
+        dsi_checkpoint_join(out, folder, "123456");
+        CHECK(strlen(out) == sizeof out - 1);
+        dsi_checkpoint_join(out, folder, "1234567");
+        CHECK_STR(out, "");
+    }
+}
+
+/* ---- indexes that lie ---- */
+static void test_indexes(void) {
+#define INDEX(map) "{\"metadata\":{\"total_size\":8},\"weight_map\":" map "}"
+    static const struct {
+        const char *name, *text;
+        ds_status status;
+        const char *message;
+    } rows[] = {
+        {"well", INDEX("{\"a\":\"x.safetensors\"}"), DS_OK, ""},
+        {"no JSON", "{", DS_ERR_INPUT, "index.json'"},
+        {"no map", "{}", DS_ERR_INPUT, "has no weight_map"},
+        {"a map that is a number", INDEX("1"), DS_ERR_INPUT, "has no weight_map"},
+        {"a file that is a number", INDEX("{\"a\":1}"), DS_ERR_INPUT, "tensor 'a' is said to be in ''"},
+        {"a file above", INDEX("{\"a\":\"../x.safetensors\"}"), DS_ERR_INPUT, "which is no file's name"},
+        {"a file anywhere", INDEX("{\"a\":\"/etc/passwd\"}"), DS_ERR_INPUT, "which is no file's name"},
+        {"a file that is not there", INDEX("{\"a\":\"y.safetensors\"}"), DS_ERR_CORRUPT, "y.safetensors' is missing"},
+        {"a tensor that is not there", INDEX("{\"a\":\"x.safetensors\",\"b\":\"x.safetensors\"}"), DS_ERR_INPUT,
+         "tensor 'b' is not in 'x.safetensors'"},
+        {"a tensor elsewhere", INDEX("{\"a\":\"z.safetensors\",\"c\":\"x.safetensors\"}"), DS_ERR_INPUT,
+         "tensor 'a' is not in 'z.safetensors'"},
+        {"a tensor that it does not list", INDEX("{\"c\":\"z.safetensors\"}"), DS_ERR_INPUT,
+         "lists 1 tensors, its shards hold 2"},
+        {"a tensor of two kinds", INDEX("{\"a\":\"x.safetensors\",\"d\":\"u.safetensors\"}"), DS_ERR_INPUT,
+         "has another dtype or shape"},
+        {"a tensor in two files", INDEX("{\"a\":\"x.safetensors\",\"d\":\"v.safetensors\"}"), DS_ERR_INPUT,
+         "element 0 is in two shards"},
+    };
+    char folder[FOLDER_BYTES], path[FOLDER_BYTES + 40];
+    const size_t two[1] = {2}, three[1] = {3};
+    const float data[3] = {1, 2, 3};
+    const ds_checkpoint_tensor tensors[] = {{"a", DS_F32, two, 1, 0, 2, data, NULL, NULL},
+                                            {"c", DS_F32, two, 1, 0, 2, data, NULL, NULL},
+                                            {"e", DS_F32, two, 1, 0, 2, data, NULL, NULL},
+                                            {"a", DS_F32, three, 1, 0, 3, data, NULL, NULL}};
+    static const struct {
+        const char *name;
+        int first, count;
+    } files[] = {{"x", 0, 1}, {"z", 1, 2}, {"u", 3, 1}, {"v", 0, 1}};
+    shell("mkdir -p '%s'", folder_of(folder, "indexes"));
+    for (size_t i = 0; i < 4; i++) {
+        snprintf(path, sizeof path, "%s/%s.safetensors", folder, files[i].name);
+        CHECK_EQ(ds_safetensors_write(path, tensors + files[i].first, (size_t)files[i].count, NULL, 0, 0, NULL, NULL),
+                 DS_OK);
+    }
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        char name[96];
+        snprintf(name, sizeof name, "index: %s", rows[i].name);
+        TEST_NAMED(name) {
+            ds_checkpoint *c = NULL;
+            ds_error error = {DS_OK, ""};
+            snprintf(path, sizeof path, "%s/model.safetensors.index.json", folder);
+            spew(path, rows[i].text, strlen(rows[i].text));
+            CHECK_EQ(open_file(path, &c, &error), rows[i].status);
+            CHECK_HAS(error.message, rows[i].message);
+            ds_checkpoint_close(c);
+            if (!rows[i].status) open_with_faults(path, DS_OK);
+        }
+    }
+    TEST(one_file_in_a_folder) {
+        ds_checkpoint *c = NULL;
+        ds_error error = {DS_OK, ""};
+        shell("cd '%s' && rm model.safetensors.index.json && mv x.safetensors model.safetensors", folder);
+        snprintf(path, sizeof path, "%s//", folder);
+        CHECK_EQ(open_file(path, &c, &error), DS_OK);
+        ds_checkpoint_close(c);
+        open_with_faults(folder, DS_OK);
+    }
+}
+
 int main(int argc, char **argv) {
     test_begin(argc, argv);
     snprintf(root, sizeof root, "build/tests/checkpoint.%d", (int)getpid());
@@ -2276,6 +2406,8 @@ int main(int argc, char **argv) {
     test_manifests();
     test_odd_tables();
     test_large();
+    test_two_threads();
+    test_indexes();
     shell("rm -rf '%s'", root);
     return test_end();
 }
