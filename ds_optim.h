@@ -489,6 +489,9 @@ DS_API ds_status ds_optim_set_group_params(ds_optim *o, size_t group, const ds_o
 
 /* True in the 1-bit optimizers' compressed phase: the next step takes this rank's own gradient instead of the average. */
 DS_API bool ds_optim_wants_local_gradients(const ds_optim *o);
+/* ZeroOneAdam on several ranks, once its local steps have begun: the step after which all ranks hold the same parameters
+   again, to the rounding of the local steps that it undoes; 0: they do now. */
+DS_API int64_t ds_optim_local_until(const ds_optim *o);
 /* True when clipping may not be used from the next step on (the 1-bit optimizers after their freeze). */
 DS_API bool ds_optim_refuses_clipping(const ds_optim *o);
 
@@ -2059,6 +2062,15 @@ DS_API bool ds_optim_wants_local_gradients(const ds_optim *o) {
     if (!dsi_optim_is(o, DSI_OPTIM_ONE_BIT) || !o->desc.tensor_count) return false;
     if (dsi_optim_frozen(o)) return true;
     return dsi_optim_zero_one(o) && (o->step + 1) % (int64_t)o->items[0].scalar[DSI_OPTIM_INTERVAL] != 0;
+}
+DS_API int64_t ds_optim_local_until(const ds_optim *o) {
+    if (!dsi_optim_zero_one(o) || o->desc.group.size < 2) return 0;
+    for (size_t i = 0; i < o->desc.tensor_count; i++) {
+        const double *scalar = o->items[i].scalar;
+        const int64_t interval = (int64_t)scalar[DSI_OPTIM_LOCAL_INTERVAL];
+        if (o->items[i].count && scalar[DSI_OPTIM_RATES] != 0) return (o->step / interval + 1) * interval;
+    }
+    return 0;
 }
 DS_API bool ds_optim_refuses_clipping(const ds_optim *o) {
     return ds_optim_wants_local_gradients(o);

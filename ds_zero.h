@@ -43,12 +43,14 @@ CONCEPTS
     Parts. A tensor is cut in grains of 1,024 elements; rank r of W owns the grains from floor((g*r + k)/W) to
     floor((g*(r+1) + k)/W), where k spreads the remainders. At stages 1 to 3 a rank keeps the optimizer's states of its own
     part alone, at 2 and 3 the gradients too, at 3 the parameters too. At stage 0 every rank owns everything.
-    So each rank copies a like share of each tensor, which is what zero_optimization.round_robin_gradients asks for: it is
-    met whether given or not.
+    So each rank copies a like share of each tensor. zero_optimization.round_robin_gradients asks for that where a rank owns
+    whole tensors in a row, as DeepSpeed's do at stages 1 and 2; here nothing is left for it to change, given or not.
     A matrix that Muon orthogonalises is not cut: it belongs to the rank that has the fewest elements so far, and nothing
     more is sent; ranks then differ by up to the largest matrix. LAMB's parts exchange two numbers per grain in each step.
     The 1-bit optimizers work at stage 0: in their compressed phase gradients are not reduced at all, the optimizer averages
     its momenta with one bit per element, report.grad_norm is the root of the ranks' mean square, and nothing is clipped.
+    ZeroOneAdam's ranks differ between two averages, and a save there is refused. A freeze_step of 1 freezes a variance of
+    zero, as in DeepSpeed, whose first step only counts, too: give the warm-up as many steps as the variance needs.
     Small parameters stay whole at stage 3. [cfg: zero_optimization.stage3_param_persistence_threshold]
     Buckets. Gradients are copied as they come into buckets of zero_optimization.reduce_bucket_size elements (one tensor each
     when contiguous_gradients is false), which are reduced in a fixed order, while the backward goes on (overlap_comm). At stages 0 and 1 every bucket has memory of its own
@@ -443,7 +445,7 @@ DS_API ds_status ds_wire_monitor(const ds_config *config, ds_monitor_desc *desc,
 
 /* Bytes by class and tier that an engine of this descriptor will hold on this rank, before anything is allocated. `rank`
    and `world` need no communicator; desc->comm is not used. What the allocator then gives for training is this to the
-   byte, but for an NVMe store's own buffers; saving and loading take more for their time. Errors: as ds_zero_create's for
+   byte, but for an NVMe store's table of tensors (1 KiB, and 24 bytes a block that spills); saving and loading take more for their time. Errors: as ds_zero_create's for
    the descriptor; DS_ERR_MEMORY when desc->limit is exceeded: the text has the largest item and the cheapest change that
    would fit, and *out is written. */
 DS_API ds_status ds_zero_plan(const ds_zero_desc *desc, int rank, int world, ds_zero_bytes *out, ds_error *error);
@@ -3178,6 +3180,11 @@ DS_API ds_status ds_zero_save(ds_zero *z, const char *folder, const char *tag, c
     if (z->pass >= 0 || z->micro)
         return dsi_zero_fail(z, DS_ERR_STATE, "ds_zero_save: in the middle of a step (%d micro-batches given)",
                              z->micro);
+    if (ds_optim_local_until(z->optim))
+        return dsi_zero_fail(z, DS_ERR_STATE,
+                             "ds_zero_save: between two averages of ZeroOneAdam each rank has parameters of its own; "
+                             "save after step %lld of the optimizer, which took %lld",
+                             (long long)ds_optim_local_until(z->optim), (long long)ds_optim_step_count(z->optim));
     n_sources = z->n_params * (1 + DS_OPTIM_MAX_STATES) + dsi_zero_errors(z);
     snprintf(made, sizeof made, "global_step%lld", (long long)z->step);
     if ((status = ds_zero_save_finish(z)) || (status = dsi_zero_settle(z))) return status;

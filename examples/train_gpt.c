@@ -1058,6 +1058,13 @@ int main(int argc, char **argv) {
         t.curve_step[t.curve_count] = (double)r.step;
         t.curve_loss[t.curve_count++] = r.loss;
         show_progress(&r, seconds() - start, done, r.stop || r.step == t.o.steps);
+        if (!isfinite(r.loss) && !(r.skipped && t.config->fp16.enabled)) { /* fp16: a smaller loss scale may do */
+            char text[160];
+            snprintf(text, sizeof text,
+                     "step %lld: the loss is %g and cannot come back; a smaller lr, a warm-up or clipping may help",
+                     (long long)r.step, r.loss);
+            fail(exit_code(DS_ERR_NUMERIC), text);
+        }
         if (t.o.eval_every && r.step % t.o.eval_every == 0) held_out(&held);
         if (r.stop) break;
         if (t.o.save_every && r.step % t.o.save_every == 0 && r.step < t.o.steps) save();

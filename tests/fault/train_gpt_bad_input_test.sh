@@ -49,6 +49,9 @@ bad no_optimizer 1 'optimizer' no_optimizer.json
 config two.json <<<'{"train_micro_batch_size_per_gpu": 4, "bf16": {"enabled": true}, "fp16": {"enabled": true}, OPTIMIZER}'
 bad both_16_bit_types 1 'fp16' two.json
 
+config explodes.json <<<'{"train_micro_batch_size_per_gpu": 4, "optimizer": {"type": "AdamW", "params": {"lr": 1e30}}}'
+bad loss_that_is_not_a_number 1 'step [23]: the loss is -?(nan|inf) and cannot come back' explodes.json
+
 # what is written at the end is tried before training begins, and nothing of the try is left
 bad curve_in_no_folder 3 "--svg: cannot write 'nowhere/loss.svg': No such file" "$good" --svg nowhere/loss.svg
 bad summary_over_a_folder 3 "--summary: cannot write '$work': Is a directory" "$good" --summary "$work"

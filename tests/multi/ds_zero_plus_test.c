@@ -175,8 +175,38 @@ static void refusals(void) {
     }
 }
 
+/* Elements that all ranks send in a step of one micro-batch, (W - 1) for each time that a whole model of M moves: twice at
+   stages 0 to 2, three times at stage 3. To the byte: a third step less two, which leaves out what create sends. */
+static void volume(void) {
+    size_t model = 0, grains = 0;
+    for (size_t i = 0; i < N_PARAMS; i++) model += numel(i), grains += (numel(i) + DS_GRAIN - 1) / DS_GRAIN;
+    for (int stage = 0; stage < 4; stage++)
+        for (int world = 2; world < 5; world++) {
+            char name[96];
+            snprintf(name, sizeof name, "volume of a micro-batch: stage %d on %d ranks", stage, world);
+            TEST_NAMED(name) {
+                setting s = setting_of(world, stage, 1, 0, "fp32");
+                uint64_t sent[DS_COMM_KIND_COUNT] = {0}, all = 0, w = (uint64_t)world, norms;
+                s.zero = WHOLE;
+                for (s.steps = 2; s.steps < 4; s.steps++) {
+                    ran(&s, out);
+                    for (int kind = 0; kind < DS_COMM_KIND_COUNT; kind++)
+                        sent[kind] = total(out, world, 0, (ds_comm_kind)kind) - sent[kind];
+                }
+                for (int kind = 0; kind < DS_COMM_KIND_COUNT; kind++) all += sent[kind];
+                norms = 8 * (w - 1) * (5 * w + (stage ? grains : 0)); /* a ballot, a loss, and squares by grain */
+                /* at stage 3 the tensor at the turn from forward to backward stays */
+                CHECK_EQ(all - sent[DS_COMM_BROADCAST] - norms,
+                         4 * (w - 1) * (stage < 3 ? 2 * model : 3 * model - numel(N_PARAMS - 1)));
+                CHECK_EQ(sent[stage ? DS_COMM_REDUCE_SCATTER : DS_COMM_ALL_REDUCE],
+                         4 * (w - 1) * model * (stage ? 1 : 2));
+            }
+        }
+}
+
 int main(int argc, char **argv) {
     test_begin(argc, argv);
+    volume();
     secondary("fp32");
     secondary("bf16");
     quantized_weights();
