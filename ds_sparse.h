@@ -63,8 +63,8 @@
    multiply-adds only, and the exponential is a polynomial of its own (error below 2 ulp; below e^-87 it is 0). A head
    of a batch does not depend on what else is in the batch. q is multiplied by scale before the product, in fp32.
 
-   RANDOM BLOCKS  Row r of head h draws from splitmix64 started at seed + 0x9E3779B97F4A7C15 * (1 + h * 2^32 + r), by
-   Floyd's method: for j = columns - count .. columns - 1 take t = floor(top 32 bits * (j + 1) / 2^32), or j when t is
+   RANDOM BLOCKS  Row r of head h draws from splitmix64 whose state starts at the first number that splitmix64 gives when
+   started at seed + 0x9E3779B97F4A7C15 * (1 + h * 2^32 + r), by Floyd's method: for j = columns - count .. columns - 1 take t = floor(top 32 bits * (j + 1) / 2^32), or j when t is
    drawn already. Columns are all blocks; bigbird, unidirectional: those up to the diagonal (so more than one random
    block fails at row 0, as in DeepSpeed). One draw serves all heads unless different_layout_per_head. The same on any
    machine.
@@ -955,6 +955,7 @@ static uint64_t dsi_sparse_random(uint64_t *state) {
 static void dsi_sparse_row_random(const ds_sparse_params *p, size_t head, size_t row, size_t columns, uint8_t *on) {
     uint64_t state = p->seed + 0x9E3779B97F4A7C15u * (1 + ((uint64_t)head << 32) + row);
     if (!p->num_random_blocks) return;
+    state = dsi_sparse_random(&state); // from the first state on, rows would draw each other's numbers one later
     for (size_t j = columns - p->num_random_blocks; j < columns; j++) {
         size_t t = (size_t)((dsi_sparse_random(&state) >> 32) * (j + 1) >> 32);
         if (on[t] & 2) t = j;
