@@ -37,31 +37,70 @@ static void check_layout(const ds_sparse_params *p, const ds_sparse_layout *l) {
         }
     require(kept == info.kept, "blocks kept");
 }
+/* A mask of n numbers: zeros and ones, minus infinity, -1e9, small ones. */
+static void fill_mask(bytes *b, float *x, size_t n) {
+    static const float some[8] = {0, 0, 0, 1, 0.5f, -1, -1e9f, -INFINITY};
+    for (size_t i = 0; i < n; i++) x[i] = some[take(b, 1) % 8];
+}
+static float number_at(const void *x, ds_dtype dtype, size_t i) {
+    const uint16_t *half = (const uint16_t *)x;
+    return dtype == DS_F32   ? ((const float *)x)[i]
+           : dtype == DS_F16 ? dsi_f32_of_f16(half[i])
+                             : dsi_f32_of_bf16(half[i]);
+}
 static void attend(bytes *b, const ds_sparse_layout *l) {
     ds_sparse_desc desc;
     ds_sparse_io io;
     ds_sparse *s;
     ds_sparse_info info;
-    float *x;
-    size_t n;
+    char *x;
+    float *lse, *masks;
+    size_t n, bytes, reach, relatives, kinds;
     memset(&desc, 0, sizeof desc);
     memset(&io, 0, sizeof io);
     ds_sparse_layout_info(l, &info);
-    desc.layout = l, desc.head_dim = 1 + take(b, 1) % 20, desc.causal = take(b, 1) & 1;
+    kinds = take(b, 1);
+    reach = take(b, 1) % 40, relatives = info.heads * (2 * reach + 1);
+    desc.layout = l, desc.head_dim = 1 + take(b, 1) % 20, desc.causal = kinds & 1, desc.relative_reach = reach;
     io.seq_len = 1 + take(b, 2) % info.seq_len;
-    n = info.heads * io.seq_len * desc.head_dim;
+    io.dtype = (ds_dtype)(take(b, 1) % 3);
+    n = info.heads * io.seq_len * desc.head_dim, bytes = n * DS_DTYPE_SIZE(io.dtype);
     if (n > 20000 || ds_sparse_create(&desc, &s, NULL)) return;
-    x = (float *)malloc((8 * n + 2 * info.heads * io.seq_len) * sizeof *x);
-    require(x != NULL, "memory");
-    for (size_t i = 0; i < 8 * n; i++) x[i] = (float)(int8_t)take(b, 1) / 16;
-    io.q = x, io.k = x + n, io.v = x + 2 * n, io.out = x + 3 * n, io.lse = x + 8 * n;
-    io.d_out = x + 4 * n, io.d_q = x + 5 * n, io.d_k = x + 6 * n, io.d_v = x + 7 * n;
+    x = (char *)malloc(8 * bytes);
+    lse = (float *)malloc(2 * info.heads * io.seq_len * sizeof *lse);
+    masks =
+        (float *)calloc(3 * io.seq_len + 2 * relatives, sizeof *masks); /* padding; a mask whose rows overlap; bias */
+    require(x && lse && masks, "memory");
+    for (size_t i = 0; i < 8 * n; i++) {
+        const float value = (float)(int8_t)take(b, 1) / 16;
+        if (io.dtype == DS_F32)
+            memcpy(x + 4 * i, &value, 4);
+        else {
+            const uint16_t half = io.dtype == DS_F16 ? dsi_f16_of_f32(value) : dsi_bf16_of_f32(value);
+            memcpy(x + 2 * i, &half, 2);
+        }
+    }
+    fill_mask(b, masks, 3 * io.seq_len);
+    for (size_t i = 0; i < relatives; i++) masks[3 * io.seq_len + i] = (float)(int8_t)take(b, 1) / 16;
+    if (kinds & 2) io.key_mask = masks;
+    if (kinds & 4) io.mask = masks + io.seq_len, io.mask_row = 1;
+    if (kinds & 8) io.relative = masks + 3 * io.seq_len, io.d_relative = masks + 3 * io.seq_len + relatives;
+    io.relative_reach = reach;
+    io.key_mask_mode = kinds & 16 ? DS_SPARSE_MUL : DS_SPARSE_ADD;
+    io.mask_mode = kinds & 32 ? DS_SPARSE_MUL : DS_SPARSE_ADD;
+    io.q = x, io.k = x + bytes, io.v = x + 2 * bytes, io.out = x + 3 * bytes, io.lse = lse;
+    io.d_out = x + 4 * bytes, io.d_q = x + 5 * bytes, io.d_k = x + 6 * bytes, io.d_v = x + 7 * bytes;
     require(!ds_sparse_forward(s, &io) && !ds_sparse_backward(s, &io), "attention");
-    for (size_t i = 3 * n; i < 8 * n; i++) require(x[i] - x[i] == 0, "results are finite");
-    /* an average of values is no larger than the largest of them: 8, and a few roundings */
-    for (size_t i = 3 * n; i < 4 * n; i++) require(x[i] < 8.001f && x[i] > -8.001f, "an average");
+    for (size_t i = 3 * n; i < 8 * n; i++) {
+        const float value = number_at(x, io.dtype, i);
+        require(io.dtype == DS_F16 || value - value == 0, "results are finite"); /* fp16 may overflow */
+        /* an average of values is no larger than the largest of them: 8, and a few roundings */
+        if (i < 4 * n) require(value < 8.001f && value > -8.001f, "an average");
+    }
+    for (size_t i = 0; i < relatives; i++)
+        require(masks[3 * io.seq_len + relatives + i] - masks[3 * io.seq_len + relatives + i] == 0, "so is the bias'");
     ds_sparse_destroy(s);
-    free(x);
+    free(x), free(lse), free(masks);
 }
 
 extern int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
