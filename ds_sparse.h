@@ -400,7 +400,9 @@ typedef struct ds_sparse_io {
 
     const void *d_out;     /* backward: gradient of out */
     void *d_q, *d_k, *d_v; /* backward: overwritten with the gradients */
-    float *d_relative;     /* backward: overwritten with that of relative, summed over the batch; may be NULL */
+    /* backward: overwritten with that of relative, summed over the batch; may be NULL. fp32 always, but with 16-bit types it
+       comes from out as rounded to them: each row adds an error of up to 2^-8 (bf16; fp16 2^-11) of sum |d_out * out| */
+    float *d_relative;
 } ds_sparse_io;
 
 /* What kernels read of a layout and its attention; the four lists are device memory: of row r of pattern p, columns

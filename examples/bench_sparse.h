@@ -251,8 +251,10 @@ static int bench_sparse(arguments *a) {
         double took = json ? 0 : ten_times_longer(&cases[0], dim, threads, &held);
         print_sparse(cases, CASES, tokens, threads, json);
         if (took > 0)
-            printf("%zu tokens over a window of 3 blocks: %.1f ms forward and backward, %.1f MB held\n", 10 * tokens,
-                   1e3 * took, 1e-6 * (double)held);
+            printf("%zu tokens over a window of 3 blocks: %.1f ms forward and backward, %.1f MB held, %.1f MB with q "
+                   "to d_v\n",
+                   10 * tokens, 1e3 * took, 1e-6 * (double)held,
+                   1e-6 * (double)(held + heads * 10 * tokens * (8 * dim + 2) * sizeof(float)));
     }
     for (size_t i = 0; i < CASES; i++) {
         ds_sparse_destroy(cases[i].attention);

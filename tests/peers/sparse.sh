@@ -9,4 +9,5 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "${CC:-cc}" -std=gnu99 -O2 -shared -fPIC -I. -o "$work/sparse.so" tests/peers/sparse.c -lm -lpthread || exit 1
 "$python" tests/peers/sparse.py "$work/sparse.so" "${TOKENS:-2048}" "${HEADS:-4}" "${HEAD_DIM:-64}" "${BLOCK:-64}" \
-    "${THREADS:-$(nproc)}" "${ROUNDS:-7}"
+    "${THREADS:-$(nproc)}" "${ROUNDS:-7}" || exit 1
+"$python" tests/peers/sparse_memory.py "${TOKENS:-2048}" "${HEADS:-4}" "${HEAD_DIM:-64}"
