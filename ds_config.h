@@ -85,13 +85,18 @@
        scheduler that it implements; duplicate keys however the text came; values of another type that Python would
        convert ("5" or true for 5, 1 for true); numbers, modes and types without meaning in sections that it does not
        look at; Hjson (no quotes, no commas, a byte order mark, None); lists of rates per group in a scheduler; "auto"
-       where nothing fills it in; nvme without nvme_path; offload_param below stage 3; offload_optimizer at stage 0, or
-       on nvme below stage 3; amp with ZeRO, fp16 or bf16; 1-bit optimizers with ZeRO; a partition size of ZeRO++ or
-       MiCS that does not divide the world size; an absent total_num_steps, cycle_min_lr or cycle_max_lr; the names of
-       its Python fields (max_live_parameters for stage3_max_live_parameters); elastic batches of no sample.
+       where nothing fills it in (amp's too, which older integrations fill for Apex); a zero byte in a text; nvme without
+       nvme_path; offload_param below stage 3; offload_optimizer at stage 0, or on nvme below stage 3; amp with ZeRO,
+       fp16 or bf16; 1-bit optimizers with ZeRO; a partition size of ZeRO++ or MiCS that does not divide the world size;
+       an absent total_num_steps, cycle_min_lr or cycle_max_lr; the names of its Python fields (max_live_parameters for
+       stage3_max_live_parameters); elastic batches of no sample.
        Accepted here, refused by newer DeepSpeed: amp, sparse_gradients, sparse_attention, curriculum_learning,
        progressive_layer_drop, eigenvalue, elasticity and compression_training (which 0.19.8 dropped);
-       zero_optimization.grad_hooks; a section without its `enabled`, which is off.
+       zero_optimization.grad_hooks; a section without its `enabled`, which is off; with elasticity the very batch sizes
+       that it gives (the documents want none), so that a printed configuration can be read.
+       As DeepSpeed's code, not its documents: cpu_offload at stage 3 too. A foreign optimizer takes any parameter; those
+       that ours have too are held to their types. Free in form, so unchecked (type JSON in the table): zenflow,
+       zeropp_loco_param, checkpoint.writer, autotuning.arg_mappings and model_info, pipeline.stages.
        Lifted: train_batch_size required; the micro batch together with accumulation; ZeRO with fp16 or with Adam only.
        As DeepSpeed: optimizer names that it implements become lower case, data types fp16, bf16, fp32; fp16 and bf16
        together are an error; what the documents call mandatory for snip_momentum has defaults; wall_clock_breakdown
@@ -2209,13 +2214,13 @@ static void dsi_config_sift(const dsi_json_node *nodes, uint32_t *order, uint32_
 static bool dsi_config_same_key(const dsi_json_node *nodes, uint32_t a, uint32_t b) {
     return nodes[a].length == nodes[b].length && !memcmp(nodes[a].as.text, nodes[b].as.text, nodes[a].length);
 }
-static uint32_t dsi_config_repeated(const dsi_json *doc, uint32_t object, uint32_t *order) {
+static uint32_t dsi_config_repeated(const dsi_json *doc, uint32_t object, uint32_t *order, uint32_t after) {
     const dsi_json_node *nodes = doc->nodes;
     uint32_t count = nodes[object].length, found = DSI_JSON_NONE, k = object + 1, i, j;
     for (i = 0; i < count; i++, k = nodes[k + 1].next) {
         if (order) order[i] = k;
         for (j = object + 1; !order && j < k; j = nodes[j + 1].next)
-            if (dsi_config_same_key(nodes, j, k)) return k;
+            if (k > after && dsi_config_same_key(nodes, j, k)) return k;
     }
     if (!order) return found;
     for (i = count / 2; i-- > 0;) dsi_config_sift(nodes, order, i, count);
@@ -2226,7 +2231,8 @@ static uint32_t dsi_config_repeated(const dsi_json *doc, uint32_t object, uint32
         dsi_config_sift(nodes, order, 0, i);
     }
     for (i = 1; i < count; i++)
-        if (order[i] < found && dsi_config_same_key(nodes, order[i - 1], order[i])) found = order[i];
+        if (order[i] > after && order[i] < found && dsi_config_same_key(nodes, order[i - 1], order[i]))
+            found = order[i];
     return found;
 }
 
@@ -2236,7 +2242,7 @@ DS_API ds_json_node ds_json_duplicate(const ds_json *json) {
         uint32_t *order = NULL, found, count = doc->nodes[object].length;
         if (doc->nodes[object].type != DSI_JSON_OBJECT) continue;
         if (count > 16) order = (uint32_t *)dsi_alloc(&json->allocator, count * sizeof *order);
-        found = dsi_config_repeated(doc, object, order);
+        found = dsi_config_repeated(doc, object, order, 0);
         dsi_release(&json->allocator, order, count * sizeof *order);
         if (found != DSI_JSON_NONE) return found;
     }
@@ -2446,6 +2452,7 @@ struct ds_config_state {
     uint32_t scope_count, scope_room;
 };
 
+#define DSI_CONFIG_MOST_PROBLEMS 100 /* that are reported one by one */
 typedef struct dsi_config_parser {
     const ds_config_options *options;
     ds_config *config;
@@ -2453,9 +2460,11 @@ typedef struct dsi_config_parser {
     char *arena, *arena_end;
     const uint16_t *ends[5];
     ds_error *error;
-    size_t errors, said;
+    size_t errors, said, unsaid; /* unsaid: errors that follow from a refused value */
+    bool ruling;                 /* all values are read, and the rules between them are being applied */
+    size_t refused_count;
+    uint32_t refused[DSI_CONFIG_MOST_PROBLEMS]; /* nodes of values and keys that were not taken */
 } dsi_config_parser;
-#define DSI_CONFIG_MOST_PROBLEMS 100 /* that are reported one by one */
 
 /* >>reader */
 
@@ -2488,6 +2497,33 @@ static void dsi_config_path_of(const dsi_json *doc, uint32_t node, char *out, si
     }
 }
 
+/* Makes one line of UTF-8 of a text: a control character is a blank then, half a character a question mark. */
+static void dsi_config_one_line(char *text) {
+    for (; *text; text++) {
+        unsigned char c = (unsigned char)*text;
+        unsigned length = c < 0x80 ? 1 : dsi_json_utf8(text);
+        if (c < 0x20 || c == 0x7F)
+            *text = ' ';
+        else if (length == 0)
+            *text = '?';
+        else
+            text += length - 1;
+    }
+}
+
+static dsi_config_mark *dsi_config_mark_of(const dsi_config_parser *p, const char *path);
+
+/* Does a rule speak of a top-level section in which a value was refused? It would see the default in its place. */
+static bool dsi_config_spoilt(const dsi_config_parser *p, const char *path) {
+    char section[64];
+    uint32_t node;
+    snprintf(section, sizeof section, "%.*s", (int)strcspn(path, "."), path);
+    node = dsi_config_mark_of(p, section)->node;
+    for (size_t i = 0; i < p->refused_count && node != DSI_JSON_NONE; i++)
+        if (p->refused[i] >= node && p->refused[i] < p->state->doc.nodes[node].next) return true;
+    return false;
+}
+
 /* Reports one problem at a node (DSI_JSON_NONE: nowhere). path NULL: the node's own. */
 DSI_PRINTF(5, 6)
 static void dsi_config_say(dsi_config_parser *p, int level, const char *path, uint32_t node, const char *format, ...) {
@@ -2495,14 +2531,23 @@ static void dsi_config_say(dsi_config_parser *p, int level, const char *path, ui
     ds_config_problem problem;
     va_list args;
     if (level == DS_LOG_ERROR) p->errors++;
+    if (p->ruling && level == DS_LOG_ERROR && path && dsi_config_spoilt(p, path)) {
+        p->unsaid++;
+        return;
+    }
+    if (!p->ruling && level == DS_LOG_ERROR && node != DSI_JSON_NONE && p->refused_count < DSI_CONFIG_MOST_PROBLEMS)
+        p->refused[p->refused_count++] = node;
     if (++p->said > DSI_CONFIG_MOST_PROBLEMS && p->errors != 1) return;
     va_start(args, format);
     dsi_vformat(message, sizeof message, format, args);
     va_end(args);
-    if (!path) {
+    if (path)
+        snprintf(own, sizeof own, "%s", path);
+    else
         dsi_config_path_of(&p->state->doc, node, own, sizeof own);
-        path = own;
-    }
+    dsi_config_one_line(message);
+    dsi_config_one_line(own);
+    path = own;
     problem.level = level;
     problem.path = path;
     problem.line = problem.column = 0;
@@ -2579,14 +2624,48 @@ static int dsi_config_distance(const char *a, size_t m, const char *b, size_t n)
     return row[n];
 }
 
+/* Where the named objects that a table describes stand. */
+static const char *dsi_config_objects_of(const dsi_config_table *table) {
+    const dsi_config_row *row = dsi_config_rows;
+    if (table == dsi_config_tables) return "";
+    while (row->type != DSI_CONFIG_METRICS + (table - dsi_config_tables) - 1) row++;
+    return row->path;
+}
+/* Says in which section of a table a key of that name belongs; `from` is the table of the object in which it stands. */
+static bool dsi_config_belongs(dsi_config_parser *p, const dsi_config_table *from, const dsi_config_table *table,
+                               int level, uint32_t key) {
+    const dsi_json_node *n = p->state->doc.nodes + key;
+    const char *const objects = table == from ? "" : dsi_config_objects_of(table);
+    for (uint32_t i = 0; i < table->count; i++) {
+        const dsi_config_row *row = table->rows + i;
+        int section = row->name ? row->name - 1 : 0;
+        if (row->kind == DSI_CONFIG_IS_CLOSE || (size_t)row->length - row->name != n->length) continue;
+        if (memcmp(row->path + row->name, n->as.text, n->length)) continue;
+        if (table == dsi_config_tables && !section)
+            dsi_config_say(p, level, NULL, key, "unknown key here; it belongs at the top level");
+        else if (table == dsi_config_tables || (section && table == from))
+            dsi_config_say(p, level, NULL, key, "unknown key here; it belongs in \"%.*s\"", section, row->path);
+        else if (section)
+            dsi_config_say(p, level, NULL, key, "unknown key here; it belongs in \"%.*s\" of one of \"%s\"", section,
+                           row->path, objects);
+        else if (table == from)
+            dsi_config_say(p, level, NULL, key, "unknown key here; it belongs one level up");
+        else
+            dsi_config_say(p, level, NULL, key, "unknown key here; it belongs in one of \"%s\"", objects);
+        return true;
+    }
+    return false;
+}
+
 /* An unknown key: the section where it belongs, or the nearest known one. */
 static void dsi_config_unknown(dsi_config_parser *p, const dsi_config_scope *scope, uint32_t open, uint32_t key) {
     const dsi_json_node *n = p->state->doc.nodes + key;
     const dsi_config_row *rows = scope->table->rows, *best = NULL;
     int level = p->options->unknown == DS_CONFIG_UNKNOWN_WARN ? DS_LOG_WARNING : DS_LOG_ERROR, distance = 1000;
     if (p->options->unknown == DS_CONFIG_UNKNOWN_IGNORE) return;
-    if (p->said >= DSI_CONFIG_MOST_PROBLEMS) {
+    if (p->said >= DSI_CONFIG_MOST_PROBLEMS && p->errors) { /* no search for what is not shown */
         p->errors += level == DS_LOG_ERROR;
+        p->said++;
         return;
     }
     for (uint32_t i = open + 1; i < scope->table->count && rows[i].kind != DSI_CONFIG_IS_CLOSE; i++) {
@@ -2603,18 +2682,14 @@ static void dsi_config_unknown(dsi_config_parser *p, const dsi_config_scope *sco
         dsi_config_say(p, level, NULL, key, "unknown key; did you mean \"%s\"?", best->path + best->name);
         return;
     }
-    for (uint32_t i = 0; i < DSI_CONFIG_MAIN_ROWS; i++) {
-        const dsi_config_row *row = dsi_config_rows + i;
-        if (row->kind == DSI_CONFIG_IS_CLOSE || !strcmp(n->as.text, "enabled")) continue; /* which is in most of them */
-        if ((size_t)row->length - row->name != n->length || memcmp(row->path + row->name, n->as.text, n->length))
-            continue;
-        if (row->name)
-            dsi_config_say(p, level, NULL, key, "unknown key here; it belongs in \"%.*s\"", row->name - 1, row->path);
-        else
-            dsi_config_say(p, level, NULL, key, "unknown key here; it belongs at the top level");
-        return;
-    }
-    dsi_config_say(p, level, NULL, key, "unknown key");
+    /* which is in most of them */
+    if (!strcmp(n->as.text, "enabled") || (!dsi_config_belongs(p, scope->table, scope->table, level, key) &&
+                                           !dsi_config_belongs(p, scope->table, dsi_config_tables, level, key) &&
+                                           !dsi_config_belongs(p, scope->table, dsi_config_tables + 1, level, key) &&
+                                           !dsi_config_belongs(p, scope->table, dsi_config_tables + 2, level, key) &&
+                                           !dsi_config_belongs(p, scope->table, dsi_config_tables + 3, level, key) &&
+                                           !dsi_config_belongs(p, scope->table, dsi_config_tables + 4, level, key)))
+        dsi_config_say(p, level, NULL, key, "unknown key");
 }
 
 /* What a file holds where something else was expected, in words. */
@@ -2622,9 +2697,14 @@ static const char *dsi_config_got(const dsi_json *doc, uint32_t node, char out[1
     const dsi_json_node *n = doc->nodes + node;
     if (n->type == DSI_JSON_STRING)
         snprintf(out, 120, "the text \"%.90s\"", n->as.text);
-    else if (n->type == DSI_JSON_ARRAY)
-        snprintf(out, 120, "a list");
-    else if (n->type == DSI_JSON_OBJECT)
+    else if (n->type == DSI_JSON_ARRAY) { /* as it stands in the file, if that is short */
+        ds_json_writer w;
+        memset(&w, 0, sizeof w);
+        w.out = out;
+        w.room = 100;
+        dsi_config_write_node(&w, doc, node);
+        snprintf(out + (w.length < 100 ? w.length : 96), 24, "%s", w.length < 100 ? "" : "...]");
+    } else if (n->type == DSI_JSON_OBJECT)
         snprintf(out, 120, "an object");
     else if (n->type >= DSI_JSON_INT)
         snprintf(out, 120, "%.*s", n->length > 90 ? 90 : (int)n->length, doc->text + n->offset);
@@ -2647,6 +2727,18 @@ static double dsi_config_number(const char **text, int64_t *whole) {
     dsi_json_read_number(copy, &node, &stop);
     *whole = node.as.integer;
     return node.type == DSI_JSON_INT ? (double)node.as.integer : node.as.real;
+}
+
+/* A number in a message: no locale's comma. */
+static const char *dsi_config_decimal(double value, char out[32]) {
+    ds_json_writer w;
+    memset(&w, 0, sizeof w);
+    w.out = out;
+    w.room = 31;
+    ds_json_write_number(&w, NULL, value);
+    out[w.length] = 0;
+    if (w.length > 2 && !strcmp(out + w.length - 2, ".0")) out[w.length - 2] = 0;
+    return out;
 }
 
 /* The numbers that a row accepts, from ">=1", ">0", "0..1", "0..<1", "0<..<1". */
@@ -2699,6 +2791,7 @@ static const char *dsi_config_expected(const dsi_config_row *row, char out[256])
                                         "an object of groups by name"};
     const char *accepted = row->accepted + (row->accepted[0] == '?'),
                *null = row->accepted[0] == '?' ? ", or null" : "";
+    char low[32], high[32];
     dsi_config_range r;
     if (*accepted == '~') accepted++;
     if (strchr(accepted, '|') || (row->type == DSI_CONFIG_TEXT && *accepted)) {
@@ -2707,10 +2800,12 @@ static const char *dsi_config_expected(const dsi_config_row *row, char out[256])
     }
     r = dsi_config_range_of(accepted);
     if (r.has_low && r.has_high)
-        snprintf(out, 256, "%s from %g%s to %g%s%s", names[row->type], r.low, r.low_open ? " (excluded)" : "", r.high,
-                 r.high_open ? " (excluded)" : "", null);
+        snprintf(out, 256, "%s from %s%s to %s%s%s", names[row->type], dsi_config_decimal(r.low, low),
+                 r.low_open ? " (excluded)" : "", dsi_config_decimal(r.high, high), r.high_open ? " (excluded)" : "",
+                 null);
     else if (r.has_low)
-        snprintf(out, 256, "%s %s %g%s", names[row->type], r.low_open ? "above" : "of at least", r.low, null);
+        snprintf(out, 256, "%s %s %s%s", names[row->type], r.low_open ? "above" : "of at least",
+                 dsi_config_decimal(r.low, low), null);
     else
         snprintf(out, 256, "%s%s", names[row->type], null);
     return out;
@@ -3018,6 +3113,7 @@ static bool dsi_config_auto_is_default(const char *path) {
 
 /* A key whose value is "auto". The batch keys wait for the resolver. */
 static void dsi_config_auto(dsi_config_parser *p, const dsi_config_scope *scope, uint32_t i, uint32_t node) {
+    char number[32];
     static const ds_config_hints none = {0, 0, 0, 0, 0, 0, {0, 0}, 0, 0, 0, 0, false, false};
     const ds_config_hints *hints = p->options->hints ? p->options->hints : &none;
     const dsi_config_row *row = scope->table->rows + i;
@@ -3048,8 +3144,9 @@ static void dsi_config_auto(dsi_config_parser *p, const dsi_config_scope *scope,
     else {
         right = value[0] == (double)(int64_t)value[0];
         if (!dsi_config_set_number(row, to, (int64_t)value[0], right, value[0]))
-            dsi_config_say(p, DS_LOG_ERROR, row->path, node, "the hint \"%s\" is %g, expected %s",
-                           dsi_config_hint_name(hint), value[0], dsi_config_expected(row, expected));
+            dsi_config_say(p, DS_LOG_ERROR, row->path, node, "the hint \"%s\" is %s, expected %s",
+                           dsi_config_hint_name(hint), dsi_config_decimal(value[0], number),
+                           dsi_config_expected(row, expected));
     }
 }
 
@@ -3197,15 +3294,20 @@ static void dsi_config_object(dsi_config_parser *p, uint32_t scope_index, uint32
     }
 }
 
-static void dsi_config_duplicates(dsi_config_parser *p) {
+/* What JSON admits and a configuration does not: a key twice, and a zero byte in a text. */
+static void dsi_config_soundness(dsi_config_parser *p) {
     const dsi_json *doc = &p->state->doc;
     char *mark = p->arena;
-    for (uint32_t object = 0; object < doc->count; object++) {
-        uint32_t *order = NULL, found, count = doc->nodes[object].length;
-        if (doc->nodes[object].type != DSI_JSON_OBJECT) continue;
-        if (count > 16) order = (uint32_t *)dsi_config_take(p, count * sizeof *order);
-        found = dsi_config_repeated(doc, object, order);
-        if (found != DSI_JSON_NONE) dsi_config_say(p, DS_LOG_ERROR, NULL, found, "duplicate key");
+    for (uint32_t at = 0; at < doc->count; at++) {
+        const dsi_json_node *n = doc->nodes + at;
+        uint32_t *order = NULL, found = 0;
+        if (n->type == DSI_JSON_STRING && memchr(n->as.text, 0, n->length))
+            dsi_config_say(p, DS_LOG_ERROR, NULL, at, "a text with a zero byte (\\u0000)");
+        if (n->type != DSI_JSON_OBJECT) continue;
+        if (n->length > 16) order = (uint32_t *)dsi_config_take(p, n->length * sizeof *order);
+        while (p->said <= DSI_CONFIG_MOST_PROBLEMS &&
+               (found = dsi_config_repeated(doc, at, order, found)) != DSI_JSON_NONE)
+            dsi_config_say(p, DS_LOG_ERROR, NULL, found, "duplicate key");
         p->arena = mark;
     }
 }
@@ -3261,24 +3363,32 @@ static void dsi_config_old_keys(dsi_config_parser *p) {
 }
 
 /* Appends a triple that multiplies out, unless it is of no sample or exceeds size_t. */
-static void dsi_config_offer(char out[400], size_t micro, size_t steps, size_t world) {
+static void dsi_config_offer(char out[500], size_t micro, size_t steps, size_t world) {
     size_t used = strlen(out), total = dsi_mul(dsi_mul(micro, steps), world);
-    if (total && total != SIZE_MAX)
-        snprintf(out + used, 400 - used, "%s%zu = %zu * %zu * %zu", used ? ", " : "", total, micro, steps, world);
+    char one[100];
+    snprintf(one, sizeof one, "%zu = %zu * %zu * %zu", total, micro, steps, world);
+    if (total && total != SIZE_MAX && !strstr(out, one))
+        snprintf(out + used, 500 - used, "%s%s", used ? ", " : "", one);
+}
+/* A rank's share of samples, in micro batches of the divisor that is nearest to `micro`. */
+static void dsi_config_offer_share(char out[500], size_t share, size_t micro, size_t world) {
+    size_t best = 1;
+    for (size_t d = 1; d <= share && d <= dsi_add(micro, micro) && d <= 1000000; d++)
+        if (share % d == 0 && (d > micro ? d - micro : micro - d) < (best > micro ? best - micro : micro - best))
+            best = d;
+    if (share) dsi_config_offer(out, best, share / best, world);
 }
 
-/* A contradiction is answered with the nearest triples: that of micro batch and accumulation; of the total, with the divisor
-   of a rank's share that is nearest to the micro batch; and of the micro batch, with the total rounded down and up. */
+/* A contradiction is answered with the nearest triples: that of micro batch and accumulation; of the total, or where the
+   ranks cannot share it of the nearest totals below and above; and of the micro batch, with the total rounded both ways. */
 static void dsi_config_mismatch(dsi_config_parser *p, const char *path, size_t total, size_t micro, size_t steps) {
-    char offers[400] = "";
-    size_t world = p->config->world_size, rank = total / world, best = 1, low;
+    char offers[500] = "";
+    size_t world = p->config->world_size, rank = total / world, low;
     if (!micro) micro = 1;
     if (!steps) steps = 1;
     dsi_config_offer(offers, micro, steps, world);
-    for (size_t d = 1; d <= rank && d <= dsi_add(micro, micro) && d <= 1000000; d++)
-        if (rank % d == 0 && (d > micro ? d - micro : micro - d) < (best > micro ? best - micro : micro - best))
-            best = d;
-    if (total % world == 0) dsi_config_offer(offers, best, rank / best, world);
+    dsi_config_offer_share(offers, rank, micro, world);
+    if (total % world) dsi_config_offer_share(offers, rank + 1, micro, world);
     low = total / dsi_mul(micro, world);
     if (low != steps) dsi_config_offer(offers, micro, low, world);
     if (low + 1 != steps) dsi_config_offer(offers, micro, low + 1, world);
@@ -3299,6 +3409,13 @@ static void dsi_config_batch_hint(dsi_config_parser *p, const char *path, unsign
     if (!*value) DSI_CONFIG_REFUSE(p, path, "the hint \"%s\" is 0, expected at least 1", dsi_config_hint_name(hint));
 }
 
+/* "auto" without its hint is right only where the two others tell. */
+static void dsi_config_batch_open(dsi_config_parser *p, const char *path, unsigned hint, bool told) {
+    if (told || dsi_config_mark_of(p, path)->origin != DS_CONFIG_AUTO || !dsi_config_null(p, path)) return;
+    DSI_CONFIG_REFUSE(p, path, "\"auto\" needs the hint \"%s\", which the program did not give",
+                      dsi_config_hint_name(hint));
+}
+
 /* train_batch_size = micro batch * accumulation * world size. A key that is in the file and null, or was refused, is 0. */
 static void dsi_config_batch(dsi_config_parser *p) {
     static const char *const total_key = "train_batch_size", *const micro_key = "train_micro_batch_size_per_gpu",
@@ -3315,10 +3432,11 @@ static void dsi_config_batch(dsi_config_parser *p) {
     if ((!total && !dsi_config_null(p, total_key)) || (!micro && !dsi_config_null(p, micro_key)) ||
         (!steps && !dsi_config_null(p, steps_key)))
         return; /* refused, and said so, already */
+    dsi_config_batch_open(p, micro_key, DS_CONFIG_HINT_MICRO_BATCH, total && steps);
+    dsi_config_batch_open(p, steps_key, DS_CONFIG_HINT_ACCUMULATION, total && micro);
+    if (p->errors > errors) return;
     if (!total && !micro) {
-        bool automatic = dsi_config_mark_of(p, total_key)->origin == DS_CONFIG_AUTO ||
-                         dsi_config_mark_of(p, micro_key)->origin == DS_CONFIG_AUTO;
-        if (automatic)
+        if (dsi_config_mark_of(p, total_key)->origin == DS_CONFIG_AUTO)
             dsi_config_say(p, DS_LOG_ERROR, micro_key, dsi_config_mark_of(p, micro_key)->node,
                            "\"auto\" needs the hint \"micro_batch\", which the program did not give");
         else
@@ -3533,13 +3651,14 @@ static void dsi_config_offload(dsi_config_parser *p, const char *path, ds_config
         DSI_CONFIG_REFUSE(p, key, "%s needs ZeRO stage %d%s; zero_optimization.stage is %d",
                           device == DS_CONFIG_NVME ? "nvme" : "cpu", (int)least, least < 3 ? " or higher" : "",
                           (int)stage);
-    if (device == DS_CONFIG_NVME && !nvme_path) {
+    if (device == DS_CONFIG_NVME && (!nvme_path || !*nvme_path)) {
         snprintf(key, sizeof key, "zero_optimization.%s.device", path);
         DSI_CONFIG_REFUSE(p, key, "\"nvme\" needs nvme_path, the folder of the swap files");
     }
 }
 
 static void dsi_config_zero(dsi_config_parser *p) {
+    char number[32];
     ds_config *c = p->config;
     int64_t stage = c->zero_optimization.stage;
     size_t hpz = c->zero_optimization.zero_hpz_partition_size;
@@ -3550,8 +3669,8 @@ static void dsi_config_zero(dsi_config_parser *p) {
                        device == DS_CONFIG_NVME ? 3 : 1);
     if (c->zero_optimization.offload_optimizer.ratio < 1 && stage < 3)
         DSI_CONFIG_REFUSE(p, "zero_optimization.offload_optimizer.ratio",
-                          "%g needs ZeRO stage 3; zero_optimization.stage is %d",
-                          c->zero_optimization.offload_optimizer.ratio, (int)stage);
+                          "%s needs ZeRO stage 3; zero_optimization.stage is %d",
+                          dsi_config_decimal(c->zero_optimization.offload_optimizer.ratio, number), (int)stage);
     if (hpz > 1 && c->world_size % hpz)
         DSI_CONFIG_REFUSE(p, "zero_optimization.zero_hpz_partition_size", "%zu ranks do not divide the world size %zu",
                           hpz, c->world_size);
@@ -3721,6 +3840,7 @@ static bool dsi_config_elastic(dsi_config_parser *p) {
     size_t errors = p->errors, parallel = c->elasticity.model_parallel_size;
     const size_t *now[3] = {&c->train_batch_size, &c->train_micro_batch_size_per_gpu, &c->gradient_accumulation_steps};
     size_t given[3] = {*now[0], *now[1], *now[2]};
+    char number[32];
     if (!c->elasticity.enabled) return false;
     if (!dsi_config_given(p, "elasticity.max_train_batch_size"))
         DSI_CONFIG_REFUSE(p, "elasticity.max_train_batch_size", "needed when elasticity is enabled");
@@ -3730,16 +3850,18 @@ static bool dsi_config_elastic(dsi_config_parser *p) {
         DSI_CONFIG_REFUSE(p, "elasticity.micro_batch_sizes", "expected 1 to 16 of them; got %zu",
                           c->elasticity.micro_batch_sizes.count);
     if (c->elasticity.version != 0.1 && c->elasticity.version != 0.2)
-        DSI_CONFIG_REFUSE(p, "elasticity.version", "expected 0.1 or 0.2; got %g", c->elasticity.version);
+        DSI_CONFIG_REFUSE(p, "elasticity.version", "expected 0.1 or 0.2; got %s",
+                          dsi_config_decimal(c->elasticity.version, number));
     if (c->elasticity.max_gpus < c->elasticity.min_gpus)
         DSI_CONFIG_REFUSE(p, "elasticity.max_gpus", "must not be less than min_gpus %zu; got %zu",
                           c->elasticity.min_gpus, c->elasticity.max_gpus);
     if (parallel > 1 && c->elasticity.version < 0.2)
-        DSI_CONFIG_REFUSE(p, "elasticity.model_parallel_size", "needs version 0.2; got %g", c->elasticity.version);
+        DSI_CONFIG_REFUSE(p, "elasticity.model_parallel_size", "needs version 0.2; got %s",
+                          dsi_config_decimal(c->elasticity.version, number));
     else if (c->elasticity.num_gpus_per_node % parallel)
         DSI_CONFIG_REFUSE(p, "elasticity.model_parallel_size", "must divide num_gpus_per_node %zu; got %zu",
                           c->elasticity.num_gpus_per_node, parallel);
-    if (p->errors > errors) return true;
+    if (p->errors > errors || dsi_config_spoilt(p, "elasticity")) return true;
     dsi_config_elastic_resolve(p);
     for (int i = 0; i < 3; i++)
         if (dsi_config_given(p, batch[i]) && given[i] != *now[i] && given[i] &&
@@ -3770,8 +3892,18 @@ static void dsi_config_groups(dsi_config_parser *p, const char *technique, bool 
     }
 }
 
+/* "4x1", "2:4": two whole numbers of at least 1. */
+static bool dsi_config_is_pattern(const char *text) {
+    size_t first = strspn(text, "0123456789"), second;
+    if (!first || *text == '0' || (text[first] != 'x' && text[first] != ':')) return false;
+    text += first + 1;
+    second = strspn(text, "0123456789");
+    return second && *text != '0' && !text[second];
+}
+
 static void dsi_config_compression(dsi_config_parser *p) {
     ds_config *c = p->config;
+    const char *pattern = c->compression_training.sparse_pruning.shared_parameters.block_pattern;
     bool snip = !strcmp(c->compression_training.sparse_pruning.shared_parameters.method, "snip_momentum");
     dsi_config_groups(p, "weight_quantization", c->compression_training.weight_quantization.shared_parameters.enabled,
                       false);
@@ -3781,7 +3913,10 @@ static void dsi_config_compression(dsi_config_parser *p) {
     dsi_config_groups(p, "row_pruning", c->compression_training.row_pruning.shared_parameters.enabled, false);
     dsi_config_groups(p, "head_pruning", c->compression_training.head_pruning.shared_parameters.enabled, false);
     dsi_config_groups(p, "channel_pruning", c->compression_training.channel_pruning.shared_parameters.enabled, false);
+    /* other_module_name may stand instead of module_name_prefix and teacher_layer, or beside them */
     if (c->compression_training.layer_reduction.enabled &&
+        (c->compression_training.layer_reduction.teacher_layer.count ||
+         !c->compression_training.layer_reduction.other_module_name.count) &&
         c->compression_training.layer_reduction.teacher_layer.count !=
             c->compression_training.layer_reduction.keep_number_layer)
         DSI_CONFIG_REFUSE(p, "compression_training.layer_reduction.teacher_layer",
@@ -3795,6 +3930,9 @@ static void dsi_config_compression(dsi_config_parser *p) {
     if (c->compression_training.weight_quantization.shared_parameters.quantizer_kernel && !c->fp16.enabled)
         DSI_CONFIG_REFUSE(p, "compression_training.weight_quantization.shared_parameters.quantizer_kernel",
                           "needs fp16.enabled");
+    if (pattern && !dsi_config_is_pattern(pattern))
+        DSI_CONFIG_REFUSE(p, "compression_training.sparse_pruning.shared_parameters.block_pattern",
+                          "expected N:M or NxM, with whole numbers of at least 1; got \"%.90s\"", pattern);
     DSI_CONFIG_DERIVE(p, compression_training.sparse_pruning.shared_parameters.schedule_offset_end,
                       c->compression_training.sparse_pruning.shared_parameters.schedule_offset);
     if (snip && c->compression_training.sparse_pruning.shared_parameters.schedule_offset_end <
@@ -3810,6 +3948,7 @@ static void dsi_config_compression(dsi_config_parser *p) {
 
 static void dsi_config_resolve(dsi_config_parser *p) {
     ds_config *c = p->config;
+    p->ruling = true;
     dsi_config_old_keys(p);
     if (!dsi_config_elastic(p)) dsi_config_batch(p);
     dsi_config_optimizer(p);
@@ -3881,6 +4020,19 @@ static void dsi_config_prepare(dsi_config_parser *p, uint32_t braces) {
     dsi_config_defaults(p, scope);
 }
 
+/* How many problems were found beyond those that were reported. */
+static void dsi_config_say_rest(const dsi_config_parser *p) {
+    char message[80];
+    ds_config_problem problem;
+    if (p->said <= DSI_CONFIG_MOST_PROBLEMS || !p->options->problem) return;
+    snprintf(message, sizeof message, "%zu more problems like these", p->said - DSI_CONFIG_MOST_PROBLEMS);
+    problem.level = p->errors ? DS_LOG_ERROR : DS_LOG_WARNING;
+    problem.path = "";
+    problem.line = problem.column = 0;
+    problem.message = message;
+    p->options->problem(p->options->ctx, &problem);
+}
+
 DS_API ds_status ds_config_parse_(const char *text, size_t bytes, const ds_config_options *options, ds_config **out,
                                   ds_error *error, int version, size_t options_size) {
     static const ds_config_options standard = {0, 0, false, NULL, 0, 0, {NULL, NULL, NULL}, NULL, NULL};
@@ -3924,17 +4076,19 @@ DS_API ds_status ds_config_parse_(const char *text, size_t bytes, const ds_confi
         dsi_config_say(p, DS_LOG_ERROR, "", 0, "expected an object; got %s", dsi_config_got(&p->state->doc, 0, got));
     else {
         dsi_config_prepare(p, braces);
-        dsi_config_duplicates(p);
+        dsi_config_soundness(p);
         for (uint32_t s = 0, root = 0; s < p->state->scope_count; s++) {
             if (s) root = p->state->scopes[s].node;
             dsi_config_object(p, s, root);
         }
         dsi_config_resolve(p);
     }
+    dsi_config_say_rest(p);
     if (p->errors) {
-        if (p->errors > 1 && error) {
+        size_t more = p->errors - p->unsaid - 1;
+        if (more && error) {
             size_t length = strlen(error->message);
-            snprintf(error->message + length, sizeof error->message - length, " (and %zu more)", p->errors - 1);
+            snprintf(error->message + length, sizeof error->message - length, " (and %zu more)", more);
         }
         ds_config_free(p->config);
         return DS_ERR_INPUT;
@@ -4029,7 +4183,7 @@ static void dsi_config_write_scope(ds_json_writer *w, const ds_config *config, c
         const char *name = rows[i].path + rows[i].name;
         bool params = !strcmp(rows[i].path, "optimizer.params") || !strcmp(rows[i].path, "scheduler.params");
         const char *type = rows[i].path[0] == 'o' ? config->optimizer.type : config->scheduler.type;
-        if (rows[i].kind == DSI_CONFIG_IS_OPEN && params && !type) {
+        if (rows[i].kind == DSI_CONFIG_IS_OPEN && params && !type && scope->marks[i].node == DSI_JSON_NONE) {
             ds_json_write_null(w, name);
             i = scope->ends[i];
         } else if (rows[i].kind == DSI_CONFIG_IS_OPEN) {
@@ -4068,47 +4222,72 @@ DS_API size_t ds_config_print(const ds_config *config, char *out, size_t room) {
 }
 
 /* >>questions: explain, where, unclaimed, keys, memory */
-DS_API ds_status ds_config_explain(const ds_config *config, void (*row)(void *ctx, const ds_config_row *row),
-                                   void *ctx) {
-    char small[512], path[256];
-    for (uint32_t s = 0; s < config->state->scope_count; s++) {
-        const dsi_config_scope *scope = config->state->scopes + s;
-        for (uint32_t i = 0; i < scope->table->count; i++) {
-            const dsi_config_row *r = scope->table->rows + i;
-            const dsi_config_mark *mark = scope->marks + i;
-            ds_config_row one;
-            ds_json_writer w;
-            char *large = NULL;
-            if (r->kind != DSI_CONFIG_IS_KEY || r->type >= DSI_CONFIG_METRICS || !dsi_config_shown(config, scope, i))
-                continue;
+/* One key as --explain shows it: a row, or (row NULL) the node of a member that an open section passes on. */
+static ds_status dsi_config_explain_one(const ds_config *config, const dsi_config_scope *scope, uint32_t i,
+                                        uint32_t node, ds_config_row *one,
+                                        void (*row)(void *ctx, const ds_config_row *row), void *ctx) {
+    const dsi_config_row *r = scope->table->rows + i;
+    const dsi_json *doc = &config->state->doc;
+    bool own = r->kind == DSI_CONFIG_IS_KEY;
+    uint32_t place = own ? scope->marks[i].node : node;
+    char small[512], path[256], *room = small;
+    ds_json_writer w;
+    memset(&w, 0, sizeof w);
+    w.out = small;
+    w.room = sizeof small - 1;
+    for (int pass = 0; pass < 2; pass++) { /* a second time where the first showed that more room is needed */
+        if (own)
+            dsi_config_write_value(&w, NULL, r, scope->object + r->offset, scope->marks[i].null);
+        else
+            dsi_config_write_node(&w, doc, node);
+        if (w.length <= w.room) break;
+        {
+            size_t length = w.length;
+            room = (char *)dsi_alloc(&config->state->allocator, length + 1);
+            if (!room) return DS_ERR_MEMORY;
             memset(&w, 0, sizeof w);
-            w.out = small;
-            w.room = sizeof small - 1;
-            dsi_config_write_value(&w, NULL, r, scope->object + r->offset, mark->null);
-            if (w.length > w.room) {
-                size_t length = w.length;
-                large = (char *)dsi_alloc(&config->state->allocator, length + 1);
-                if (!large) return DS_ERR_MEMORY;
-                memset(&w, 0, sizeof w);
-                w.out = large;
-                w.room = length;
-                dsi_config_write_value(&w, NULL, r, scope->object + r->offset, mark->null);
-            }
-            w.out[w.length] = 0;
-            snprintf(path, sizeof path, "%s%s", scope->prefix, r->path);
-            one.path = path;
-            one.value = w.out;
-            one.origin = (ds_config_origin)mark->origin;
-            one.doc = r->doc;
-            one.line = one.column = 0;
-            if (mark->node != DSI_JSON_NONE)
-                dsi_json_position(&config->state->doc, config->state->doc.nodes[mark->node].offset, &one.line,
-                                  &one.column);
-            row(ctx, &one);
-            if (large) dsi_release(&config->state->allocator, large, w.room + 1);
+            w.out = room;
+            w.room = length;
         }
     }
+    w.out[w.length] = 0;
+    if (own)
+        snprintf(path, sizeof path, "%s%s", scope->prefix, r->path);
+    else
+        snprintf(path, sizeof path, "%s.%s", r->path, doc->nodes[node - 1].as.text);
+    dsi_config_one_line(path);
+    one->path = path;
+    one->value = w.out;
+    one->line = one->column = 0;
+    if (place != DSI_JSON_NONE) dsi_json_position(doc, doc->nodes[place].offset, &one->line, &one->column);
+    row(ctx, one);
+    if (room != small) dsi_release(&config->state->allocator, room, w.room + 1);
     return DS_OK;
+}
+
+DS_API ds_status ds_config_explain(const ds_config *config, void (*row)(void *ctx, const ds_config_row *row),
+                                   void *ctx) {
+    const dsi_json_node *nodes = config->state->doc.nodes;
+    ds_status status = DS_OK;
+    for (uint32_t s = 0; s < config->state->scope_count; s++) {
+        const dsi_config_scope *scope = config->state->scopes + s;
+        for (uint32_t i = 0; i < scope->table->count && !status; i++) {
+            const dsi_config_row *r = scope->table->rows + i;
+            uint32_t object = scope->marks[i].node, k = object + 1;
+            ds_config_row one;
+            one.origin = (ds_config_origin)scope->marks[i].origin;
+            one.doc = r->doc;
+            if (r->kind == DSI_CONFIG_IS_KEY && r->type < DSI_CONFIG_METRICS && dsi_config_shown(config, scope, i))
+                status = dsi_config_explain_one(config, scope, i, 0, &one, row, ctx);
+            if (r->kind != DSI_CONFIG_IS_OPEN || object == DSI_JSON_NONE || !strstr(r->status, "open")) continue;
+            one.origin = DS_CONFIG_GIVEN;
+            one.doc = "passed on as it is";
+            for (uint32_t n = 0; n < nodes[object].length && !status; n++, k = nodes[k + 1].next)
+                if (dsi_config_find(scope, i, nodes[k].as.text, nodes[k].length) == UINT32_MAX)
+                    status = dsi_config_explain_one(config, scope, i, k + 1, &one, row, ctx);
+        }
+    }
+    return status;
 }
 
 DS_API bool ds_config_where(const ds_config *config, const char *path, ds_config_origin *origin, int *line,

@@ -1123,6 +1123,20 @@ static void expect_problem(const char *text, size_t world, const char *problem) 
     ds_config_free(config);
 }
 
+static bool is_utf8(const char *text) {
+    while (*text) {
+        unsigned length = (unsigned char)*text < 0x80 ? 1 : dsi_json_utf8(text);
+        if (!length) return false;
+        text += length;
+    }
+    return true;
+}
+static void collect_open_rows(void *ctx, const ds_config_row *row) {
+    char *rows = (char *)ctx;
+    if (!strcmp(row->doc, "passed on as it is"))
+        snprintf(rows + strlen(rows), 4096 - strlen(rows), "%s=%s;", row->path, row->value);
+}
+
 static void test_errors(void) {
     TEST(errors_all_at_once_with_places) {
         ds_config_options options;
@@ -1167,11 +1181,11 @@ static void test_errors(void) {
         expect_problem("{\"train_batch_size\": 1, \"train_batch_size\": 1}", 1, "train_batch_size|1:25|duplicate key");
         expect_problem("{\"train_batch_size\": 1, \"amp\": {\"x\": {\"y\": [{\"z\": 1, \"z\": 2}]}}}", 1,
                        "amp.x.y[0].z|");
-        expect_problem("[]", 1, "expected an object; got a list");
+        expect_problem("[]", 1, "expected an object; got []");
         expect_problem("{\"fp16\": None}", 1, "None is Python; did you mean null?");
         expect_problem("{\"train_batch_size\": 1, \"fp16\": true}", 1, "fp16|1:33|expected an object; got true");
         expect_problem("{\"train_batch_size\": 1, \"optimizer\": {\"type\": \"Adam\", \"params\": {\"betas\": [0.9]}}}",
-                       1, "expected a list of two numbers from 0 to 1 (excluded); got a list");
+                       1, "expected a list of two numbers from 0 to 1 (excluded); got [0.9]");
         expect_problem("{\"train_batch_size\": 1, \"zero_optimization\": {\"offload_param\": {\"device\": \"gpu\"}}}",
                        1, "expected one of none|cpu|nvme; got the text \"gpu\"");
         expect_problem("{\"train_batch_size\": 1, \"zero_optimization\": {\"max_live_parameters\": 1}}", 1,
@@ -1216,7 +1230,8 @@ static void test_errors(void) {
             {1, "\"sparse_attention\": {\"local_window_blocks\": [1, 2.5]}", "local_window_blocks|"},
             {1, "\"sparse_attention\": {\"local_window_blocks\": [1, -1]}", "local_window_blocks|"},
             {1, "\"comms_logger\": {\"prof_ops\": 3}", "prof_ops|1:54|expected a list of texts; got 3"},
-            {1, "\"comms_logger\": {\"prof_ops\": [\"a\", 3]}", "prof_ops|1:54|expected a list of texts; got a list"},
+            {1, "\"comms_logger\": {\"prof_ops\": [\"a\", 3]}",
+             "prof_ops|1:54|expected a list of texts; got [\"a\", 3]"},
             {1,
              "\"compression_training\": {\"row_pruning\": {\"different_groups\": {\"r\": {\"related_modules\": 1}}}}",
              "related_modules|1:112|expected a list of lists of texts, or null; got 1"},
@@ -1400,6 +1415,125 @@ static void test_errors(void) {
         if (CHECK(c != NULL)) CHECK(c->bf16.enabled && c->zero_optimization.offload_optimizer.device == DS_CONFIG_NONE);
         ds_config_free(c);
     }
+    TEST(auto_says_each_hint_that_is_missing) {
+        expect_problem("{\"train_micro_batch_size_per_gpu\": 4, \"gradient_accumulation_steps\": \"auto\"}", 1,
+                       "gradient_accumulation_steps|1:70|\"auto\" needs the hint \"accumulation\"");
+        expect_problem("{\"train_batch_size\": 32, \"train_micro_batch_size_per_gpu\": \"auto\"}", 1,
+                       "train_micro_batch_size_per_gpu|1:60|\"auto\" needs the hint \"micro_batch\"");
+        expect_problem("{\"train_batch_size\": \"auto\", \"train_micro_batch_size_per_gpu\": \"auto\", "
+                       "\"gradient_accumulation_steps\": \"auto\"}",
+                       1, "\"accumulation\"");
+        CHECK_HAS(last.text, "\"micro_batch\"");
+        CHECK_EQ(last.errors, 2);
+        /* what the two others tell needs no hint */
+        ds_config *c = parse_for("{\"train_batch_size\": 32, \"train_micro_batch_size_per_gpu\": 4, "
+                                 "\"gradient_accumulation_steps\": \"auto\"}",
+                                 2);
+        if (CHECK(c != NULL)) CHECK_EQ(c->gradient_accumulation_steps, 4);
+        ds_config_free(c);
+    }
+    TEST(each_duplicate_is_told) {
+        CHECK(parse("{\"train_batch_size\": 1, \"fp16\": {\"enabled\": true, \"enabled\": true}, \"bf16\": {}, "
+                    "\"bf16\": {}, \"aio\": {}, \"aio\": {}, \"aio\": {}}") == NULL);
+        CHECK_EQ(last.errors, 4);
+    }
+    TEST(no_rule_speaks_of_a_value_that_was_refused) {
+        static const char *const texts[] = {
+            "\"zero_optimization\": {\"stage\": \"3\", \"offload_param\": {\"device\": \"cpu\"}}",
+            "\"autotuning\": {\"start_profile_step\": 6, \"end_profile_step\": \"9\"}",
+            "\"zero_optimization\": {\"stage\": 3, \"offload_param\": {\"device\": \"nvme\", \"nvme_path\": 5}}",
+            "\"elasticity\": {\"enabled\": true, \"max_train_batch_size\": \"x\", \"micro_batch_sizes\": [2]}"};
+        for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
+            char text[300];
+            ds_error error = {DS_OK, ""};
+            ds_config *c = NULL;
+            snprintf(text, sizeof text, "{\"train_batch_size\": 12, %s}", texts[i]);
+            CHECK(parse(text) == NULL);
+            CHECK_EQ(last.errors, 1);
+            CHECK(ds_config_parse(text, strlen(text), NULL, &c, &error) == DS_ERR_INPUT);
+            CHECK(strstr(error.message, "more") == NULL);
+        }
+        /* and other sections have theirs */
+        CHECK(parse("{\"train_batch_size\": 12, \"zero_optimization\": {\"stage\": \"3\"}, \"fp16\": {\"enabled\": "
+                    "true}, \"bf16\": {\"enabled\": true}}") == NULL);
+        CHECK_EQ(last.errors, 2);
+    }
+    TEST(what_stands_in_a_list_is_shown) {
+        expect_problem("{\"train_batch_size\": 1, \"elasticity\": {\"micro_batch_sizes\": [0]}}", 1, "got [0]\n");
+        char text[800] = "{\"train_batch_size\": 1, \"comms_logger\": {\"prof_ops\": [5";
+        for (int i = 0; i < 60; i++) snprintf(text + strlen(text), sizeof text - strlen(text), ", %d", i);
+        snprintf(text + strlen(text), sizeof text - strlen(text), "]}}");
+        expect_problem(text, 1, "...]\n");
+    }
+    TEST(keys_of_named_objects_are_placed) {
+        expect_problem("{\"train_batch_size\": 1, \"start_bits\": 8}", 1,
+                       "it belongs in \"params\" of one of "
+                       "\"compression_training.weight_quantization.different_groups\"");
+        expect_problem("{\"train_batch_size\": 1, \"modules\": [\"a\"]}", 1,
+                       "it belongs in one of \"compression_training.weight_quantization.different_groups\"");
+        expect_problem("{\"train_batch_size\": 1, \"compression_training\": {\"weight_quantization\": "
+                       "{\"different_groups\": {\"wq1\": {\"start_bits\": 8}}}}}",
+                       1, "wq1.start_bits|1:103|unknown key here; it belongs in \"params\"");
+        expect_problem("{\"train_batch_size\": 1, \"compression_training\": {\"weight_quantization\": "
+                       "{\"different_groups\": {\"wq1\": {\"params\": {\"related_modules\": []}}}}}}",
+                       1, "it belongs one level up");
+    }
+    TEST(a_message_is_one_line) {
+        CHECK(parse("{\"train_batch_size\": 1, \"a\\nb\": 1, \"fp16\": \"x\\ty\\u007f\"}") == NULL);
+        CHECK_HAS(last.text, "a b|");
+        CHECK_HAS(last.text, "got the text \"x y \"");
+        /* cut in the middle of a character of two, three and four bytes */
+        static const char *const letters[] = {"\xC3\xA9", "\xE2\x82\xAC", "\xF0\x9F\x98\x80"};
+        for (size_t i = 0; i < 3; i++)
+            for (int shift = 0; shift < 4; shift++) {
+                char text[400];
+                size_t n = (size_t)snprintf(text, sizeof text, "{\"fp16\": \"%.*s", shift, "abcd");
+                for (int k = 0; k < 60; k++) n += (size_t)snprintf(text + n, sizeof text - n, "%s", letters[i]);
+                snprintf(text + n, sizeof text - n, "\"}");
+                CHECK(parse(text) == NULL);
+                CHECK(is_utf8(last.text));
+            }
+    }
+    TEST(a_zero_byte_in_a_text_is_refused) {
+        expect_problem("{\"train_batch_size\": 1, \"optimizer\": {\"type\": \"Adam\\u0000x\"}}", 1,
+                       "optimizer.type|1:47|a text with a zero byte");
+        expect_problem("{\"train_batch_size\": 1, \"bfloat16\\u0000y\": {}}", 1, "a text with a zero byte");
+    }
+    TEST(triples_are_near_and_none_comes_twice) {
+        expect_problem("{\"train_batch_size\": 8}", 3, "these work: 6 = 2 * 1 * 3, 9 = 1 * 3 * 3, 12 = 2 * 2 * 3\n");
+        expect_problem("{\"train_batch_size\": 100, \"train_micro_batch_size_per_gpu\": 7}", 8, "96 = ");
+        CHECK_HAS(last.text, "104 = ");
+        expect_problem("{\"train_batch_size\": 64, \"train_micro_batch_size_per_gpu\": 4, "
+                       "\"gradient_accumulation_steps\": 3}",
+                       2, "these work: 24 = 4 * 3 * 2, 64 = 4 * 8 * 2, 72 = 4 * 9 * 2\n");
+    }
+    TEST(parameters_without_a_type_are_printed_and_explained) {
+        char printed[40000];
+        ds_config *c = parse("{\"train_batch_size\": 1, \"optimizer\": {\"params\": {\"lr\": 0.5, \"mine\": [1]}}, "
+                             "\"amp\": {\"loss_scale\": 128}}");
+        if (CHECK(c != NULL)) {
+            ds_config *again;
+            char rows[4096] = "";
+            CHECK(ds_config_print(c, printed, sizeof printed) < sizeof printed);
+            CHECK(ds_config_explain(c, collect_open_rows, rows) == DS_OK);
+            CHECK_HAS(rows, "optimizer.params.mine=[1];");
+            CHECK_HAS(rows, "amp.loss_scale=128;");
+            again = parse(printed);
+            if (CHECK(again != NULL)) CHECK(again->optimizer.params.lr == 0.5);
+            ds_config_free(again);
+        }
+        ds_config_free(c);
+    }
+    TEST(layer_reduction_by_the_names_of_modules) {
+        ds_config *c =
+            parse("{\"train_batch_size\": 1, \"compression_training\": {\"layer_reduction\": {\"enabled\": true, "
+                  "\"keep_number_layer\": 2, \"other_module_name\": [\"a.2\", \"a.4\"]}}}");
+        CHECK(c != NULL);
+        ds_config_free(c);
+        expect_problem("{\"train_batch_size\": 1, \"compression_training\": {\"sparse_pruning\": "
+                       "{\"shared_parameters\": {\"block_pattern\": \"foo\"}}}}",
+                       1, "expected N:M or NxM, with whole numbers of at least 1; got \"foo\"");
+    }
     TEST(the_first_error_behind_a_hundred_warnings_is_told) {
         static char text[16384];
         ds_config_options options;
@@ -1415,7 +1549,8 @@ static void test_errors(void) {
         options.ctx = &last;
         CHECK(ds_config_parse(text, n, &options, &config, &error) == DS_ERR_INPUT);
         CHECK_EQ(last.warnings, 100);
-        CHECK_EQ(last.errors, 0);
+        CHECK_EQ(last.errors, 1);
+        CHECK_HAS(last.text, "|0:0|52 more problems like these");
         CHECK_HAS(error.message, ": fp16: expected an object; got 5 (and 1 more)");
         options.problem = NULL;
         CHECK(ds_config_parse(text, n, &options, &config, &error) == DS_ERR_INPUT);
@@ -1427,7 +1562,8 @@ static void test_errors(void) {
         for (int i = 0; i < 1000; i++) n += (size_t)snprintf(text + n, sizeof text - n, ", \"unknown_%d\": 0", i);
         snprintf(text + n, sizeof text - n, "}");
         CHECK(parse(text) == NULL);
-        CHECK_EQ(last.errors, 100);
+        CHECK_EQ(last.errors, 101);
+        CHECK_HAS(last.text, "|0:0|900 more problems like these");
     }
     TEST(the_room_that_was_computed_is_enough) {
         /* what takes most for each byte of the text: an element or member 2,000 times in a place */
