@@ -783,6 +783,7 @@ DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers
 #define DSI_ZERO_CHUNK  65536      /* elements that pass through the scratch buffer at a time */
 #define DSI_ZERO_STAGE  (1u << 22) /* most elements of a sub-group that passes between a GPU and the host */
 #define DSI_ZERO_DIRECT 65536 /* a tensor of so many elements is gathered in place, smaller ones are packed together */
+#define DSI_ZERO_APART  256   /* transfers after which those of the sets are waited for; a store tells 1,024 apart */
 #define DSI_ZERO_NONE   SIZE_MAX
 #define DSI_ZERO_GROUP  256                       /* values that share one scale in quantized messages */
 #define DSI_ZERO_HOME   (1 + DS_OPTIM_MAX_STATES) /* index of parameters' parts among the arrays on disk */
@@ -969,6 +970,7 @@ struct ds_zero {
     dsi_zero_set sets[DSI_ZERO_SETS];
     size_t n_sets, turn, set_limit; /* set_limit: buffer_count of states when given */
     size_t ahead;                   /* sub-groups whose arrays are read before the step, each into its own set */
+    size_t since;                   /* transfers since one of a set was started */
     int64_t probe;
     bool fast_init;
     double ratio;
@@ -1491,6 +1493,7 @@ typedef enum dsi_zero_way { DSI_ZERO_IN, DSI_ZERO_IN_GRADIENTS, DSI_ZERO_OUT } d
    written: the update makes it anew from the master. Gradients are only read. */
 static ds_status dsi_zero_set_start(ds_zero *z, dsi_zero_set *set, const dsi_zero_sub *sub, dsi_zero_way way) {
     bool write = way == DSI_ZERO_OUT;
+    z->since = 0;
     for (size_t a = 0; a <= DSI_ZERO_GRAD; a++) {
         bool home = a == DSI_ZERO_HOME, grad = a == DSI_ZERO_GRAD, state = !home && !grad;
         int store = home ? 1 : 0;
@@ -1531,6 +1534,14 @@ static ds_status dsi_zero_settle(ds_zero *z) {
     return status;
 }
 
+/* Before one more transfer: a store tells only so many apart, so that what the sets have under way is waited for when many
+   others came after it, as in a generation. */
+static ds_status dsi_zero_keep_pace(ds_zero *z) {
+    if (++z->since < DSI_ZERO_APART) return DS_OK;
+    z->since = 0;
+    return dsi_zero_settle(z);
+}
+
 /* The next lane, free to be filled. */
 static ds_status dsi_zero_lane_take(ds_zero *z, dsi_zero_lane **lane) {
     dsi_zero_lane *l = *lane = &z->lanes[z->lane++ % DSI_ZERO_LANES];
@@ -1567,6 +1578,7 @@ static ds_status dsi_zero_pool_read(ds_zero *z, dsi_zero_param *p) {
     for (size_t at = 0; at < bytes; at += z->pool_bytes) {
         dsi_zero_buffer *b = &z->pool_buffers[z->pool_next++ % z->n_pool];
         ds_status status = dsi_zero_buffer_land(z, b);
+        if (!status) status = dsi_zero_keep_pace(z);
         if (status) return status;
         b->param = (size_t)(p - z->params);
         b->to = p->full + p->own_begin * p->bytes_each + at;
@@ -1942,7 +1954,8 @@ static size_t dsi_zero_head(const ds_zero *z) { /* in doubles */
 /* A part has its last grain to itself, and whole grains are what the disk takes without reading first. */
 static ds_status dsi_zero_acc_io(ds_zero *z, bool write, dsi_zero_lane *lane, size_t at, size_t count) {
     size_t each = dsi_zero_acc_bytes(z);
-    ds_status status;
+    ds_status status = dsi_zero_keep_pace(z);
+    if (status) return status;
     count = dsi_round_up(count, DS_GRAIN);
     if (write)
         status = ds_offload_start_write(z->store[0], z->disk[DSI_ZERO_GRAD], at * each, count * each, lane->memory,

@@ -1,8 +1,8 @@
 #!/bin/bash
 # Fuzzes the configuration and JSON readers under ASan and UBSan: nine tenths of the runs on texts of at most 64 bytes (JSON
 # itself), one tenth on texts of up to 1,400 (whole configurations). What was run is added to $B/tests/fuzz/ds_config.totals, a
-# line for each round: date, commit, runs, longest text. `make soak` goes on where an earlier one stopped, until the lines
-# of this header sum up to FUZZ_RUNS.
+# line for each round: date, the header's text (as `git hash-object` names it), runs, longest text. `make soak` goes on where an
+# earlier one stopped, until the lines of this text sum up to FUZZ_RUNS.
 # environment: B (build folder), CC, FUZZ_RUNS (40000; `make soak` asks for more), FUZZ_SECONDS (a bound; 60),
 #   FUZZ_ROUND (1000000: runs between two lines)
 set -u
@@ -29,19 +29,19 @@ fuzz() {
         -timeout=300 -detect_leaks=0 -dict=$here/ds_config.dict -artifact_prefix="$out/" "$out/config_found/$2" \
         $here/config_corpus >"$log" 2>&1 || { tail -n 30 "$log"; return 1; }
     done=$(sed -n 's/^Done \([0-9]*\) runs.*/\1/p' "$log")
-    echo "$(date -u +%FT%TZ) $commit $done $2" >>"$out/ds_config.totals"
+    echo "$(date -u +%FT%TZ) ${text:-unknown} $done $2" >>"$out/ds_config.totals"
     total=$((total + done))
 }
 
 clang=$(command -v clang || ls /usr/bin/clang-[0-9]* 2>/dev/null | head -n 1)
-commit=$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
+text=$(git hash-object ds_config.h 2>/dev/null | cut -c 1-9)
 total=0
 if [ -z "$clang" ] || ! $clang $flags -O2 -fsanitize=fuzzer,address,undefined -fsanitize-trap=undefined -o "$out/ds_config_fuzz" \
     $here/ds_config_fuzz.c 2>"$out/ds_config_fuzz.err"; then
     echo "SKIP fuzzing: needs clang with libFuzzer" && skipped=$((skipped + 1))
 else
     if [ "$runs" -gt "$round" ]; then # a soak: what earlier ones did counts
-        total=$(awk -v c="$commit" '$2 == c {n += $3} END {printf "%d", n}' "$out/ds_config.totals" 2>/dev/null)
+        total=$(awk -v c="${text:-unknown}" '$2 == c {n += $3} END {printf "%d", n}' "$out/ds_config.totals" 2>/dev/null)
         total=${total:-0}
     fi
     [ "$runs" -gt "$round" ] || round=$runs
