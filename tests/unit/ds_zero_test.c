@@ -130,6 +130,49 @@ static void misuse(int stage) {
     }
 }
 
+/* A generation reads more parts than a store's transfers can be told apart, while the last step's writes may still go on;
+   and the next step has the bits that it has without one. */
+static void long_generation(void) {
+    TEST(a thousand fetches from the disk between two steps) {
+        static float after[2][NUMEL];
+        for (int generates = 0; generates < 2; generates++) {
+            ds_zero_param params[N];
+            char folder[] = "/tmp/ds_zero_test_XXXXXX", zero[700];
+            ds_config *c;
+            ds_zero *z;
+            if (!CHECK(mkdtemp(folder) != NULL)) break;
+            snprintf(zero, sizeof zero,
+                     "\"stage\": 3, \"stage3_param_persistence_threshold\": 0, \"stage3_max_live_parameters\": 0, "
+                     "\"offload_optimizer\": {\"device\": \"nvme\", \"nvme_path\": \"%s\", \"pipeline_read\": true, "
+                     "\"pipeline_write\": true}, \"offload_param\": {\"device\": \"nvme\", \"nvme_path\": \"%s\", "
+                     "\"max_in_cpu\": 0}",
+                     folder, folder);
+            c = config_with(zero, "");
+            describe(params, DS_F32);
+            z = engine(c, params, NULL);
+            for (int step = 0; z && step < 2; step++) {
+                ds_zero_report report;
+                micro_batch(z, gradient);
+                micro_batch(z, gradient);
+                OK(ds_zero_step(z, &report));
+                for (int n = 0; generates && n < 400; n++) {
+                    OK(ds_zero_begin(z, DS_ZERO_GENERATE));
+                    for (size_t i = 0; i < N; i++) {
+                        OK(ds_zero_fetch(z, i, NULL));
+                        OK(ds_zero_release(z, i));
+                    }
+                    OK(ds_zero_end(z));
+                }
+            }
+            if (z) OK(ds_zero_read(z, 1, -1, 0, NUMEL, after[generates]));
+            ds_zero_destroy(z);
+            ds_config_free(c);
+            CHECK(rmdir(folder) == 0);
+        }
+        CHECK(memcmp(after[0], after[1], sizeof after[0]) == 0);
+    }
+}
+
 static void create_errors(void) {
     TEST(descriptors that cannot be) {
         ds_zero_param params[N];
@@ -606,6 +649,7 @@ int main(int argc, char **argv) {
     test_begin(argc, argv);
     for (int i = 0; i < NUMEL; i++) gradient[i] = (float)(i % 13) * 0.01f - 0.05f;
     for (int stage = 0; stage < 4; stage++) misuse(stage);
+    long_generation();
     create_errors();
     numbers();
     telling();
