@@ -143,6 +143,7 @@ static void long_generation(void) {
             if (!CHECK(mkdtemp(folder) != NULL)) break;
             snprintf(zero, sizeof zero,
                      "\"stage\": 3, \"stage3_param_persistence_threshold\": 0, \"stage3_max_live_parameters\": 0, "
+                     "\"sub_group_size\": 1024, "
                      "\"offload_optimizer\": {\"device\": \"nvme\", \"nvme_path\": \"%s\", \"pipeline_read\": true, "
                      "\"pipeline_write\": true}, \"offload_param\": {\"device\": \"nvme\", \"nvme_path\": \"%s\", "
                      "\"max_in_cpu\": 0}",
