@@ -543,7 +543,7 @@ int main(int argc, char **argv) {
     use_port = 20000 + (int)(getpid() % 20000);
     for (int w = 1; w <= 4; w++)
         for (int pinned = 0; pinned < 2; pinned++) {
-            char name[32];
+            char name[48];
             snprintf(name, sizeof name, "threads_%d_pinned_%d", w, pinned);
             TEST_NAMED(name) {
                 device d;
