@@ -5111,6 +5111,7 @@ DS_API ds_status ds_wire_monitor(const ds_config *c, ds_monitor_desc *d, ds_erro
 }
 
 #undef DSI_ZERO_ALIGN
+#undef DSI_ZERO_APART
 #undef DSI_ZERO_CHUNK
 #undef DSI_ZERO_STAGE
 #undef DSI_ZERO_DIRECT
