@@ -245,7 +245,10 @@ int ncclGroupEnd(void) {
     if (!g) return INVALID;
     c = g->comm;
     open_group = NULL;
-    if (fails("GroupEnd")) return SYSTEM_ERROR;
+    if (fails("GroupEnd")) {
+        for (int k = 0; k < g->sum_count; k++) free(g->sums[k].all);
+        return free(g), SYSTEM_ERROR;
+    }
     if (!g->count) return free(g), OK;
     join(c);
     SET(&c->state, IN_PROGRESS);
