@@ -2662,6 +2662,7 @@ static void dsi_config_unknown(dsi_config_parser *p, const dsi_config_scope *sco
     const dsi_json_node *n = p->state->doc.nodes + key;
     const dsi_config_row *rows = scope->table->rows, *best = NULL;
     int level = p->options->unknown == DS_CONFIG_UNKNOWN_WARN ? DS_LOG_WARNING : DS_LOG_ERROR, distance = 1000;
+    bool told;
     if (p->options->unknown == DS_CONFIG_UNKNOWN_IGNORE) return;
     if (p->said >= DSI_CONFIG_MOST_PROBLEMS && p->errors) { /* no search for what is not shown */
         p->errors += level == DS_LOG_ERROR;
@@ -2682,14 +2683,11 @@ static void dsi_config_unknown(dsi_config_parser *p, const dsi_config_scope *sco
         dsi_config_say(p, level, NULL, key, "unknown key; did you mean \"%s\"?", best->path + best->name);
         return;
     }
-    /* which is in most of them */
-    if (!strcmp(n->as.text, "enabled") || (!dsi_config_belongs(p, scope->table, scope->table, level, key) &&
-                                           !dsi_config_belongs(p, scope->table, dsi_config_tables, level, key) &&
-                                           !dsi_config_belongs(p, scope->table, dsi_config_tables + 1, level, key) &&
-                                           !dsi_config_belongs(p, scope->table, dsi_config_tables + 2, level, key) &&
-                                           !dsi_config_belongs(p, scope->table, dsi_config_tables + 3, level, key) &&
-                                           !dsi_config_belongs(p, scope->table, dsi_config_tables + 4, level, key)))
-        dsi_config_say(p, level, NULL, key, "unknown key");
+    /* "enabled" is in most of them; the object's own table comes first */
+    told = strcmp(n->as.text, "enabled") && dsi_config_belongs(p, scope->table, scope->table, level, key);
+    for (int i = 0; i < 5 && !told && strcmp(n->as.text, "enabled"); i++)
+        told = dsi_config_belongs(p, scope->table, dsi_config_tables + i, level, key);
+    if (!told) dsi_config_say(p, level, NULL, key, "unknown key");
 }
 
 /* What a file holds where something else was expected, in words. */
