@@ -2441,49 +2441,60 @@ static ds_status dsi_checkpoint_put_item(const ds_checkpoint_desc *d, int fd, co
     return DS_OK;
 }
 
-/* Header, data and sync of one file. *header_sum is the checksum of the 8 + N bytes before the data. */
-static ds_status dsi_checkpoint_write_shard(const ds_checkpoint_desc *d, const char *path, dsi_checkpoint_item *items,
-                                            size_t count, const char *const *metadata, size_t pairs, uint64_t *bytes,
-                                            uint32_t *header_sum, ds_error *error) {
-    const size_t data = dsi_checkpoint_place(items, count);
+/* What a shard's writer needs of memory, taken by the thread that owns the object: one that writes in the background calls no
+   allocator. */
+typedef struct dsi_checkpoint_room {
+    char *header, *stage; /* the file up to its data; a block of DSI_CHECKPOINT_BLOCK bytes */
+    size_t header_bytes, data;
+} dsi_checkpoint_room;
+
+static void dsi_checkpoint_room_free(const ds_allocator *a, dsi_checkpoint_room *room) {
+    dsi_release_aligned(a, room->stage, DSI_CHECKPOINT_BLOCK, 64);
+    dsi_release(a, room->header, room->header_bytes);
+    memset(room, 0, sizeof *room);
+}
+static ds_status dsi_checkpoint_room_take(const ds_checkpoint_desc *d, const char *path, dsi_checkpoint_item *items,
+                                          size_t count, const char *const *metadata, size_t pairs,
+                                          dsi_checkpoint_room *room, ds_error *error) {
     dsi_json_sink sink = {NULL, 0, 0};
-    ds_status status = DS_OK;
-    dsi_checkpoint_flusher flusher;
-    char *header, *stage;
-    int fd, reserved;
+    memset(room, 0, sizeof *room);
+    room->data = dsi_checkpoint_place(items, count);
     dsi_checkpoint_print_header(&sink, items, count, metadata, pairs);
-    const size_t length = sink.length, header_bytes = length + 8;
-    if (length > DSI_CHECKPOINT_HEADER)
+    if (sink.length > DSI_CHECKPOINT_HEADER)
         return dsi_fail(error, DS_ERR_ARGUMENT, "'%.300s': %zu tensors are more than a safetensors header holds", path,
                         count);
-    header = (char *)dsi_alloc(&d->allocator, header_bytes);
-    stage = (char *)dsi_alloc_aligned(&d->allocator, DSI_CHECKPOINT_BLOCK, 64);
-    fd = header && stage ? dsi_checkpoint_create(d, path) : -1;
-    if (!header || !stage)
-        status = dsi_checkpoint_no_memory(error, path);
-    else if (fd < 0)
-        status = dsi_checkpoint_failed(error, fd, "create", path);
-    else {
-        *bytes = (uint64_t)header_bytes + data;
-        reserved = d->files.reserve(d->files.ctx, fd, 0, (int64_t)*bytes); /* a full disk is found before the work */
-        if (reserved < 0 && reserved != -EOPNOTSUPP && reserved != -EINVAL && reserved != -ENOSYS)
-            status = dsi_checkpoint_failed(error, reserved, "reserve space for", path);
-        dsi_checkpoint_flusher_begin(&flusher, d, fd, data);
-        for (size_t i = 0; i < count && !status; i++)
-            status = dsi_checkpoint_put_item(d, fd, path, &items[i], header_bytes, stage, &flusher, error);
-        status = dsi_checkpoint_flusher_end(&flusher, path, status, error);
-        sink.out = header + 8;
-        sink.room = length;
-        sink.length = 0;
-        dsi_checkpoint_print_header(&sink, items, count, metadata, pairs);
-        for (int i = 0; i < 8; i++) header[i] = (char)((uint64_t)length >> 8 * i & 255);
-        *header_sum = dsi_crc32c(0, header, header_bytes);
-        if (!status) status = dsi_checkpoint_put(d, fd, path, header, header_bytes, 0, error);
-        status = dsi_checkpoint_close_written(d, fd, path, status, error);
-    }
-    dsi_release_aligned(&d->allocator, stage, DSI_CHECKPOINT_BLOCK, 64);
-    dsi_release(&d->allocator, header, header_bytes);
-    return status;
+    room->header_bytes = sink.length + 8;
+    room->header = (char *)dsi_alloc(&d->allocator, room->header_bytes);
+    room->stage = (char *)dsi_alloc_aligned(&d->allocator, DSI_CHECKPOINT_BLOCK, 64);
+    if (room->header && room->stage) return DS_OK;
+    dsi_checkpoint_room_free(&d->allocator, room);
+    return dsi_checkpoint_no_memory(error, path);
+}
+
+/* Header, data and sync of one file. *header_sum is the checksum of the 8 + N bytes before the data. */
+static ds_status dsi_checkpoint_write_shard(const ds_checkpoint_desc *d, const char *path, dsi_checkpoint_item *items,
+                                            size_t count, const char *const *metadata, size_t pairs,
+                                            const dsi_checkpoint_room *room, uint64_t *bytes, uint32_t *header_sum,
+                                            ds_error *error) {
+    dsi_json_sink sink = {room->header + 8, room->header_bytes - 8, 0};
+    const int fd = dsi_checkpoint_create(d, path);
+    ds_status status = DS_OK;
+    dsi_checkpoint_flusher flusher;
+    int reserved;
+    if (fd < 0) return dsi_checkpoint_failed(error, fd, "create", path);
+    *bytes = (uint64_t)room->header_bytes + room->data;
+    reserved = d->files.reserve(d->files.ctx, fd, 0, (int64_t)*bytes); /* a full disk is found before the work */
+    if (reserved < 0 && reserved != -EOPNOTSUPP && reserved != -EINVAL && reserved != -ENOSYS)
+        status = dsi_checkpoint_failed(error, reserved, "reserve space for", path);
+    dsi_checkpoint_flusher_begin(&flusher, d, fd, room->data);
+    for (size_t i = 0; i < count && !status; i++)
+        status = dsi_checkpoint_put_item(d, fd, path, &items[i], room->header_bytes, room->stage, &flusher, error);
+    status = dsi_checkpoint_flusher_end(&flusher, path, status, error);
+    dsi_checkpoint_print_header(&sink, items, count, metadata, pairs);
+    for (int i = 0; i < 8; i++) room->header[i] = (char)((uint64_t)sink.length >> 8 * i & 255);
+    *header_sum = dsi_crc32c(0, room->header, room->header_bytes);
+    if (!status) status = dsi_checkpoint_put(d, fd, path, room->header, room->header_bytes, 0, error);
+    return dsi_checkpoint_close_written(d, fd, path, status, error);
 }
 
 // >>reading: parts of tensors in files
@@ -3631,6 +3642,7 @@ struct ds_checkpoint_writer {
     dsi_checkpoint_list items, values;
     dsi_checkpoint_index index;
     dsi_checkpoint_word mine, *words;
+    dsi_checkpoint_room room;
     int published; /* what to take back, bits: 1 old version moved, 2 new one in place, 4 `latest` replaced */
     int64_t started;
     ds_error error; /* the first failure of add and set */
@@ -3691,6 +3703,7 @@ static void dsi_checkpoint_writer_free(ds_checkpoint_writer *w) {
     dsi_checkpoint_list_free(&a, &w->values);
     dsi_checkpoint_items_free(&a, &w->items);
     dsi_checkpoint_index_free(&a, &w->index);
+    dsi_checkpoint_room_free(&a, &w->room);
     dsi_release(&a, w->words, w->ranks * sizeof *w->words);
     dsi_release(&a, w, sizeof *w);
 }
@@ -4024,15 +4037,19 @@ static void dsi_checkpoint_clean_up(ds_checkpoint_writer *w) {
     dsi_checkpoint_list_free(&d->allocator, &seen);
 }
 
-static void dsi_checkpoint_write_mine(ds_checkpoint_writer *w) {
-    char name[DSI_CHECKPOINT_SHARD_NAME], path[DSI_CHECKPOINT_PATH];
+static void dsi_checkpoint_my_path(const ds_checkpoint_writer *w, char *path) {
+    char name[DSI_CHECKPOINT_SHARD_NAME];
     dsi_checkpoint_shard_name(name, (size_t)w->desc.group.rank);
     dsi_checkpoint_join(path, w->made, name);
+}
+static void dsi_checkpoint_write_mine(ds_checkpoint_writer *w) {
+    char path[DSI_CHECKPOINT_PATH];
+    dsi_checkpoint_my_path(w, path);
     if (w->error.status)
         w->mine.error = w->error;
     else
         dsi_checkpoint_write_shard(&w->desc, path, (dsi_checkpoint_item *)(void *)w->items.items, w->items.count, NULL,
-                                   0, &w->mine.bytes, &w->mine.header_sum, &w->mine.error);
+                                   0, &w->room, &w->mine.bytes, &w->mine.header_sum, &w->mine.error);
 }
 
 /* All that follows the shards. Frees the writer. */
@@ -4089,15 +4106,21 @@ static void *dsi_checkpoint_thread(void *arg) {
 }
 
 DS_API ds_status ds_checkpoint_commit(ds_checkpoint_writer *w, ds_error *error) {
+    char path[DSI_CHECKPOINT_PATH];
     if (!w) return dsi_fail(error, DS_ERR_ARGUMENT, "ds_checkpoint_commit: no writer");
     if (w->committed)
         return dsi_fail(error, DS_ERR_STATE, "ds_checkpoint_commit: called before; ds_checkpoint_finish comes next");
     w->committed = true;
+    if (!w->error.status && w->desc.background) dsi_checkpoint_copy_data(w, &w->error);
+    if (!w->error.status) {
+        dsi_checkpoint_my_path(w, path);
+        dsi_checkpoint_room_take(&w->desc, path, (dsi_checkpoint_item *)(void *)w->items.items, w->items.count, NULL, 0,
+                                 &w->room, &w->error);
+    }
     if (!w->desc.background) {
         dsi_checkpoint_write_mine(w);
         return dsi_checkpoint_conclude(w, error);
     }
-    if (!w->error.status) dsi_checkpoint_copy_data(w, &w->error);
     w->threaded = pthread_create(&w->thread, NULL, dsi_checkpoint_thread, w) == 0;
     if (!w->threaded) dsi_checkpoint_thread(w); /* no thread: the same, only not beside the training */
     return DS_OK;
@@ -4132,11 +4155,15 @@ static ds_status dsi_checkpoint_export_file(const ds_checkpoint_desc *d, const c
     char path[DSI_CHECKPOINT_PATH], made[DSI_CHECKPOINT_PATH];
     uint64_t bytes;
     uint32_t sum;
+    dsi_checkpoint_room room;
     ds_status status;
     int result;
     dsi_checkpoint_join(path, folder, name);
     snprintf(made, sizeof made, "%.4000s.tmp", path);
-    status = dsi_checkpoint_write_shard(d, made, items, count, metadata, pairs, &bytes, &sum, error);
+    status = dsi_checkpoint_room_take(d, made, items, count, metadata, pairs, &room, error);
+    if (status) return status;
+    status = dsi_checkpoint_write_shard(d, made, items, count, metadata, pairs, &room, &bytes, &sum, error);
+    dsi_checkpoint_room_free(&d->allocator, &room);
     if (!status && (result = d->files.rename(d->files.ctx, made, path)) < 0)
         status = dsi_checkpoint_failed(error, result, "rename to", path);
     if (status) d->files.unlink(d->files.ctx, made);

@@ -139,6 +139,26 @@ static ds_status save_rank(job *j) {
     }
     return status;
 }
+/* An allocator that one thread alone may call. */
+typedef struct own_thread {
+    pthread_t owner;
+    long calls, of_others;
+} own_thread;
+static void own_thread_seen(own_thread *o) {
+    o->calls++;
+    if (!pthread_equal(o->owner, pthread_self())) o->of_others++;
+}
+static void *own_thread_alloc(void *ctx, size_t bytes, size_t align) {
+    void *memory = NULL;
+    own_thread_seen((own_thread *)ctx);
+    return posix_memalign(&memory, align, bytes) ? NULL : memory;
+}
+static void own_thread_release(void *ctx, void *memory, size_t bytes, size_t align) {
+    (void)bytes;
+    (void)align;
+    own_thread_seen((own_thread *)ctx);
+    free(memory);
+}
 static void *save_thread(void *arg) {
     job *j = (job *)arg;
     j->status = save_rank(j);
@@ -2487,6 +2507,23 @@ static void test_rarely(void) {
         }
         CHECK(finished && failures > 10);
         CHECK(loads(folder, NULL, 2));
+    }
+    TEST(the_thread_of_a_background_save_calls_no_allocator) {
+        char folder[FOLDER_BYTES];
+        static job j;
+        own_thread o;
+        memset(&j, 0, sizeof j);
+        memset(&o, 0, sizeof o);
+        o.owner = pthread_self();
+        j.desc.background = true;
+        j.desc.allocator.alloc = own_thread_alloc;
+        j.desc.allocator.release = own_thread_release;
+        j.desc.allocator.ctx = &o;
+        j.desc.folder = folder_of(folder, "background_thread");
+        j.tag = "tag";
+        CHECK_EQ(save_rank(&j), DS_OK);
+        CHECK(o.calls > 10);
+        CHECK_EQ(o.of_others, 0);
     }
     TEST(exports_in_shards_with_faults) {
         const size_t shape[1] = {10};
