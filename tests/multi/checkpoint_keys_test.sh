@@ -7,10 +7,13 @@ out=$b/tests/checkpoint_keys.$$
 passed=0 failed=0
 trap 'rm -rf "$out"' EXIT
 mkdir -p "$out"
+say() { # NAME: on the error stream, since what a command prints may go elsewhere
+    { echo "FAIL $1" && tail -n 3 "$out/log"; } >&2
+}
 check() { # NAME COMMAND...
     local name=$1
     shift
-    if "$@"; then passed=$((passed + 1)); else failed=$((failed + 1)) && echo "FAIL $name" && tail -n 3 "$out/log"; fi
+    if "$@"; then passed=$((passed + 1)); else failed=$((failed + 1)) && say "$name"; fi
 }
 train() { # RANKS STAGE KEYS ARGS...: the final loss on stdout
     local ranks=$1 stage=$2 keys=$3
