@@ -50,9 +50,9 @@ exec ip netns exec $b unshare --uts bash -c "hostname dsb; \$*"
 AGENT
 chmod +x "$work/agent"
 unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT DS_RUN_ID
-on_hosts() { # Open MPI leaks on its own account
-    timeout 120 ip netns exec "$a" unshare --uts bash -c "hostname dsa; export ASAN_OPTIONS=detect_leaks=0; exec $mpirun \
-        -x ASAN_OPTIONS --allow-run-as-root --mca plm rsh \
+on_hosts() { # Open MPI leaks, and takes its locks in two orders, on its own account
+    timeout 120 ip netns exec "$a" unshare --uts bash -c "hostname dsa; export ASAN_OPTIONS=detect_leaks=0 \
+        TSAN_OPTIONS=detect_deadlocks=0; exec $mpirun -x ASAN_OPTIONS -x TSAN_OPTIONS --allow-run-as-root --mca plm rsh \
         --mca plm_rsh_agent $work/agent --mca btl tcp,self --mca btl_tcp_if_include $net.0/24 \
         --mca oob_tcp_if_include 10.77.0.0/24 --host 10.77.0.1:1,10.77.0.2:1 -np 2 --wdir $PWD $*"
 }
