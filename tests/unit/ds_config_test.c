@@ -2181,7 +2181,7 @@ static void test_kinds(void) {
         block = dsi_alloc_aligned(NULL, 100, 4096);
         CHECK(block != NULL && (uintptr_t)block % 4096 == 0);
         dsi_release_aligned(NULL, block, 100, 4096);
-#if !defined(__SANITIZE_ADDRESS__) /* which stops at requests of this size */
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) /* which stop at requests of this size */
         CHECK(dsi_alloc_aligned(NULL, too_much / 2, 4096) == NULL);
 #endif
         block = dsi_alloc(&no_release, 10);
