@@ -50,8 +50,8 @@ STEP BY STEP
 
 MEMORY
     ds_offload_memory(&desc) says what create takes from desc.allocator: tables, two bounce buffers of block_size for each
-    thread, and max_in_cpu. Tensors of DS_OFFLOAD_HOST come on top; checksums take 4 bytes for each 4,096 of the file, a
-    tensor that spills 24 for each block. With pin_memory host memory is locked, or comes from desc.device.
+    thread, and max_in_cpu. Tensors of DS_OFFLOAD_HOST come on top. Of desc.file_bytes checksums take 4 bytes for each 4,096,
+    and with max_in_cpu each block takes 24. With pin_memory host memory is locked, or comes from desc.device.
 
 ERRORS
     ds_offload_error(store) has the text. Log ids: 1 ready, 2 O_DIRECT refused, 3 engine refused, 4 memory not locked,
@@ -292,8 +292,11 @@ typedef struct ds_offload_desc {
     bool checksums;        /* CRC-32C of every block, checked when it is read; always with DS_DEBUG 1 */
     int64_t timeout;       /* ns that a wait may last; 0: 60 s; negative: for ever */
     int64_t probe;         /* ns that create measures the disk's bandwidth for, half writing, half reading; 0: not */
-    ds_offload_aio aio;    /* all members or none */
-    ds_device device;      /* its pinned_alloc and pinned_release are used when pin_memory is set; else mlock */
+    size_t tensors; /* tables for so many tensors, which take so many bytes of the file, are taken at create; what is */
+    size_t file_bytes;  /* added beyond that makes them grow. A tensor's bytes count in whole 4,096, one of */
+                        /* DS_OFFLOAD_SPILL from a block's start in whole blocks */
+    ds_offload_aio aio; /* all members or none */
+    ds_device device;   /* its pinned_alloc and pinned_release are used when pin_memory is set; else mlock */
     ds_allocator allocator;
     ds_logger logger;
     ds_clock clock;
@@ -308,7 +311,8 @@ static inline ds_status ds_offload_create(const ds_offload_desc *desc, ds_offloa
     return ds_offload_create_(desc, sizeof *desc, DS_OFFLOAD_VERSION, out, error);
 }
 /* Bytes that create takes from the allocator and keeps: tables, bounce buffers, memory of max_in_cpu. A tensor takes its
-   name and an entry in tables besides, one of DS_OFFLOAD_HOST its bytes. */
+   name besides (with a zero byte at the end), one of DS_OFFLOAD_HOST its bytes, one beyond desc.tensors and desc.file_bytes
+   more room in tables. */
 DS_API size_t ds_offload_memory(const ds_offload_desc *desc);
 DS_API void ds_offload_destroy(ds_offload *store); /* waits for what is in flight; NULL is allowed */
 DS_API const ds_error *ds_offload_error(const ds_offload *store);
@@ -1551,6 +1555,61 @@ static ds_status dsi_offload_make_frames(ds_offload *s) {
     return DS_OK;
 }
 
+// >>tables
+
+/* Room for `needed` entries in an array: at first for just these; false leaves it as it was. */
+static bool dsi_offload_grow(ds_offload *s, void **array, size_t *room, size_t needed, size_t each) {
+    size_t more = *room ? *room : needed;
+    void *bigger;
+    if (needed <= *room) return true;
+    while (more < needed) more *= 2;
+    bigger = dsi_alloc_zero(&s->allocator, dsi_mul(more, each));
+    if (!bigger) return false;
+    if (*room) memcpy(bigger, *array, *room * each);
+    dsi_release(&s->allocator, *array, *room * each);
+    *array = bigger;
+    *room = more;
+    return true;
+}
+
+static bool dsi_offload_grow_tensors(ds_offload *s, size_t count) {
+    void *tensors = s->tensors;
+    bool grown = dsi_offload_grow(s, &tensors, &s->tensor_room, count, sizeof *s->tensors);
+    s->tensors = (dsi_offload_tensor *)tensors;
+    return grown;
+}
+
+/* Checksums of a file of so many bytes. */
+static bool dsi_offload_grow_sums(ds_offload *s, size_t bytes) {
+    void *sums = s->sums;
+    bool grown =
+        !s->checksums || dsi_offload_grow(s, &sums, &s->sum_room,
+                                          dsi_round_up(bytes, DSI_OFFLOAD_UNIT) / DSI_OFFLOAD_UNIT, sizeof *s->sums);
+    s->sums = (uint32_t *)sums;
+    return grown;
+}
+
+static bool dsi_offload_grow_pages(ds_offload *s, size_t count) {
+    size_t room = s->page_room;
+    void *pages = s->pages;
+    bool grown = dsi_offload_grow(s, &pages, &s->page_room, count, sizeof *s->pages);
+    s->pages = (dsi_offload_page *)pages;
+    for (; room < s->page_room; room++) s->pages[room].frame = DSI_OFFLOAD_NOWHERE;
+    return grown;
+}
+
+static size_t dsi_offload_pages(const ds_offload_desc *d, size_t block, size_t frames) {
+    return frames ? dsi_round_up(d->file_bytes, block) / block : 0;
+}
+
+static ds_status dsi_offload_make_tables(ds_offload *s, const ds_offload_desc *d) {
+    if (!dsi_offload_grow_tensors(s, d->tensors) || !dsi_offload_grow_sums(s, d->file_bytes) ||
+        !dsi_offload_grow_pages(s, dsi_offload_pages(d, s->block, s->n_frames)))
+        return dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no memory for tables of %zu tensors in %zu bytes",
+                        d->tensors, d->file_bytes);
+    return DS_OK;
+}
+
 // >>create
 
 /* Signals are for the program's own threads. */
@@ -1692,7 +1751,7 @@ static ds_status dsi_offload_build(ds_offload *s, const ds_offload_desc *d) {
     ds_status status;
     if (!d->folder) return DS_OK;
     if ((status = dsi_offload_open_file(s, d))) return status;
-    if ((status = dsi_offload_make_frames(s))) return status;
+    if ((status = dsi_offload_make_frames(s)) || (status = dsi_offload_make_tables(s, d))) return status;
     s->transfers = (dsi_offload_transfer *)dsi_alloc_zero(&s->allocator, DSI_OFFLOAD_TRANSFERS * sizeof *s->transfers);
     if (!s->transfers) return dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no memory for the table of transfers");
     pthread_mutex_init(&s->lock, NULL);
@@ -1729,6 +1788,9 @@ DS_API size_t ds_offload_memory(const ds_offload_desc *d) {
     if (!d->aio.setup) bytes += workers * dsi_offload_queue_bytes(depth);
     bytes = dsi_add(bytes, dsi_mul(workers * DSI_OFFLOAD_BOUNCES, d->pin_memory && d->device.pinned_alloc ? 0 : block));
     bytes = dsi_add(bytes, dsi_mul(frames, sizeof(dsi_offload_frame)));
+    bytes = dsi_add(bytes, dsi_mul(d->tensors, sizeof(dsi_offload_tensor)));
+    bytes = dsi_add(bytes, dsi_mul(dsi_offload_pages(d, block, frames), sizeof(dsi_offload_page)));
+    if (d->checksums || DS_DEBUG) bytes = dsi_add(bytes, dsi_round_up(d->file_bytes, DSI_OFFLOAD_UNIT) / 1024);
     return dsi_add(bytes, dsi_mul(frames, d->pin_memory && d->device.pinned_alloc ? 0 : block));
 }
 
@@ -1830,32 +1892,15 @@ DS_API void ds_offload_get_stats(const ds_offload *s, ds_offload_stats *out) {
 
 // >>tensors
 
-/* `count` more entries in an array; false leaves it as it was. */
-static bool dsi_offload_grow(ds_offload *s, void **array, size_t *room, size_t needed, size_t each) {
-    size_t more = *room ? *room : 8;
-    void *bigger;
-    if (needed <= *room) return true;
-    while (more < needed) more *= 2;
-    bigger = dsi_alloc_zero(&s->allocator, dsi_mul(more, each));
-    if (!bigger) return false;
-    if (*room) memcpy(bigger, *array, *room * each);
-    dsi_release(&s->allocator, *array, *room * each);
-    *array = bigger;
-    *room = more;
-    return true;
-}
-
 static ds_status dsi_offload_add_file(ds_offload *s, size_t bytes) {
     size_t end = dsi_add(s->file_bytes, dsi_round_up(bytes, DSI_OFFLOAD_UNIT));
-    void *sums = s->sums;
     int code;
     if (s->fd < 0)
         return dsi_fail(&s->error, DS_ERR_ARGUMENT, "offload: this store has no disk tier (no folder was given)");
     if (end > (size_t)INT64_MAX / 2)
         return dsi_fail(&s->error, DS_ERR_ARGUMENT, "offload: a tensor of %zu bytes", bytes);
-    if (s->checksums && !dsi_offload_grow(s, &sums, &s->sum_room, end / DSI_OFFLOAD_UNIT, sizeof *s->sums))
+    if (!dsi_offload_grow_sums(s, end))
         return dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no memory for checksums of %zu bytes", end);
-    s->sums = (uint32_t *)sums;
     if (end > s->file_bytes) {
         code = s->files.reserve(s->files.ctx, s->fd, (int64_t)s->file_bytes, (int64_t)(end - s->file_bytes));
         if (code < 0) return dsi_offload_refuse(s, code, "reserve space in");
@@ -1867,12 +1912,8 @@ static ds_status dsi_offload_add_file(ds_offload *s, size_t bytes) {
 /* A tensor that spills begins at a block and takes whole blocks of the file; `*offset`: where it begins. */
 static ds_status dsi_offload_add_pages(ds_offload *s, size_t bytes, size_t *offset) {
     size_t begin = dsi_round_up(s->file_bytes, s->block), end = dsi_add(begin, dsi_round_up(bytes, s->block));
-    size_t room = s->page_room;
-    void *pages = s->pages;
-    if (end == SIZE_MAX || !dsi_offload_grow(s, &pages, &s->page_room, end / s->block, sizeof *s->pages))
+    if (end == SIZE_MAX || !dsi_offload_grow_pages(s, end / s->block))
         return dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no memory for a table of %zu bytes", end);
-    s->pages = (dsi_offload_page *)pages;
-    for (; room < s->page_room; room++) s->pages[room].frame = DSI_OFFLOAD_NOWHERE;
     *offset = begin;
     return dsi_offload_add_file(s, end - s->file_bytes);
 }
@@ -1889,17 +1930,13 @@ static bool dsi_offload_under_way(ds_offload *s) {
 DS_API ds_status ds_offload_add(ds_offload *s, const char *name, size_t bytes, ds_offload_tier tier,
                                 ds_offload_id *id) {
     dsi_offload_tensor t;
-    void *tensors = s->tensors;
-    size_t room = s->tensor_room;
     ds_status status;
     memset(&t, 0, sizeof t);
     if (s->locks && dsi_offload_under_way(s))
         return dsi_fail(&s->error, DS_ERR_STATE, "offload: tensor '%.200s' is added while a transfer is under way",
                         name);
-    if (!dsi_offload_grow(s, &tensors, &room, s->n_tensors + 1, sizeof *s->tensors))
+    if (!dsi_offload_grow_tensors(s, s->n_tensors + 1))
         return dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no memory for tensor '%.200s'", name);
-    s->tensors = (dsi_offload_tensor *)tensors;
-    s->tensor_room = room;
     t.bytes = bytes;
     t.name = (char *)dsi_alloc(&s->allocator, strlen(name) + 1);
     if (!t.name) return dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no memory for tensor '%.200s'", name);

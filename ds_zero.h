@@ -445,8 +445,7 @@ DS_API ds_status ds_wire_monitor(const ds_config *config, ds_monitor_desc *desc,
 
 /* Bytes by class and tier that an engine of this descriptor will hold on this rank, before anything is allocated. `rank`
    and `world` need no communicator; desc->comm is not used. What the allocator then gives for training is this to the
-   byte, but for an NVMe store's table of tensors (1 KiB, and 24 bytes a block that spills); saving and loading take more for their time. Errors: as ds_zero_create's for
-   the descriptor; DS_ERR_MEMORY when desc->limit is exceeded: the text has the largest item and the cheapest change that
+   byte; saving and loading take more for their time. Errors: as ds_zero_create's for the descriptor; DS_ERR_MEMORY when desc->limit is exceeded: the text has the largest item and the cheapest change that
    would fit, and *out is written. */
 DS_API ds_status ds_zero_plan(const ds_zero_desc *desc, int rank, int world, ds_zero_bytes *out, ds_error *error);
 
@@ -4103,11 +4102,40 @@ static ds_status dsi_zero_store_desc(const ds_zero *z, const ds_config *c, int w
     return DS_OK;
 }
 
+/* Array `a` on disk: its bytes, 0 when it is in memory or there is none; its store and its name there. */
+static size_t dsi_zero_disk_array(const ds_zero *z, size_t a, int *store, const char **name) {
+    bool home = a == DSI_ZERO_HOME, grad = a == DSI_ZERO_GRAD;
+    size_t bytes = home               ? z->home_bytes
+                   : grad             ? dsi_zero_acc_elements(z) * dsi_zero_acc_bytes(z)
+                   : a <= z->n_states ? dsi_zero_moved(z, a) * 4
+                                      : 0;
+    *store = home;
+    if ((home ? z->param_tier : z->state_tier) != DS_ZERO_DISK || !bytes) return 0;
+    *name = home ? "parameters" : grad ? "gradients" : a ? ds_optim_state_name(z->optim, 0, a - 1) : "master";
+    return bytes;
+}
+
+/* How many tensors a store will have, and where its file ends. Returns the bytes of their names. */
+static size_t dsi_zero_store_tables(const ds_zero *z, int which, bool shared, ds_offload_desc *o) {
+    size_t names = 0, block = dsi_round_up(o->block_size, DSI_ZERO_ALIGN);
+    for (size_t a = 0; a <= DSI_ZERO_GRAD; a++) {
+        const char *name;
+        int store;
+        size_t bytes = dsi_zero_disk_array(z, a, &store, &name), unit;
+        if (!bytes || (store != which && !shared)) continue;
+        unit = store && o->max_in_cpu / block ? block : DSI_ZERO_ALIGN;
+        o->tensors++;
+        o->file_bytes = dsi_round_up(dsi_round_up(o->file_bytes, unit) + bytes, unit);
+        names += strlen(name) + 1;
+    }
+    return names;
+}
+
 /* What the stores will take. */
 static ds_status dsi_zero_count_stores(ds_zero *z, const ds_config *c, ds_error *error) {
     for (int which = 0; which < 2; which++) {
         ds_offload_desc o;
-        size_t spill, block;
+        size_t spill, block, names;
         bool shared;
         ds_status status;
         if ((which ? z->param_tier : z->state_tier) != DS_ZERO_DISK) continue;
@@ -4117,7 +4145,8 @@ static ds_status dsi_zero_count_stores(ds_zero *z, const ds_config *c, ds_error 
         spill = o.max_in_cpu / block * block;
         z->spill_bytes += spill;
         dsi_zero_count(z, DS_ZERO_PARAMS, DS_ZERO_HOST, spill);
-        dsi_zero_count(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, ds_offload_memory(&o) - spill);
+        names = dsi_zero_store_tables(z, which, shared, &o);
+        dsi_zero_count(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, ds_offload_memory(&o) + names - spill);
     }
     return DS_OK;
 }
@@ -4414,21 +4443,17 @@ static ds_status dsi_zero_open_stores(ds_zero *z, const ds_config *c, ds_error *
         if ((which ? z->param_tier : z->state_tier) != DS_ZERO_DISK) continue;
         if ((status = dsi_zero_store_desc(z, c, which, &o, &shared, error))) return status;
         o.probe = z->probe;
+        (void)dsi_zero_store_tables(z, which, shared, &o);
         if (which == 1 && shared)
             z->store[1] = z->store[0];
         else
             status = ds_offload_create(&o, &z->store[which], error);
     }
     for (size_t a = 0; a <= DSI_ZERO_GRAD && !status; a++) {
-        int which = a == DSI_ZERO_HOME;
-        bool grad = a == DSI_ZERO_GRAD;
-        size_t bytes = which              ? z->home_bytes
-                       : grad             ? dsi_zero_acc_elements(z) * dsi_zero_acc_bytes(z)
-                       : a <= z->n_states ? dsi_zero_moved(z, a) * 4
-                                          : 0;
-        const char *name = which ? "parameters" : grad ? "gradients" : a == 0 ? "master" : "states";
-        if ((which ? z->param_tier : z->state_tier) != DS_ZERO_DISK || bytes == 0) continue;
-        if (!which && !grad && a > 0) name = ds_optim_state_name(z->optim, 0, a - 1);
+        const char *name;
+        int which;
+        size_t bytes = dsi_zero_disk_array(z, a, &which, &name);
+        if (!bytes) continue;
         status = ds_offload_add(z->store[which], name, bytes,
                                 which && z->spill_bytes ? DS_OFFLOAD_SPILL : DS_OFFLOAD_NVME, &z->disk[a]);
         if (status)

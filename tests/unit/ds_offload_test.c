@@ -344,7 +344,7 @@ static void least_recent_use(void) {
     }
 #undef SPENT
     TEST(what a store takes is what it says) {
-        for (int kind = 0; kind < 6; kind++) {
+        for (int kind = 0; kind < 7; kind++) {
             test_memory memory = {0};
             d = plain_desc();
             if (kind == 1) d.folder = NULL;
@@ -355,8 +355,19 @@ static void least_recent_use(void) {
             d.allocator.alloc = test_alloc;
             d.allocator.release = test_release;
             d.allocator.ctx = &memory;
+            if (kind == 6) /* and three tensors in 1, 2 and 1 blocks of the file */
+                d.max_in_cpu = 16384, d.checksums = true, d.tensors = 3, d.file_bytes = 3 * 8192 + 4096;
             if (!CHECK(ds_offload_create(&d, &s, NULL) == DS_OK)) continue;
             CHECK_EQ(memory.live, ds_offload_memory(&d));
+            if (kind == 6) {
+                CHECK(ds_offload_add(s, "one", 5000, DS_OFFLOAD_NVME, &id) == DS_OK);
+                CHECK(ds_offload_add(s, "two", 8193, DS_OFFLOAD_SPILL, &id) == DS_OK);
+                CHECK(ds_offload_add(s, "three", 1, DS_OFFLOAD_NVME, &id) == DS_OK);
+                ds_offload_get_stats(s, &stats);
+                CHECK_EQ(stats.file_bytes, d.file_bytes);
+                CHECK_EQ(memory.live, ds_offload_memory(&d) + sizeof "one" + sizeof "two" + sizeof "three");
+                CHECK_EQ(memory.peak, memory.live);
+            }
             ds_offload_destroy(s);
             CHECK_EQ(memory.live, 0);
             if (kind == 4) {
