@@ -328,7 +328,8 @@ static inline ds_status ds_checkpoint_open(const ds_checkpoint_desc *desc, const
 DS_API ds_status ds_checkpoint_open_path_(const ds_checkpoint_desc *desc, size_t desc_bytes, int version,
                                           const char *path, ds_checkpoint **out, ds_error *error);
 /* Opens whatever is at `path`: a folder of tags or one tag's folder, ours or DeepSpeed's (stages 1, 2, 3 and universal:
-   fp32 weights, and the optimizer's states as optimizer.STATE.NAME; stage 0: the weights as they are); a .safetensors file; an index
+   fp32 weights, what is not trained as it is, and the optimizer's states as optimizer.STATE.NAME; stage 0: the weights as they
+   are); a .safetensors file; an index
    (model.safetensors.index.json), or a folder that holds one. desc->folder is not used.
    Errors: as ds_checkpoint_open's; DS_ERR_UNSUPPORTED for a dtype or a layout that this header has no type for. */
 static inline ds_status ds_checkpoint_open_path(const ds_checkpoint_desc *desc, const char *path, ds_checkpoint **out,
@@ -3203,7 +3204,7 @@ static ds_status dsi_checkpoint_tags(const ds_checkpoint_desc *d, const char *fo
             status = DS_OK;
             continue;
         }
-        if (dsi_json_integer(&doc, dsi_json_get(&doc, 0, "sequence"), &sequence)) {
+        if (dsi_json_integer(&doc, dsi_json_get(&doc, 0, "sequence"), &sequence) && sequence < INT64_MAX) {
             one = (dsi_checkpoint_seen *)dsi_checkpoint_push(&d->allocator, seen, 1);
             if (one) {
                 one->sequence = sequence;
@@ -5138,7 +5139,8 @@ static ds_status dsi_checkpoint_deepspeed_rank(dsi_checkpoint_deepspeed *d, cons
     int64_t stage = 0, parts = 0;
     if (status) goto done;
     states = dsi_checkpoint_pickle_get(&p, root, "optimizer_state_dict", 0);
-    dsi_checkpoint_pickle_integer(&p, dsi_checkpoint_pickle_get(&p, states, "zero_stage", 0), &stage);
+    if (!dsi_checkpoint_pickle_integer(&p, dsi_checkpoint_pickle_get(&p, states, "zero_stage", 0), &stage))
+        stage = file[0] == 'b'; /* BF16_Optimizer cuts as stage 1 does, and names no stage */
     {
         const uint32_t count = dsi_checkpoint_pickle_get(&p, states, "partition_count", 0);
         if (!dsi_checkpoint_pickle_integer(&p, count, &parts))
@@ -5186,17 +5188,53 @@ done:
     return status;
 }
 
-/* Whole tensors of a dict: the model's buffers (only those that `names` lists), or all. */
-static ds_status dsi_checkpoint_deepspeed_module(dsi_checkpoint_deepspeed *d, uint32_t module, uint32_t names) {
+/* Parameters that are not trained, at stage 3: each rank's model file holds ceil(numel / ranks) elements of each. */
+static ds_status dsi_checkpoint_deepspeed_frozen(dsi_checkpoint_deepspeed *d, int64_t rank) {
+    const dsi_checkpoint_pickle *m = &d->model;
+    const uint32_t shapes = dsi_checkpoint_pickle_get(m, d->root, "frozen_param_shapes", 0);
+    const dsi_checkpoint_pickle_cell *cells = (const dsi_checkpoint_pickle_cell *)(void *)m->cells.items;
+    dsi_checkpoint_pickle other, *p = rank ? &other : &d->model;
+    char file[96], path[DSI_CHECKPOINT_PATH];
+    uint32_t root = d->root, fragments;
+    ds_status status = DS_OK;
+    if (shapes == UINT32_MAX || dsi_checkpoint_pickle_at(m, shapes)->type != DSI_CHECKPOINT_PICKLE_DICT) return DS_OK;
+    snprintf(file, sizeof file, "zero_pp_rank_%lld_mp_rank_00_model_states.pt", (long long)rank);
+    if (rank) status = dsi_checkpoint_deepspeed_load(d->c, file, p, path, &root, d->error);
+    fragments = status ? UINT32_MAX : dsi_checkpoint_pickle_get(p, root, "frozen_param_fragments", 0);
+    for (uint32_t k = dsi_checkpoint_pickle_at(m, shapes)->first; k && !status; k = cells[cells[k - 1].next - 1].next) {
+        const dsi_checkpoint_pickle_value *name = dsi_checkpoint_pickle_at(m, cells[k - 1].value);
+        const dsi_checkpoint_pickle_tensor *t = NULL;
+        size_t shape[8], numel = 0, each, begin;
+        const int dims = dsi_checkpoint_pickle_sizes(m, cells[cells[k - 1].next - 1].value, shape);
+        if (name->type == DSI_CHECKPOINT_PICKLE_TEXT && dims >= 0 && dsi_checkpoint_numel(shape, dims, &numel) &&
+            numel <= SIZE_MAX >> 8)
+            t = dsi_checkpoint_pickle_tensor_of(p, dsi_checkpoint_pickle_get(p, fragments, name->as.text, 0));
+        each = numel / (size_t)d->ranks + (numel % (size_t)d->ranks != 0);
+        begin = each * (size_t)rank < numel ? each * (size_t)rank : numel;
+        status = t ? dsi_checkpoint_deepspeed_part(p, t, 0, begin, numel - begin < each ? numel - begin : each, "",
+                                                   name->as.text, shape, dims, d->error)
+                   : dsi_fail(d->error, DS_ERR_INPUT, "'%.250s/%s' lacks its part of a frozen parameter", d->c->folder,
+                              file);
+    }
+    if (rank) dsi_checkpoint_pickle_free(&other);
+    return status;
+}
+
+/* Whole tensors of the model: its buffers and what is not trained, but no second names of what is; `buffers`: only those. */
+static ds_status dsi_checkpoint_deepspeed_module(dsi_checkpoint_deepspeed *d, bool buffers) {
     dsi_checkpoint_pickle *m = &d->model;
+    const uint32_t module = dsi_checkpoint_pickle_get(m, d->root, "module", 0);
+    const uint32_t names = dsi_checkpoint_pickle_get(m, d->root, "buffer_names", 0);
+    const uint32_t shared = dsi_checkpoint_pickle_get(m, d->root, "shared_params", 0);
     const dsi_checkpoint_pickle_cell *cells = (const dsi_checkpoint_pickle_cell *)(void *)m->cells.items;
     ds_status status = DS_OK;
     if (module == UINT32_MAX || dsi_checkpoint_pickle_at(m, module)->type != DSI_CHECKPOINT_PICKLE_DICT) return DS_OK;
     for (uint32_t k = dsi_checkpoint_pickle_at(m, module)->first; k && !status; k = cells[cells[k - 1].next - 1].next) {
         const dsi_checkpoint_pickle_value *name = dsi_checkpoint_pickle_at(m, cells[k - 1].value);
         const dsi_checkpoint_pickle_tensor *t = dsi_checkpoint_pickle_tensor_of(m, cells[cells[k - 1].next - 1].value);
-        bool wanted = names == UINT32_MAX;
+        bool wanted = !buffers;
         if (name->type != DSI_CHECKPOINT_PICKLE_TEXT || !t) continue;
+        if (dsi_checkpoint_pickle_get(m, shared, name->as.text, 0) != UINT32_MAX) continue;
         for (uint32_t i = 0; !wanted && dsi_checkpoint_pickle_element(m, names, i) != UINT32_MAX; i++) {
             const dsi_checkpoint_pickle_value *v =
                 dsi_checkpoint_pickle_at(m, dsi_checkpoint_pickle_element(m, names, i));
@@ -5275,8 +5313,7 @@ static ds_status dsi_checkpoint_deepspeed_open(ds_checkpoint *c, ds_error *error
     const char *prefix = "";
     dsi_checkpoint_deepspeed *d;
     ds_status status;
-    int which;
-    bool universal;
+    bool universal, which;
     if (dsi_checkpoint_has(c, c->folder, "mp_rank_01_model_states.pt", path) == 1)
         return dsi_fail(error, DS_ERR_UNSUPPORTED, "'%.300s' is of a model in several tensor-parallel parts",
                         c->folder);
@@ -5291,7 +5328,10 @@ static ds_status dsi_checkpoint_deepspeed_open(ds_checkpoint *c, ds_error *error
     status = dsi_checkpoint_deepspeed_load(c, models[which], &d->model, d->model_path, &d->root, error);
     universal = dsi_checkpoint_has(c, c->folder, "zero", path) == 2;
     if (!status && universal) {
+        const uint32_t world = dsi_checkpoint_pickle_get(&d->model, d->root, "dp_world_size", 0);
         c->format = DS_CHECKPOINT_DEEPSPEED_UNIVERSAL;
+        if (!dsi_checkpoint_pickle_integer(&d->model, world, &d->ranks) || d->ranks < 1 || d->ranks > 100000)
+            d->ranks = 1;
         status = dsi_checkpoint_deepspeed_universal(d);
     } else if (!status) {
         if (dsi_checkpoint_has(c, c->folder, "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt", path) == 1)
@@ -5303,13 +5343,8 @@ static ds_status dsi_checkpoint_deepspeed_open(ds_checkpoint *c, ds_error *error
             status = dsi_checkpoint_deepspeed_rank(d, name, r);
         }
     }
-    if (!status)
-        status = dsi_checkpoint_deepspeed_module(
-            d, dsi_checkpoint_pickle_get(&d->model, d->root, "module", 0),
-            d->stage || universal ? dsi_checkpoint_pickle_get(&d->model, d->root, "buffer_names", 0) : UINT32_MAX);
-    if (!status && d->stage && d->stage < 3)
-        status = dsi_checkpoint_deepspeed_module(
-            d, dsi_checkpoint_pickle_get(&d->model, d->root, "frozen_param_fragments", 0), UINT32_MAX);
+    for (int64_t r = 0; r < d->ranks && which && !status; r++) status = dsi_checkpoint_deepspeed_frozen(d, r);
+    if (!status) status = dsi_checkpoint_deepspeed_module(d, which); /* stage 3's have no weights here */
     if (!status) status = dsi_checkpoint_deepspeed_values(d);
     dsi_checkpoint_pickle_free(&d->model);
     dsi_release(&c->desc.allocator, d, sizeof *d);

@@ -2054,6 +2054,98 @@ static void test_pickles_further(void) {
     }
 }
 
+/* Parameters that are not trained: in the model's file at stages 1 and 2, in parts in every rank's at stage 3. */
+#define SHARE     REBUILD STORAGE("FloatStorage", "0", ONE) "K\0K\1\x85K\1\x85\x89}tR"
+#define FROZEN(f) "X\x13\0\0\0frozen_param_shapes" f "X\x16\0\0\0frozen_param_fragments}"
+#define SHAPES(w) "}(X\6\0\0\0module}X\x0C\0\0\0param_shapes]}" TEXT1("w") w "sa"
+static void test_not_trained(void) {
+    TEST(what_is_not_trained_is_read_and_second_names_are_not) {
+        char folder[FOLDER_BYTES];
+        static const char
+            parameters[] = "}(X\6\0\0\0module}(" TEXT1("w") TENSOR TEXT1("f") TENSOR TEXT1("s") TENSOR
+            "uX\x0C\0\0\0param_shapes]}" TEXT1("w") "K\1\x85saX\x0D\0\0\0shared_params}" TEXT1("s") TEXT1("w") "su",
+            states[] =
+                "}X\x14\0\0\0optimizer_state_dict}(X\x0A\0\0\0zero_stageK\1X\x0F\0\0\0partition_countK\1" FLAT "us",
+            bf16[] = "}X\x14\0\0\0optimizer_state_dict}(X\x0F\0\0\0partition_count](K\1e" FLAT "us";
+        for (int k = 0; k < 2; k++) {
+            ds_checkpoint *c = NULL;
+            ds_checkpoint_info info;
+            ds_error error = {DS_OK, ""};
+            shell("rm -rf '%s'; mkdir '%s'", folder_of(folder, "not_trained"), folder);
+            write_pt(folder, "mp_rank_00_model_states.pt", parameters, sizeof parameters - 1);
+            if (k) /* BF16_Optimizer's, which names no stage */
+                write_pt(folder, "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt", bf16, sizeof bf16 - 1);
+            else
+                write_pt(folder, "zero_pp_rank_0_mp_rank_00_optim_states.pt", states, sizeof states - 1);
+            CHECK_EQ(open_file(folder, &c, &error), DS_OK);
+            if (!c) break;
+            CHECK_EQ(ds_checkpoint_count(c), 2);
+            CHECK_EQ(ds_checkpoint_find(c, "w", &info), DS_OK);
+            CHECK_EQ(ds_checkpoint_find(c, "f", &info), DS_OK);
+            CHECK_EQ(ds_checkpoint_verify(c), DS_OK);
+            ds_checkpoint_close(c);
+        }
+    }
+    TEST(a_frozen_parameter_of_stage_3) {
+        static const struct {
+            const char *model;
+            size_t model_bytes;
+            const char *other;
+            size_t other_bytes;
+            ds_status status;
+            const char *message;
+        } rows[] = {
+            {PICKLE(SHAPES("K\2\x85") FROZEN("}" TEXT1("f") "K\2\x85s") TEXT1("f") SHARE "su"),
+             PICKLE(SHAPES("K\2\x85") FROZEN("}" TEXT1("f") "K\2\x85s") TEXT1("f") SHARE "su"), DS_OK, ""},
+            {PICKLE(SHAPES("K\2\x85") FROZEN("N") "u"), PICKLE("}"), DS_OK, ""},
+            {PICKLE(SHAPES("K\2\x85") FROZEN("}" TEXT1("f") "K\2\x85s") TEXT1("f") SHARE "su"), PICKLE("}"),
+             DS_ERR_INPUT, "zero_pp_rank_1_mp_rank_00_model_states.pt' lacks its part of a frozen parameter"},
+            {PICKLE(SHAPES("K\2\x85") FROZEN("}K\1K\2\x85s") "u"), PICKLE("}"), DS_ERR_INPUT, "lacks its part"},
+            {PICKLE(SHAPES("K\2\x85") FROZEN("}" TEXT1("f") "Ns") TEXT1("f") SHARE "su"), PICKLE("}"), DS_ERR_INPUT,
+             "lacks its part"},
+            {PICKLE(SHAPES("K\2\x85") FROZEN("}" TEXT1("f") "J\0\0\0\x70J\0\0\0\x70J\0\0\0\x70\x87s") TEXT1("f") SHARE
+                    "su"),
+             PICKLE("}"), DS_ERR_INPUT, "lacks its part"},
+            {PICKLE(SHAPES("K\2\x85") FROZEN("}" TEXT1("f") "J\0\0\0\x40J\0\0\0\x40\x86s") TEXT1("f") SHARE "su"),
+             PICKLE("}"), DS_ERR_INPUT, "lacks its part"},
+            {PICKLE(SHAPES("K\2\x85") FROZEN("}" TEXT1("f") "K\7\x85s") TEXT1("f") SHARE "su"), PICKLE("}"),
+             DS_ERR_INPUT, "needs elements 0 + 4 of a partition of 1"},
+        };
+        static const char states[] =
+            "}X\x14\0\0\0optimizer_state_dict}(X\x0A\0\0\0zero_stageK\3X\x0F\0\0\0partition_countK\2"
+            "X\x10\0\0\0fp32_flat_groups]" SHARE "aus";
+        for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+            char folder[FOLDER_BYTES];
+            ds_checkpoint *c = NULL;
+            ds_checkpoint_info info;
+            ds_error error = {DS_OK, ""};
+            float got[2] = {0};
+            shell("rm -rf '%s'; mkdir '%s'", folder_of(folder, "frozen"), folder);
+            write_pt(folder, "zero_pp_rank_0_mp_rank_00_model_states.pt", rows[i].model, rows[i].model_bytes);
+            write_pt(folder, "zero_pp_rank_1_mp_rank_00_model_states.pt", rows[i].other, rows[i].other_bytes);
+            for (int r = 0; r < 2; r++) {
+                char name[64];
+                snprintf(name, sizeof name, "zero_pp_rank_%d_mp_rank_00_optim_states.pt", r);
+                write_pt(folder, name, states, sizeof states - 1);
+            }
+            CHECK_EQ(open_file(folder, &c, &error), rows[i].status);
+            CHECK_HAS(error.message, rows[i].message);
+            if (i == 0 && c) {
+                CHECK_EQ(ds_checkpoint_find(c, "f", &info), DS_OK);
+                CHECK_EQ(info.parts, 2);
+                CHECK_EQ(ds_checkpoint_read(c, "f", 0, 2, DS_F32, got), DS_OK);
+                CHECK(got[0] == 1.5f && got[1] == 1.5f);
+            }
+            ds_checkpoint_close(c);
+            if (i) continue;
+            open_with_faults(folder, DS_OK, false);
+            shell("rm '%s/zero_pp_rank_1_mp_rank_00_model_states.pt'", folder);
+            CHECK_EQ(open_file(folder, &c, &error), DS_ERR_CORRUPT);
+            CHECK_HAS(error.message, "zero_pp_rank_1_mp_rank_00_model_states.pt' is missing");
+        }
+    }
+}
+
 /* Every byte of a .pt file in turn is another: it is refused, or what it holds is as it was. */
 static void test_zip(void) {
     TEST(every_byte_of_a_zip_file) {
@@ -2458,6 +2550,27 @@ static void test_rarely(void) {
         CHECK_EQ(ds_checkpoint_open_path(NULL, folder, &c, &error), DS_ERR_ARGUMENT);
         CHECK_EQ(ds_checkpoint_open_path(NULL, NULL, &c, NULL), DS_ERR_ARGUMENT);
     }
+    TEST(a_number_that_has_no_successor) {
+        static const char manifest[] = "{\"format\": \"ds checkpoint 1\", \"tag\": \"m\", \"sequence\": "
+                                       "9223372036854775807, \"shards\": [], \"values\": {}";
+        char folder[FOLDER_BYTES], path[FOLDER_BYTES + 32], text[512];
+        dsi_json_sink sink = {text, sizeof text, 0};
+        shell("mkdir -p '%s/m'", folder_of(folder, "successor"));
+        dsi_json_puts(&sink, manifest);
+        dsi_checkpoint_put_tail(&sink, dsi_crc32c(0, text, sink.length));
+        snprintf(path, sizeof path, "%s/m/manifest.json", folder);
+        spew(path, text, sink.length);
+        for (int i = 1; i < 4; i++) {
+            char tag[16];
+            job j;
+            memset(&j, 0, sizeof j);
+            snprintf(tag, sizeof tag, "t%d", i);
+            j.desc.keep_last = 2;
+            CHECK_EQ(try_save(&j, folder, tag, i), DS_OK);
+        }
+        shell("cd '%s' && test ! -e t1 && test -e t2 && rm latest", folder);
+        CHECK(loads(folder, NULL, 3));
+    }
     TEST(a_folder_too_deep_to_be_ours_stays) {
         char folder[FOLDER_BYTES];
         ds_checkpoint_desc d;
@@ -2635,6 +2748,7 @@ int main(int argc, char **argv) {
     test_deepspeed_write();
     test_pickles();
     test_pickles_further();
+    test_not_trained();
     test_zip();
     test_misuse();
     test_manifests();
