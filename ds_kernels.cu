@@ -19,7 +19,7 @@
 
    WHAT IT HAS
    optimizers   Adam, AdamW, SGD, Adagrad, Lion and LAMB's two phases over any number of slices in one launch, with
-                unscaling, clipping and 16-bit weights in the same pass; Muon's matrix product and its mix
+                unscaling, clipping and 16-bit weights in the same pass; Muon by its parts
    gradients    norms by grain, whose sums also tell an overflow; their tree; casts, accumulation, scaling
    messages     ds_comm_kernels: 1-bit compression with error feedback, blocks of 8 or 4 bits
    attention    ds_sparse_kernels: block-sparse (dense: one of its layouts), forward and backward
@@ -422,6 +422,43 @@ __global__ void __launch_bounds__(THREADS)
             if (row >= m || column >= n) continue;
             *to = beta == 0 ? ptx_mul(sum[i][j], alpha) : ptx_fma(sum[i][j], alpha, ptx_mul(*to, beta));
         }
+}
+/* A tile of 32 x 32 through shared memory, turned: `to` (cols, rows) = `from` (rows, cols) transposed, 8 bytes an element.
+   MIRROR: of one square, what is below the diagonal = what is above it, and `add` goes to the diagonal; half of that. */
+enum { SIDE = 32 };
+template <bool MIRROR>
+__global__ void __launch_bounds__(THREADS) turn(float *to, const float *from, size_t rows, size_t cols, float add) {
+    DSI_SHARED(float, tile); // (SIDE, SIDE + 1)
+    const size_t across = (cols + SIDE - 1) / SIDE;
+    const size_t row0 = blockIdx.x / across * SIDE, column0 = blockIdx.x % across * SIDE;
+    const unsigned x = threadIdx.x % SIDE;
+    if (MIRROR && row0 > column0) return;
+    for (unsigned y = threadIdx.x / SIDE; y < SIDE; y += THREADS / SIDE)
+        if (row0 + y < rows && column0 + x < cols) tile[y * (SIDE + 1) + x] = from[(row0 + y) * cols + column0 + x];
+    __syncthreads();
+    for (unsigned y = threadIdx.x / SIDE; y < SIDE; y += THREADS / SIDE) {
+        const size_t row = column0 + y, column = row0 + x; // of `to`
+        if (row >= cols || column >= rows || (MIRROR && column > row)) continue;
+        const float value = tile[x * (SIDE + 1) + y];
+        to[row * rows + column] = MIRROR && column == row ? ptx_add(value, add) : value;
+    }
+}
+template <bool MIRROR>
+ds_status call_turn(float *to, const float *from, size_t rows, size_t cols, float add, void *stream) {
+    const size_t down = (rows + SIDE - 1) / SIDE, across = (cols + SIDE - 1) / SIDE;
+    if (!rows || !cols) return DS_OK;
+    if (down > 0x7FFFFFFF / across) return DS_ERR_UNSUPPORTED;
+    DSI_LAUNCH(turn<MIRROR>, (unsigned)(down * across), THREADS, SIDE * (SIDE + 1) * sizeof(float),
+               (cudaStream_t)stream, to, from, rows, cols, add);
+    return launched();
+}
+ds_status call_transpose(void *ctx, float *to, const float *from, size_t rows, size_t cols, void *stream) {
+    use(ctx);
+    return call_turn<false>(to, from, rows, cols, 0, stream);
+}
+ds_status call_mirror(void *ctx, float *c, size_t n, float add, void *stream) {
+    use(ctx);
+    return call_turn<true>(c, c, n, n, add, stream);
 }
 ds_status call_mix(void *ctx, float *y, const float *x, float a, float b, size_t count, void *stream) {
     use(ctx);
@@ -1244,6 +1281,8 @@ extern "C" void ds_cuda_optim_kernels(ds_optim_kernels *out) {
     out->scale = call_scale;
     out->mix = call_mix;
     out->multiply = call_multiply;
+    out->transpose = call_transpose;
+    out->mirror = call_mirror;
 }
 extern "C" void ds_cuda_comm_kernels(ds_comm_kernels *out) {
     out->ctx = here();

@@ -68,7 +68,7 @@
 
    MEMORY   The object itself, one copy of the descriptor's tables, and (own_states) the states. Muon keeps scratch for
    its largest matrix, LAMB two doubles per grain, the 1-bit family its error feedback. All of it is taken at create.
-   ds_optim_memory() states it; no later call allocates.
+   ds_optim_memory() states it, and ds_optim_device_memory() what is desc.device's; no later call allocates.
 
    1-BIT    follows DeepSpeed 0.19.6: the first step only counts (its gradient has no effect), there is no bias correction,
    and while ds_optim_wants_local_gradients() the gradient must not be averaged over ranks. Slices are whole tensors, in
@@ -425,10 +425,13 @@ typedef struct ds_optim_kernels {
     ds_status (*accumulate)(void *ctx, void *to, ds_dtype to_dtype, const void *from, ds_dtype from_dtype, size_t count,
                             void *stream);
     ds_status (*scale)(void *ctx, void *x, ds_dtype dtype, float factor, size_t count, void *stream);
-    /* Muon's parts: y = x * a + y * b, and c = alpha * a * op(b) + beta * c with k in order, row-major */
+    /* Muon's parts, row-major: y = x * a + y * b (x may be y); c = alpha * a * op(b) + beta * c with k in order; `to` =
+       `from` (rows, cols) transposed; what is below c's diagonal = what is above it, and `add` to each of the diagonal */
     ds_status (*mix)(void *ctx, float *y, const float *x, float a, float b, size_t count, void *stream);
     ds_status (*multiply)(void *ctx, bool transpose_b, size_t m, size_t n, size_t k, float alpha, const float *a,
                           const float *b, float beta, float *c, void *stream);
+    ds_status (*transpose)(void *ctx, float *to, const float *from, size_t rows, size_t cols, void *stream);
+    ds_status (*mirror)(void *ctx, float *c, size_t n, float add, void *stream);
 } ds_optim_kernels;
 
 /* Both are defined in ds_kernels.cu, which nvcc compiles: the kernels above, and CUDA as a ds_device. Their functions
@@ -455,8 +458,9 @@ typedef struct ds_optim_desc {
     ds_optim_gemm gemm;
     const float *const *masks;       /* 1-bit family: exp_avg_mask per tensor, whole, the caller's; may be NULL */
     const ds_optim_kernels *kernels; /* Adam, AdamW, SGD, Adagrad, Lion, Lamb: slices are device memory unless they say
-                                        on_host */
-    const ds_device *device;         /* with kernels, for Lamb: where its sums are kept */
+                                        on_host. Muon: with all_on_device; `gemm` is not called */
+    const ds_device *device;         /* with kernels, for Lamb and Muon: where sums and scratch are */
+    bool all_on_device;              /* no slice will be on_host */
     ds_allocator allocator;
     ds_logger logger;
 } ds_optim_desc;
@@ -477,7 +481,8 @@ DS_API ds_optim_work ds_optim_tensor_work(const ds_optim *o, size_t tensor);
 DS_API size_t ds_optim_state_count(const ds_optim *o, size_t tensor);
 DS_API const char *ds_optim_state_name(const ds_optim *o, size_t tensor, size_t k); /* "exp_avg"; as in PyTorch */
 DS_API size_t ds_optim_state_count_max(const ds_optim *o);
-DS_API size_t ds_optim_memory(const ds_optim *o); /* bytes that the object holds */
+DS_API size_t ds_optim_memory(const ds_optim *o);                        /* bytes of desc.allocator */
+DS_API size_t ds_optim_device_memory(const ds_optim *o, size_t *pinned); /* bytes of desc.device */
 DS_API ds_optim_level ds_optim_simd_level(const ds_optim *o);
 DS_API const char *ds_optim_type_name(const ds_optim *o); /* in the documents' spelling */
 
@@ -1754,7 +1759,11 @@ struct ds_optim {
     bool open, combined;
     float *gradient;                   // of the largest whole tensor
     ds_optim_part *parts;              // with kernels
-    double *device_sums, *pinned_sums; // Lamb's, in the device's memory and on their way back
+    char *device_memory;               // sums of Lamb or Muon, then Muon's scratch
+    double *device_sums, *pinned_sums; // the former, and on their way back
+    size_t device_bytes, sum_bytes;
+    void *stream;                                                   // of the call that is open
+    ds_status device_status;                                        // the first that was not DS_OK in it
     float *matrices[2], *squares[4], *packed_rows, *packed_columns; // Muon's scratch
     float *worker_error, *server_error, *average;                   // the 1-bit family's
     unsigned char *packed, *all_packed;
@@ -1900,9 +1909,74 @@ static void dsi_optim_product_share(void *arg, size_t begin, size_t end, unsigne
         }
     }
 }
+// Muon's parts, here or by the kernels, in the same order and with the same bits. On a device the rest of a call does nothing
+// once something failed.
+static bool dsi_optim_by_kernels(const ds_optim *o) {
+    return o->desc.kernels && o->desc.all_on_device;
+}
+#define DSI_OPTIM_ON_DEVICE(call)                                                                                      \
+    do {                                                                                                               \
+        const ds_optim_kernels *const table = o->desc.kernels;                                                         \
+        const ds_device *const device = o->desc.device;                                                                \
+        (void)table, (void)device;                                                                                     \
+        if (!o->device_status) o->device_status = (call);                                                              \
+    } while (0)
+static void dsi_optim_move(ds_optim *o, float *to, const float *from, size_t count) {
+    if (dsi_optim_by_kernels(o))
+        DSI_OPTIM_ON_DEVICE(device->copy(device->ctx, to, from, count * sizeof(float), o->stream));
+    else
+        memcpy(to, from, count * sizeof(float));
+}
+static void dsi_optim_times(ds_optim *o, float *x, float factor, size_t count) {
+    if (dsi_optim_by_kernels(o))
+        DSI_OPTIM_ON_DEVICE(table->scale(table->ctx, x, DS_F32, factor, count, o->stream));
+    else
+        o->simd->widen(x, x, DS_F32, factor, count);
+}
+static void dsi_optim_mix(ds_optim *o, float *y, const float *x, float a, float b, size_t count) {
+    if (dsi_optim_by_kernels(o))
+        DSI_OPTIM_ON_DEVICE(table->mix(table->ctx, y, x, a, b, count, o->stream));
+    else
+        o->simd->mix(y, x, a, b, count);
+}
+static void dsi_optim_transpose(ds_optim *o, float *to, const float *from, size_t rows, size_t cols) {
+    if (dsi_optim_by_kernels(o))
+        DSI_OPTIM_ON_DEVICE(table->transpose(table->ctx, to, from, rows, cols, o->stream));
+    else
+        for (size_t i = 0; i < rows; i++)
+            for (size_t j = 0; j < cols; j++) to[j * rows + i] = from[i * cols + j];
+}
+static void dsi_optim_mirror(ds_optim *o, float *c, size_t n, float add) {
+    if (dsi_optim_by_kernels(o)) {
+        DSI_OPTIM_ON_DEVICE(table->mirror(table->ctx, c, n, add, o->stream));
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        for (size_t j = 0; j < i; j++) c[i * n + j] = c[j * n + i];
+        c[i * n + i] += add;
+    }
+}
+// The sum of squares, as norms are summed; not finite exactly when an element is not.
+static double dsi_optim_sum_of_squares(ds_optim *o, const dsi_optim_item *item, const float *x) {
+    double *const sums = o->sums + 2 * item->first_grain;
+    if (!dsi_optim_by_kernels(o)) {
+        dsi_optim_norms(o->simd, x, DS_F32, item->count, 1.0f, sums);
+        return dsi_optim_tree(sums, item->grains, 1);
+    }
+    DSI_OPTIM_ON_DEVICE(table->norm_grains(table->ctx, x, DS_F32, item->count, 1.0f, o->device_sums, o->stream));
+    DSI_OPTIM_ON_DEVICE(table->norm_tree(table->ctx, o->device_sums, item->grains, o->stream));
+    DSI_OPTIM_ON_DEVICE(device->copy(device->ctx, o->pinned_sums, o->device_sums, sizeof(double), o->stream));
+    DSI_OPTIM_ON_DEVICE(device->synchronize(device->ctx, o->stream));
+    return o->device_status ? 0 : o->pinned_sums[0];
+}
 static void dsi_optim_multiply(ds_optim *o, bool transpose, bool symmetric, size_t m, size_t n, size_t k, float alpha,
                                const float *a, const float *b, float beta, float *c) {
     dsi_optim_product x;
+    if (dsi_optim_by_kernels(o)) {
+        DSI_OPTIM_ON_DEVICE(table->multiply(table->ctx, transpose, m, n, k, alpha, a, b, beta, c, o->stream));
+        if (symmetric) dsi_optim_mirror(o, c, n, -0.0f);
+        return;
+    }
     if (o->desc.gemm.gemm) {
         o->desc.gemm.gemm(o->desc.gemm.ctx, false, transpose, m, n, k, alpha, a, k, b, transpose ? k : n, beta, c, n);
         return;
@@ -1912,8 +1986,7 @@ static void dsi_optim_multiply(ds_optim *o, bool transpose, bool symmetric, size
     x.packed = o->packed_rows, x.panels = o->packed_columns;
     dsi_optim_parallel(o, (m + 5) / 6, dsi_optim_pack_share, &x);
     dsi_optim_parallel(o, (n + o->simd->tile_columns - 1) / o->simd->tile_columns, dsi_optim_product_share, &x);
-    for (size_t i = 0; symmetric && i < m; i++)
-        for (size_t j = 0; j < i; j++) c[i * n + j] = c[j * n + i];
+    if (symmetric) dsi_optim_mirror(o, c, n, -0.0f); // which adds nothing, to a zero of either sign too
 }
 
 // Newton-Schulz: with X X^T = R, each step is X = Z X, Z = aI + bR + cR^2, which drives X's singular values to about one.
@@ -1923,36 +1996,35 @@ static void dsi_optim_newton_schulz_plain(ds_optim *o, const ds_optim_params *p,
     for (int i = 0; i < p->ns_steps; i++) {
         float *swap = in;
         dsi_optim_multiply(o, true, true, n, n, m, 1, in, in, 0, r);
-        memcpy(z, r, n * n * sizeof(float));
+        dsi_optim_move(o, z, r, n * n);
         dsi_optim_multiply(o, false, true, n, n, n, (float)p->ns_c, r, r, (float)p->ns_b, z);
-        memcpy(out, in, n * m * sizeof(float));
+        dsi_optim_move(o, out, in, n * m);
         dsi_optim_multiply(o, false, false, n, m, n, 1, z, in, (float)p->ns_a, out);
         in = out, out = swap;
     }
-    if (in != x) memcpy(x, in, n * m * sizeof(float));
+    if (in != x) dsi_optim_move(o, x, in, n * m);
 }
 // The Gram form keeps R (n, n) and the product Q of all Z, and touches X (n, m) only at the end; once on the way it starts
 // afresh from X, since R = Z R Z drifts from X X^T in fp32.
 static void dsi_optim_newton_schulz_gram(ds_optim *o, const ds_optim_params *p, float *x, float *y, size_t n,
                                          size_t m) {
-    const size_t bytes = n * n * sizeof(float);
     float *r = o->squares[0], *z = o->squares[1], *q = o->squares[2], *t = o->squares[3];
     dsi_optim_multiply(o, true, true, n, n, m, 1, x, x, 0, r);
     for (int i = 0; i < p->ns_steps; i++) {
         const bool fresh = i == 0 || i == 2;
         if (i == 2) {
             dsi_optim_multiply(o, false, false, n, m, n, 1, q, x, 0, y);
-            memcpy(x, y, n * m * sizeof(float));
+            dsi_optim_move(o, x, y, n * m);
             dsi_optim_multiply(o, true, true, n, n, m, 1, x, x, 0, r);
         }
-        memcpy(z, r, bytes);
+        dsi_optim_move(o, z, r, n * n);
         dsi_optim_multiply(o, false, true, n, n, n, (float)p->ns_c, r, r, (float)p->ns_b, z);
-        for (size_t j = 0; j < n; j++) z[j * n + j] += (float)p->ns_a;
+        dsi_optim_mirror(o, z, n, (float)p->ns_a);
         if (fresh)
-            memcpy(q, z, bytes);
+            dsi_optim_move(o, q, z, n * n);
         else {
             dsi_optim_multiply(o, false, true, n, n, n, 1, z, q, 0, t);
-            memcpy(q, t, bytes);
+            dsi_optim_move(o, q, t, n * n);
         }
         if (i + 1 < p->ns_steps && i != 1) {
             dsi_optim_multiply(o, false, true, n, n, n, 1, z, r, 0, t);
@@ -1961,26 +2033,23 @@ static void dsi_optim_newton_schulz_gram(ds_optim *o, const ds_optim_params *p, 
     }
     if (p->ns_steps) {
         dsi_optim_multiply(o, false, false, n, m, n, 1, q, x, 0, y);
-        memcpy(x, y, n * m * sizeof(float));
+        dsi_optim_move(o, x, y, n * m);
     }
 }
 // Orthogonalises update (rows, cols) in place.
-static void dsi_optim_orthogonalize(ds_optim *o, const ds_optim_params *p, float *update, size_t rows, size_t cols) {
+static void dsi_optim_orthogonalize(ds_optim *o, const dsi_optim_item *item, float *update) {
+    const ds_optim_params *p = item->pass.params;
+    const size_t rows = item->tensor.rows, cols = item->tensor.cols;
     const bool tall = rows > cols;
     const size_t n = tall ? cols : rows, m = tall ? rows : cols, count = n * m;
-    float *x = o->matrices[0], *y = o->matrices[1];
-    double sum = 0;
-    for (size_t i = 0; i < count; i += DS_GRAIN)
-        sum += dsi_optim_squares(o->simd, update + i, count - i < DS_GRAIN ? count - i : DS_GRAIN);
-    o->simd->widen(update, update, DS_F32, (float)(1 / (sqrt(sum) + 1e-7)), count);
-    for (size_t i = 0; i < rows; i++)
-        for (size_t j = 0; j < cols; j++) x[tall ? j * rows + i : i * cols + j] = update[i * cols + j];
+    float *x = tall ? o->matrices[0] : update, *y = o->matrices[1];
+    dsi_optim_times(o, update, (float)(1 / (sqrt(dsi_optim_sum_of_squares(o, item, update)) + 1e-7)), count);
+    if (tall) dsi_optim_transpose(o, x, update, rows, cols);
     if (p->ns_method == DS_OPTIM_NS_GRAM && n != m)
         dsi_optim_newton_schulz_gram(o, p, x, y, n, m);
     else
         dsi_optim_newton_schulz_plain(o, p, x, y, n, m);
-    for (size_t i = 0; i < rows; i++)
-        for (size_t j = 0; j < cols; j++) update[i * cols + j] = x[tall ? j * rows + i : i * cols + j];
+    if (tall) dsi_optim_transpose(o, update, x, cols, rows);
 }
 // Muon (Jordan 2024). A gradient that is not finite leaves the momentum alone and goes into the weights as it is.
 static ds_status dsi_optim_whole_muon(ds_optim *o, dsi_optim_item *item, const ds_optim_slice *s, float *grad) {
@@ -1989,17 +2058,40 @@ static ds_status dsi_optim_whole_muon(ds_optim *o, dsi_optim_item *item, const d
     const size_t rows = item->tensor.rows, cols = item->tensor.cols;
     double shape = rows > cols ? sqrt((double)rows / (double)cols) : 1;
     if (!s->count) return DS_OK;
-    if (dsi_optim_squares(o->simd, grad, s->count) <= DBL_MAX) {
-        o->simd->mix(s->state[0], grad, rest, beta, s->count);
+    if (dsi_optim_sum_of_squares(o, item, grad) <= DBL_MAX) {
+        dsi_optim_mix(o, s->state[0], grad, rest, beta, s->count);
         if (p->nesterov)
-            o->simd->mix(grad, s->state[0], beta, rest, s->count);
+            dsi_optim_mix(o, grad, s->state[0], beta, rest, s->count);
         else
-            memcpy(grad, s->state[0], s->count * sizeof(float));
-        dsi_optim_orthogonalize(o, p, grad, rows, cols);
+            dsi_optim_move(o, grad, s->state[0], s->count);
+        dsi_optim_orthogonalize(o, item, grad);
     } else
         shape = 1;
-    if (item->constants->decay != 0) o->simd->axpy(s->master, s->master, item->constants->decay, s->count);
-    o->simd->axpy(s->master, grad, (float)(-p->lr * shape), s->count);
+    if (item->constants->decay != 0) dsi_optim_mix(o, s->master, s->master, item->constants->decay, 1, s->count);
+    dsi_optim_mix(o, s->master, grad, (float)(-p->lr * shape), 1, s->count);
+    return DS_OK;
+}
+// One allocation of device memory: sums of the largest tensor, then gradient, matrices and squares.
+static ds_status dsi_optim_device_take(ds_optim *o, size_t sums, size_t floats) {
+    const ds_device *d = o->desc.device;
+    void *memory = NULL;
+    ds_status status;
+    o->sum_bytes = dsi_round_up(dsi_mul(sums, sizeof(double)), 256);
+    o->device_bytes = dsi_add(o->sum_bytes, dsi_mul(floats, sizeof(float)));
+    if ((status = d->alloc(d->ctx, o->device_bytes, &memory))) return status;
+    o->device_memory = (char *)memory, o->device_sums = (double *)memory;
+    if ((status = d->pinned_alloc(d->ctx, o->sum_bytes, &memory))) return status;
+    o->pinned_sums = (double *)memory;
+    return DS_OK;
+}
+static ds_status dsi_optim_device_matrices(ds_optim *o, size_t whole, size_t square) {
+    const size_t each = dsi_round_up(whole, 64), side = dsi_round_up(square, 64);
+    const ds_status status =
+        dsi_optim_device_take(o, dsi_optim_grains(whole), dsi_add(dsi_mul(3, each), dsi_mul(4, side)));
+    float *at = (float *)(void *)(o->device_memory + o->sum_bytes);
+    if (status) return status;
+    o->gradient = at, o->matrices[0] = at + each, o->matrices[1] = at + 2 * each;
+    for (size_t i = 0; i < 4; i++) o->squares[i] = at + 3 * each + i * side;
     return DS_OK;
 }
 static ds_status dsi_optim_matrix_scratch(ds_optim *o) {
@@ -2014,6 +2106,7 @@ static ds_status dsi_optim_matrix_scratch(ds_optim *o) {
         if (item->count > whole) whole = item->count;
     }
     if (!whole) return DS_OK;
+    if (dsi_optim_by_kernels(o)) return dsi_optim_device_matrices(o, whole, square);
     for (int i = 0; i < 2; i++)
         if (!(o->matrices[i] = (float *)dsi_optim_take(o, whole, sizeof(float)))) return DS_ERR_MEMORY;
     for (int i = 0; i < 4; i++)
@@ -2535,8 +2628,9 @@ static ds_status dsi_optim_scratch(ds_optim *o) {
         if (item->table->work >= DS_OPTIM_WHOLE && item->count > whole) whole = item->count;
         if (item->table->measure) by_norm = true;
     }
-    if (whole && !(o->gradient = (float *)dsi_optim_take(o, whole, sizeof(float)))) return DS_ERR_MEMORY;
-    if (by_norm || o->desc.own_states) {
+    if (whole && !dsi_optim_by_kernels(o) && !(o->gradient = (float *)dsi_optim_take(o, whole, sizeof(float))))
+        return DS_ERR_MEMORY;
+    if (by_norm || dsi_optim_is(o, DSI_OPTIM_MATRIX) || o->desc.own_states) {
         o->sums = (double *)dsi_optim_take(o, dsi_mul(o->grains, 2), sizeof(double));
         if (!o->sums) return DS_ERR_MEMORY;
     }
@@ -2558,17 +2652,21 @@ static int dsi_optim_rule_of(const dsi_optim_entry *entry) {
                                                  : -1;
 }
 static ds_status dsi_optim_device_scratch(ds_optim *o) {
-    const ds_device *d = o->desc.device;
-    const size_t bytes = dsi_mul(2 * sizeof(double), o->grains);
-    ds_status status = DS_OK;
-    void *memory = NULL;
     if (!o->desc.kernels) return DS_OK;
     o->parts = (ds_optim_part *)dsi_optim_take(o, o->desc.tensor_count, sizeof(ds_optim_part));
     if (!o->parts) return DS_ERR_MEMORY;
-    if (!o->table->measure) return DS_OK;
-    if (!(status = d->alloc(d->ctx, bytes, &memory))) o->device_sums = (double *)memory;
-    if (!status && !(status = d->pinned_alloc(d->ctx, bytes, &memory))) o->pinned_sums = (double *)memory;
-    return status;
+    return o->table->measure ? dsi_optim_device_take(o, dsi_mul(2, o->grains), 0) : DS_OK;
+}
+static ds_status dsi_optim_check_kernels(const ds_optim_desc *d, const dsi_optim_entry *entry, ds_error *error) {
+    const bool muon = entry && entry->whole == dsi_optim_whole_muon;
+    if (!d->kernels) return DS_OK;
+    if (d->own_states || (dsi_optim_rule_of(entry) < 0 && !(muon && d->all_on_device)))
+        return dsi_fail(error, DS_ERR_UNSUPPORTED,
+                        "ds_optim: device kernels serve Adam, AdamW, SGD, Adagrad, Lion and Lamb over slices only, and "
+                        "Muon with all_on_device");
+    if ((muon || entry->table.measure) && !d->device)
+        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_optim: the kernels of Lamb and Muon need desc.device");
+    return DS_OK;
 }
 
 static ds_status dsi_optim_workers(ds_optim *o) {
@@ -2609,11 +2707,7 @@ DS_API ds_status ds_optim_create_(const ds_optim_desc *desc, ds_optim **out, ds_
         return dsi_fail(error, DS_ERR_ARGUMENT,
                         "ds_optim: table \"%s\" needs update, at most %d states, and measure exactly for BY_NORM",
                         table->name, DS_OPTIM_MAX_STATES);
-    if (desc->kernels && (desc->own_states || dsi_optim_rule_of(entry) < 0))
-        return dsi_fail(error, DS_ERR_UNSUPPORTED,
-                        "ds_optim: device kernels serve Adam, AdamW, SGD, Adagrad, Lion and Lamb over slices only");
-    if (desc->kernels && dsi_optim_rule_of(entry) == DS_OPTIM_RULE_LAMB_UPDATE && !desc->device)
-        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_optim: Lamb's kernels need desc.device");
+    if ((status = dsi_optim_check_kernels(desc, entry, error)) != DS_OK) return status;
     if (!dsi_optim_kernels_of(desc->level))
         return dsi_fail(error, DS_ERR_UNSUPPORTED, "ds_optim: this machine lacks the SIMD level that is forced (%d)",
                         (int)desc->level);
@@ -2657,8 +2751,8 @@ DS_API void ds_optim_destroy(ds_optim *o) {
     if (!o) return;
     d = o->desc.device;
     dsi_pool_destroy(o->pool);
-    if (o->device_sums) d->release(d->ctx, o->device_sums, 2 * sizeof(double) * o->grains);
-    if (o->pinned_sums) d->pinned_release(d->ctx, o->pinned_sums, 2 * sizeof(double) * o->grains);
+    if (o->device_memory) d->release(d->ctx, o->device_memory, o->device_bytes);
+    if (o->pinned_sums) d->pinned_release(d->ctx, o->pinned_sums, o->sum_bytes);
     while (o->blocks) {
         dsi_optim_block *block = o->blocks;
         o->blocks = block->next;
@@ -2690,6 +2784,10 @@ DS_API size_t ds_optim_state_count_max(const ds_optim *o) {
 }
 DS_API size_t ds_optim_memory(const ds_optim *o) {
     return o->bytes;
+}
+DS_API size_t ds_optim_device_memory(const ds_optim *o, size_t *pinned) {
+    *pinned = o->sum_bytes;
+    return o->device_bytes;
 }
 DS_API ds_optim_level ds_optim_simd_level(const ds_optim *o) {
     return o->simd->level;
@@ -2825,8 +2923,8 @@ static ds_status dsi_optim_check_slices(ds_optim *o, const char *call, const ds_
             wrong = "has a gradient that is not fp32, fp16 or bf16";
         else if (s->weights16 && s->weights16_dtype != DS_F16 && s->weights16_dtype != DS_BF16)
             wrong = "has weights16 that are not fp16 or bf16";
-        else if (s->on_host != slices[0].on_host)
-            wrong = "and the first are not both of host memory";
+        else if (s->on_host != slices[0].on_host || (s->on_host && o->desc.all_on_device))
+            wrong = "is of host memory, and the first one or desc.all_on_device says otherwise";
         for (size_t k = 0; !wrong && k < item->state_count; k++)
             if (s->count && !s->state[k]) wrong = "lacks a state";
         if (wrong)
@@ -2942,23 +3040,41 @@ static ds_status dsi_optim_whole(ds_optim *o, const ds_optim_slice *s) {
     if (!status && s->weights16) dsi_optim_parallel(o, item->grains, dsi_optim_convert_share, &c);
     return status;
 }
+static ds_status dsi_optim_whole_on_device(ds_optim *o, const ds_optim_slice *s) {
+    dsi_optim_item *item = &o->items[s->tensor];
+    ds_status status;
+    DSI_OPTIM_ON_DEVICE(table->cast(table->ctx, o->gradient, DS_F32, s->grad, s->grad_dtype, s->count, o->stream));
+    dsi_optim_times(o, o->gradient, item->constants->adam.factor, s->count);
+    if ((status = item->entry->whole(o, item, s, o->gradient))) return status;
+    if (s->weights16)
+        DSI_OPTIM_ON_DEVICE(
+            table->cast(table->ctx, s->weights16, s->weights16_dtype, s->master, DS_F32, s->count, o->stream));
+    return o->device_status;
+}
 
 static bool dsi_optim_takes_kernels(const ds_optim *o, const ds_optim_slice *slices, size_t count) {
     return o->desc.kernels && count && !slices[0].on_host;
 }
-// Slices that share constants are one call of the table.
-static ds_status dsi_optim_on_device(ds_optim *o, ds_optim_rule rule, const ds_optim_slice *slices, size_t count,
+// Slices that share constants, and so a rule, are one call of the table; tensors that are taken whole, several each.
+static ds_status dsi_optim_on_device(ds_optim *o, bool measure, const ds_optim_slice *slices, size_t count,
                                      void *stream) {
     const ds_optim_kernels *table = o->desc.kernels;
     const ds_device *d = o->desc.device;
     ds_status status = DS_OK;
-    for (size_t g = 0; g < o->desc.group_count; g++) {
-        const ds_optim_constants *k = &o->constants[2 * g];
+    o->stream = stream, o->device_status = DS_OK;
+    for (size_t g = 0; g < 2 * o->desc.group_count; g++) {
+        const ds_optim_constants *k = &o->constants[g];
+        ds_optim_rule rule = DS_OPTIM_RULE_LAMB_MEASURE;
         size_t n = 0;
         for (size_t i = 0; i < count && !status; i++) {
             const dsi_optim_item *item = &o->items[slices[i].tensor];
             ds_optim_part *part = &o->parts[n];
             if (item->constants != k || !slices[i].count) continue;
+            if (dsi_optim_now_whole(o, item)) {
+                status = dsi_optim_whole_on_device(o, &slices[i]);
+                continue;
+            }
+            if (!measure) rule = (ds_optim_rule)dsi_optim_rule_of(item->entry);
             part->slice = slices[i];
             part->rate = 0, part->sums = NULL;
             if (rule == DS_OPTIM_RULE_LAMB_MEASURE)
@@ -2977,7 +3093,7 @@ static ds_status dsi_optim_on_device(ds_optim *o, ds_optim_rule rule, const ds_o
 }
 static ds_status dsi_optim_measure_on_device(ds_optim *o, const ds_optim_slice *slices, size_t count, void *stream) {
     const ds_device *d = o->desc.device;
-    ds_status status = dsi_optim_on_device(o, DS_OPTIM_RULE_LAMB_MEASURE, slices, count, stream);
+    ds_status status = dsi_optim_on_device(o, true, slices, count, stream);
     if (!status) status = d->copy(d->ctx, o->pinned_sums, o->device_sums, 2 * sizeof(double) * o->grains, stream);
     if (!status) status = d->synchronize(d->ctx, stream);
     if (status) return dsi_fail(&o->error, status, "ds_optim_measure: the device failed");
@@ -3055,8 +3171,7 @@ DS_API ds_status ds_optim_apply_on(ds_optim *o, const ds_optim_slice *slices, si
         if (o->items[slices[i].tensor].table->measure && !o->combined)
             return dsi_fail(&o->error, DS_ERR_STATE, "ds_optim_apply: \"%s\" needs ds_optim_measure and combine first",
                             o->items[slices[i].tensor].tensor.name);
-    if (dsi_optim_takes_kernels(o, slices, count))
-        return dsi_optim_on_device(o, (ds_optim_rule)dsi_optim_rule_of(o->entry), slices, count, stream);
+    if (dsi_optim_takes_kernels(o, slices, count)) return dsi_optim_on_device(o, false, slices, count, stream);
     dsi_optim_run(o, DSI_OPTIM_UPDATE, 0, slices, count);
     for (size_t i = 0; i < count && !status; i++)
         if (dsi_optim_now_whole(o, &o->items[slices[i].tensor])) status = dsi_optim_whole(o, &slices[i]);
@@ -3537,6 +3652,7 @@ DS_API int64_t ds_optim_schedule_count(const ds_optim *o) {
 #undef DSI_OPTIM_TILE_x16
 #undef DSI_OPTIM_MEASURE
 #undef DSI_OPTIM_MEASURE_AT
+#undef DSI_OPTIM_ON_DEVICE
 #undef DSI_OPTIM_MEASURE_x8
 #undef DSI_OPTIM_MEASURE_x16
 #undef DSI_OPTIM_AVX2

@@ -97,8 +97,8 @@ ON A GPU
     offload_param come while the model computes, and new weights go up while the CPU updates the next piece. With
     offload_optimizer gradients come down bucket by bucket and the CPU updates (with ratio both sides do); a sub-group is
     then at most 4 Mi elements. The CPU also updates, from states in host memory, for an optimizer that the kernels lack
-    (log id 12): the 1-bit family, Muon and one of your own. sparse_gradients has no effect: reduced whole, the bits are
-    the same.
+    (log id 12): the 1-bit family, one of your own, and Muon with some of its states offloaded. sparse_gradients has no
+    effect: reduced whole, the bits are the same.
 
 STEP BY STEP
     1. ds_config_parse the JSON; ds_zero_unclaimed(config) names keys that nothing acts on: stop there.
@@ -3765,6 +3765,7 @@ static ds_status dsi_zero_create_optimizer(ds_zero *z, ds_optim_desc *o, ds_erro
     z->updates = z->gpu && !status;
     if (!z->gpu || status != DS_ERR_UNSUPPORTED) return status;
     o->kernels = NULL;
+    o->all_on_device = false;
     if ((status = ds_optim_create(o, &z->optim, error))) return status;
     z->ratio = 1.0;
     if (z->state_tier != DS_ZERO_DEVICE) return DS_OK;
@@ -3789,6 +3790,7 @@ static ds_status dsi_zero_make_optimizer(ds_zero *z, const ds_zero_desc *d, ds_e
     o.logger = z->logger;
     o.kernels = z->gpu ? &z->kernels : NULL;
     o.device = z->gpu ? &z->device : NULL;
+    o.all_on_device = z->gpu && z->state_tier == DS_ZERO_DEVICE;
     if (z->world > 1) {
         o.group.exchange = dsi_zero_exchange;
         o.group.ctx = z;
@@ -3973,8 +3975,8 @@ static ds_status dsi_zero_take_device(ds_zero *z, const ds_zero_desc *d, ds_erro
     if (!v && !k) return DS_OK;
     if (!v || !k || !v->alloc || !v->release || !v->pinned_alloc || !v->pinned_release || !v->copy || !v->fill ||
         !v->stream_create || !v->stream_destroy || !v->event_create || !v->event_destroy || !v->event_record ||
-        !v->event_wait || !v->synchronize || !v->describe || !k->update || !k->norm_grains || !k->cast ||
-        !k->accumulate || !k->scale)
+        !v->event_wait || !v->synchronize || !v->describe || !k->update || !k->norm_grains || !k->norm_tree ||
+        !k->cast || !k->accumulate || !k->scale || !k->mix || !k->multiply || !k->transpose || !k->mirror)
         return dsi_fail(error, DS_ERR_ARGUMENT,
                         "ds_zero: device and kernels are given together, with every member (ds_kernels.cu fills them)");
     z->gpu = true;
@@ -3988,6 +3990,7 @@ static ds_status dsi_zero_prepare(const ds_zero_desc *d, int rank, int world, ds
     ds_allocator allocator;
     ds_zero *z;
     ds_status status;
+    size_t pinned;
     *out = NULL;
     if (!d || !d->config) return dsi_fail(error, DS_ERR_ARGUMENT, "ds_zero: the descriptor has no config");
     if (d->n_params && !d->params)
@@ -4030,10 +4033,8 @@ static ds_status dsi_zero_prepare(const ds_zero_desc *d, int rank, int world, ds
     if ((status = dsi_zero_make_optimizer(z, d, error))) return status;
     dsi_zero_count(z, DS_ZERO_BOOKKEEPING, dsi_zero_near(z), ds_optim_memory(z->optim));
     if ((status = dsi_zero_share(z, error))) return status;
-    if (z->updates && z->by_norm) { /* the optimizer's sums, on both sides */
-        dsi_zero_count(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, 2 * sizeof(double) * z->total_grains);
-        dsi_zero_count(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, 2 * sizeof(double) * z->total_grains);
-    }
+    dsi_zero_count(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, ds_optim_device_memory(z->optim, &pinned));
+    dsi_zero_count(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, pinned);
     {
         ds_loss_scaler_params scaling;
         if ((status = ds_wire_loss_scaler(d->config, &scaling, error))) return status;

@@ -105,6 +105,12 @@ static ds_optim_kernels gate_optim(gate *g) {
     k.multiply = [](void *c, bool t, size_t m, size_t n, size_t l, float alpha, const float *a, const float *b,
                     float beta, float *out,
                     void *s) { return pass(c, inner_optim.multiply, t, m, n, l, alpha, a, b, beta, out, s); };
+    k.transpose = [](void *c, float *to, const float *from, size_t rows, size_t cols, void *s) {
+        return pass(c, inner_optim.transpose, to, from, rows, cols, s);
+    };
+    k.mirror = [](void *c, float *x, size_t n, float add, void *s) {
+        return pass(c, inner_optim.mirror, x, n, add, s);
+    };
     return k;
 }
 static ds_comm_kernels gate_comm(gate *g) {
@@ -224,6 +230,21 @@ int main(int argc, char **argv) {
                 CHECK(same_bits(&s));
             }
     }
+    TEST(muon_on_the_device) {
+        static const char *const precisions[] = {"fp32", "bf16", "fp16"};
+        for (int stage = 0; stage <= 3; stage++)
+            for (int how = 0; how < 3; how++) {
+                setting s = setting_of(1 + (stage + how) % 2, stage, 1, 2, precisions[how]);
+                const bool offload = how == 2 && stage == 3;
+                const size_t before = emu::calls["multiply"];
+                s.optimizer = "Muon";
+                s.hyper = how == 1 ? ", \"ns_steps\": 2, \"nesterov\": false" : NULL;
+                s.zero = offload ? ", \"offload_optimizer\": {\"device\": \"cpu\", \"ratio\": 0.5}" : "";
+                run_both(&s, 2000u + 10u * (unsigned)stage + (unsigned)how);
+                CHECK(same_bits(&s));
+                CHECK((emu::calls["multiply"] > before) == !offload); // offloaded states are the CPU's
+            }
+    }
     TEST(keys_give_the_cpus_bits) {
         static const struct {
             int stage, accumulation;
@@ -280,10 +301,12 @@ int main(int argc, char **argv) {
             "", ", \"sub_group_size\": 3000, \"offload_optimizer\": {\"device\": \"cpu\", \"pin_memory\": true}",
             ", \"stage3_param_persistence_threshold\": 100, \"offload_param\": {\"device\": \"cpu\"}"};
         for (int stage = 0; stage <= 3; stage++)
-            for (int z = 0; z < (stage == 3 ? 3 : stage ? 2 : 1); z++) {
+            for (int z = 0; z < (stage == 3 ? 5 : stage ? 2 : 1); z++) {
+                static const char *const types[] = {"AdamW", "Muon", "Lamb"};
                 setting s = setting_of(1, stage, 2, 3, "bf16");
                 size_t planned[2] = {0, 0};
-                s.zero = zeros[z];
+                s.zero = zeros[z < 3 ? z : 0];
+                s.optimizer = types[z < 3 ? 0 : z - 2];
                 run_both(&s, 50);
                 CHECK(same_bits(&s));
                 for (int c = 0; c < DS_ZERO_CLASSES; c++)
@@ -300,16 +323,17 @@ int main(int argc, char **argv) {
             ", \"stage3_param_persistence_threshold\": 100, \"sub_group_size\": 3000, \"offload_param\": {\"device\": "
             "\"cpu\"}, \"offload_optimizer\": {\"device\": \"cpu\", \"ratio\": 0.5, \"pin_memory\": true}"};
         for (int world = 1; world <= 2; world++)
-            for (int z = 0; z < 2; z++) {
-                setting s = setting_of(world, 3, 1, 1, z ? "bf16" : "fp32");
+            for (int z = 0; z < (world == 1 ? 3 : 2); z++) {
+                setting s = setting_of(world, z == 2 ? 1 : 3, 1, 1, z ? "bf16" : "fp32");
                 setting g;
                 size_t total, told = 0, tries = 0;
-                s.zero = zeros[z];
+                s.zero = z < 2 ? zeros[z] : "";
+                s.optimizer = z < 2 ? NULL : "Muon";
                 run_both(&s, 70);
                 if (!CHECK(same_bits(&s))) break;
                 total = engine_gate.calls;
                 g = with_gpu(s);
-                for (size_t n = 1; n <= total; n += world == 1 ? 1 : 13) {
+                for (size_t n = 1; n <= total; n += world > 1 ? 13 : z < 2 ? 1 : 5) {
                     memset(&engine_gate, 0, sizeof engine_gate);
                     engine_gate.fail_at = n;
                     run(&g, on_gpu);
@@ -366,7 +390,8 @@ int main(int argc, char **argv) {
     }
     TEST(the_engine_reaches_each_kernel) {
         static const char *const kernels[] = {"update",   "lamb_measure", "norm_grains", "convert",
-                                              "quantize", "dequantize",   "sum_ranks"};
+                                              "quantize", "dequantize",   "sum_ranks",   "mix",
+                                              "multiply", "turn",         "norm_tree"};
         for (const char *k : kernels) CHECK(test_.argc > 1 || emu::calls[k] > 0);
     }
     return test_end();

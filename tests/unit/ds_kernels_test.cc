@@ -47,6 +47,7 @@ struct on_device {
         CHECK(gpu.copy(gpu.ctx, to, at, bytes, NULL) == DS_OK);
         CHECK(gpu.synchronize(gpu.ctx, NULL) == DS_OK);
     }
+    void from(const void *host) { CHECK(gpu.copy(gpu.ctx, at, host, bytes, NULL) == DS_OK); }
     bool equals(const void *host) {
         std::string now(bytes, 0);
         back(&now[0]);
@@ -125,14 +126,14 @@ struct tensor_pair {
     }
 };
 static ds_optim *make_optim(const char *type, const ds_optim_params *groups, size_t group_count,
-                            const std::vector<ds_optim_tensor> &tensors, bool on_gpu) {
+                            const std::vector<ds_optim_tensor> &tensors, bool on_gpu, bool all = false) {
     ds_optim_desc desc;
     ds_optim *o;
     ds_error error;
     memset(&desc, 0, sizeof desc);
     desc.type = type, desc.groups = groups, desc.group_count = group_count;
     desc.tensors = tensors.data(), desc.tensor_count = tensors.size();
-    if (on_gpu) desc.kernels = &optim_kernels, desc.device = &gpu;
+    if (on_gpu) desc.kernels = &optim_kernels, desc.device = &gpu, desc.all_on_device = all;
     if (!CHECK(ds_optim_create(&desc, &o, &error) == DS_OK)) printf("%s\n", error.message), exit(1);
     return o;
 }
@@ -196,6 +197,51 @@ static void check_types(const char *type, uint64_t seed) {
         groups[0].momentum = 0, groups[1].momentum = 0.9, groups[1].nesterov = false;
         check_optimizer(type, groups, seed);
     }
+}
+
+// Muon over whole tensors: matrices of every shape, and the rest by Adam.
+static void check_muon(ds_optim_ns method, int steps, bool nesterov) {
+    static const size_t shapes[][2] = {{40, 70}, {1, 1500}, {70, 33}, {48, 48}, {100, 100}};
+    const size_t n = sizeof shapes / sizeof *shapes;
+    std::vector<ds_optim_tensor> tensors(n);
+    std::vector<tensor_pair *> pairs;
+    std::vector<ds_optim_slice> host, device;
+    ds_optim_params params[2];
+    void *stream;
+    CHECK_EQ(ds_optim_params_default("Muon", &params[0]), DS_OK);
+    params[0].ns_method = method, params[0].ns_steps = steps, params[0].nesterov = nesterov;
+    params[1] = params[0];
+    params[1].weight_decay = 0.1;
+    for (size_t i = 0; i < n; i++) {
+        memset(&tensors[i], 0, sizeof tensors[i]);
+        tensors[i].name = "t", tensors[i].rows = shapes[i][0], tensors[i].cols = shapes[i][1], tensors[i].group = i % 2;
+    }
+    ds_optim *cpu = make_optim("Muon", params, 2, tensors, false);
+    ds_optim *on_gpu = make_optim("Muon", params, 2, tensors, true, true);
+    CHECK_EQ(gpu.stream_create(gpu.ctx, &stream), DS_OK);
+    for (size_t i = 0; i < n; i++) {
+        const size_t count = shapes[i][0] * shapes[i][1];
+        pairs.push_back(new tensor_pair(count, floats[i % 3], (int)(i % 3), 0, (int)ds_optim_state_count(cpu, i)));
+        if (i == 4) { // not finite: goes into the weights as it is
+            const float bad = INFINITY;
+            ds_optim_cast(&pairs[i]->grad[0], pairs[i]->grad_dtype, &bad, DS_F32, 1);
+            pairs[i]->device[1]->from(pairs[i]->grad.data());
+        }
+        host.push_back(pairs[i]->slice(i, false));
+        device.push_back(pairs[i]->slice(i, true));
+    }
+    CHECK_EQ(gpu.synchronize(gpu.ctx, NULL), DS_OK);
+    for (int step = 0; step < 2; step++) step_both(cpu, on_gpu, host, device, stream);
+    CHECK_EQ(gpu.synchronize(gpu.ctx, stream), DS_OK);
+    for (tensor_pair *p : pairs) CHECK(p->same());
+    for (tensor_pair *p : pairs) delete p;
+    device[0].on_host = true;
+    CHECK_EQ(ds_optim_begin(on_gpu, 1, 1, 0), DS_OK);
+    CHECK_EQ(ds_optim_apply(on_gpu, device.data(), 1), DS_ERR_ARGUMENT);
+    CHECK_HAS(ds_optim_error(on_gpu)->message, "host memory");
+    gpu.stream_destroy(gpu.ctx, stream);
+    ds_optim_destroy(cpu);
+    ds_optim_destroy(on_gpu);
 }
 
 // ---- attention: each element within the bound that its own arithmetic gives, around a reference in fp64 ----
@@ -580,6 +626,47 @@ int main(int argc, char **argv) {
                 CHECK(da.equals(a.data()));
             }
     }
+    TEST(muon_over_whole_tensors) {
+        check_muon(DS_OPTIM_NS_GRAM, 5, true);
+        check_muon(DS_OPTIM_NS_GRAM, 2, false);
+        check_muon(DS_OPTIM_NS_STANDARD, 5, true);
+        check_muon(DS_OPTIM_NS_STANDARD, 0, true);
+        ds_optim_desc desc;
+        ds_optim_params params;
+        ds_optim *o;
+        ds_error error;
+        CHECK_EQ(ds_optim_params_default("Muon", &params), DS_OK);
+        memset(&desc, 0, sizeof desc);
+        desc.type = "Muon", desc.groups = &params, desc.group_count = 1, desc.kernels = &optim_kernels;
+        desc.device = &gpu;
+        CHECK_EQ(ds_optim_create(&desc, &o, &error), DS_ERR_UNSUPPORTED);
+        CHECK_HAS(error.message, "all_on_device");
+        desc.all_on_device = true, desc.device = NULL;
+        CHECK_EQ(ds_optim_create(&desc, &o, &error), DS_ERR_ARGUMENT);
+        CHECK_HAS(error.message, "desc.device");
+    }
+    TEST(transpose_and_mirror) {
+        static const size_t sizes[][2] = {{1, 1}, {1, 70}, {70, 1}, {32, 32}, {33, 65}, {100, 31}};
+        for (const size_t *s : sizes) {
+            const size_t rows = s[0], cols = s[1], n = rows < cols ? cols : rows;
+            std::vector<float> from(rows * cols), to(rows * cols), square(n * n);
+            for (float &x : from) x = any_float();
+            for (float &x : square) x = any_float();
+            on_device df(from.data(), 4 * rows * cols), dt(to.data(), 4 * rows * cols), ds(square.data(), 4 * n * n);
+            CHECK_EQ(optim_kernels.transpose(NULL, (float *)dt.at, (float *)df.at, rows, cols, NULL), DS_OK);
+            for (size_t i = 0; i < rows; i++)
+                for (size_t j = 0; j < cols; j++) to[j * rows + i] = from[i * cols + j];
+            CHECK(dt.equals(to.data()));
+            for (float add : {-0.0f, 3.25f}) {
+                CHECK_EQ(optim_kernels.mirror(NULL, (float *)ds.at, n, add, NULL), DS_OK);
+                for (size_t i = 0; i < n; i++) {
+                    for (size_t j = 0; j < i; j++) square[i * n + j] = square[j * n + i];
+                    square[i * n + i] += add;
+                }
+                CHECK(ds.equals(square.data()));
+            }
+        }
+    }
     TEST(one_bit) {
         // The two phases of ds_comm_one_bit_all_reduce, three ranks at once; the CPU's in the same order of events.
         enum { WORLD = 3, COUNT = 5000 };
@@ -716,6 +803,12 @@ int main(int argc, char **argv) {
                 }
         const ds_comm_blocks odd = {4, false, 1};
         CHECK_EQ(comm_kernels.quantize(NULL, odd, NULL, DS_F32, 3, NULL, NULL, NULL), DS_ERR_ARGUMENT);
+    }
+    TEST(sizes_that_no_launch_takes) {
+        const size_t huge = (size_t)1 << 37;
+        CHECK_EQ(optim_kernels.transpose(NULL, NULL, NULL, huge, huge, NULL), DS_ERR_UNSUPPORTED);
+        CHECK_EQ(optim_kernels.multiply(NULL, false, huge, 1, 1, 1, NULL, NULL, 0, NULL, NULL), DS_ERR_UNSUPPORTED);
+        CHECK_EQ(optim_kernels.mirror(NULL, NULL, 0, 1, NULL), DS_OK);
     }
     TEST(token_rows) {
         static const size_t widths[] = {1, 16, 48, 6000, 4096};
