@@ -1421,6 +1421,7 @@ typedef struct dsi_comm_seat {
     uint64_t filled, done; /* rounds of staged data written, rounds read */
     uint32_t bell, asleep; /* the futex of this rank, and whether it sleeps on it */
     uint32_t left;
+    uint32_t inside; /* this rank is at the others' own memory */
     int32_t process;
     char line[DSI_COMM_LINE];
     dsi_comm_notice notice[2];
@@ -1462,7 +1463,8 @@ typedef struct dsi_comm_family {
     pthread_mutex_t lock;
     dsi_comm_span *spans; /* used parts of the own arena, by address */
     size_t span_count, span_room;
-    dsi_comm_room *rooms; /* of own communicators that were destroyed while others were still in them */
+    dsi_comm_room *rooms; /* that others may still be in */
+    uint32_t haunted;     /* a stopped process may still be at the arena: nothing of it is given out again */
     /* messages */
     ds_comm_transport transport;
     unsigned next_channel;
@@ -1898,7 +1900,11 @@ static ds_status dsi_comm_check(ds_comm *c) {
     uint32_t state;
     if (DSI_COMM_LOAD(&c->dead)) return c->fault.status;
     state = DSI_COMM_LOAD(c->room ? &c->room->abort_state : &c->abort_state);
-    if (state != 2) return DS_OK;
+    if (!state) return DS_OK;
+    for (int i = 0; state == 1 && i < 1000; i++) { /* being written; who does it may have been killed */
+        dsi_sleep(NULL, 100000);
+        state = DSI_COMM_LOAD(c->room ? &c->room->abort_state : &c->abort_state);
+    }
     {
         const char *text = c->room ? c->room->abort_text : c->abort_text;
         int rank = c->room ? (int)c->room->abort_rank : c->rank;
@@ -2162,19 +2168,47 @@ static ds_status dsi_comm_add(ds_comm *c, const dsi_comm_plan *plan, size_t elem
     return DS_OK;
 }
 
+/* Whoever reads or writes the others' own memory says so, and does not begin once a rank has given up. One that gives up
+   does not return, and so frees nothing, before the others are out. A thread is waited for, a process that was stopped
+   in there for a second. */
+static ds_status dsi_comm_enter(ds_comm *c) {
+    DSI_COMM_STORE(&dsi_comm_seat_of(c, c->rank)->inside, 1);
+    return dsi_comm_check(c);
+}
+/* What was read is right when nobody has given up by now. */
+static ds_status dsi_comm_leave(ds_comm *c) {
+    DSI_COMM_STORE(&dsi_comm_seat_of(c, c->rank)->inside, 0);
+    return dsi_comm_check(c);
+}
+static void dsi_comm_see_out(ds_comm *c) {
+    int64_t deadline = dsi_deadline(NULL, 1000000000);
+    for (int r = 0; r < c->world; r++)
+        while (DSI_COMM_LOAD(&dsi_comm_seat_of(c, r)->inside) && !dsi_comm_gone(c, r)) {
+            if (c->family->base && dsi_now(NULL) >= deadline) {
+                DSI_COMM_STORE(&c->family->haunted, 1);
+                return;
+            }
+            dsi_sleep(NULL, 100000);
+        }
+}
+
 /* Takes this rank's bytes of one round out of all peers. */
 static ds_status dsi_comm_take(ds_comm *c, const dsi_comm_plan *plan, size_t chunk, size_t round) {
     dsi_comm_seat *me = dsi_comm_seat_of(c, c->rank);
+    bool enters = plan->uneven || plan->total > DSI_COMM_SMALL; /* the rest lies in the notices */
     size_t skip = round * chunk, n = 0;
-    ds_status status;
-    for (int i = 0; i < c->world; i++) {
+    ds_status status = DS_OK;
+    for (int i = 1; i < c->world && !status; i++) {
+        int peer = (c->rank + i) % c->world;
+        if (dsi_comm_staged(dsi_comm_notice_of(c, plan, peer)))
+            status = dsi_comm_await(c, &plan->sign, peer, &dsi_comm_seat_of(c, peer)->filled, c->rounds + round + 1,
+                                    "write its part");
+    }
+    if (!status && enters) status = dsi_comm_enter(c);
+    for (int i = 0; i < c->world && !status; i++) {
         int peer = (c->rank + i) % c->world;
         dsi_comm_message m = dsi_comm_message_of(c, plan, peer, c->rank);
         n = m.bytes <= skip ? 0 : m.bytes - skip < chunk ? m.bytes - skip : chunk;
-        if (peer != c->rank && dsi_comm_staged(dsi_comm_notice_of(c, plan, peer)) &&
-            (status = dsi_comm_await(c, &plan->sign, peer, &dsi_comm_seat_of(c, peer)->filled, c->rounds + round + 1,
-                                     "write its part")) != DS_OK)
-            return status;
         if (!n) continue;
         if (plan->push)
             c->targets[peer] = dsi_comm_pointer(c, dsi_comm_notice_of(c, plan, peer)->out_address) + m.from + skip;
@@ -2184,10 +2218,15 @@ static ds_status dsi_comm_take(ds_comm *c, const dsi_comm_plan *plan, size_t chu
             dsi_comm_copy(plan->out + m.to + skip, dsi_comm_source(c, plan, peer, m.from, chunk, round), n,
                           plan->total >= DSI_COMM_LARGE);
     }
-    if (plan->reduces && n) {
+    if (plan->reduces && n && !status) {
         if (!plan->push) c->targets[0] = plan->out + skip / plan->size * DS_DTYPE_SIZE(plan->call.out_dtype);
         (void)dsi_comm_add(c, plan, n / plan->size);
     }
+    if (enters) {
+        ds_status left = dsi_comm_leave(c);
+        if (!status) status = left;
+    }
+    if (status) return status;
     DSI_COMM_STORE(&me->done, c->rounds + round + 1);
     dsi_comm_ring(c);
     return DS_OK;
@@ -2263,10 +2302,13 @@ static ds_status dsi_comm_room_receive(ds_comm *c, const dsi_comm_plan *plan) {
                                   c->rank, plan->total, dsi_comm_dtype_name(plan->sign.dtype), plan->call.root,
                                   (unsigned long long)slot->sign.bytes, dsi_comm_dtype_name(slot->sign.dtype));
         n = (size_t)slot->bytes;
-        if (n)
+        if (slot->address) status = dsi_comm_enter(c);
+        if (n && !status)
             dsi_comm_copy(plan->out + slot->offset,
                           slot->address ? dsi_comm_pointer(c, slot->address) : (char *)(slot + 1), n,
                           plan->total >= DSI_COMM_LARGE);
+        if (slot->address) status = dsi_comm_leave(c);
+        if (status) return status;
         DSI_COMM_STORE(&pair->taken, turn + 1);
         dsi_comm_ring(c);
         at += n;
@@ -2697,6 +2739,7 @@ static ds_status dsi_comm_execute(ds_comm *c, const ds_comm_call *call) {
         status = dsi_comm_all_reduce_parts(c, &plan);
     else
         status = dsi_comm_collect(c, &plan, call->kind);
+    if (status && c->room) dsi_comm_see_out(c);
     __atomic_fetch_add(&c->stats.calls[call->kind], 1, __ATOMIC_RELAXED);
     spent = dsi_now(&c->clock) - begin;
     __atomic_fetch_add(&c->stats.busy_ns, spent, __ATOMIC_RELAXED);
@@ -3552,6 +3595,11 @@ static void dsi_comm_family_release(dsi_comm_family *f) {
     ds_allocator allocator = f->allocator;
     if (__atomic_sub_fetch(&f->references, 1, __ATOMIC_SEQ_CST)) return;
     if (f->transport.close) f->transport.close(f->transport.ctx);
+    while (!f->base && f->rooms) {
+        dsi_comm_room *room = f->rooms;
+        f->rooms = room->next;
+        dsi_release_aligned(&allocator, room, (size_t)room->bytes, DSI_COMM_LINE);
+    }
 #ifdef __linux__
     if (f->base) munmap(f->base, f->mapped);
     if (f->file >= 0) close(f->file);
@@ -3665,16 +3713,16 @@ static bool dsi_comm_arena_give(dsi_comm_family *f, void *memory) {
     size_t at = (size_t)((char *)memory - f->base) - f->arena - (size_t)f->rank * f->arena_bytes;
     bool found = false;
     pthread_mutex_lock(&f->lock);
-    for (size_t i = 0; i < f->span_count; i++)
-        if (f->spans[i].begin == at) {
+    for (size_t i = 0; i < f->span_count && !found; i++) {
+        found = f->spans[i].begin == at;
+        if (found && !DSI_COMM_LOAD(&f->haunted)) {
 #ifdef __linux__
             madvise(memory, f->spans[i].bytes, MADV_REMOVE); /* gives the pages back */
 #endif
             memmove(f->spans + i, f->spans + i + 1, (f->span_count - i - 1) * sizeof *f->spans);
             f->span_count--;
-            found = true;
-            break;
         }
+    }
     pthread_mutex_unlock(&f->lock);
     return found;
 }
@@ -3700,7 +3748,10 @@ static void dsi_comm_rooms_give(dsi_comm_family *f, dsi_comm_room *room) {
     while (empty) {
         room = empty;
         empty = room->next;
-        dsi_comm_arena_give(f, room);
+        if (f->base)
+            dsi_comm_arena_give(f, room);
+        else
+            dsi_release_aligned(&f->allocator, room, (size_t)room->bytes, DSI_COMM_LINE);
     }
 }
 
@@ -3721,16 +3772,10 @@ DS_API void ds_comm_destroy(ds_comm *comm) {
     family = comm->family;
     dsi_comm_queue_end(comm);
     if (comm->room) {
-        uint32_t world = (uint32_t)comm->world, left;
-        size_t bytes = (size_t)comm->room->bytes;
         DSI_COMM_STORE(&dsi_comm_seat_of(comm, comm->rank)->left, 1);
         dsi_comm_ring(comm);
-        left = __atomic_add_fetch(&comm->room->left, 1, __ATOMIC_SEQ_CST);
-        /* the last thread frees a room; under shm its owner does, once all have left */
-        if (!family->base && left == world)
-            dsi_release_aligned(&comm->allocator, comm->room, bytes, DSI_COMM_LINE);
-        else if (family->base && comm->owns_room)
-            dsi_comm_rooms_give(family, comm->room);
+        __atomic_add_fetch(&comm->room->left, 1, __ATOMIC_SEQ_CST);
+        if (comm->owns_room) dsi_comm_rooms_give(family, comm->room);
     } else
         dsi_comm_message_shout(comm);
     dsi_comm_unmake(comm);
@@ -3776,6 +3821,7 @@ DS_API ds_status ds_comm_threads_create_(const ds_comm_desc *desc, size_t desc_b
         return dsi_fail(error, DS_ERR_ARGUMENT, "ds_comm_threads_create: world is %d; expected 1 to 4096", world);
     family = dsi_comm_family_make(&desc->allocator, 0, world);
     room = family ? dsi_comm_room_make(&desc->allocator, world) : NULL;
+    if (family) family->rooms = room;
     for (int r = 0; room && r < world; r++) {
         out[r] = dsi_comm_make(desc, family, "threads", r, world);
         if (!out[r]) {
@@ -3783,7 +3829,6 @@ DS_API ds_status ds_comm_threads_create_(const ds_comm_desc *desc, size_t desc_b
                 dsi_comm_unmake(out[r]);
                 out[r] = NULL;
             }
-            dsi_release_aligned(&desc->allocator, room, (size_t)room->bytes, DSI_COMM_LINE);
             room = NULL;
         }
     }
@@ -5027,9 +5072,9 @@ static ds_comm *dsi_comm_split_make(ds_comm *c, const dsi_comm_wish *members, in
 }
 static dsi_comm_room *dsi_comm_split_room(ds_comm *c, int world) {
     dsi_comm_room plan, *room;
+    dsi_comm_rooms_give(c->family, NULL);
     if (!c->family->base) return dsi_comm_room_make(&c->allocator, world);
     plan = dsi_comm_room_plan(world, c->stage_bytes);
-    dsi_comm_rooms_give(c->family, NULL);
     room = (dsi_comm_room *)dsi_comm_arena_take(c->family, (size_t)plan.bytes, false);
     if (room) *room = plan;
     return room;
@@ -5086,11 +5131,9 @@ DS_API ds_status ds_comm_split(ds_comm *comm, int color, int key, ds_comm **out,
         if (!status) dsi_comm_sit(n, (dsi_comm_room *)(void *)dsi_comm_pointer(comm, addresses[members[0].rank]));
     }
     if (status && n) {
-        if (n->room && n->owns_room) {
-            if (comm->family->base)
-                dsi_comm_arena_give(comm->family, n->room);
-            else
-                dsi_release_aligned(&comm->allocator, n->room, (size_t)n->room->bytes, DSI_COMM_LINE);
+        if (n->room && n->owns_room) { /* whoever has its address and not this failure is in it */
+            if (!DSI_COMM_LOAD(&comm->dead)) n->room->left = (uint32_t)world;
+            dsi_comm_rooms_give(comm->family, n->room);
         }
         dsi_comm_unmake(n);
         n = NULL;
