@@ -1966,7 +1966,8 @@ static ds_status dsi_comm_late(ds_comm *c, const dsi_comm_sign *sign, int peer, 
 /* A rank that died or left will not reach `value` any more, unless it did so just before. */
 static ds_status dsi_comm_lost(ds_comm *c, const dsi_comm_sign *sign, int peer, uint64_t *word, uint64_t value) {
     bool left = DSI_COMM_LOAD(&dsi_comm_seat_of(c, peer)->left) != 0, gone = !left && dsi_comm_gone(c, peer);
-    char call[160], who[64] = "";
+    char call[160], who[64] = "", others[120] = "";
+    size_t at = 0;
     int first = c->family_rank[peer];
     if ((!left && !gone) || DSI_COMM_LOAD(word) >= value) return DS_OK;
     dsi_comm_describe(sign, call, sizeof call);
@@ -1976,8 +1977,10 @@ static ds_status dsi_comm_lost(ds_comm *c, const dsi_comm_sign *sign, int peer, 
                               "rank %d%s%.*s%s destroyed its communicator; rank %d waits for it in %s, call %llu", peer,
                               *who ? " (" : "", *who ? (int)strlen(who) - 2 : 0, who, *who ? ")" : "", c->rank, call,
                               (unsigned long long)sign->number);
-    return dsi_comm_break(c, DS_ERR_PEER, "rank %d (%sprocess %d) died; rank %d waits for it in %s, call %llu", peer,
-                          who, dsi_comm_process(c, first), c->rank, call, (unsigned long long)sign->number);
+    for (int r = 0; r < c->world; r++) /* of two, one ended because of the other */
+        if (r != peer && dsi_comm_gone(c, r)) at = dsi_comm_put(others, sizeof others, at, ", so did rank %d", r);
+    return dsi_comm_break(c, DS_ERR_PEER, "rank %d (%sprocess %d) died%s; rank %d waits for it in %s, call %llu", peer,
+                          who, dsi_comm_process(c, first), others, c->rank, call, (unsigned long long)sign->number);
 }
 
 /* Waits until another rank's counter reaches `value`: a short spin where every rank can have a core, then a while in which

@@ -152,6 +152,29 @@ int main(int argc, char **argv) {
         close(ends[0]);
         for (int r = 0; r < 2; r++) waitpid(pids[r], &status, 0);
     }
+    TEST(two_die) { /* perhaps one of the other: both are named */
+        pid_t pids[WORLD];
+        int ends[2];
+        outcome o;
+        memset(&o, 0, sizeof o);
+        CHECK(pipe(ends) == 0);
+        for (int r = 0; r < WORLD; r++) pids[r] = spawn(r, "kill two", -1, ends[1]);
+        close(ends[1]);
+        usleep(300000);
+        kill(pids[1], SIGSTOP);
+        for (int r = 0; r < WORLD; r += 2) {
+            kill(pids[r], SIGKILL);
+            waitpid(pids[r], NULL, 0);
+        }
+        kill(pids[1], SIGCONT);
+        CHECK(read(ends[0], &o, sizeof o) == (ssize_t)sizeof o);
+        CHECK_EQ(o.status, DS_ERR_PEER);
+        CHECK_HAS(o.text, "rank 0");
+        CHECK_HAS(o.text, "rank 2");
+        CHECK_HAS(o.text, "died, so did rank");
+        close(ends[0]);
+        waitpid(pids[1], NULL, 0);
+    }
     TEST(another_user) {
         if (geteuid() != 0)
             SKIP("needs root to become another user");
