@@ -3819,7 +3819,7 @@ DS_API ds_status ds_checkpoint_begin_(const ds_checkpoint_desc *desc, size_t des
 }
 
 static ds_status dsi_checkpoint_keep_error(ds_checkpoint_writer *w, const ds_error *error) {
-    if (!w->error.status) w->error = *error;
+    if (!w->error.status && !w->committed) w->error = *error; /* a thread may read it from then on */
     return error->status;
 }
 DS_API const ds_error *ds_checkpoint_writer_error(const ds_checkpoint_writer *w) {
