@@ -175,7 +175,6 @@ inline fiber *take_fiber() {
         mprotect(idle[0]->stack, STACK, PROT_READ | PROT_WRITE);
 #ifdef EMU_TSAN
         idle[0]->tsan = __tsan_create_fiber(0);
-        scheduler.tsan = __tsan_get_current_fiber();
 #endif
         prepare_context(idle[0]);
     }
@@ -224,6 +223,9 @@ inline void collective(unsigned mask, warp_op op, void *arg) {
 }
 // False when some thread can never go on.
 inline bool run_threads() {
+#ifdef EMU_TSAN
+    scheduler.tsan = __tsan_get_current_fiber(); // another host thread may have launched the last kernel
+#endif
     for (;;) {
         std::vector<thread *> ready;
         for (thread &t : threads)
