@@ -2,8 +2,10 @@
 // The same training as on the CPU must give the same bits, every kernel must be reached, and what fails must say so.
 #include "../../ds_kernels.cu"
 #include "ds_zero_run.h"
+#include <dlfcn.h>
 #include <map>
 #include <string>
+#include <sys/wait.h>
 #include <vector>
 
 // The emulation takes one host thread at a time, and ranks are threads: every call of a table goes through one lock. Counts,
@@ -164,6 +166,72 @@ static bool same_bits(const setting *s) {
         fine = false;
     }
     return fine;
+}
+
+// Ranks that are processes, each with an emulated GPU of its own, over the backend nccl: its library is tests/tools/fake_nccl.c,
+// whose messages wait on the GPU's stream for their turn.
+static char library[] = "/tmp/ds_fake_nccl_XXXXXX";
+static void put_on_stream(void *stream, void (*work)(void *), void *arg) {
+    emu::put(stream, [=] {
+        work(arg);
+        return true;
+    });
+}
+static bool load_library(void) {
+    char command[400];
+    const char *cc = getenv("CC");
+    const int file = mkstemp(library);
+    if (file < 0) return false;
+    close(file);
+    snprintf(command, sizeof command, "%.100s -std=gnu99 -O1 -shared -fPIC -o %s tests/tools/fake_nccl.c -lpthread",
+             cc && *cc ? cc : "cc", library);
+    if (system(command)) return false;
+    void *const open = dlopen(library, RTLD_NOW); // for good: ds_comm opens the same one
+    void *const set = open ? dlsym(open, "fake_nccl_streams") : NULL;
+    if (set) ((void (*)(void (*)(void *, void (*)(void *), void *)))set)(put_on_stream);
+    return set != NULL;
+}
+// 0: the bits of on_cpu[rank], or with `fail` (of rank 1) an error that says what happened.
+static int nccl_rank(const setting *s, int rank, int port, const char *fail) {
+    thread_of of = {s, NULL, rank, &on_gpu[rank]};
+    ds_comm_desc d;
+    ds_error error = {DS_OK, ""};
+    char text[16];
+    memset(&d, 0, sizeof d);
+    memset(&on_gpu[rank], 0, sizeof on_gpu[rank]);
+    d.backend = "nccl", d.nccl_library = library, d.run_id = "device", d.rank = rank, d.world = s->world;
+    d.timeout = 60000000000, d.device = comm_device, d.kernels = &comm_kernels;
+    snprintf(text, sizeof text, "%d", port);
+    setenv("MASTER_ADDR", "127.0.0.1", 1);
+    setenv("MASTER_PORT", text, 1);
+    if (fail && rank == 1) setenv("FAKE_NCCL_FAIL", fail, 1);
+    if (ds_comm_create(&d, &of.comm, &error)) return printf("  %s\n", error.message), 1;
+    if (strcmp(ds_comm_backend(of.comm), "nccl") != 0) return 1;
+    run_rank(&of);
+    const bool left = engine_gate.bytes || engine_gate.pinned || comm_gate.bytes || emu::broken;
+    const char *const m = on_gpu[rank].message;
+    const bool fine = fail ? strstr(m, "NCCL") && strstr(m, rank == 1 ? "fake error" : "remote process")
+                           : !*m && same(&on_cpu[rank], &on_gpu[rank]);
+    if (!fine || left) printf("  stage %d, rank %d: '%s'%s\n", s->stage, rank, m, left ? ", memory is left" : "");
+    return !fine || left;
+}
+static int over_nccl(const setting *s, const char *fail) {
+    static int port;
+    const setting g = with_gpu(*s);
+    pid_t pids[MAX_WORLD];
+    int failed = 0, status;
+    if (!port) port = 20000 + (int)(getpid() % 20000);
+    port++;
+    fflush(stdout);
+    memset(&engine_gate, 0, sizeof engine_gate);
+    memset(&comm_gate, 0, sizeof comm_gate);
+    for (int r = 0; r < s->world; r++)
+        if ((pids[r] = fork()) == 0) test_child_exit(nccl_rank(&g, r, port, fail));
+    for (int r = 0; r < s->world; r++) {
+        waitpid(pids[r], &status, 0);
+        failed += !WIFEXITED(status) || WEXITSTATUS(status);
+    }
+    return failed;
 }
 
 int main(int argc, char **argv) {
@@ -351,6 +419,22 @@ int main(int argc, char **argv) {
                 }
                 CHECK_EQ(told, tries);
             }
+    }
+    TEST(ranks_over_nccl_give_the_cpus_bits) {
+        static const char *const precisions[] = {"fp32", "bf16", "fp16"};
+        if (CHECK(load_library()))
+            for (int stage = 0; stage <= 3; stage++)
+                for (int how = 0; how < 2; how++) {
+                    setting s = setting_of(2, stage, 1 + how, 2, precisions[(stage + how) % 3]);
+                    s.optimizer = stage == 2 && how ? "Muon" : NULL;
+                    s.zero = stage == 3 ? ", \"stage3_param_persistence_threshold\": 100, \"sub_group_size\": 3000, "
+                                          "\"offload_optimizer\": {\"device\": \"cpu\", \"pin_memory\": true}"
+                                        : ", \"reduce_bucket_size\": 4000";
+                    run(&s, on_cpu);
+                    CHECK_EQ(over_nccl(&s, NULL), 0);
+                    if (stage == 3) CHECK_EQ(over_nccl(&s, how ? "Recv:20" : "GroupEnd:9"), 0);
+                }
+        unlink(library);
     }
     TEST(checkpoints_pass_between_gpu_and_cpu) {
         setting s = setting_of(2, 3, 2, 2, "bf16");

@@ -1,7 +1,8 @@
 /* The calls of NCCL that ds_comm.h makes, between processes of one machine over sockets and in host memory. What NCCL leaves
    to its own threads is left to threads here: calls return "in progress", and a stream is busy until its messages are
    through. A stream is a fake_stream, whose memory is reached at `alias`. Its own sums go from the last rank to the first,
-   fp32 only. FAKE_NCCL_FAIL=NAME:N makes the N-th call of a name fail, FAKE_NCCL_FAIL=async:N the N-th question after a
+   fp32 only. With fake_nccl_streams a stream is the emulated GPU's: what is put on it comes in its turn, and finds device
+   memory where it is. FAKE_NCCL_FAIL=NAME:N makes the N-th call of a name fail, FAKE_NCCL_FAIL=async:N the N-th question after a
    call's state. Built as a shared library by a test. */
 #include <errno.h>
 #include <poll.h>
@@ -29,7 +30,7 @@ typedef struct config {
     int blocking;
 } config;
 typedef struct fake_comm {
-    int rank, world, listener, *fd, state, stop;
+    int rank, world, listener, *fd, state, stop, uses;
     char name[64];
     pthread_t thread;
     int running;
@@ -42,6 +43,7 @@ typedef struct op {
 } op;
 typedef struct sum { /* of the ranks' inputs, which lie side by side */
     float *all, *out;
+    const char *in;
     size_t count;
 } sum;
 typedef struct group {
@@ -52,6 +54,10 @@ typedef struct group {
     int count, sum_count;
 } group;
 static __thread group *open_group;
+static void (*put_on)(void *stream, void (*work)(void *), void *arg);
+void fake_nccl_streams(void (*put)(void *stream, void (*work)(void *), void *arg)) {
+    put_on = put;
+}
 
 static int fails(const char *name) {
     static int calls;
@@ -114,6 +120,7 @@ int ncclCommInitRankConfig(void **comm, int world, id i, int rank, config *how) 
     c->rank = rank;
     c->world = world;
     c->state = IN_PROGRESS;
+    c->uses = 1;
     c->fd = (int *)malloc((size_t)world * sizeof *c->fd);
     for (int r = 0; r < world; r++) c->fd[r] = -1;
     snprintf(c->name, sizeof c->name, "%.60s", i.bytes);
@@ -135,14 +142,17 @@ static void join(fake_comm *c) {
     if (c->running) pthread_join(c->thread, NULL);
     c->running = 0;
 }
-int ncclCommDestroy(void *comm) {
-    fake_comm *c = (fake_comm *)comm;
-    join(c);
+static void drop(fake_comm *c) {
+    if (--c->uses) return; /* a stream has something of it still to come */
     for (int r = 0; r < c->world; r++)
         if (c->fd[r] >= 0) close(c->fd[r]);
     close(c->listener);
     free(c->fd);
     free(c);
+}
+int ncclCommDestroy(void *comm) {
+    join((fake_comm *)comm);
+    drop((fake_comm *)comm);
     return OK;
 }
 int ncclCommAbort(void *comm) {
@@ -174,6 +184,7 @@ static void add_op(int sends, char *data, size_t bytes, int peer) {
 /* Where the host reaches device memory; NULL: it is none. */
 static char *reach(const fake_stream *s, const void *data, size_t bytes) {
     char *at = (char *)(size_t)data;
+    if (put_on) return at;
     return at < s->base || at + bytes > s->base + s->bytes ? NULL : at - s->base + s->alias;
 }
 static int add(int sends, void *data, size_t bytes, int type, int peer, void *comm, void *stream) {
@@ -212,6 +223,10 @@ static void *run(void *arg) {
     group *g = (group *)arg;
     fake_comm *c = g->comm;
     int open = 1, lost = 0;
+    for (int k = 0; k < g->sum_count; k++) {
+        const sum *s = &g->sums[k];
+        memcpy(s->all + (size_t)c->rank * s->count, s->in, s->count * sizeof(float));
+    }
     short_sleep();
     SET(&c->state, OK); /* launched */
     while (open && !lost && !GET(&c->stop)) {
@@ -234,10 +249,15 @@ static void *run(void *arg) {
     }
     if (lost)
         SET(&c->state, REMOTE);
-    else if (!open)
+    else if (!open && !put_on)
         SET(&g->stream->pending, 0);
     free(g);
     return NULL;
+}
+static void run_in_turn(void *arg) {
+    fake_comm *c = ((group *)arg)->comm;
+    run(arg);
+    drop(c);
 }
 int ncclGroupEnd(void) {
     group *g = open_group;
@@ -251,6 +271,11 @@ int ncclGroupEnd(void) {
     }
     if (!g->count) return free(g), OK;
     join(c);
+    if (put_on) {
+        c->uses++;
+        put_on(g->stream, run_in_turn, g);
+        return OK;
+    }
     SET(&c->state, IN_PROGRESS);
     SET(&g->stream->pending, 1);
     c->running = 1;
@@ -273,7 +298,7 @@ static int add_sum(const void *in, void *out, size_t count, int type, int op, in
     s->count = count;
     s->out = takes ? (float *)(void *)reach(st, out, bytes) : NULL;
     s->all = (float *)malloc((size_t)c->world * bytes);
-    memcpy(s->all + (size_t)c->rank * count, from, bytes);
+    s->in = from;
     for (int r = 0; r < c->world; r++) {
         if (r == c->rank) continue;
         if (root < 0 || r == root) add_op(1, (char *)(s->all + (size_t)c->rank * count), bytes, r);
