@@ -1,9 +1,16 @@
 /* Checkpoints: any range at any world size, atomic commits under failing memory, files and ranks, damage found and named,
    safetensors that others wrote well or badly. */
+#include <errno.h>
+#include <pthread.h>
+static int no_threads; /* the header's threads cannot be made */
+static int make_thread(pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *), void *arg) {
+    return no_threads ? EAGAIN : pthread_create(thread, attributes, run, arg);
+}
+#define pthread_create make_thread
 #define DS_CHECKPOINT_IMPLEMENTATION
 #include "ds_checkpoint.h"
+#undef pthread_create
 #include "../test.h"
-#include <pthread.h>
 
 static char root[256];
 #define FOLDER_BYTES 512
@@ -640,6 +647,22 @@ static const made refused[] = {
 };
 
 static void test_safetensors(void) {
+    TEST(safetensors_two_that_begin_together) { /* in either order, and more than a sort of few takes at once */
+        char header[2000];
+        size_t n = 0;
+        ds_error error = {DS_OK, ""};
+        for (int round = 0; round < 2; round++) {
+            n = (size_t)snprintf(header, sizeof header, "{");
+            for (int i = 0; i < 12; i++) {
+                const int at = round ? 11 - i : i, full = at % 2 == 0;
+                n += (size_t)snprintf(header + n, sizeof header - n,
+                                      "%s\"t%d\":{\"dtype\":\"F32\",\"shape\":[%d],\"data_offsets\":[%d,%d]}",
+                                      i ? "," : "", at, full, at / 2 * 4, at / 2 * 4 + 4 * full);
+            }
+            n += (size_t)snprintf(header + n, sizeof header - n, "}");
+            CHECK_EQ(open_made(header, n, -1, 24, &error), DS_OK);
+        }
+    }
     for (size_t i = 0; i < sizeof verdicts / sizeof verdicts[0]; i++) {
         char name[80];
         snprintf(name, sizeof name, "safetensors %d of 46: %s", (int)i + 1, verdicts[i].name);
@@ -895,6 +918,10 @@ static void test_export(void) {
 }
 
 /* ---- damage ---- */
+static void keep_line(void *ctx, const char *header, int level, int id, const char *message) {
+    (void)header, (void)level, (void)id;
+    snprintf((char *)ctx, 1024, "%s", message);
+}
 static void test_damage(void) {
     TEST(bit_flips_and_truncations_are_found) {
         char folder[FOLDER_BYTES], path[3][FOLDER_BYTES + 64];
@@ -944,7 +971,7 @@ static void test_damage(void) {
         for (int i = 0; i < 3; i++) free(file[i]);
     }
     TEST(folders_that_lie) {
-        char folder[FOLDER_BYTES], path[FOLDER_BYTES + 64], *text;
+        char folder[FOLDER_BYTES], path[FOLDER_BYTES + 64], said[1024] = "", *text;
         static const char *const bad[] = {"", "../../etc", "/etc/passwd", ".", "no such tag", "latest"};
         size_t bytes;
         ds_checkpoint_desc d;
@@ -964,6 +991,8 @@ static void test_damage(void) {
         }
         text = slurp("/nowhere", &bytes); /* zeros */
         spew(path, text, 1 << 20);
+        memset(text, 'n', 202);
+        spew(path, text, 202);
         free(text);
         CHECK(loads(folder, NULL, 2));
         spew(path, "first\n", 6);
@@ -974,6 +1003,24 @@ static void test_damage(void) {
         CHECK_EQ(ds_checkpoint_open(&d, "second", &c, &error), DS_ERR_CORRUPT);
         CHECK_HAS(error.message, "second/rank-00001.safetensors' is missing");
         CHECK(loads(folder, NULL, 1));
+        {
+            job j; /* `latest` names it: the other is opened, and the log says why */
+            memset(&j, 0, sizeof j);
+            spew(path, "second", 6);
+            d.logger.log = keep_line;
+            d.logger.ctx = said;
+            CHECK_EQ(ds_checkpoint_open(&d, NULL, &c, &error), DS_OK);
+            CHECK(c && holds(c, 1));
+            ds_checkpoint_close(c);
+            c = NULL;
+            memset(&d.logger, 0, sizeof d.logger);
+            CHECK_HAS(said, "opened 'first' instead: ");
+            CHECK_HAS(said, "second/rank-00001.safetensors' is missing");
+            shell("rm '%s'; mkdir '%s/second/rank-00001.safetensors'", path, folder);
+            CHECK_EQ(ds_checkpoint_open(&d, "second", &c, &error), DS_ERR_CORRUPT);
+            CHECK_HAS(error.message, "is not a plain file");
+            shell("rmdir '%s/second/rank-00001.safetensors'", folder);
+        }
         shell("ln -s ../first/rank-00001.safetensors '%s/second/rank-00001.safetensors'", folder);
         CHECK_EQ(ds_checkpoint_open(&d, "second", &c, &error), DS_ERR_CORRUPT);
         CHECK_HAS(error.message, "is not a plain file");
@@ -1084,6 +1131,12 @@ static void test_options(void) {
         CHECK_EQ(ds_checkpoint_read(c, "big", 0, 4, DS_F32, f), DS_ERR_INPUT);
         CHECK_HAS(ds_checkpoint_error(c)->message, "another node");
         ds_checkpoint_close(c);
+        d.folder = folder[0];
+        CHECK_EQ(ds_checkpoint_open(&d, NULL, &c, &error), DS_OK);
+        if (!c) break;
+        CHECK_EQ(ds_checkpoint_read(c, "big", BIG - 4, 4, DS_F32, f), DS_ERR_INPUT);
+        CHECK_HAS(ds_checkpoint_error(c)->message, "another node");
+        ds_checkpoint_close(c);
         shell("cp '%s'/tag/rank-0000[01]* '%s/tag/'", folder[0], folder[1]); /* brought together */
         CHECK(loads(folder[1], NULL, 4));
     }
@@ -1095,7 +1148,9 @@ static void test_options(void) {
         ds_error error = {DS_OK, ""};
         float data[4] = {0};
         const size_t shape[1] = {4};
-        static const char *const tags[] = {"", ".hidden", "a/b", "..", "x.tmp", "x.old", "latest", "a\nb"};
+        static const char *const tags[] = {"",       ".hidden",          "a/b", "..", "x.tmp", "x.old",
+                                           "latest", "latest_universal", "a\nb"};
+        char long_tag[202] = "";
         ds_checkpoint_tensor t;
         memset(&d, 0, sizeof d);
         memset(&t, 0, sizeof t);
@@ -1104,6 +1159,8 @@ static void test_options(void) {
         for (size_t i = 0; i < sizeof tags / sizeof tags[0]; i++)
             CHECK_EQ(ds_checkpoint_begin(&d, tags[i], &w, &error), DS_ERR_ARGUMENT);
         CHECK_EQ(ds_checkpoint_begin(&d, NULL, &w, &error), DS_ERR_ARGUMENT);
+        memset(long_tag, 't', sizeof long_tag - 1);
+        CHECK_EQ(ds_checkpoint_begin(&d, long_tag, &w, &error), DS_ERR_ARGUMENT);
         CHECK_EQ(ds_checkpoint_begin_(&d, sizeof d - 8, DS_CHECKPOINT_VERSION, "tag", &w, &error), DS_ERR_VERSION);
         CHECK_EQ(ds_checkpoint_open_(&d, sizeof d, 1, "tag", &c, &error), DS_ERR_VERSION);
         CHECK(w == NULL && c == NULL);
@@ -1474,6 +1531,7 @@ static void test_misuse(void) {
             {"t", DS_F32, shape, 2, 5, 0, data, NULL, NULL},
             {"t", DS_F32, shape, 2, 1, 4, data, NULL, NULL},
             {"t", DS_F32, shape, 2, 0, 4, NULL, NULL, NULL},
+            {"t", DS_F32, shape, 2, 0, 5, NULL, read_big, NULL},
         };
         char folder[FOLDER_BYTES];
         ds_checkpoint_desc d;
@@ -1636,6 +1694,14 @@ static void test_misuse(void) {
             }
             ds_checkpoint_close(c);
         }
+        {
+            const double none = HUGE_VAL - HUGE_VAL;
+            uint16_t narrow[2];
+            dsi_checkpoint_convert(&narrow[0], DS_BF16, &none, DS_F64, 1);
+            dsi_checkpoint_convert(&narrow[1], DS_F16, &none, DS_F64, 1);
+            CHECK((narrow[0] & 0x7F80) == 0x7F80 && (narrow[0] & 0x7F) && (narrow[1] & 0x7C00) == 0x7C00 &&
+                  (narrow[1] & 0x3FF));
+        }
         { /* their fp32 values are in the middle of two of bf16; they are rounded once, not twice */
             uint16_t narrow[2];
             dsi_checkpoint_convert(narrow, DS_BF16, &values[8], DS_F64, 2);
@@ -1789,15 +1855,15 @@ static const struct {
     {"a state of a dict", PICKLE("}}b"), DS_OK, ""},
     {"a key that is a number", PICKLE("}X\6\0\0\0module}K\1NsX\1\0\0\0wNss"), DS_OK, ""},
     {"a long key", PICKLE("}X\6\0\0\0module}" LONG_TEXT TENSOR "ss"), DS_ERR_UNSUPPORTED, "a name is too long"},
+    {"a count that is a truth", PICKLE("}X\x0C\0\0\0global_steps\x88s"), DS_OK, ""},
 };
 /* A rank's states beside a model of one parameter "w" of two elements. */
 #define MODEL(shapes) PICKLE("}(X\6\0\0\0module}X\x0C\0\0\0param_shapes]}" shapes "sa" TEXT1("x") "Nu")
 #define STATES(stage, parts, flats)                                                                                    \
     PICKLE("}X\x14\0\0\0optimizer_state_dict}(X\x0A\0\0\0zero_stage" stage "X\x0F\0\0\0partition_count" parts flats    \
            "us")
-#define FLAT                                                                                                           \
-    "X\x1F\0\0\0single_partition_of_fp32_groups]" REBUILD STORAGE("FloatStorage", "0", ONE) "K\0K\1\x85K\1\x85\x89}"   \
-                                                                                            "tRa"
+#define SHARE         REBUILD STORAGE("FloatStorage", "0", ONE) "K\0K\1\x85K\1\x85\x89}tR"
+#define FLAT          "X\x1F\0\0\0single_partition_of_fp32_groups]" SHARE "a"
 #define SCALER(state) "X\x0B\0\0\0loss_scalercdeepspeed.runtime.fp16.loss_scaler\nDynamicLossScaler\n)\x81" state
 static const struct {
     const char *name, *model;
@@ -1851,6 +1917,12 @@ static const struct {
             "K\1N" TEXT1("u") "NuX\x0C\0\0\0buffer_names](K\1" TEXT1("v")
                 TEXT1("w") "eX\x0C\0\0\0param_shapes]}" TEXT1("w") "K\1\x85sa" TEXT1("x") "Nu"),
      STATES("K\1", "K\1", FLAT), DS_OK, ""},
+    {"states under other keys", MODEL(TEXT1("w") "K\1\x85"),
+     STATES("K\1", "K\1", FLAT "X\x14\0\0\0base_optimizer_state}X\5\0\0\0state}(K\1}" TEXT1("k") "}K\0}us"), DS_OK, ""},
+    {"a part behind a partition's end", MODEL(TEXT1("w") "K\1\x85s" TEXT1("v") "K\1\x85"),
+     STATES("K\3", "K\2",
+            "X\x10\0\0\0fp32_flat_groups]" REBUILD STORAGE("ByteStorage", "0", "K\4") "K\0K\2\x85K\1\x85\x89}tRa"),
+     DS_ERR_INPUT, "needs elements 1 + 0 of a partition of 0"},
     {"a shape of 2^60", MODEL(TEXT1("w") "J\0\0\0\x40J\0\0\0\x40\x86"), STATES("K\1", "K\1", FLAT), DS_ERR_INPUT,
      "its param_shapes are not"},
 };
@@ -1881,6 +1953,15 @@ static void test_pickles(void) {
             write_pt(folder, "mp_rank_00_model_states.pt", ranks_that_lie[i].model, ranks_that_lie[i].model_bytes);
             write_pt(folder, "zero_pp_rank_0_mp_rank_00_optim_states.pt", ranks_that_lie[i].states,
                      ranks_that_lie[i].bytes);
+            if (strstr(name, "behind a partition")) { /* a second rank with nothing */
+                static const struct {
+                    const char *text;
+                    size_t bytes;
+                } none = {STATES("K\3", "K\2",
+                                 "X\x10\0\0\0fp32_flat_groups]" REBUILD STORAGE("ByteStorage", "0",
+                                                                                "K\4") "K\0K\0\x85K\1\x85\x89}tRa")};
+                write_pt(folder, "zero_pp_rank_1_mp_rank_00_optim_states.pt", none.text, none.bytes);
+            }
             CHECK_EQ(open_file(folder, &c, &error), ranks_that_lie[i].status);
             CHECK_HAS(error.message, ranks_that_lie[i].message);
             ds_checkpoint_close(c);
@@ -1984,6 +2065,61 @@ static void test_pickles_further(void) {
             open_with_faults(folder, DS_OK, false);
         }
     }
+    TEST(pickles_whose_lists_grow_at_any_value) {
+        static const char what[] =
+            "h\0G\0\0\0\0\0\0\0\0ccollections\nOrderedDict\n)Rcargparse\nNamespace\n)\x81" REBUILD STORAGE(
+                "FloatStorage", "0", ONE) "K\0))\x89}tR}";
+        char folder[FOLDER_BYTES], pickle[16 + sizeof what];
+        shell("mkdir -p '%s'", folder_of(folder, "grows"));
+        for (size_t before = 0; before < 10; before++) {
+            size_t n, failures = 0;
+            memcpy(pickle, "}q\0", 3);
+            memset(pickle + 3, 'N', before);
+            memcpy(pickle + 3 + before, what, sizeof what - 1);
+            write_pt(folder, "mp_rank_00_model_states.pt", pickle, 3 + before + sizeof what - 1);
+            for (n = 1; n < 200; n++) {
+                ds_checkpoint_desc d;
+                ds_checkpoint *c = NULL;
+                ds_error error = {DS_OK, ""};
+                test_memory memory;
+                ds_status status;
+                memset(&d, 0, sizeof d);
+                memset(&memory, 0, sizeof memory);
+                use_memory(&d.allocator, &memory);
+                memory.fail_at = n;
+                status = ds_checkpoint_open_path(&d, folder, &c, &error);
+                ds_checkpoint_close(c);
+                CHECK_EQ(memory.live, 0);
+                if (!status) break;
+                CHECK_EQ(status, DS_ERR_MEMORY);
+                CHECK(error.message[0]);
+                failures++;
+            }
+            CHECK(n < 200 && failures > 15);
+        }
+    }
+    TEST(more_groups_than_are_read) {
+        static const char model_head[] = "}(X\6\0\0\0module}X\x0C\0\0\0param_shapes](",
+                          rank_head[] =
+                              "}X\x14\0\0\0optimizer_state_dict}(X\x0A\0\0\0zero_stageK\1X\x0F\0\0\0partition_countK\1"
+                              "X\x1F\0\0\0single_partition_of_fp32_groups](" SHARE "q\0";
+        char folder[FOLDER_BYTES], pickle[700];
+        size_t n = sizeof model_head - 1;
+        ds_checkpoint *c = NULL;
+        ds_error error = {DS_OK, ""};
+        shell("mkdir -p '%s'", folder_of(folder, "groups"));
+        memcpy(pickle, model_head, n);
+        memset(pickle + n, '}', 65);
+        memcpy(pickle + n + 65, "eu", 2);
+        write_pt(folder, "mp_rank_00_model_states.pt", pickle, n + 67);
+        n = sizeof rank_head - 1;
+        memcpy(pickle, rank_head, n);
+        for (int i = 0; i < 64; i++, n += 2) memcpy(pickle + n, "h\0", 2);
+        memcpy(pickle + n, "eus", 3);
+        write_pt(folder, "zero_pp_rank_0_mp_rank_00_optim_states.pt", pickle, n + 3);
+        CHECK_EQ(open_file(folder, &c, &error), DS_ERR_INPUT);
+        CHECK_HAS(error.message, "has no fp32 partition of parameter group 64");
+    }
     TEST(ranks_that_differ) {
         static const char *const message[2] = {"ZeRO stage 2 in 2 partitions, expected 1 in 2",
                                                "ZeRO stage 1 in 3 partitions, expected 1 in 2"};
@@ -2028,6 +2164,11 @@ static void test_pickles_further(void) {
              "its param_shapes are not"},
             {"a number's name", MODEL("K\1)"), PICKLE("}"), DS_ERR_INPUT, "a parameter's name is no file's name"},
             {"no shape", MODEL(TEXT1("w") "N"), PICKLE("}"), DS_ERR_INPUT, "a parameter's name is no file's name"},
+            {"no tensor of the first of two", MODEL(TEXT1("w") ")s" TEXT1("v") ")"), PICKLE("}"), DS_ERR_INPUT,
+             "fp32.pt' holds no tensor"},
+            {"no tensor of the first of two groups",
+             PICKLE("}X\x0C\0\0\0param_shapes](}" TEXT1("w") ")s}" TEXT1("v") ")ses"), PICKLE("}"), DS_ERR_INPUT,
+             "fp32.pt' holds no tensor"},
             {"above", MODEL("X\4\0\0\0../w)"), PICKLE("}"), DS_ERR_INPUT, "a parameter's name is no file's name"},
             {"a backslash", MODEL("X\3\0\0\0a\\w)"), PICKLE("}"), DS_ERR_INPUT, "a parameter's name is no file's name"},
         };
@@ -2055,7 +2196,6 @@ static void test_pickles_further(void) {
 }
 
 /* Parameters that are not trained: in the model's file at stages 1 and 2, in parts in every rank's at stage 3. */
-#define SHARE     REBUILD STORAGE("FloatStorage", "0", ONE) "K\0K\1\x85K\1\x85\x89}tR"
 #define FROZEN(f) "X\x13\0\0\0frozen_param_shapes" f "X\x16\0\0\0frozen_param_fragments}"
 #define SHAPES(w) "}(X\6\0\0\0module}X\x0C\0\0\0param_shapes]}" TEXT1("w") w "sa"
 static void test_not_trained(void) {
@@ -2284,6 +2424,10 @@ static void test_manifests(void) {
                 CHECK(got[0] == (float)i && got[1] == (float)-i);
             }
         CHECK_EQ(ds_checkpoint_verify(c), DS_OK);
+        shell("rm '%s/model-00001-of-00150.safetensors'", folder); /* whose file was closed for others */
+        CHECK_EQ(ds_checkpoint_read(c, names[0], 0, 2, DS_F32, got), DS_ERR_CORRUPT);
+        CHECK_HAS(ds_checkpoint_error(c)->message, "tensor 't0'");
+        CHECK_HAS(ds_checkpoint_error(c)->message, "model-00001-of-00150.safetensors' is missing");
         ds_checkpoint_close(c);
     }
 }
@@ -2297,6 +2441,13 @@ static int64_t writes_too_much(void *x, int fd, const void *b, size_t n, int64_t
 }
 static int64_t reads_too_much(void *x, int fd, void *b, size_t n, int64_t at) {
     return (void)x, (void)fd, (void)b, (void)at, (int64_t)n + 1;
+}
+static int64_t is_longer(void *x, int fd) {
+    return (void)x, dsi_sys_size(NULL, fd) + 10;
+}
+static int is_gone_meanwhile(void *x, const char *path) {
+    const int result = dsi_sys_unlink(x, path);
+    return result ? result : -ENOENT;
 }
 static int reserve_code;
 static int reserves(void *x, int fd, int64_t at, int64_t n) {
@@ -2312,9 +2463,11 @@ static void test_odd_tables(void) {
             ds_status status;
         } odd[] = {{0, DS_ERR_IO},          {0, DS_ERR_IO},          {0, DS_OK},
                    {-EOPNOTSUPP, DS_OK},    {-EINVAL, DS_OK},        {-ENOSYS, DS_OK},
-                   {-ENOSPC, DS_ERR_SPACE}, {-EDQUOT, DS_ERR_SPACE}, {-EIO, DS_ERR_IO}};
+                   {-ENOSPC, DS_ERR_SPACE}, {-EDQUOT, DS_ERR_SPACE}, {-EIO, DS_ERR_IO},
+                   {-ENOMEM, DS_ERR_MEMORY}};
         char folder[FOLDER_BYTES];
         ds_checkpoint_desc d;
+        ds_error error = {DS_OK, ""};
         ds_checkpoint *c = NULL;
         for (size_t k = 0; k < sizeof odd / sizeof odd[0]; k++) {
             job j;
@@ -2334,12 +2487,28 @@ static void test_odd_tables(void) {
         d.folder = folder;
         d.files.read = reads_too_much;
         CHECK_EQ(ds_checkpoint_open(&d, "tag", &c, NULL), DS_ERR_CORRUPT);
+        d.files.read = NULL;
+        d.files.size = is_longer; /* or it was cut since */
+        CHECK_EQ(ds_checkpoint_open(&d, "tag", &c, &error), DS_ERR_CORRUPT);
+        CHECK_HAS(error.message, "manifest.json' ends at byte");
+        {
+            job j;
+            memset(&j, 0, sizeof j);
+            j.desc.files.unlink = is_gone_meanwhile;
+            CHECK_EQ(try_save(&j, folder, "tag", 2), DS_OK);
+            CHECK(loads(folder, NULL, 2));
+        }
     }
 }
 
 /* A file of so many bytes is synced by a thread while it is written. */
 static int first_sync_fails(void *x, int fd) {
     return __atomic_fetch_add((int *)x, 1, __ATOMIC_RELAXED) ? dsi_sys_sync(NULL, fd) : -EIO;
+}
+static int64_t write_fails_after_a_sync(void *x, int fd, const void *b, size_t n, int64_t at) {
+    if (at < (int64_t)40 << 20) return dsi_sys_write(NULL, fd, b, n, at);
+    while (!__atomic_load_n((int *)x, __ATOMIC_RELAXED)) usleep(1000);
+    return -ENOSPC;
 }
 static void test_large(void) {
     TEST(a_large_file_is_synced_while_it_is_written) {
@@ -2349,7 +2518,7 @@ static void test_large(void) {
         int syncs = 0;
         folder_of(folder, "large");
         for (size_t i = 0; data && i < count; i++) data[i] = (float)i;
-        for (int fails = 1; data && fails >= 0; fails--) {
+        for (int fails = 2; data && fails >= -1; fails--) { /* -1: there is no thread for it */
             ds_checkpoint_desc d;
             ds_checkpoint_writer *w = NULL;
             ds_checkpoint_tensor t = {"t", DS_F32, shape, 1, 0, count, data, NULL, NULL};
@@ -2357,13 +2526,18 @@ static void test_large(void) {
             ds_error error = {DS_OK, ""};
             memset(&d, 0, sizeof d);
             d.folder = folder;
-            if (fails) d.files.sync = first_sync_fails, d.files.ctx = &syncs;
+            syncs = 0;
+            no_threads = fails < 0;
+            if (fails > 0) d.files.sync = first_sync_fails, d.files.ctx = &syncs;
+            if (fails > 1) d.files.write = write_fails_after_a_sync;
             CHECK_EQ(ds_checkpoint_begin(&d, "tag", &w, &error), DS_OK);
             if (!w) break;
             ds_checkpoint_add(w, &t);
-            CHECK_EQ(ds_checkpoint_commit(w, &error), fails ? DS_ERR_IO : DS_OK);
-            if (fails) {
-                CHECK_HAS(error.message, "sync '");
+            CHECK_EQ(ds_checkpoint_commit(w, &error), fails > 1 ? DS_ERR_SPACE : fails > 0 ? DS_ERR_IO : DS_OK);
+            no_threads = 0;
+            if (fails > 0) {
+                CHECK_HAS(error.message,
+                          fails > 1 ? "write to '" : "sync '"); /* the write's failure is the first told */
                 shell("test -z \"$(ls '%s')\"", folder);
                 continue;
             }
@@ -2406,6 +2580,11 @@ static void test_two_threads(void) {
             CHECK(memcmp(got, data + begin, n * sizeof *got) == 0);
             CHECK(n == count || got[n] == 0);
         }
+        no_threads = 1;
+        memset(got, 0, count * sizeof *got);
+        CHECK_EQ(ds_checkpoint_read(c, "t", 0, count, DS_F32, got), DS_OK);
+        CHECK(memcmp(got, data, count * sizeof *got) == 0);
+        no_threads = 0;
         ds_checkpoint_close(c);
         snprintf(path, sizeof path, "%s/tag/rank-00000.safetensors", folder);
         for (int block = BLOCKS - 1; block >= 0; block -= 13) { /* several are damaged in the end: the first is named */
@@ -2420,6 +2599,8 @@ static void test_two_threads(void) {
             fclose(f);
             CHECK_EQ(ds_checkpoint_read(c, "t", 0, count, DS_F32, got), DS_ERR_CORRUPT);
             snprintf(said, sizeof said, "tensor 't' is damaged: bytes %ld to ", at);
+            CHECK_HAS(ds_checkpoint_error(c)->message, said);
+            CHECK_EQ(ds_checkpoint_read(c, "t", (size_t)block * per_block + 5, 3, DS_F32, got), DS_ERR_CORRUPT);
             CHECK_HAS(ds_checkpoint_error(c)->message, said);
             ds_checkpoint_close(c);
         }
@@ -2464,22 +2645,26 @@ static void test_indexes(void) {
          "lists 1 tensors, its shards hold 2"},
         {"a tensor of two kinds", INDEX("{\"a\":\"x.safetensors\",\"d\":\"u.safetensors\"}"), DS_ERR_INPUT,
          "has another dtype or shape"},
+        {"a tensor of two dtypes", INDEX("{\"a\":\"x.safetensors\",\"d\":\"h.safetensors\"}"), DS_ERR_INPUT,
+         "has another dtype or shape"},
+        {"a tensor of one and two dimensions", INDEX("{\"a\":\"x.safetensors\",\"d\":\"w.safetensors\"}"), DS_ERR_INPUT,
+         "has another dtype or shape"},
         {"a tensor in two files", INDEX("{\"a\":\"x.safetensors\",\"d\":\"v.safetensors\"}"), DS_ERR_INPUT,
          "element 0 is in two shards"},
     };
     char folder[FOLDER_BYTES], path[FOLDER_BYTES + 40];
-    const size_t two[1] = {2}, three[1] = {3};
+    const size_t two[2] = {2, 1}, three[1] = {3};
     const float data[3] = {1, 2, 3};
-    const ds_checkpoint_tensor tensors[] = {{"a", DS_F32, two, 1, 0, 2, data, NULL, NULL},
-                                            {"c", DS_F32, two, 1, 0, 2, data, NULL, NULL},
-                                            {"e", DS_F32, two, 1, 0, 2, data, NULL, NULL},
-                                            {"a", DS_F32, three, 1, 0, 3, data, NULL, NULL}};
+    const ds_checkpoint_tensor tensors[] = {
+        {"a", DS_F32, two, 1, 0, 2, data, NULL, NULL}, {"c", DS_F32, two, 1, 0, 2, data, NULL, NULL},
+        {"e", DS_F32, two, 1, 0, 2, data, NULL, NULL}, {"a", DS_F32, three, 1, 0, 3, data, NULL, NULL},
+        {"a", DS_F16, two, 1, 0, 2, data, NULL, NULL}, {"a", DS_F32, two, 2, 0, 2, data, NULL, NULL}};
     static const struct {
         const char *name;
         int first, count;
-    } files[] = {{"x", 0, 1}, {"z", 1, 2}, {"u", 3, 1}, {"v", 0, 1}};
+    } files[] = {{"x", 0, 1}, {"z", 1, 2}, {"u", 3, 1}, {"v", 0, 1}, {"h", 4, 1}, {"w", 5, 1}};
     shell("mkdir -p '%s'", folder_of(folder, "indexes"));
-    for (size_t i = 0; i < 4; i++) {
+    for (size_t i = 0; i < 6; i++) {
         snprintf(path, sizeof path, "%s/%s.safetensors", folder, files[i].name);
         CHECK_EQ(ds_safetensors_write(path, tensors + files[i].first, (size_t)files[i].count, NULL, 0, 0, NULL, NULL),
                  DS_OK);
@@ -2498,9 +2683,31 @@ static void test_indexes(void) {
             if (!rows[i].status) open_with_faults(path, DS_OK, false);
         }
     }
-    TEST(one_file_in_a_folder) {
+    TEST(links_as_a_cache_of_models_has_them) {
         ds_checkpoint *c = NULL;
         ds_error error = {DS_OK, ""};
+        shell("cd '%s' && mkdir cache && ln -s ../x.safetensors cache/x.safetensors && printf '%%s' "
+              "'{\"weight_map\":{\"a\":\"x.safetensors\"}}' > blob && ln -s ../blob cache/model.safetensors.index.json",
+              folder);
+        snprintf(path, sizeof path, "%s/cache", folder);
+        CHECK_EQ(open_file(path, &c, &error), DS_OK);
+        CHECK_EQ(ds_checkpoint_verify(c), DS_OK);
+        ds_checkpoint_close(c);
+        snprintf(path, sizeof path, "%s/cache/x.safetensors", folder);
+        CHECK_EQ(open_file(path, &c, &error), DS_OK);
+        ds_checkpoint_close(c);
+        shell("cd '%s/cache' && rm x.safetensors && mkfifo x.safetensors && ln -sf x.safetensors f.safetensors",
+              folder);
+        snprintf(path, sizeof path, "%s/cache/f.safetensors", folder);
+        CHECK(open_file(path, &c, &error) != DS_OK); /* and nobody waits for a writer */
+    }
+    TEST(one_file_in_a_folder) {
+        const char *const metadata[2] = {"format", "pt"};
+        ds_checkpoint *c = NULL;
+        ds_error error = {DS_OK, ""};
+        CHECK_EQ(open_file("/", &c, &error), DS_ERR_INPUT);
+        snprintf(path, sizeof path, "%s/x.safetensors", folder);
+        CHECK_EQ(ds_safetensors_write(path, tensors, 1, metadata, 1, 1 << 20, NULL, &error), DS_OK); /* fits */
         shell("cd '%s' && rm model.safetensors.index.json && mv x.safetensors model.safetensors", folder);
         snprintf(path, sizeof path, "%s//", folder);
         CHECK_EQ(open_file(path, &c, &error), DS_OK);
@@ -2529,6 +2736,11 @@ static void test_rarely(void) {
         save_well(1, folder, "second", 2);
         snprintf(path, sizeof path, "%s/second", folder);
         CHECK_EQ(open_file(path, &c, &error), DS_OK);
+        CHECK_EQ(ds_checkpoint_shard_at(c, 0, &shard), DS_OK);
+        CHECK_STR(shard.name, "rank-00000.safetensors");
+        CHECK(shard.bytes > 4 * BIG && !shard.missing);
+        CHECK_EQ(ds_checkpoint_value_at(c, 0, &value), DS_OK);
+        CHECK(!strcmp(value.key, "step") && value.kind == 2 && value.integer == 2);
         CHECK_EQ(ds_checkpoint_shard_at(c, 1, &shard), DS_ERR_ARGUMENT);
         CHECK_HAS(ds_checkpoint_error(c)->message, "ds_checkpoint_shard_at: 1 of 1");
         CHECK_EQ(ds_checkpoint_value_at(c, 99, &value), DS_ERR_ARGUMENT);
@@ -2711,6 +2923,7 @@ static void test_rarely(void) {
             ds_checkpoint_add(w, &integers);
             ds_checkpoint_add(w, &rows[k]);
             ds_checkpoint_set_integer(w, "engine.step", (int64_t)1 << 40);
+            ds_checkpoint_set_integer(w, "engine.samples", -((int64_t)1 << 40));
             CHECK_EQ(ds_checkpoint_commit(w, &error), DS_OK);
             CHECK_EQ(open_file(folder, &c, &error), DS_OK);
             if (!c) break;
@@ -2726,6 +2939,8 @@ static void test_rarely(void) {
                 if (!back) continue;
                 CHECK_EQ(ds_checkpoint_get_integer(back, "engine.step", &step), DS_OK);
                 CHECK(step == (int64_t)1 << 40);
+                CHECK_EQ(ds_checkpoint_get_integer(back, "engine.samples", &step), DS_OK);
+                CHECK(step == -((int64_t)1 << 40));
                 ds_checkpoint_close(back);
             }
             ds_checkpoint_close(c);
