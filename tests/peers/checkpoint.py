@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""The part of checkpoint.sh that needs torch, deepspeed and transformers.   usage: checkpoint.py BUILD FOLDER
+"""The part of checkpoint.sh that needs torch, deepspeed and transformers.   usage: checkpoint.py BUILD FOLDER [WORD...]
 
 Trains the model of tests/golden/gpt_torch.json with train_gpt for some steps, hands the checkpoint to DeepSpeed, which goes
 on, and compares the losses with those of train_gpt going on itself; then the other way round. The tolerance is the golden's:
-what fp32 rounding does to this training. Loading the weights without the optimizer's states must leave it."""
+what fp32 rounding does to this training. Loading the weights without the optimizer's states must leave it.
+Words choose the cases whose names hold one of them."""
 import collections, json, os, re, struct, subprocess, sys
 
 os.environ.update(DS_ACCELERATOR='cpu', CUDA_VISIBLE_DEVICES='', TOKENIZERS_PARALLELISM='false', OMP_NUM_THREADS='1')
@@ -79,18 +80,21 @@ def worker(load, universal, stage, first, last, save, states, out):
     json.dump(losses, open('%s.%d' % (out, rank), 'w'))
 
 
-def deepspeed_runs(folder, load, universal, stage, world, first, last, save='-', states=True):
-    out = os.path.join(folder, 'losses')
+def spawn(world, arguments):
     ranks = []
     for rank in range(world):
         env = dict(os.environ, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR='127.0.0.1',
                    MASTER_PORT=str(20000 + os.getpid() % 20000))
-        ranks.append(subprocess.Popen([sys.executable, __file__, '--worker', load, str(int(universal)), str(stage), str(first),
-                                       str(last), save, str(int(states)), out], env=env, stdout=subprocess.PIPE,
+        ranks.append(subprocess.Popen([sys.executable, __file__, *arguments], env=env, stdout=subprocess.PIPE,
                                       stderr=subprocess.STDOUT, text=True))
     said = [r.communicate()[0] for r in ranks]
     if any(r.returncode for r in ranks):
         raise AssertionError('DeepSpeed failed:\n' + '\n'.join(s[-2000:] for s in said))
+
+
+def deepspeed_runs(folder, load, universal, stage, world, first, last, save='-', states=True):
+    out = os.path.join(folder, 'losses')
+    spawn(world, ['--worker', load, str(int(universal)), str(stage), str(first), str(last), save, str(int(states)), out])
     each = [json.load(open('%s.%d' % (out, r))) for r in range(world)]
     return [sum(x) / world for x in zip(*each)]
 
@@ -132,6 +136,40 @@ def tensors(path):
     return out
 
 
+def frozen_worker(stage, save):
+    """A model of which a part is not trained, some steps, saved; and beside it what its weights are."""
+    import torch, deepspeed
+    deepspeed.init_distributed(dist_backend='gloo')
+    torch.manual_seed(1)
+    net = torch.nn.Sequential(torch.nn.Linear(7, 13), torch.nn.Tanh(), torch.nn.Linear(13, 5))
+    for p in net[0].parameters():
+        p.requires_grad = False
+    want = {k: v.detach().clone() for k, v in net.state_dict().items()}
+    trained = [p for p in net.parameters() if p.requires_grad]
+    config = {'train_micro_batch_size_per_gpu': 2, 'optimizer': {'type': 'Adam', 'params': {'lr': 0.01, 'torch_adam': True}},
+              'zero_optimization': {'stage': stage, 'stage3_param_persistence_threshold': 0}}
+    if stage == 0:  # its own optimizer, which cuts as stage 1 does and names no stage
+        config.update(bf16={'enabled': True}, data_types={'grad_accum_dtype': 'fp32'}, zero_optimization={'stage': 1})
+    engine, _, _, _ = deepspeed.initialize(model=net, config=config, model_parameters=trained)
+    engine.save_checkpoint(save)
+    if int(os.environ['RANK']) == 0:
+        torch.save(want, save + '.want')
+
+
+def frozen(ours, stage):
+    import torch
+    folder = os.path.join(ours.folder, 'frozen%d' % stage)
+    spawn(2, ['--frozen', str(stage), folder])
+    ours.ds('convert', folder, folder + '.safetensors')
+    got, want = tensors(folder + '.safetensors'), torch.load(folder + '.want')
+    assert set(got) == set(want), set(got) ^ set(want)
+    for name, t in want.items():
+        dtype = {'F32': torch.float32, 'BF16': torch.bfloat16}[got[name][0]]
+        values = torch.frombuffer(bytearray(got[name][2]), dtype=dtype).reshape(got[name][1])
+        assert torch.equal(values.float(), t.bfloat16().float() if stage == 0 else t), name
+    return '%d tensors' % len(got)
+
+
 def near(a, b, bound):
     assert len(a) == len(b) and a, (len(a), len(b))
     worst = max(abs(x - y) for x, y in zip(a, b))
@@ -149,6 +187,8 @@ def main():
     ours.ds('convert', own, os.path.join(folder, 'model.safetensors'))
 
     def case(name, f):
+        if len(sys.argv) > 3 and not any(word in name for word in sys.argv[3:]):
+            return
         try:
             said = f()
             tally['passed'] += 1
@@ -176,6 +216,9 @@ def main():
             return 'losses within %.2g of a run of our own' % near(ours.train(STEPS, stage=3, world=2, resume=theirs),
                                                                     whole[15:], ours.bound)
         case('we go on from a checkpoint of DeepSpeed stage %d on %d' % (stage, world), back)
+
+    for stage, name in ((0, 'of BF16_Optimizer'), (1, 'at stage 1'), (2, 'at stage 2'), (3, 'at stage 3')):
+        case('what DeepSpeed does not train %s comes along' % name, lambda: frozen(ours, stage))
 
     want = tensors(os.path.join(folder, 'model.safetensors'))
     for stage, world in ((1, 2), (2, 3), (3, 2), (3, 5)):
@@ -225,7 +268,9 @@ def main():
     return tally['failed'] != 0
 
 
-if sys.argv[1] == '--worker':
+if sys.argv[1] == '--frozen':
+    frozen_worker(int(sys.argv[2]), sys.argv[3])
+elif sys.argv[1] == '--worker':
     load, universal, stage, first, last, save, states, out = sys.argv[2:]
     worker(load, universal == '1', int(stage), int(first), int(last), save, states == '1', out)
 else:
