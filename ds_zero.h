@@ -1045,6 +1045,7 @@ struct ds_zero {
 static ds_status dsi_zero_fail(ds_zero *z, ds_status status, const char *format, ...) DSI_PRINTF(3, 4);
 static ds_status dsi_zero_fail(ds_zero *z, ds_status status, const char *format, ...) {
     va_list args;
+    if (z->dead) return z->error.status;
     va_start(args, format);
     z->error.status = status;
     dsi_vformat(z->error.message, sizeof z->error.message, format, args);
@@ -3167,6 +3168,12 @@ static ds_status dsi_zero_local_rank(ds_zero *z, int *local) {
     return DS_OK;
 }
 
+/* What failed in a checkpoint; where the ranks lost each other the communicator knows why. */
+static ds_status dsi_zero_checkpoint_failed(ds_zero *z, ds_status status, const char *doing, const char *message) {
+    if (z->comm && DS_IS_ENVIRONMENT(ds_comm_error(z->comm)->status)) return dsi_zero_comm_failed(z, doing, NULL);
+    return dsi_zero_fail(z, status, "%s: %.480s", doing, message);
+}
+
 DS_API ds_status ds_zero_save_finish(ds_zero *z) {
     ds_checkpoint_writer *w = z->saving;
     ds_error error;
@@ -3175,7 +3182,7 @@ DS_API ds_status ds_zero_save_finish(ds_zero *z) {
     if (!w) return DS_OK;
     z->saving = NULL;
     status = ds_checkpoint_finish(w, &error);
-    return status ? dsi_zero_fail(z, status, "save: %.480s", error.message) : DS_OK;
+    return status ? dsi_zero_checkpoint_failed(z, status, "save", error.message) : DS_OK;
 }
 
 DS_API ds_status ds_zero_save(ds_zero *z, const char *folder, const char *tag, const void *client,
@@ -3203,7 +3210,7 @@ DS_API ds_status ds_zero_save(ds_zero *z, const char *folder, const char *tag, c
     d = dsi_zero_checkpoint_desc(z, folder);
     if ((status = dsi_zero_local_rank(z, &d.local_rank))) return status;
     status = ds_checkpoint_begin(&d, tag ? tag : made, &w, &error);
-    if (status) return dsi_zero_fail(z, status, "save: %.480s", error.message);
+    if (status) return dsi_zero_checkpoint_failed(z, status, "save", error.message);
     sources = (dsi_zero_source *)dsi_zero_table(z, n_sources, sizeof *sources);
     if (!sources && n_sources) status = dsi_zero_fail(z, DS_ERR_MEMORY, "save: no memory");
     if (!status) status = dsi_zero_save_tensors(z, w, sources);
@@ -3212,7 +3219,7 @@ DS_API ds_status ds_zero_save(ds_zero *z, const char *folder, const char *tag, c
     if (status)
         ds_checkpoint_abandon(w);
     else if ((status = ds_checkpoint_commit(w, &error)) != DS_OK)
-        dsi_zero_fail(z, status, "save: %.480s", error.message);
+        status = dsi_zero_checkpoint_failed(z, status, "save", error.message);
     else if (d.background)
         z->saving = w;
     dsi_zero_untable(z, sources, n_sources, sizeof *sources);
@@ -3411,7 +3418,7 @@ DS_API ds_status ds_zero_load(ds_zero *z, const char *folder, const char *tag, c
     d = dsi_zero_checkpoint_desc(z, folder);
     status = tag ? ds_checkpoint_open(&d, tag, &c, &error) : ds_checkpoint_open_path(&d, folder, &c, &error);
     if (status)
-        dsi_zero_fail(z, status, "load: %.480s", error.message);
+        status = dsi_zero_checkpoint_failed(z, status, "load", error.message);
     else {
         brings = dsi_zero_load_brings(c);
         status = dsi_zero_load_check(z, c, brings);
@@ -3505,7 +3512,7 @@ static ds_status dsi_zero_export_write(ds_zero *z, const char *path) {
     if (!status) {
         ds_checkpoint_desc d = dsi_zero_checkpoint_desc(z, NULL);
         status = ds_safetensors_write(path, tensors, z->n_params, metadata, 1, 0, &d, &error);
-        if (status && !z->dead) dsi_zero_fail(z, status, "export: %.480s", error.message);
+        if (status) status = dsi_zero_fail(z, status, "export: %.480s", error.message);
     }
     dsi_zero_untable(z, sources, z->n_params, sizeof *sources);
     dsi_zero_untable(z, tensors, z->n_params, sizeof *tensors);

@@ -240,6 +240,9 @@ static int b_sync(void *x, int fd) {
     (void)fd; /* nothing here is meant to last */
     return fails(x) ? -((broken_files *)x)->error : 0;
 }
+static int no_sync(void *x, int fd) {
+    return (void)x, (void)fd, 0;
+}
 static int b_rename(void *x, const char *a, const char *b) {
     return fails(x) ? -((broken_files *)x)->error : dsi_sys_rename(NULL, a, b);
 }
@@ -390,7 +393,8 @@ static void retries(void) {
     }
 }
 
-/*---- collectives, over messages of which the n-th exchange fails: some, all with DS_TEST_KILLS -----------------*/
+/*---- a story of everything that an engine does, on ranks whose cable is cut, or whose disk fails, at its n-th use: some n,
+  all with DS_TEST_KILLS -----------------------------------------------------------------------------------------*/
 
 typedef struct letter {
     struct letter *next;
@@ -404,6 +408,7 @@ typedef struct post {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     letter *first, *last;
+    bool cut;
 } post;
 
 typedef struct mailman {
@@ -446,22 +451,27 @@ static ds_status exchange(void *ctx, unsigned channel, ds_comm_part *parts, int 
     mailman *m = (mailman *)ctx;
     post *o = m->office;
     ds_status status = DS_OK;
-    if (++m->seen == m->at) return dsi_fail(error, DS_ERR_IO, "the cable was cut");
     pthread_mutex_lock(&o->lock);
+    if (++m->seen == m->at) {
+        o->cut = true;
+        pthread_cond_broadcast(&o->changed);
+    }
+    if (o->cut) { /* what was sent before is still on its way */
+        pthread_mutex_unlock(&o->lock);
+        return dsi_fail(error, DS_ERR_IO, "the cable was cut");
+    }
     for (int i = 0; i < n; i++)
         if (parts[i].send_bytes) drop(o, m->rank, parts[i].peer, channel, parts[i].send, parts[i].send_bytes);
     for (int i = 0; i < n && !status; i++) {
         letter *l = NULL;
-        while (parts[i].receive_bytes && !(l = pick(o, parts[i].peer, m->rank, channel))) {
+        while (!status && parts[i].receive_bytes && !(l = pick(o, parts[i].peer, m->rank, channel))) {
             struct timespec until;
-            if (dsi_now(NULL) > deadline) {
-                status = dsi_fail(error, DS_ERR_TIMEOUT, "no letter came");
-                break;
-            }
+            if (o->cut) status = dsi_fail(error, DS_ERR_IO, "the cable was cut");
+            if (!status && dsi_now(NULL) > deadline) status = dsi_fail(error, DS_ERR_TIMEOUT, "no letter came");
             clock_gettime(CLOCK_REALTIME, &until);
             until.tv_nsec += 20000000;
             if (until.tv_nsec >= 1000000000) until.tv_nsec -= 1000000000, until.tv_sec++;
-            pthread_cond_timedwait(&o->changed, &o->lock, &until);
+            if (!status) pthread_cond_timedwait(&o->changed, &o->lock, &until);
         }
         if (l && parts[i].receive_bytes >= l->bytes) memcpy(parts[i].receive, l->data, l->bytes);
         free(l);
@@ -471,19 +481,124 @@ static ds_status exchange(void *ctx, unsigned channel, ds_comm_part *parts, int 
     return status;
 }
 
-typedef struct message_rank {
+typedef struct plot { /* what a story is about */
+    const char *name, *zero, *more;
+    int world;
+    bool half; /* bf16 */
+} plot;
+
+enum { S_TABLE, S_MATRIX, S_FROZEN, S_TINY, S_LARGE, S_N };
+static const size_t story_shape[S_N][2] = {{40, 50}, {30, 90}, {2100, 1}, {3, 1}, {5000, 1}};
+static uint16_t half_gradient[NUMEL];
+
+static void describe_story(ds_zero_param *p, void **slots, const plot *t) {
+    static const char *const names[S_N] = {"table", "matrix", "frozen", "tiny", "large"};
+    memset(p, 0, S_N * sizeof *p);
+    for (int i = 0; i < S_N; i++) {
+        p[i].name = names[i];
+        p[i].dims = story_shape[i][1] > 1 ? 2 : 1;
+        p[i].shape[0] = story_shape[i][0];
+        p[i].shape[1] = story_shape[i][1];
+        p[i].dtype = t->half ? DS_BF16 : DS_F32;
+        p[i].slot = &slots[i];
+        p[i].init = init;
+    }
+    p[S_TABLE].sparse = true;
+    p[S_FROZEN].frozen = true;
+    p[S_LARGE].contributions = 2;
+}
+
+static ds_config *story_config(const plot *t) {
+    char text[2000];
+    ds_config_options o;
+    ds_config *c = NULL;
+    ds_error e = {DS_OK, ""};
+    memset(&o, 0, sizeof o);
+    o.world_size = (size_t)t->world;
+    snprintf(text, sizeof text,
+             "{%s %s %s \"train_micro_batch_size_per_gpu\": 1, \"aio\": {\"block_size\": 4096}, "
+             "\"gradient_accumulation_steps\": 2, \"zero_optimization\": {\"stage3_param_persistence_threshold\": 100, "
+             "\"sub_group_size\": 1024, %s}}",
+             t->half ? "\"bf16\": {\"enabled\": true}," : "", t->more,
+             strstr(t->more, "\"optimizer\"") ? "" : "\"optimizer\": {\"type\": \"AdamW\"},", t->zero);
+    if (!CHECK(ds_config_parse(text, strlen(text), &o, &c, &e) == DS_OK)) printf("  %s\n", e.message);
+    return c;
+}
+
+static void no_line(void *ctx, const char *text) {
+    (void)ctx, (void)text;
+}
+
+/* Everything an engine does, until something fails: that call and its status. */
+#define DO(call)                                                                                                       \
+    do {                                                                                                               \
+        if ((s = (call))) return *at = #call, s;                                                                       \
+    } while (0)
+static ds_status story(ds_zero *z, const plot *t, const char *folder, const char **at) {
+    const void *g = t->half ? (const void *)half_gradient : gradient, *client;
+    char file[96];
+    float values[10];
+    size_t bytes;
+    ds_status s;
+    snprintf(file, sizeof file, "%s/model.safetensors", folder);
+    for (int step = 0; step < 3; step++) {
+        for (int micro = 0; micro < 2; micro++) {
+            DO(ds_zero_begin(z, DS_ZERO_TRAIN));
+            for (size_t i = 0; i < S_N; i++) {
+                DO(ds_zero_fetch(z, i, NULL));
+                DO(ds_zero_release(z, i));
+            }
+            DO(ds_zero_grad(z, S_LARGE, g, NULL)); /* tied: the first of two, before all others */
+            for (size_t i = S_N; i-- > 0;) {
+                DO(ds_zero_fetch(z, i, NULL));
+                if (i != S_FROZEN && i != S_TINY) DO(ds_zero_grad(z, i, g, NULL)); /* the tiny one has none */
+                DO(ds_zero_release(z, i));
+            }
+            DO(ds_zero_loss(z, 1.0));
+            DO(ds_zero_end(z));
+        }
+        DO(ds_zero_begin(z, DS_ZERO_EVALUATE));
+        for (size_t i = 0; i < S_N; i++) {
+            DO(ds_zero_fetch(z, i, NULL));
+            DO(ds_zero_release(z, i));
+        }
+        DO(ds_zero_end(z));
+        DO(ds_zero_step(z, NULL));
+        for (size_t i = 0; i < S_N; i++) {
+            DO(ds_zero_read(z, i, -1, 0, i == S_TINY ? 3 : 10, values));
+            if (i == S_FROZEN && values[9] != 7.0f) return *at = "frozen values", DS_ERR_CORRUPT;
+        }
+        if (step == 1) {
+            DO(ds_zero_save(z, folder, NULL, "client", 6));
+            DO(ds_zero_save_finish(z));
+            DO(ds_zero_load(z, folder, NULL, &client, &bytes));
+            if (bytes != 6 || memcmp(client, "client", 6) != 0) return *at = "client state", DS_ERR_CORRUPT;
+        }
+    }
+    DO(ds_zero_save_16bit_model(z, file));
+    DO(ds_zero_comm_summary(z, no_line, NULL));
+    return DS_OK;
+}
+
+typedef struct story_rank {
     mailman man;
-    const char *zero;
+    const plot *t;
+    const char *folder, *at; /* `at`: the call that failed */
+    trouble disk;
+    test_memory memory;
     ds_status status;
     ds_error error;
-    bool hung, agreed;
-} message_rank;
+    size_t created; /* allocations by then */
+    bool agreed, alive;
+} story_rank;
 
-static void *run_messages(void *arg) {
-    message_rank *a = (message_rank *)arg;
-    void *slots[N];
-    ds_zero_param params[N];
-    ds_config *c = config_for(2, a->zero);
+static void *run_story(void *arg) {
+    story_rank *a = (story_rank *)arg;
+    void *slots[S_N];
+    float frozen[2100];
+    uint16_t halves[2100];
+    ds_zero_param params[S_N];
+    ds_config *c = story_config(a->t);
     ds_comm_transport transport;
     ds_comm_desc cd;
     ds_zero_desc d;
@@ -492,74 +607,213 @@ static void *run_messages(void *arg) {
     memset(&transport, 0, sizeof transport);
     memset(&cd, 0, sizeof cd);
     memset(&d, 0, sizeof d);
-    describe(params, slots);
+    describe_story(params, slots, a->t);
+    for (size_t i = 0; i < 2100; i++) frozen[i] = a->man.rank ? 3.0f : 7.0f;
+    for (size_t i = 0; i < 2100; i++) halves[i] = dsi_bf16_of_f32(frozen[i]);
+    params[S_FROZEN].data = a->t->half ? (void *)halves : frozen; /* rank 0's are everyone's */
     transport.name = "letters";
     transport.ctx = &a->man;
     transport.exchange = exchange;
     cd.backend = "user";
-    cd.world = 2;
+    cd.world = a->t->world;
     cd.rank = a->man.rank;
-    cd.timeout = 2000000000;
+    cd.timeout = 20000000000;
     cd.transport = &transport;
     d.config = c;
     d.params = params;
-    d.n_params = N;
-    a->status = ds_comm_create(&cd, &comm, &a->error);
+    d.n_params = S_N;
+    d.allocator.alloc = test_alloc;
+    d.allocator.release = test_release;
+    d.allocator.ctx = &a->memory;
+    d.files.sync = no_sync;
+    d.aio.ctx = &a->disk;
+    d.aio.setup = setup;
+    d.aio.teardown = teardown;
+    d.aio.submit = submit;
+    d.aio.events = events;
+    a->at = "ds_comm_create";
+    if (cd.world > 1) a->status = ds_comm_create(&cd, &comm, &a->error);
     d.comm = comm;
-    if (!a->status) a->status = ds_zero_create(&d, &z, &a->error);
-    for (int k = 0; k < 2 && !a->status; k++)
-        if ((a->status = step(z))) a->error = *ds_zero_error(z);
+    if (!a->status) {
+        a->at = "ds_zero_create";
+        a->status = ds_zero_create(&d, &z, &a->error);
+        a->created = a->memory.calls;
+    }
     a->agreed = true;
-    if (a->status && z) { /* dead, and saying so */
-        a->agreed = ds_zero_begin(z, DS_ZERO_TRAIN) == a->status && ds_zero_step(z, NULL) == a->status &&
-                    ds_zero_save(z, "build/nowhere", NULL, NULL, 0) == a->status &&
-                    strcmp(ds_zero_error(z)->message, a->error.message) == 0;
+    if (z && (a->status = story(z, a->t, a->folder, &a->at))) {
+        a->error = *ds_zero_error(z);
+        a->alive = !z->dead;
+        a->agreed = a->error.status == a->status;
+        if (z->dead) /* and saying so */
+            a->agreed = a->agreed && ds_zero_begin(z, DS_ZERO_TRAIN) == a->status && ds_zero_end(z) == a->status &&
+                        ds_zero_fetch(z, 0, NULL) == a->status && ds_zero_step(z, NULL) == a->status &&
+                        ds_zero_loss(z, 1.0) == a->status && ds_zero_read(z, 0, -1, 0, 0, NULL) == a->status &&
+                        ds_zero_save(z, "build/nowhere", NULL, NULL, 0) == a->status &&
+                        ds_zero_load(z, "build/nowhere", NULL, NULL, NULL) == a->status &&
+                        ds_zero_save_16bit_model(z, "build/nowhere") == a->status &&
+                        strcmp(ds_zero_error(z)->message, a->error.message) == 0;
     }
     ds_zero_destroy(z);
     ds_comm_destroy(comm);
     ds_config_free(c);
+    if (a->memory.live || a->memory.mismatches) a->agreed = false;
+    pthread_mutex_lock(&a->man.office->lock);
+    a->man.office->cut |= a->status != DS_OK; /* who gave up is gone */
+    pthread_cond_broadcast(&a->man.office->changed);
+    pthread_mutex_unlock(&a->man.office->lock);
     return NULL;
 }
 
-static long on_messages(const char *zero, long at, message_rank *r) {
+/* With rank 1's exchange number `cable` failing, or the last rank's request to the disk, or allocation. */
+static void tell_story(const plot *t, long cable, long disk, size_t memory, story_rank *r) {
+    char folder[] = "/tmp/ds_zero_XXXXXX", command[64];
     post office;
-    pthread_t threads[2];
+    pthread_t threads[4];
     memset(&office, 0, sizeof office);
-    memset(r, 0, 2 * sizeof *r);
+    memset(r, 0, 4 * sizeof *r);
     pthread_mutex_init(&office.lock, NULL);
     pthread_cond_init(&office.changed, NULL);
-    for (int k = 0; k < 2; k++) {
+    CHECK(mkdtemp(folder) != NULL);
+    for (int k = 0; k < t->world; k++) {
         r[k].man.office = &office;
         r[k].man.rank = k;
-        r[k].man.at = k == 1 ? at : 0;
-        r[k].zero = zero;
-        pthread_create(&threads[k], NULL, run_messages, &r[k]);
+        r[k].man.at = k == 1 ? cable : 0;
+        r[k].disk.at = k + 1 == t->world ? disk : 0;
+        r[k].memory.fail_at = k + 1 == t->world ? memory : 0;
+        r[k].t = t;
+        r[k].folder = folder;
+        if (t->world > 1)
+            pthread_create(&threads[k], NULL, run_story, &r[k]);
+        else
+            run_story(&r[k]);
     }
-    for (int k = 0; k < 2; k++) pthread_join(threads[k], NULL);
+    for (int k = 0; k < t->world && t->world > 1; k++) pthread_join(threads[k], NULL);
     for (letter *l = office.first, *next; l; l = next) next = l->next, free(l);
     pthread_mutex_destroy(&office.lock);
     pthread_cond_destroy(&office.changed);
-    return r[1].man.seen;
+    snprintf(command, sizeof command, "rm -r %s", folder);
+    CHECK(system(command) == 0);
 }
 
+#define ON_DISK                                                                                                        \
+    "\"offload_optimizer\": {\"device\": \"nvme\", \"nvme_path\": \"build\", \"pipeline_read\": true, "                \
+    "\"pipeline_write\": true, \"fast_init\": true}, \"offload_param\": {\"device\": \"nvme\", \"nvme_path\": "        \
+    "\"build\", "                                                                                                      \
+    "\"max_in_cpu\": 0, \"buffer_count\": 2, \"buffer_size\": 1024}"
+#define EXPORTS "\"stage3_gather_16bit_weights_on_model_save\": true"
+static const plot plots[] = {
+    {"stage 0", "\"stage\": 0", "\"sparse_gradients\": true,", 2, false},
+    {"stage 0, 1-bit", "\"stage\": 0", "\"optimizer\": {\"type\": \"OneBitAdam\", \"params\": {\"freeze_step\": 2}},",
+     2, false},
+    {"stage 1, packed", "\"stage\": 1, \"allgather_bucket_size\": 3000, \"reduce_bucket_size\": 3000", "", 2, true},
+    {"stage 2, broadcasts",
+     "\"stage\": 2, \"allgather_partitions\": false, \"reduce_bucket_size\": 1, \"overlap_comm\": true", "", 2, false},
+    {"stage 2, quantized", "\"stage\": 2, \"zero_quantized_gradients\": true",
+     "\"ds\": {\"save_in_background\": true, \"keep_last\": 1},", 2, true},
+    {"stage 2, LAMB", "\"stage\": 2",
+     "\"optimizer\": {\"type\": \"Lamb\"}, \"comms_logger\": {\"enabled\": true}, \"checkpoint\": "
+     "{\"use_node_local_storage\": true},",
+     2, false},
+    {"stage 3", "\"stage\": 3, \"reduce_bucket_size\": 1, \"stage3_max_live_parameters\": 4000, " EXPORTS,
+     "\"wall_clock_breakdown\": true,", 2, true},
+    {"stage 3, nodes", "\"stage\": 3, \"zero_hpz_partition_size\": 2, \"zero_quantized_weights\": true, " EXPORTS,
+     "\"comms_logger\": {\"enabled\": true},", 4, false},
+    {"stage 3, on disk", "\"stage\": 3, " ON_DISK ", " EXPORTS, "", 2, true},
+};
+/* what one rank does to the disk */
+static const plot disk_plots[] = {
+    {"all in bf16", "\"stage\": 3, " ON_DISK ", " EXPORTS, "", 1, true},
+    {"all in fp32, world_invariant", "\"stage\": 3, " ON_DISK ", " EXPORTS, "\"ds\": {\"world_invariant\": true},", 1,
+     false},
+    {"states, no pipelines",
+     "\"stage\": 3, \"offload_optimizer\": {\"device\": \"nvme\", \"nvme_path\": \"build\", \"ratio\": 0.5}, " EXPORTS,
+     "", 1, true},
+    {"parameters",
+     "\"stage\": 3, \"offload_param\": {\"device\": \"nvme\", \"nvme_path\": \"build\", \"max_in_cpu\": "
+     "2000}, " EXPORTS,
+     "", 1, false},
+};
+
 static void messages(void) {
-    static const char *const zeros[] = {
-        "\"stage\": 1", "\"stage\": 3, \"stage3_param_persistence_threshold\": 0, \"reduce_bucket_size\": 1"};
-    for (size_t k = 0; k < 2; k++) {
+    static story_rank r[4];
+    for (size_t k = 0; k < sizeof plots / sizeof plots[0]; k++) {
+        const plot *t = &plots[k];
         char name[96];
-        snprintf(name, sizeof name, "each exchange between ranks fails in turn: %zu", k);
+        snprintf(name, sizeof name, "each exchange between ranks fails in turn: %s", t->name);
         TEST_NAMED(name) {
-            message_rank r[2];
-            long total = on_messages(zeros[k], 0, r), stride = getenv("DS_TEST_KILLS") ? 1 : total / 6 + 1;
-            CHECK(r[0].status == DS_OK && r[1].status == DS_OK && total > 20);
-            for (long at = 1 + (long)k; at <= total; at += stride) {
-                (void)on_messages(zeros[k], at, r);
-                if (!CHECK(r[1].status != DS_OK && r[1].error.message[0] && r[1].agreed))
-                    printf("  exchange %ld of %ld, rank 1: %d %s\n", at, total, (int)r[1].status, r[1].error.message);
-                CHECK_HAS(r[1].error.message, "the cable was cut");
-                /* the other one is told, or notices, unless it had all it needed */
-                if (!CHECK(r[0].agreed && (r[0].status == DS_OK || DS_IS_ENVIRONMENT(r[0].status))))
-                    printf("  exchange %ld of %ld, rank 0: %d %s\n", at, total, (int)r[0].status, r[0].error.message);
+            long total, stride;
+            tell_story(t, 0, 0, 0, r);
+            for (int i = 0; i < t->world; i++)
+                if (!CHECK(r[i].status == DS_OK && r[i].agreed))
+                    printf("  rank %d, %s: %s\n", i, r[i].at, r[i].error.message);
+            total = r[1].man.seen;
+            stride = getenv("DS_TEST_KILLS") ? 1 : total / 50 + 1;
+            CHECK(total > 20);
+            for (long at = 1 + (long)k % stride; at <= total; at += stride) {
+                tell_story(t, at, 0, 0, r);
+                if (!CHECK(r[1].status != DS_OK && r[1].agreed && !r[1].alive &&
+                           strstr(r[1].error.message, "the cable was cut")))
+                    printf("  exchange %ld of %ld, rank 1, %s: %d %s\n", at, total, r[1].at, (int)r[1].status,
+                           r[1].error.message);
+                for (int i = 0; i < t->world; i++) /* the others notice, unless they had all they needed */
+                    if (!CHECK(r[i].agreed && (r[i].status == DS_OK || DS_IS_ENVIRONMENT(r[i].status))))
+                        printf("  exchange %ld of %ld, rank %d, %s: %d %s\n", at, total, i, r[i].at, (int)r[i].status,
+                               r[i].error.message);
+            }
+        }
+    }
+}
+
+/* As in disk(), over everything that an engine does. */
+static void disk_stories(void) {
+    static story_rank r[4];
+    for (size_t k = 0; k < sizeof disk_plots / sizeof disk_plots[0]; k++) {
+        const plot *t = &disk_plots[k];
+        char name[96];
+        snprintf(name, sizeof name, "requests to the disk fail in turn: %s", t->name);
+        TEST_NAMED(name) {
+            long total, stride;
+            tell_story(t, 0, 0, 0, r);
+            if (!CHECK(r->status == DS_OK && r->agreed)) printf("  %s: %s\n", r->at, r->error.message);
+            total = r->disk.seen;
+            stride = getenv("DS_TEST_KILLS") ? 1 : total / 120 + 1;
+            CHECK(total > 20);
+            for (long at = 1; at <= total; at += stride) {
+                tell_story(t, 0, at, 0, r);
+                if (!CHECK(r->status == DS_ERR_IO && r->agreed && !r->alive && strstr(r->error.message, "'build'") &&
+                           strstr(r->error.message, "Input/output error")))
+                    printf("  request %ld of %ld, %s: %d %s\n", at, total, r->at, (int)r->status, r->error.message);
+            }
+        }
+    }
+}
+
+/* Allocations of the last rank fail in turn, from create on: it says so, and the others do not wait for it. */
+static void memory_stories(const plot *list, size_t count) {
+    static story_rank r[4];
+    for (size_t k = 0; k < count; k++) {
+        const plot *t = &list[k];
+        int last = t->world - 1, without = 0;
+        char name[96];
+        snprintf(name, sizeof name, "allocations fail in turn: %s", t->name);
+        TEST_NAMED(name) {
+            size_t total, stride;
+            tell_story(t, 0, 0, 0, r);
+            total = r[last].memory.calls;
+            stride = getenv("DS_TEST_KILLS") ? 1 : total / 60 + 1;
+            CHECK(r[last].status == DS_OK && total > r[last].created && r[last].created > 20);
+            for (size_t at = 1; at <= total; at += stride) {
+                bool did_without; /* a checkpoint is found without `latest`, too */
+                tell_story(t, 0, 0, at, r);
+                did_without = r[last].status == DS_OK && !without++;
+                if (!CHECK(did_without || (r[last].status == DS_ERR_MEMORY && r[last].agreed &&
+                                           strstr(r[last].error.message, "memory"))))
+                    printf("  allocation %zu of %zu, %s: %d %s\n", at, total, r[last].at, (int)r[last].status,
+                           r[last].error.message);
+                for (int i = 0; i < last; i++)
+                    if (!CHECK(r[i].agreed && (did_without ? r[i].status == DS_OK : DS_IS_ENVIRONMENT(r[i].status))))
+                        printf("  allocation %zu of %zu, rank %d, %s: %d %s\n", at, total, i, r[i].at, (int)r[i].status,
+                               r[i].error.message);
             }
         }
     }
@@ -567,9 +821,13 @@ static void messages(void) {
 
 int main(int argc, char **argv) {
     test_begin(argc, argv);
+    for (int i = 0; i < NUMEL; i++) half_gradient[i] = dsi_bf16_of_f32((float)(i % 13) * 0.01f - 0.05f);
     disk();
     ranks();
     retries();
     messages();
+    disk_stories();
+    memory_stories(plots, sizeof plots / sizeof plots[0]);
+    memory_stories(disk_plots, sizeof disk_plots / sizeof disk_plots[0]);
     return test_end();
 }
