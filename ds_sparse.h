@@ -1235,7 +1235,16 @@ DS_API void ds_sparse_layout_svg(const ds_sparse_layout *layout,
 // A dot product runs in 16 lanes that fold by halves, and the softmax of a query goes along one lane: so x1 (plain C),
 // x8 (AVX2) and x16 (AVX-512) give the same bits. Matrix products need no such care: each element is one chain of fma.
 #define DSI_SPARSE_LANES 16
-#define DSI_SPARSE_ROWS  8 // blocks are padded to this many rows
+#define DSI_SPARSE_ROWS  8  // blocks are padded to this many rows
+#define DSI_SPARSE_STRIP 32 // blocks that forward takes at once, at most
+
+#if defined(__GNUC__)
+#define DSI_SPARSE_INLINE         static inline __attribute__((always_inline))
+#define DSI_SPARSE_PREFETCH(from) __builtin_prefetch(from, 0, 2) // into the second-level cache: the first is full
+#else
+#define DSI_SPARSE_INLINE         static inline
+#define DSI_SPARSE_PREFETCH(from) (void)(from)
+#endif
 
 typedef struct dsi_sparse_simd {
     ds_sparse_level level;
@@ -1744,7 +1753,7 @@ DS_API ds_status ds_sparse_create_(const ds_sparse_desc *desc, ds_sparse **out, 
     // a strip of scores fits the first-level cache
     s->strip = 8192 / (s->rows * s->columns);
     if (!s->strip) s->strip = 1;
-    if (s->strip > 512 / s->columns) s->strip = s->columns < 512 ? 512 / s->columns : 1;
+    if (s->strip > 512 / s->columns) s->strip = s->columns < 512 ? 512 / s->columns : 1; // DSI_SPARSE_STRIP at most
     if ((status = desc->kernels ? dsi_sparse_to_device(s, error) : dsi_sparse_take(s, error)) != DS_OK) {
         ds_sparse_destroy(s);
         return status;
@@ -1785,11 +1794,11 @@ static void dsi_sparse_for(const dsi_sparse_call *c, size_t count,
     else
         body(&copy, 0, count, 0);
 }
-// Item `index` of a loop over units and rows of blocks. Causal rows grow towards the end: first and last ones
-// alternate, so that equal shares are equal work.
+// Item `index` of a loop over units and rows of blocks. Causal rows grow towards the end: where they are shared out,
+// first and last ones alternate, so that equal shares are equal work.
 static size_t dsi_sparse_item(const dsi_sparse_call *c, size_t index, size_t *row) {
     const size_t i = index % c->blocks;
-    *row = i % 2 ? c->blocks - 1 - i / 2 : i / 2;
+    *row = c->s->workers == 1 ? i : i % 2 ? c->blocks - 1 - i / 2 : i / 2;
     return index / c->blocks;
 }
 static size_t dsi_sparse_head(const dsi_sparse_call *c, size_t unit) {
@@ -1956,47 +1965,108 @@ static void dsi_sparse_give(const dsi_sparse_call *c, size_t unit, size_t i, con
         }
     }
 }
+// A row of blocks is taken in strips of what it sees. Row and place of a strip, and where its blocks can be read.
+typedef struct dsi_sparse_strip {
+    size_t unit, i;
+    const uint32_t *list; // what the row sees
+    size_t count;
+    size_t first, blocks; // of list
+    const float *q;       // where it is in place and not yet read
+    size_t q_row;
+    const float *k[DSI_SPARSE_STRIP], *v[DSI_SPARSE_STRIP];
+    size_t row[DSI_SPARSE_STRIP];
+} dsi_sparse_strip;
+
+static void dsi_sparse_strip_at(const dsi_sparse_call *c, dsi_sparse_strip *p, size_t first) {
+    const ds_sparse *s = c->s;
+    const dsi_sparse_unit *u = &s->units[p->unit];
+    p->first = first;
+    p->blocks = p->count - first < s->strip ? p->count - first : s->strip;
+    for (size_t t = 0; t < p->blocks; t++) {
+        const size_t j = p->list[first + t], packed = j * s->rows * s->width;
+        p->k[t] = dsi_sparse_at(c, c->io->k, &c->in, p->unit, j, u->k + packed, &p->row[t]);
+        p->v[t] = dsi_sparse_at(c, c->io->v, &c->in, p->unit, j, u->v + packed, &p->row[t]);
+    }
+}
+static void dsi_sparse_strip_first(const dsi_sparse_call *c, dsi_sparse_strip *p, size_t index) {
+    p->unit = dsi_sparse_item(c, index, &p->i);
+    p->list = dsi_sparse_seen(c, p->unit, p->i, false, &p->count);
+    p->q = dsi_sparse_at(c, c->io->q, &c->in, p->unit, p->i, NULL, &p->q_row);
+    dsi_sparse_strip_at(c, p, 0);
+}
+// Products go by eight rows, and each asks the cache for eight rows that the same product of the next strip reads: where
+// blocks are used once, they would wait for memory. Inline by force: GCC drops calls that do nothing else.
+DSI_SPARSE_INLINE void dsi_sparse_ask(const ds_sparse *s, const float *from, size_t row, size_t r) {
+    for (size_t i = r; i < r + DSI_SPARSE_ROWS; i++)
+        for (size_t e = 0; e < s->width; e += 16) DSI_SPARSE_PREFETCH(from + i * row + e);
+}
+static void dsi_sparse_begin(const dsi_sparse_call *c, const dsi_sparse_strip *p, const dsi_sparse_scratch *x) {
+    const ds_sparse *s = c->s;
+    size_t row;
+    const float *q = dsi_sparse_ready(c, c->io->q, &c->in, p->unit, p->i, x->two, &row);
+    dsi_sparse_turn(s, q, row, s->desc.scale, x->one);
+    for (size_t r = 0; r < s->columns; r++) x->largest[r] = -INFINITY, x->sum[r] = 0;
+    if (!p->count) memset(x->two, 0, s->rows * s->width * sizeof *x->two);
+}
 // Scores are made turned, keys down and queries across: keys are read where they are, a query's softmax stays in one
 // lane, and keys of neighbouring blocks follow each other whatever their number.
-static void dsi_sparse_forward_row(const dsi_sparse_call *c, size_t unit, size_t i, const dsi_sparse_scratch *x) {
+static void dsi_sparse_scores(const dsi_sparse_call *c, const dsi_sparse_strip *p, const dsi_sparse_strip *next,
+                              const dsi_sparse_scratch *x) {
     const ds_sparse *s = c->s;
-    const dsi_sparse_unit *u = &s->units[unit];
-    const size_t d = s->desc.head_dim, tile = s->rows * s->width;
+    for (size_t t = 0; t < p->blocks; t++) { // rows past a block are written over by the next one, or not read
+        float *const scores = x->scores + t * s->block * s->columns;
+        for (size_t r = 0; r < s->rows; r += DSI_SPARSE_ROWS) {
+            for (size_t n = t; n < next->blocks; n += p->blocks) dsi_sparse_ask(s, next->k[n], next->row[n], r);
+            if (!t && next->q) dsi_sparse_ask(s, next->q, next->q_row, r);
+            s->simd->product(p->k[t] + r * p->row[t], p->row[t], 1, x->one, s->columns, s->desc.head_dim,
+                             scores + r * s->columns, s->columns, DSI_SPARSE_ROWS, s->columns, false);
+        }
+        dsi_sparse_masks(c, p->unit, p->i, p->list[p->first + t], scores, 1, s->columns);
+    }
+}
+static void dsi_sparse_values(const dsi_sparse_call *c, const dsi_sparse_strip *p, size_t keys,
+                              const dsi_sparse_strip *next, const dsi_sparse_scratch *x) {
+    const ds_sparse *s = c->s;
+    const uint32_t *list = p->list + p->first;
     const bool joined = s->block == s->rows;                           // neighbours in a strip are so among the values,
     const size_t whole = c->direct ? c->tokens / s->block : c->blocks; // but for a last block that is packed apart
-    float *const q = x->one, *const out = x->two;
-    size_t count, row;
-    const uint32_t *list = dsi_sparse_seen(c, unit, i, false, &count);
-    const float *from = dsi_sparse_ready(c, c->io->q, &c->in, unit, i, out, &row);
-    dsi_sparse_turn(s, from, row, s->desc.scale, q);
-    for (size_t r = 0; r < s->columns; r++) x->largest[r] = -INFINITY, x->sum[r] = 0;
-    if (!count) memset(out, 0, tile * sizeof *out);
-    for (size_t e = 0; e < count; e += s->strip) {
-        const size_t strip = count - e < s->strip ? count - e : s->strip;
-        const size_t keys = (strip - 1) * s->block + dsi_sparse_fill_of(c, list[e + strip - 1]);
-        for (size_t t = 0; t < strip; t++) { // rows past a block are written over by the next one, or not read
-            float *const scores = x->scores + t * s->block * s->columns;
-            from = dsi_sparse_at(c, c->io->k, &c->in, unit, list[e + t], u->k + list[e + t] * tile, &row);
-            s->simd->product(from, row, 1, q, s->columns, d, scores, s->columns, s->rows, s->columns, false);
-            dsi_sparse_masks(c, unit, i, list[e + t], scores, 1, s->columns);
-        }
-        dsi_sparse_strip_softmax(s, x, keys, e ? out : NULL);
-        for (size_t t = 0, run; t < strip; t += run) {
-            const size_t j = list[e + t];
-            from = dsi_sparse_at(c, c->io->v, &c->in, unit, j, u->v + j * tile, &row);
-            for (run = 1; joined && t + run < strip && list[e + t + run] == j + run && j + run < whole;) run++;
-            s->simd->product(x->scores + t * s->block * s->columns, 1, s->columns, from, row,
-                             (t + run < strip ? (t + run) * s->block : keys) - t * s->block, out, s->width, s->rows,
-                             s->width, e + t > 0);
+    for (size_t t = 0, run, depth; t < p->blocks; t += run) {
+        const float *scores = x->scores + t * s->block * s->columns;
+        for (run = 1; joined && t + run < p->blocks && list[t + run] == list[t] + run && list[t] + run < whole;) run++;
+        depth = (t + run < p->blocks ? (t + run) * s->block : keys) - t * s->block;
+        for (size_t r = 0; r < s->rows; r += DSI_SPARSE_ROWS) {
+            for (size_t n = t; n < next->blocks && (n < t + run || t + run == p->blocks); n++)
+                dsi_sparse_ask(s, next->v[n], next->row[n], r);
+            s->simd->product(scores + r, 1, s->columns, p->v[t], p->row[t], depth, x->two + r * s->width, s->width,
+                             DSI_SPARSE_ROWS, s->width, p->first + t > 0);
         }
     }
-    dsi_sparse_give(c, unit, i, x);
 }
 static void dsi_sparse_forward_rows(void *arg, size_t begin, size_t end, unsigned worker) {
     const dsi_sparse_call *c = (const dsi_sparse_call *)arg;
-    for (size_t index = begin; index < end; index++) {
-        size_t i, unit = dsi_sparse_item(c, index, &i);
-        dsi_sparse_forward_row(c, unit, i, &c->s->scratch[worker]);
+    const ds_sparse *s = c->s;
+    const dsi_sparse_scratch *x = &s->scratch[worker];
+    dsi_sparse_strip strips[2];
+    size_t index = begin;
+    if (begin < end) dsi_sparse_strip_first(c, &strips[0], begin);
+    for (size_t turn = 0; index < end; turn++) {
+        const dsi_sparse_strip *p = &strips[turn % 2];
+        dsi_sparse_strip *next = &strips[(turn + 1) % 2];
+        const size_t after = p->first + p->blocks;
+        next->q = NULL, next->blocks = 0;
+        if (after < p->count) {
+            next->unit = p->unit, next->i = p->i, next->list = p->list, next->count = p->count;
+            dsi_sparse_strip_at(c, next, after);
+        } else if (++index < end)
+            dsi_sparse_strip_first(c, next, index);
+        if (!p->first) dsi_sparse_begin(c, p, x);
+        if (p->blocks) {
+            const size_t keys = (p->blocks - 1) * s->block + dsi_sparse_fill_of(c, p->list[after - 1]);
+            dsi_sparse_scores(c, p, next, x);
+            dsi_sparse_strip_softmax(s, x, keys, p->first ? x->two : NULL);
+            dsi_sparse_values(c, p, keys, next, x);
+        }
+        if (after == p->count) dsi_sparse_give(c, p->unit, p->i, x);
     }
 }
 
@@ -2268,6 +2338,7 @@ DS_API double ds_sparse_flops(const ds_sparse *s, size_t batch, size_t seq_len, 
 #undef DSI_SPARSE_FMA
 #undef DSI_SPARSE_IF1
 #undef DSI_SPARSE_IF2
+#undef DSI_SPARSE_INLINE
 #undef DSI_SPARSE_LANES
 #undef DSI_SPARSE_LEVEL
 #undef DSI_SPARSE_LEVEL_x1
@@ -2276,8 +2347,10 @@ DS_API double ds_sparse_flops(const ds_sparse *s, size_t batch, size_t seq_len, 
 #undef DSI_SPARSE_LIST4
 #undef DSI_SPARSE_LIST8
 #undef DSI_SPARSE_LOAD
+#undef DSI_SPARSE_PREFETCH
 #undef DSI_SPARSE_ROWS
 #undef DSI_SPARSE_STORE
+#undef DSI_SPARSE_STRIP
 #undef DSI_SPARSE_TILE
 #undef DSI_SPARSE_X86
 #undef DSI_SPARSE_ZERO
