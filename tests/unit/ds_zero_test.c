@@ -73,6 +73,26 @@ static void micro_batch(ds_zero *z, const void *g) {
     OK(ds_zero_end(z));
 }
 
+static ds_status no_exchange(void *ctx, const void *mine, void *all, size_t bytes) {
+    (void)ctx, (void)mine, (void)all, (void)bytes;
+    return DS_ERR_PEER;
+}
+/* One other rank holds the rest of the model: it is not there (0), has an overflow (1), or wants to stop (2). */
+static ds_status other_parts(void *ctx, const void *mine, void *all, size_t bytes) {
+    int kind = *(int *)ctx;
+    dsi_zero_ballot its;
+    if (kind == 0) return DS_ERR_PEER;
+    memcpy(&its, mine, sizeof its);
+    if (kind == 1) its.bad = 0;
+    its.stop = kind == 2;
+    memcpy(all, &its, bytes);
+    memcpy((char *)all + bytes, mine, bytes);
+    return DS_OK;
+}
+static int64_t full_write(void *ctx, int fd, const void *buffer, size_t bytes, int64_t offset) {
+    return __atomic_load_n((int *)ctx, __ATOMIC_RELAXED) ? -ENOSPC : dsi_sys_write(NULL, fd, buffer, bytes, offset);
+}
+
 static void misuse(int stage) {
     char zero[200], name[64];
     snprintf(zero, sizeof zero,
@@ -646,6 +666,527 @@ static void memory(void) {
     }
 }
 
+/* What a program may have changed in a configuration after parsing, or asks of a wrong number of ranks. */
+static void refusals(void) {
+    TEST(settings that contradict each other are refused with their key) {
+        ds_zero_param params[N];
+        ds_zero_desc d;
+        ds_zero_bytes b;
+        memset(&d, 0, sizeof d);
+        describe(params, DS_F32);
+        d.params = params;
+        d.n_params = N;
+#define REFUSED(stage_, more, change, status, text)                                                                    \
+    do {                                                                                                               \
+        ds_error e = {DS_OK, ""};                                                                                      \
+        ds_config *c = config_with(stage_, more);                                                                      \
+        change;                                                                                                        \
+        d.config = c;                                                                                                  \
+        CHECK(ds_zero_plan(&d, 0, (int)c->world_size, &b, &e) == (status));                                            \
+        CHECK_HAS(e.message, text);                                                                                    \
+        ds_config_free(c);                                                                                             \
+    } while (0)
+#define ZERO c->zero_optimization
+        REFUSED("\"stage\": 3", "", ZERO.stage = 2; ZERO.zero_hpz_partition_size = 2, DS_ERR_INPUT,
+                                                    "zero_hpz_partition_size: needs stage 3, and the stage is 2");
+        REFUSED("\"stage\": 3", "", ZERO.zero_hpz_partition_size = 2, DS_ERR_INPUT,
+                "zero_hpz_partition_size: 2 ranks do not divide the world of 1");
+        REFUSED("\"stage\": 2", "", ZERO.zero_quantized_weights = true, DS_ERR_INPUT,
+                "zero_quantized_weights: needs stage 3, and the stage is 2");
+        REFUSED("\"stage\": 1", "", ZERO.zero_quantized_gradients = true, DS_ERR_INPUT,
+                "zero_quantized_gradients: needs stage 2 or 3, and the stage is 1");
+        REFUSED("\"stage\": 2", "", ZERO.zero_quantized_gradients = true;
+                ZERO.reduce_scatter = false, DS_ERR_INPUT, "zero_quantized_gradients: needs reduce_scatter");
+        REFUSED("\"stage\": 3", "\"ds\": {\"world_invariant\": true},", ZERO.zero_quantized_weights = true,
+                DS_ERR_INPUT, "cannot be combined with zero_optimization.zero_quantized_weights");
+        REFUSED("\"stage\": 2", "\"ds\": {\"world_invariant\": true},", ZERO.zero_quantized_gradients = true,
+                DS_ERR_INPUT, "cannot be combined with zero_optimization.zero_quantized_gradients");
+        REFUSED("\"stage\": 2", "\"bf16\": {\"enabled\": true}, \"communication_data_type\": \"bf16\",",
+                c->ds.world_invariant = true, DS_ERR_INPUT, "take out communication_data_type");
+        REFUSED("\"stage\": 2", "\"bf16\": {\"enabled\": true}, \"data_types\": {\"grad_accum_dtype\": \"bf16\"},",
+                c->ds.world_invariant = true, DS_ERR_INPUT, "take out data_types.grad_accum_dtype");
+        REFUSED("\"stage\": 1", "", c->ds.world_invariant = c->ds.reduce_at_boundary = true, DS_ERR_INPUT,
+                "reduce_at_boundary: cannot be combined with ds.world_invariant");
+        REFUSED("\"stage\": 1", "", ZERO.stage = 2; c->ds.reduce_at_boundary = true, DS_ERR_INPUT,
+                                                    "reduce_at_boundary: needs stage 0 or 1, and the stage is 2");
+        REFUSED("\"stage\": 0", "", ZERO.offload_optimizer.device = DS_CONFIG_CPU, DS_ERR_INPUT,
+                "offload_optimizer.device: needs stage 1, 2 or 3, and the stage is 0");
+        REFUSED("\"stage\": 2", "", ZERO.offload_optimizer.device = DS_CONFIG_NVME, DS_ERR_INPUT,
+                "offload_optimizer.device: nvme needs stage 3, and the stage is 2");
+        REFUSED("\"stage\": 1", "", ZERO.offload_param.device = DS_CONFIG_CPU, DS_ERR_INPUT,
+                "offload_param.device: needs stage 3, and the stage is 1");
+        REFUSED("\"stage\": 3", "", ZERO.offload_optimizer.device = DS_CONFIG_NVME, DS_ERR_INPUT,
+                "offload_optimizer.nvme_path: missing");
+        REFUSED("\"stage\": 3", "", ZERO.offload_param.device = DS_CONFIG_NVME, DS_ERR_INPUT,
+                "offload_param.nvme_path: missing");
+        REFUSED("\"stage\": 3", "", c->gradient_accumulation_steps = 0, DS_ERR_INPUT,
+                "the configuration is not resolved");
+        REFUSED("\"stage\": 3", "", c->train_batch_size = 0, DS_ERR_INPUT, "the configuration is not resolved");
+        REFUSED("\"stage\": 3", "\"scheduler\": {\"type\": \"WarmupLR\"},", c->scheduler.type = "Sometimes",
+                DS_ERR_INPUT, "Sometimes");
+        REFUSED("\"stage\": 3", "\"fp16\": {\"enabled\": true},", c->fp16.loss_scale_window = 0, DS_ERR_ARGUMENT,
+                "window");
+#undef REFUSED
+    }
+    TEST_NAMED("keys of one part are refused beside the 1-bit optimizers and Muon") {
+        static const struct {
+            const char *more, *zero, *text;
+        } rows[] = {
+            {"\"optimizer\": {\"type\": \"OneBitAdam\"}, ", "\"stage\": 0", "OneBitAdam averages gradients itself"},
+            {"\"optimizer\": {\"type\": \"OneBitAdam\"}, \"gradient_clipping\": 1.0, ", "\"stage\": 0",
+             "OneBitAdam cannot clip"},
+            {"\"optimizer\": {\"type\": \"Muon\"}, ", "\"stage\": 2, \"zero_quantized_gradients\": true",
+             "Muon takes 'beta' whole"},
+            {"\"optimizer\": {\"type\": \"Muon\"}, ", "\"stage\": 3, \"zero_quantized_weights\": true",
+             "Muon takes 'beta' whole"},
+        };
+        for (size_t k = 0; k < 4; k++) {
+            char text[400];
+            ds_zero_param params[N];
+            ds_zero_desc d;
+            ds_zero_bytes b;
+            ds_error e = {DS_OK, ""};
+            ds_config *c;
+            memset(&d, 0, sizeof d);
+            describe(params, DS_F32);
+            params[1].dims = 2;
+            params[1].shape[0] = 60;
+            params[1].shape[1] = 50;
+            d.params = params;
+            d.n_params = N;
+            snprintf(text, sizeof text, "{%s \"train_micro_batch_size_per_gpu\": 1, \"zero_optimization\": {%s}}",
+                     rows[k].more, rows[k].zero);
+            d.config = c = config_for(text, 2);
+            if (k == 0) c->zero_optimization.stage = 1; /* which parsing refuses */
+            CHECK(ds_zero_plan(&d, 0, 2, &b, &e) == DS_ERR_UNSUPPORTED);
+            if (!CHECK(strstr(e.message, rows[k].text))) printf("  %s\n", e.message);
+            ds_config_free(c);
+        }
+    }
+    TEST(descriptors that make no sense) {
+        ds_zero_param params[N];
+        ds_config *c = config_with("\"stage\": 1", "");
+        ds_zero_desc d;
+        ds_zero_bytes b;
+        ds_zero *z = NULL;
+        ds_error e = {DS_OK, ""};
+        memset(&d, 0, sizeof d);
+        describe(params, DS_F32);
+        CHECK(ds_zero_create(NULL, &z, &e) == DS_ERR_ARGUMENT && !z);
+        CHECK_HAS(e.message, "no config");
+        CHECK(ds_zero_create(NULL, &z, NULL) == DS_ERR_ARGUMENT); /* the error may be left out */
+        d.config = c;
+        d.n_params = N;
+#define WRONG(change, rank, world, text)                                                                               \
+    do {                                                                                                               \
+        change;                                                                                                        \
+        CHECK(ds_zero_plan(&d, rank, world, &b, &e) == DS_ERR_ARGUMENT);                                               \
+        CHECK_HAS(e.message, text);                                                                                    \
+        describe(params, DS_F32);                                                                                      \
+    } while (0)
+        WRONG((void)0, 0, 1, "params is NULL, n_params is 3");
+        d.params = params;
+        WRONG((void)0, -1, 1, "rank -1 of 1");
+        WRONG((void)0, 1, 1, "rank 1 of 1");
+        WRONG((void)0, 0, 0, "rank 0 of 0");
+        WRONG(d.n_params = UINT32_MAX, 0, 1, "4294967295 parameters");
+        d.n_params = N;
+        WRONG(params[1].name = NULL, 0, 1, "parameter 1 has no name");
+        WRONG(params[2].name = "", 0, 1, "parameter 2 has no name");
+        WRONG(params[1].dims = -1, 0, 1, "'beta': -1 dimensions");
+        WRONG(params[1].dims = DS_ZERO_MAX_DIMS + 1, 0, 1, "'beta': 9 dimensions, at most 8");
+        d.model_group.size = 2;
+        WRONG((void)0, 0, 1, "model_group has rank 0 of 2 and no exchange");
+        d.model_group.exchange = no_exchange;
+        WRONG(d.model_group.rank = 2, 0, 1, "model_group has rank 2 of 2");
+        WRONG(d.model_group.rank = -1, 0, 1, "model_group has rank -1 of 2");
+#undef WRONG
+        ds_config_free(c);
+    }
+    TEST(an optimizer or schedule of the client is refused with its own words) {
+        ds_zero_param params[N];
+        ds_optim_table table;
+        ds_zero_desc d;
+        ds_zero_bytes b;
+        ds_error e = {DS_OK, ""};
+        ds_config *c = config_for("{\"train_batch_size\": 1, \"zero_optimization\": {\"stage\": 1}}", 1);
+        memset(&d, 0, sizeof d);
+        memset(&table, 0, sizeof table);
+        describe(params, DS_F32);
+        d.config = c;
+        d.params = params;
+        d.n_params = N;
+        d.optimizer = &table;
+        table.name = "mine";
+        CHECK(ds_zero_plan(&d, 0, 1, &b, &e) != DS_OK); /* it has no functions */
+        CHECK_HAS(e.message, "mine");
+        ds_config_free(c);
+    }
+}
+
+/* What is left of an engine in odd but right uses. */
+static void corners(void) {
+    TEST(reads and passes out of range) {
+        ds_zero_param params[N];
+        ds_config *c = config_with("\"stage\": 2", "");
+        ds_zero *z;
+        float x[4];
+        ds_zero_report r;
+        describe(params, DS_F32);
+        z = engine(c, params, NULL);
+        BAD(ds_zero_begin(z, (ds_zero_pass)3), DS_ERR_ARGUMENT, "pass 3");
+        BAD(ds_zero_begin(z, (ds_zero_pass)-1), DS_ERR_ARGUMENT, "pass -1");
+        BAD(ds_zero_read(z, N, -1, 0, 1, x), DS_ERR_ARGUMENT, "parameter 3 of 3");
+        BAD(ds_zero_read(z, 0, -2, 0, 1, x), DS_ERR_ARGUMENT, "'alpha': state -2");
+        BAD(ds_zero_read(z, 0, 2, 0, 1, x), DS_ERR_ARGUMENT, "'alpha': state 2");
+        BAD(ds_zero_read(z, 0, 0, NUMEL + 1, 0, x), DS_ERR_ARGUMENT, "3001 + 0 of 3000");
+        BAD(ds_zero_read(z, 0, 0, NUMEL, 1, x), DS_ERR_ARGUMENT, "3000 + 1 of 3000");
+        OK(ds_zero_read(z, 0, 0, NUMEL, 0, x));
+        OK(ds_zero_begin(z, DS_ZERO_TRAIN));
+        BAD(ds_zero_read(z, 0, 0, 0, 1, x), DS_ERR_STATE, "'alpha' while a pass is open");
+        BAD(ds_zero_save_16bit_model(z, "nowhere"), DS_ERR_STATE, "a pass is open");
+        BAD(ds_zero_save(z, "nowhere", NULL, NULL, 0), DS_ERR_STATE, "middle of a step");
+        BAD(ds_zero_load(z, "nowhere", NULL, NULL, NULL), DS_ERR_STATE, "middle of a step");
+        OK(ds_zero_end(z)); /* no gradient came: zeros */
+        BAD(ds_zero_load(z, "nowhere", NULL, NULL, NULL), DS_ERR_STATE, "middle of a step");
+        micro_batch(z, gradient);
+        OK(ds_zero_loss(z, 4.0)); /* after the last micro-batch: still of this step */
+        OK(ds_zero_step(z, &r));
+        CHECK_NEAR(r.loss, 2.5, 0);
+        OK(ds_zero_save_finish(z));
+        ds_zero_destroy(z);
+        ds_zero_destroy(NULL);
+        ds_config_free(c);
+    }
+    TEST_NAMED("a model of nothing to train, and one of nothing") {
+        for (int stage = 0; stage < 4; stage++)
+            for (size_t n = 0; n <= N; n += N) {
+                char zero[160], folder[] = "/tmp/ds_zero_XXXXXX", file[64], command[64];
+                ds_zero_param params[N];
+                ds_config *c;
+                ds_zero_desc d;
+                ds_zero *z = NULL;
+                ds_zero_report r;
+                float x[4];
+                CHECK(mkdtemp(folder) != NULL);
+                snprintf(file, sizeof file, "%s/all.safetensors", folder);
+                snprintf(zero, sizeof zero,
+                         "\"stage\": %d, \"stage3_param_persistence_threshold\": 0, "
+                         "\"stage3_gather_16bit_weights_on_model_save\": true",
+                         stage);
+                c = config_with(zero, "\"bf16\": {\"enabled\": true},");
+                memset(&d, 0, sizeof d);
+                describe(params, DS_BF16);
+                params[1].shape[0] = 0;
+                for (size_t i = 0; i < N; i++) params[i].frozen = true;
+                d.config = c;
+                d.params = params;
+                d.n_params = n;
+                OK(ds_zero_create(&d, &z, NULL));
+                for (int step = 0; step < 2 && z; step++) {
+                    for (int micro = 0; micro < 2; micro++) {
+                        OK(ds_zero_begin(z, DS_ZERO_TRAIN));
+                        for (size_t i = 0; i < n; i++) OK(ds_zero_fetch(z, i, NULL));
+                        for (size_t i = 0; i < n; i++) OK(ds_zero_release(z, i));
+                        OK(ds_zero_end(z));
+                    }
+                    OK(ds_zero_step(z, &r));
+                    CHECK(isnan(r.loss) && !r.skipped && r.grad_norm == 0);
+                }
+                OK(ds_zero_save(z, folder, NULL, NULL, 0));
+                OK(ds_zero_load(z, folder, NULL, NULL, NULL));
+                OK(ds_zero_save_16bit_model(z, file));
+                if (n) {
+                    OK(ds_zero_read(z, 2, -1, 100, 4, x));
+                    for (size_t i = 0; i < 4; i++) CHECK(x[i] == (float)((100 + i) % 17) * 0.125f - 1.0f);
+                }
+                ds_zero_destroy(z);
+                ds_config_free(c);
+                snprintf(command, sizeof command, "rm -r %s", folder);
+                CHECK(system(command) == 0);
+            }
+    }
+    TEST_NAMED("parameters of the model keep their values in every type, on disk and in memory") {
+        static const char *const zeros[] = {
+            "\"stage\": 1",
+            "\"stage\": 3, \"stage3_param_persistence_threshold\": 0",
+            "\"stage\": 3, \"stage3_param_persistence_threshold\": 0, \"sub_group_size\": 2048, \"offload_optimizer\": "
+            "{\"device\": \"nvme\", \"nvme_path\": \"build\", \"fast_init\": true}",
+            "\"stage\": 3, \"stage3_param_persistence_threshold\": 0, \"sub_group_size\": 2048, \"offload_optimizer\": "
+            "{\"device\": \"nvme\", \"nvme_path\": \"build\", \"fast_init\": true}, \"offload_param\": {\"device\": "
+            "\"nvme\", "
+            "\"nvme_path\": \"build\", \"max_in_cpu\": 0}",
+        };
+        for (size_t k = 0; k < 4; k++)
+            for (int half = 0; half < 2; half++) {
+                static float data[NUMEL], got[NUMEL];
+                static uint16_t halves[NUMEL];
+                ds_zero_param params[N];
+                ds_config *c = config_with(zeros[k], half ? "\"bf16\": {\"enabled\": true}," : "");
+                ds_zero *z;
+                init(NULL, 0, NUMEL, data);
+                ds_optim_cast(halves, DS_BF16, data, DS_F32, NUMEL);
+                describe(params, half ? DS_BF16 : DS_F32);
+                params[1].frozen = true;
+                params[2].dtype = DS_F32;                          /* beside 16-bit ones */
+                for (int i = 0; i < N; i++) params[i].init = NULL; /* and alpha has no values: zeros */
+                params[1].data = half ? (void *)halves : data;
+                params[2].data = data;
+                z = engine(c, params, NULL);
+                OK(ds_zero_read(z, 0, -1, 0, NUMEL, got));
+                for (int i = 0; i < NUMEL; i++) CHECK(got[i] == 0.0f);
+                for (size_t i = 1; i < N; i++) {
+                    memset(got, 1, sizeof got);
+                    OK(ds_zero_read(z, i, -1, 0, NUMEL, got));
+                    CHECK(memcmp(got, data, sizeof got) == 0); /* eighths, which bf16 has */
+                }
+                ds_zero_destroy(z);
+                ds_config_free(c);
+            }
+    }
+    TEST_NAMED("the other parts of the model fail, overflow and stop") {
+        for (int kind = 0; kind < 3; kind++) {
+            ds_zero_param params[N];
+            ds_config *c = config_with("\"stage\": 1", "");
+            ds_zero_desc d;
+            ds_zero_report r;
+            ds_zero *z;
+            memset(&d, 0, sizeof d);
+            describe(params, DS_F32);
+            d.model_group.size = 2;
+            d.model_group.rank = 1;
+            d.model_group.exchange = other_parts;
+            d.model_group.ctx = &kind;
+            z = engine(c, params, &d);
+            micro_batch(z, gradient);
+            micro_batch(z, gradient);
+            if (kind == 0) {
+                BAD(ds_zero_step(z, &r), DS_ERR_PEER, "norm over the model's parts: model_group.exchange failed");
+                CHECK(ds_zero_begin(z, DS_ZERO_TRAIN) == DS_ERR_PEER); /* dead */
+            } else {
+                OK(ds_zero_step(z, &r));
+                CHECK(r.skipped == (kind == 1) && r.stop == (kind == 2));
+                CHECK(kind != 1 || r.overflow_param == SIZE_MAX);
+            }
+            ds_zero_destroy(z);
+            ds_config_free(c);
+        }
+    }
+    TEST_NAMED("a save in the background that fails says so when it is finished, and the one before stands") {
+        char folder[] = "/tmp/ds_zero_XXXXXX", command[64];
+        ds_zero_param params[N];
+        ds_config *c = config_with("\"stage\": 2", "\"ds\": {\"save_in_background\": true},");
+        ds_zero_desc d;
+        ds_zero *z;
+        int full = 0;
+        CHECK(mkdtemp(folder) != NULL);
+        memset(&d, 0, sizeof d);
+        describe(params, DS_F32);
+        d.files.write = full_write;
+        d.files.ctx = &full;
+        z = engine(c, params, &d);
+        for (int step = 0; step < 2; step++) {
+            micro_batch(z, gradient);
+            micro_batch(z, gradient);
+            OK(ds_zero_step(z, NULL));
+            __atomic_store_n(&full, step, __ATOMIC_RELAXED);
+            OK(ds_zero_save(z, folder, NULL, NULL, 0));
+            if (step)
+                BAD(ds_zero_save_finish(z), DS_ERR_SPACE, "save: ");
+            else
+                OK(ds_zero_save_finish(z));
+            OK(ds_zero_save_finish(z)); /* there is none any more */
+        }
+        __atomic_store_n(&full, 1, __ATOMIC_RELAXED);
+        OK(ds_zero_save(z, folder, "again", NULL, 0)); /* what calls wait for it fail with it, once */
+        BAD(ds_zero_load(z, folder, NULL, NULL, NULL), DS_ERR_SPACE, "save: ");
+        OK(ds_zero_load(z, folder, NULL, NULL, NULL));
+        CHECK_EQ(ds_zero_steps(z), 1);
+        OK(ds_zero_save(z, folder, "again", NULL, 0));
+        BAD(ds_zero_save(z, folder, "more", NULL, 0), DS_ERR_SPACE, "save: ");
+        ds_zero_destroy(z);
+        snprintf(command, sizeof command, "rm -r %s", folder);
+        CHECK(system(command) == 0);
+        ds_config_free(c);
+    }
+}
+
+static void checkpoints_of_others(void) {
+    TEST_NAMED("a checkpoint of another model or optimizer is refused with the difference, and the engine goes on") {
+        static const struct {
+            const char *optimizer;
+            int params;
+            const char *text;
+        } rows[] = {
+            {"AdamW", 2, "it has a tensor 'gamma' that this one lacks"},
+            {"SGD", N, "trained with optimizer AdamW, expected SGD"},
+            {"Adam", N, "trained with optimizer AdamW, expected Adam"},
+            {"Lion", N, "trained with optimizer AdamW, expected Lion"},
+        };
+        char folder[] = "/tmp/ds_zero_XXXXXX", file[64], command[64];
+        ds_zero_param params[N];
+        ds_config *c = config_with("\"stage\": 2", "");
+        ds_zero *z;
+        const void *client = &folder;
+        size_t bytes = 5;
+        float x[4], y[4];
+        told w;
+        CHECK(mkdtemp(folder) != NULL);
+        snprintf(file, sizeof file, "%s/weights.safetensors", folder);
+        describe(params, DS_F32);
+        z = engine(c, params, NULL);
+        micro_batch(z, gradient);
+        micro_batch(z, gradient);
+        OK(ds_zero_step(z, NULL));
+        OK(ds_zero_save(z, folder, NULL, NULL, 0));
+        OK(ds_zero_save_16bit_model(z, file));
+        OK(ds_zero_read(z, 1, -1, 7, 4, x));
+        BAD(ds_zero_load(z, folder, "never", NULL, NULL), DS_ERR_INPUT, "never");
+        OK(ds_zero_load(z, folder, "global_step1", &client, &bytes));
+        CHECK(client == NULL && bytes == 0); /* none was saved */
+        ds_zero_destroy(z);
+        ds_config_free(c);
+        for (size_t k = 0; k < 4; k++) {
+            char text[400];
+            ds_zero_desc d;
+            memset(&d, 0, sizeof d);
+            snprintf(
+                text, sizeof text,
+                "{\"train_batch_size\": 1, \"optimizer\": {\"type\": \"%s\"}, \"zero_optimization\": {\"stage\": 1}}",
+                rows[k].optimizer);
+            d.config = c = config_for(text, 1);
+            d.params = params;
+            d.n_params = (size_t)rows[k].params;
+            OK(ds_zero_create(&d, &z, NULL));
+            BAD(ds_zero_load(z, folder, NULL, NULL, NULL), DS_ERR_INPUT, rows[k].text);
+            CHECK_EQ(ds_zero_steps(z), 0);
+            OK(ds_zero_begin(z, DS_ZERO_TRAIN));
+            OK(ds_zero_end(z));
+            OK(ds_zero_step(z, NULL));
+            ds_zero_destroy(z);
+            ds_config_free(c);
+        }
+        c = config_with("\"stage\": 3, \"stage3_param_persistence_threshold\": 0", "");
+        {
+            ds_zero_desc d;
+            memset(&d, 0, sizeof d);
+            memset(&w, 0, sizeof w);
+            d.logger.log = take_line;
+            d.logger.ctx = &w;
+            z = engine(c, params, &d);
+        }
+        OK(ds_zero_load(z, file, NULL, NULL, NULL)); /* weights alone */
+        CHECK_HAS(w.lines, "which is not ds's own: weights alone");
+        OK(ds_zero_read(z, 1, -1, 7, 4, y));
+        CHECK(memcmp(x, y, sizeof x) == 0 && ds_zero_steps(z) == 0);
+        BAD(ds_zero_save_16bit_model(z, file), DS_ERR_STATE, "stage3_gather_16bit_weights_on_model_save");
+        ds_zero_destroy(z);
+        ds_config_free(c);
+        snprintf(command, sizeof command, "rm -r %s", folder);
+        CHECK(system(command) == 0);
+    }
+}
+
+static void wiring(void) {
+    TEST(each parameter of an optimizer reaches its descriptor) {
+#define WIRED(type, key, json, field, value)                                                                           \
+    do {                                                                                                               \
+        char text[300];                                                                                                \
+        ds_optim_desc d;                                                                                               \
+        ds_optim_params p;                                                                                             \
+        ds_config *c;                                                                                                  \
+        memset(&d, 0, sizeof d);                                                                                       \
+        snprintf(text, sizeof text,                                                                                    \
+                 "{\"train_batch_size\": 1, \"optimizer\": {\"type\": \"%s\", \"params\": {\"%s\": %s}}}", type, key,  \
+                 json);                                                                                                \
+        c = config_for(text, 1);                                                                                       \
+        OK(ds_wire_optim(c, NULL, &d, &p, NULL));                                                                      \
+        if (!CHECK((double)p.field == (double)(value))) printf("  %s\n", text);                                        \
+        ds_config_free(c);                                                                                             \
+    } while (0)
+        WIRED("SGD", "dampening", "0.25", dampening, 0.25);
+        WIRED("SGD", "nesterov", "true", nesterov, true);
+        WIRED("Adam", "bias_correction", "false", bias_correction, false);
+        WIRED("Adam", "adam_w_mode", "false", adam_w_mode, false);
+        WIRED("Adam", "eps", "0.5", eps, 0.5);
+        WIRED("Adam", "betas", "[0.5, 0.75]", beta2, 0.75);
+        WIRED("Lamb", "max_coeff", "8", max_coeff, 8);
+        WIRED("Lamb", "min_coeff", "0.125", min_coeff, 0.125);
+        WIRED("Lamb", "max_grad_norm", "2", max_grad_norm, 2);
+        WIRED("Lamb", "eps_inside_sqrt", "true", eps_inside_sqrt, true);
+        WIRED("OneBitLamb", "coeff_beta", "0.5", coeff_beta, 0.5);
+        WIRED("OneBitLamb", "factor_max", "5", factor_max, 5);
+        WIRED("OneBitLamb", "factor_min", "0.25", factor_min, 0.25);
+        WIRED("OneBitLamb", "factor_threshold", "0.5", factor_threshold, 0.5);
+        WIRED("OneBitAdam", "freeze_step", "7", freeze_step, 7);
+        WIRED("ZeroOneAdam", "var_freeze_step", "7", var_freeze_step, 7);
+        WIRED("ZeroOneAdam", "var_update_scaler", "7", var_update_scaler, 7);
+        WIRED("ZeroOneAdam", "local_step_scaler", "7", local_step_scaler, 7);
+        WIRED("ZeroOneAdam", "local_step_clipper", "7", local_step_clipper, 7);
+        WIRED("Muon", "ns_steps", "3", ns_steps, 3);
+        WIRED("Muon", "muon_lr", "0.5", lr, 0.5);
+        WIRED("Muon", "adam_lr", "0.5", adam_lr, 0.5);
+#undef WIRED
+    }
+    TEST(the other descriptors) {
+        ds_config *c =
+            config_for("{\"train_batch_size\": 1, \"optimizer\": {\"type\": \"OneBitAdam\", \"params\": "
+                       "{\"comm_backend_name\": \"mpi\", \"cuda_aware\": true}}, \"fp16\": {\"enabled\": true, "
+                       "\"loss_scale\": 128}, \"checkpoint\": {\"tag_validation\": \"Fail\"}, \"aio\": "
+                       "{\"thread_count\": 3}, \"scheduler\": {\"type\": \"WarmupLR\", \"params\": "
+                       "{\"warmup_max_lr\": 0.5}}}",
+                       1);
+        ds_comm_desc comm;
+        ds_checkpoint_desc checkpoint;
+        ds_loss_scaler_params scale;
+        ds_offload_desc offload;
+        ds_schedule schedule;
+        memset(&comm, 0, sizeof comm);
+        memset(&checkpoint, 0, sizeof checkpoint);
+        memset(&offload, 0, sizeof offload);
+        OK(ds_wire_comm(c, &comm, NULL));
+        CHECK(comm.backend && strcmp(comm.backend, "mpi") == 0 && comm.cuda_aware);
+        OK(ds_wire_checkpoint(c, &checkpoint, NULL));
+        CHECK_EQ(checkpoint.tag_validation, 2);
+        c->checkpoint.tag_validation = "ignore";
+        OK(ds_wire_checkpoint(c, &checkpoint, NULL));
+        CHECK_EQ(checkpoint.tag_validation, 1);
+        c->checkpoint.tag_validation = NULL;
+        OK(ds_wire_checkpoint(c, &checkpoint, NULL));
+        CHECK_EQ(checkpoint.tag_validation, 0);
+        OK(ds_wire_loss_scaler(c, &scale, NULL));
+        CHECK(!scale.dynamic && scale.initial == 128.0);
+        OK(ds_wire_offload(c, true, &offload, NULL));
+        CHECK(offload.folder == NULL && offload.thread_count == 3);
+        OK(ds_wire_schedule(c, &schedule, NULL));
+        CHECK(schedule.warmup_max_lr == 0.5);
+        ds_config_free(c);
+    }
+    TEST_NAMED("unclaimed keys beyond what a message holds, and of programs that claim too many") {
+        static const char *extra[300];
+        ds_error e = {DS_OK, ""};
+        char text[4000] = "{\"train_batch_size\": 1";
+        ds_config *c = config_for("{\"train_batch_size\": 1}", 1);
+        OK(ds_zero_unclaimed(c, NULL, 0, &e));
+        for (int i = 0; i < 300; i++) extra[i] = "memory_breakdown";
+        CHECK(ds_zero_unclaimed(c, extra, 300, &e) == DS_ERR_ARGUMENT);
+        CHECK_HAS(e.message, "300 extra keys");
+        ds_config_free(c);
+        snprintf(
+            text, sizeof text,
+            "{\"train_batch_size\": 1, \"memory_breakdown\": true, \"graph_harvesting\": true, "
+            "\"flops_profiler\": {\"enabled\": true, \"profile_step\": 1, \"module_depth\": 2, \"top_modules\": 3, "
+            "\"detailed\": true}, \"activation_checkpointing\": {\"partition_activations\": true, "
+            "\"cpu_checkpointing\": true, \"contiguous_memory_optimization\": true, \"number_checkpoints\": 4, "
+            "\"synchronize_checkpoint_boundary\": true, \"profile\": true}}");
+        c = config_for(text, 1);
+        CHECK(ds_zero_unclaimed(c, NULL, 0, &e) == DS_ERR_UNSUPPORTED);
+        CHECK_HAS(e.message, "memory_breakdown (1:");
+        CHECK(strlen(e.message) < sizeof e.message);
+        ds_config_free(c);
+    }
+}
+
 int main(int argc, char **argv) {
     test_begin(argc, argv);
     for (int i = 0; i < NUMEL; i++) gradient[i] = (float)(i % 13) * 0.01f - 0.05f;
@@ -655,6 +1196,10 @@ int main(int argc, char **argv) {
     numbers();
     telling();
     checkpoints();
+    checkpoints_of_others();
+    refusals();
+    corners();
+    wiring();
     memory();
     return test_end();
 }
