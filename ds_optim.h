@@ -1107,7 +1107,8 @@ typedef struct dsi_optim_feed {
     const void *grad;
     ds_dtype grad_dtype, out_dtype;
     float factor; // of the gradient
-    void *out;    // NULL: no 16-bit weights
+    bool past; // `out` is aligned, and so large that its lines are written past the caches, which else read them first
+    void *out; // NULL: no 16-bit weights
 } dsi_optim_feed;
 
 // The kernels of one level. Arrays may have any alignment; n is any number.
@@ -1143,7 +1144,7 @@ static double dsi_optim_fold(double *lane) {
     return lane[0] + lane[1];
 }
 static dsi_optim_feed dsi_optim_feed_of(const float *grad) {
-    dsi_optim_feed f = {grad, DS_F32, DS_F32, 1.0f, NULL};
+    dsi_optim_feed f = {grad, DS_F32, DS_F32, 1.0f, false, NULL};
     return f;
 }
 static dsi_optim_feed dsi_optim_feed_at(const dsi_optim_feed *f, size_t i) {
@@ -1353,13 +1354,13 @@ static void dsi_optim_measure_x1(const ds_optim_constants *k, const dsi_optim_fe
         if (i < n) dsi_optim_add_x1(y + i, x + i, n - i);                                                              \
     }                                                                                                                  \
     TARGET static void dsi_optim_widen_##L(float *to, const void *from, ds_dtype dtype, float factor, size_t n) {      \
-        const dsi_optim_feed f = {from, dtype, DS_F32, factor, NULL};                                                  \
+        const dsi_optim_feed f = {from, dtype, DS_F32, factor, false, NULL};                                           \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) dsi_optim_##L##_store(to + i, dsi_optim_##L##_grad(&f, i));                                  \
         if (i < n) dsi_optim_widen_x1(to + i, dsi_optim_feed_at(&f, i).grad, dtype, factor, n - i);                    \
     }                                                                                                                  \
     TARGET static void dsi_optim_narrow_##L(void *to, ds_dtype dtype, const float *from, size_t n) {                   \
-        const dsi_optim_feed f = {NULL, DS_F32, dtype, 1.0f, to};                                                      \
+        const dsi_optim_feed f = {NULL, DS_F32, dtype, 1.0f, false, to};                                               \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) dsi_optim_##L##_give(&f, i, dsi_optim_##L##_load(from + i));                                 \
         if (i < n) dsi_optim_narrow_x1(dsi_optim_feed_at(&f, i).out, dtype, from + i, n - i);                          \
@@ -1461,11 +1462,15 @@ DSI_OPTIM_AVX2 static inline __m256 dsi_optim_x8_grad(const dsi_optim_feed *f, s
     return _mm256_mul_ps(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)), factor);
 }
 DSI_OPTIM_AVX2 static inline void dsi_optim_x8_give(const dsi_optim_feed *f, size_t i, __m256 p) {
-    __m128i *out = (__m128i *)(void *)((uint16_t *)f->out + i);
+    __m128i *out = (__m128i *)(void *)((uint16_t *)f->out + i), half;
     if (!f->out) return;
+    half = f->out_dtype == DS_F16 ? _mm256_cvtps_ph(p, _MM_FROUND_TO_NEAREST_INT) : dsi_optim_bf16_x8(p);
+    if (f->past) {
+        _mm_stream_si128(out, half);
+        return;
+    }
     __builtin_prefetch((const void *)((uintptr_t)out + 2 * DS_GRAIN), 1);
-    _mm_storeu_si128(out,
-                     f->out_dtype == DS_F16 ? _mm256_cvtps_ph(p, _MM_FROUND_TO_NEAREST_INT) : dsi_optim_bf16_x8(p));
+    _mm_storeu_si128(out, half);
 }
 DSI_OPTIM_AVX2 static inline void dsi_optim_x8_square(__m256d *low, __m256d *high, __m256 x) {
     const __m256d l = _mm256_cvtps_pd(_mm256_castps256_ps128(x)), h = _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1));
@@ -1549,10 +1554,13 @@ DSI_OPTIM_AVX512 static inline __m512 dsi_optim_x16_grad(const dsi_optim_feed *f
     return _mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)), factor);
 }
 DSI_OPTIM_AVX512 static inline void dsi_optim_x16_give(const dsi_optim_feed *f, size_t i, __m512 p) {
-    __m256i *out = (__m256i *)(void *)((uint16_t *)f->out + i);
+    __m256i *out = (__m256i *)(void *)((uint16_t *)f->out + i), half;
     if (!f->out) return;
-    _mm256_storeu_si256(out,
-                        f->out_dtype == DS_F16 ? _mm512_cvtps_ph(p, _MM_FROUND_TO_NEAREST_INT) : dsi_optim_bf16_x16(p));
+    half = f->out_dtype == DS_F16 ? _mm512_cvtps_ph(p, _MM_FROUND_TO_NEAREST_INT) : dsi_optim_bf16_x16(p);
+    if (f->past)
+        _mm256_stream_si256(out, half);
+    else
+        _mm256_storeu_si256(out, half);
 }
 DSI_OPTIM_AVX512 static inline void dsi_optim_x16_square(__m512d *low, __m512d *high, __m512 x) {
     const __m512d l = _mm512_cvtps_pd(_mm512_castps512_ps256(x));
@@ -1622,7 +1630,7 @@ static const float *dsi_optim_grad(const dsi_optim_simd *simd, const void *grad,
 }
 static void dsi_optim_norms(const dsi_optim_simd *simd, const void *grad, ds_dtype dtype, size_t count, float factor,
                             double *per_grain) {
-    const dsi_optim_feed f = {grad, dtype, DS_F32, factor, NULL};
+    const dsi_optim_feed f = {grad, dtype, DS_F32, factor, false, NULL};
     for (size_t i = 0; i < count; i += DS_GRAIN) {
         const dsi_optim_feed part = dsi_optim_feed_at(&f, i);
         per_grain[i / DS_GRAIN] = simd->norm(&part, count - i < DS_GRAIN ? count - i : DS_GRAIN);
@@ -1745,7 +1753,7 @@ struct ds_optim {
     const dsi_optim_simd *simd;
     ds_error error;
     dsi_optim_block *blocks;
-    size_t bytes;
+    size_t bytes, large_blocks;
     dsi_pool *pool;
     ds_tasks tasks;
     ds_optim_params *groups;
@@ -1770,13 +1778,15 @@ struct ds_optim {
     size_t error_count;
 };
 
-// A large array begins half a page into one: a store delays the loads that follow it in other arrays at the same place of
-// a page, and a state one cache line further into its page than the weights (as malloc or posix_memalign would put it)
-// costs a sixth of the speed. Its memory is asked for in huge pages, which give another tenth; where the system
-// refuses, nothing is lost.
+// Large arrays begin at different places of a page, eight cache lines apart, none of them where malloc or posix_memalign
+// puts what the caller has: arrays that run along together at nearly one place cost up to a third of the speed. (A
+// store delays the loads that follow it within the next few lines of a page, and AMD's first cache can hold only one of
+// two lines at the same place when some bits of their addresses hash alike, as they do with arrays of 64 MiB.) Huge
+// pages give another tenth; where the system refuses them, nothing is lost.
 static void *dsi_optim_take(ds_optim *o, size_t count, size_t size) {
     const bool large = dsi_mul(count, size) >= 65536;
-    const size_t lead = large ? 2048 : 64, bytes = dsi_add(dsi_mul(count, size), lead), align = large ? 4096 : 64;
+    const size_t lead = large ? 512 * (1 + o->large_blocks++ % 7) : 64, align = large ? 4096 : 64;
+    const size_t bytes = dsi_add(dsi_mul(count, size), lead);
     dsi_optim_block *block = (dsi_optim_block *)dsi_alloc_aligned(&o->desc.allocator, bytes, align);
     if (!block) return NULL;
 #ifdef MADV_HUGEPAGE
@@ -2949,6 +2959,7 @@ static size_t dsi_optim_slice_grains(const dsi_optim_job *job, const ds_optim_sl
                : dsi_optim_grains(s->count);
 }
 
+enum { DSI_OPTIM_PAST_CACHES = 1 << 20 }; // elements of a slice
 static void dsi_optim_grain(const dsi_optim_job *job, const ds_optim_slice *s, size_t grain) {
     ds_optim *o = job->o;
     const dsi_optim_item *item = &o->items[s->tensor];
@@ -2956,13 +2967,16 @@ static void dsi_optim_grain(const dsi_optim_job *job, const ds_optim_slice *s, s
     double *sums = o->sums ? o->sums + 2 * (item->first_grain + s->begin / DS_GRAIN + grain) : NULL;
     const float factor = job->what == DSI_OPTIM_NORM ? job->factor : item->constants->adam.factor;
     float buffer[DS_GRAIN], *state[DS_OPTIM_MAX_STATES] = {NULL, NULL, NULL};
-    dsi_optim_feed f = {dsi_optim_at(s->grad, s->grad_dtype, at), s->grad_dtype, s->weights16_dtype, factor, NULL};
-    ds_optim_pass pass = item->pass;
-    if (s->weights16) f.out = (char *)s->weights16 + at * DS_DTYPE_SIZE(s->weights16_dtype);
+    dsi_optim_feed f = {
+        dsi_optim_at(s->grad, s->grad_dtype, at), s->grad_dtype, s->weights16_dtype, factor, false, NULL};
+    ds_optim_pass pass;
     if (job->what == DSI_OPTIM_NORM) {
         sums[0] = o->simd->norm(&f, n);
         return;
     }
+    if (s->weights16) f.out = (char *)s->weights16 + at * DS_DTYPE_SIZE(s->weights16_dtype);
+    f.past = s->count >= DSI_OPTIM_PAST_CACHES && (uintptr_t)f.out % 64 == 0;
+    pass = item->pass;
     pass.begin = s->begin + at;
     for (size_t k = 0; k < item->state_count; k++) state[k] = s->state[k] + at;
     if (job->what == DSI_OPTIM_MEASURE && item->entry) // LAMB's, which takes the gradient as it is
@@ -2992,6 +3006,9 @@ static void dsi_optim_share(void *arg, size_t begin, size_t end, unsigned worker
             dsi_optim_grain(job, &job->slices[i], g);
         first += n;
     }
+#if DSI_OPTIM_X86
+    _mm_sfence(); // what went past the caches is there for other threads too
+#endif
 }
 static void dsi_optim_run(ds_optim *o, dsi_optim_what what, float factor, const ds_optim_slice *slices, size_t count) {
     dsi_optim_job job;

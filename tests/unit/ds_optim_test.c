@@ -684,6 +684,45 @@ static void one_result(void) {
             CHECK(run_bits(every_type[t], DS_OPTIM_LEVEL_BEST, BIG, 0, DS_BF16, 4) == h);
         }
     }
+    TEST(large_sixteen_bit_weights) {
+        /* of a million elements on, aligned 16-bit weights are written past the caches: still the rounded masters */
+        const size_t n = ((size_t)1 << 20) + 1029, room = n + 64;
+        for (int level = DS_OPTIM_LEVEL_SCALAR; level <= DS_OPTIM_LEVEL_AVX512; level++)
+            for (int aligned = 0; aligned < 2; aligned++) {
+                const ds_dtype dtype = level % 2 == aligned ? DS_BF16 : DS_F16;
+                float *master = (float *)malloc(n * sizeof(float)), *grad = (float *)malloc(n * sizeof(float));
+                uint16_t *out = (uint16_t *)malloc(room * sizeof *out), *want = (uint16_t *)malloc(n * sizeof *want);
+                uint16_t *at = out;
+                ds_optim_tensor tensor = {"w", 1, 0, 0, DS_F32, DS_OPTIM_MUON_AUTO};
+                ds_optim_params p;
+                ds_optim_desc desc;
+                ds_optim_slice slice;
+                ds_optim *o = NULL;
+                ds_error error;
+                uint64_t seed = 5;
+                if (!has_level((ds_optim_level)level) || !CHECK(master && grad && out && want)) {
+                    free(master), free(grad), free(out), free(want);
+                    continue;
+                }
+                while ((uintptr_t)at % 64 != (aligned ? 0 : 2)) at++;
+                memset(&desc, 0, sizeof desc);
+                memset(&slice, 0, sizeof slice);
+                ds_optim_params_default("SGD", &p);
+                tensor.cols = n;
+                desc.type = "SGD", desc.groups = &p, desc.group_count = 1, desc.tensors = &tensor,
+                desc.tensor_count = 1;
+                desc.level = (ds_optim_level)level, desc.threads = 2;
+                for (size_t i = 0; i < n; i++) master[i] = wild(&seed), grad[i] = wild(&seed);
+                slice.count = n, slice.master = master, slice.grad = grad;
+                slice.weights16 = at, slice.weights16_dtype = dtype;
+                CHECK(ds_optim_create(&desc, &o, &error) == DS_OK && ds_optim_begin(o, 1, 1, 0) == DS_OK);
+                CHECK(ds_optim_apply(o, &slice, 1) == DS_OK && ds_optim_end(o) == DS_OK);
+                dsi_optim_kernels_of(DS_OPTIM_LEVEL_SCALAR)->narrow(want, dtype, master, n);
+                CHECK(memcmp(at, want, n * sizeof *want) == 0);
+                ds_optim_destroy(o);
+                free(master), free(grad), free(out), free(want);
+            }
+    }
     TEST(tile_of_every_level) { /* the product's tiles, against a plain loop of fused multiply-adds */
         static float a[6 * 70], b[32 * 70], c[6 * 32];
         uint64_t seed = 3;
@@ -1297,7 +1336,7 @@ static void plain_gemm(void *ctx, bool ta, bool tb, size_t m, size_t n, size_t k
 static ds_status fake_adam(void *ctx, ds_optim_rule rule, const ds_optim_constants *k, const ds_optim_part *parts,
                            size_t count, void *stream) {
     const ds_optim_slice *s = &parts[0].slice;
-    const dsi_optim_feed feed = {s->grad, s->grad_dtype, DS_F32, k->adam.factor, NULL};
+    const dsi_optim_feed feed = {s->grad, s->grad_dtype, DS_F32, k->adam.factor, false, NULL};
     if (stream != ctx || rule != DS_OPTIM_RULE_ADAM || count != 1) return DS_ERR_DEVICE;
     dsi_optim_x1.adam(&k->adam, &feed, s->master, s->state[0], s->state[1], s->count);
     return DS_OK;
