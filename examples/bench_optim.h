@@ -3,6 +3,7 @@
 #ifndef BENCH_OPTIM_H
 #define BENCH_OPTIM_H
 #include <pthread.h>
+#include <sys/mman.h>
 #if EXAMPLE_USE_CBLAS
 #include <cblas.h>
 void openblas_set_num_threads(int threads);
@@ -16,24 +17,42 @@ typedef struct stream_part {
     int read;            /* arrays; the last of them are written: 1 of 1, else all but the first */
 } stream_part;
 /* Adds up what lies at one place of each array, and writes the sum to those that are written: the least that a step of
-   this shape can do. One array read and written is the plain read-modify-write. */
-static inline __attribute__((always_inline)) void stream_loop(const stream_part *s, int read, int written) {
-    typedef float vector __attribute__((vector_size(16), aligned(4), may_alias));
-    const size_t apart = s->apart / 4;
-    for (size_t i = 0; i + 4 <= s->count; i += 4) {
-        vector *x = (vector *)(s->x + i), sum = x[0] + 1.0f;
-        for (int r = 1; r < read; r++) sum = sum + x[(size_t)r * apart];
-        for (int w = read - written; w < read; w++) x[(size_t)w * apart] = sum;
+   this shape can do, in the widest vectors that the machine has. One array read and written is the plain
+   read-modify-write. */
+#define STREAM_AT(r) (*(vector *)(x + (r)*apart + i))
+#define STREAM_EACH  for (size_t i = 0; i + lanes <= s->count; i += lanes)
+#define STREAM(NAME, BYTES, TARGET)                                                                                    \
+    TARGET static void NAME(const stream_part *s) {                                                                    \
+        typedef float vector __attribute__((vector_size(BYTES), aligned(4), may_alias));                               \
+        const size_t lanes = BYTES / sizeof(float), apart = s->apart;                                                  \
+        float *const x = s->x;                                                                                         \
+        vector sum;                                                                                                    \
+        switch (s->read) {                                                                                             \
+        case 1: STREAM_EACH STREAM_AT(0) = STREAM_AT(0) + 1.0f; return;                                                \
+        case 2: STREAM_EACH STREAM_AT(1) = STREAM_AT(0) + STREAM_AT(1); return;                                        \
+        case 3:                                                                                                        \
+            STREAM_EACH sum = STREAM_AT(0) + STREAM_AT(1) + STREAM_AT(2), STREAM_AT(1) = sum, STREAM_AT(2) = sum;      \
+            return;                                                                                                    \
+        default:                                                                                                       \
+            STREAM_EACH sum = STREAM_AT(0) + STREAM_AT(1) + STREAM_AT(2) + STREAM_AT(3), STREAM_AT(1) = sum,           \
+                        STREAM_AT(2) = sum, STREAM_AT(3) = sum;                                                        \
+        }                                                                                                              \
     }
-}
-static void *stream_run(void *arg) { /* with numbers that the compiler knows, so that memory is what limits it */
+STREAM(stream_16, 16, )
+#if defined(__x86_64__)
+STREAM(stream_32, 32, __attribute__((target("avx2"))))
+STREAM(stream_64, 64, __attribute__((target("avx512f"))))
+#endif
+static void *stream_run(void *arg) {
     const stream_part *s = (const stream_part *)arg;
-    switch (s->read) {
-    case 1: stream_loop(s, 1, 1); break;
-    case 2: stream_loop(s, 2, 1); break;
-    case 3: stream_loop(s, 3, 2); break;
-    default: stream_loop(s, 4, 3);
-    }
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f"))
+        stream_64(s);
+    else if (__builtin_cpu_supports("avx2"))
+        stream_32(s);
+    else
+#endif
+        stream_16(s);
     return NULL;
 }
 /* Bytes read and written per second. */
@@ -44,7 +63,7 @@ static double stream_speed(float *x, size_t count, int read, size_t threads) {
     size_t started = 0;
     double start = seconds();
     for (size_t i = 0; i < threads; i++) {
-        stream_part p = {x + count / threads / 4 * 4 * i, count / threads, count / 4 * 4, read};
+        stream_part p = {x + count / threads / 16 * 16 * i, count / threads, count / 16 * 16, read};
         part[i] = p;
         if (i + 1 == threads || pthread_create(&thread[started], NULL, stream_run, &part[i]) != 0)
             stream_run(&part[i]);
@@ -66,6 +85,7 @@ typedef struct optim_case {
     int read;          /* arrays of fp32 that have about its bytes; all but one are written too */
     double best;       /* seconds */
     double rmw, shape; /* the best of each ceiling, bytes per second */
+    double median;     /* of the rounds' own shares of the shape's speed, which a noisy machine troubles less */
 } optim_case;
 
 static bool optim_open(const optim_case *c, size_t elements, size_t threads, ds_optim **out, ds_error *error) {
@@ -97,6 +117,10 @@ static bool optim_open(const optim_case *c, size_t elements, size_t threads, ds_
     return !error->status;
 }
 
+static int by_size(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
 /* The best of the rounds, with the ceilings measured between them: as often, over as much memory. */
 static bool optim_measure(optim_case *c, size_t elements, size_t threads, size_t rounds, float *memory,
                           ds_error *error) {
@@ -104,6 +128,7 @@ static bool optim_measure(optim_case *c, size_t elements, size_t threads, size_t
     ds_optim_io *io = (ds_optim_io *)calloc(c->tensors, sizeof *io);
     const size_t each = elements / c->tensors, width = c->mixed ? 2 : 4;
     char *weights = (char *)memory, *grads = weights + 4 * elements;
+    double *shares = (double *)calloc(rounds + 1, sizeof *shares);
     ds_optim *o = NULL;
     options.unchecked = !c->mixed;
     if (!c->mixed) options.max_norm = 0;
@@ -122,8 +147,8 @@ static bool optim_measure(optim_case *c, size_t elements, size_t threads, size_t
         io[i].grad = grads + i * each * width;
         io[i].weights_dtype = io[i].grad_dtype = c->mixed ? DS_BF16 : DS_F32;
     }
-    if (!io) error->status = DS_ERR_MEMORY;
-    if (io && optim_open(c, elements, threads, &o, error))
+    if (!io || !shares) error->status = DS_ERR_MEMORY;
+    if (io && shares && optim_open(c, elements, threads, &o, error))
         for (size_t r = 0; r <= rounds && !error->status; r++) { /* the first round touches the states */
             double start = seconds(), took, rmw, shape;
             if (ds_optim_step(o, io, &options, NULL)) *error = *ds_optim_error(o);
@@ -133,8 +158,14 @@ static bool optim_measure(optim_case *c, size_t elements, size_t threads, size_t
             shape = stream_speed(memory + 2 * elements, elements, c->read, threads);
             if (r && rmw > c->rmw) c->rmw = rmw;
             if (r && shape > c->shape) c->shape = shape;
+            shares[r] = r ? c->bytes * (double)elements / took / shape : 0; /* the first sorts first */
         }
+    if (!error->status) {
+        qsort(shares, rounds + 1, sizeof *shares, by_size);
+        c->median = shares[(rounds + 2) / 2];
+    }
     ds_optim_destroy(o);
+    free(shares);
     free(io);
     return !error->status;
 }
@@ -204,32 +235,35 @@ static void optim_print(const optim_case *cases, size_t count, size_t elements, 
     else
         printf("read-modify-write of one array (the ceiling): %.2f GB/s at best; \"of shape\": of adds alone over as "
                "many\n"
-               "arrays read and written\n%-36s %9s %9s %10s %9s\n",
-               1e-9 * rmw, "step", "bytes/el", "ms", "of ceiling", "of shape");
+               "arrays read and written, best of each and the rounds' median\n%-36s %9s %9s %10s %9s %9s\n",
+               1e-9 * rmw, "step", "bytes/el", "ms", "of ceiling", "of shape", "median");
     for (size_t i = 0; i < count; i++) {
         const double speed = cases[i].bytes * (double)elements / cases[i].best;
         if (json)
-            printf(", \"%s\": {\"bytes\": %g, \"seconds\": %.4g, \"of_ceiling\": %.3f, \"of_shape\": %.3f}",
-                   cases[i].label, cases[i].bytes, cases[i].best, speed / cases[i].rmw, speed / cases[i].shape);
+            printf(", \"%s\": {\"bytes\": %g, \"seconds\": %.4g, \"of_ceiling\": %.3f, \"of_shape\": %.3f, "
+                   "\"of_shape_median\": "
+                   "%.3f}",
+                   cases[i].label, cases[i].bytes, cases[i].best, speed / cases[i].rmw, speed / cases[i].shape,
+                   cases[i].median);
         else
-            printf("%-36s %9.0f %9.2f %10.2f %9.2f\n", cases[i].label, cases[i].bytes, 1e3 * cases[i].best,
-                   speed / cases[i].rmw, speed / cases[i].shape);
+            printf("%-36s %9.0f %9.2f %10.2f %9.2f %9.2f\n", cases[i].label, cases[i].bytes, 1e3 * cases[i].best,
+                   speed / cases[i].rmw, speed / cases[i].shape, cases[i].median);
     }
 }
 
 static int bench_optim(arguments *a) {
-    optim_case cases[] = {{"AdamW fp32", "AdamW", 0, false, 1, 28, 4, 0, 0, 0},
-                          {"SGD fp32", "SGD", 0, false, 1, 12, 2, 0, 0, 0},
-                          {"SGD with momentum fp32", "SGD", 0.9, false, 1, 20, 3, 0, 0, 0},
-                          {"Adagrad fp32", "Adagrad", 0, false, 1, 20, 3, 0, 0, 0},
-                          {"Lion fp32", "Lion", 0, false, 1, 20, 3, 0, 0, 0},
-                          {"Lamb fp32", "Lamb", 0, false, 1, 40, 4, 0, 0, 0},
-                          {"AdamW bf16, norm, clip", "AdamW", 0, true, 1, 30, 4, 0, 0, 0},
-                          {"SGD with momentum bf16, norm, clip", "SGD", 0.9, true, 1, 22, 3, 0, 0, 0},
-                          {"Lion bf16, norm, clip", "Lion", 0, true, 1, 22, 3, 0, 0, 0},
-                          {"Lamb bf16, norm, clip", "Lamb", 0, true, 1, 40, 4, 0, 0, 0}};
+    optim_case cases[] = {{"AdamW fp32", "AdamW", 0, false, 1, 28, 4, 0, 0, 0, 0},
+                          {"SGD fp32", "SGD", 0, false, 1, 12, 2, 0, 0, 0, 0},
+                          {"SGD with momentum fp32", "SGD", 0.9, false, 1, 20, 3, 0, 0, 0, 0},
+                          {"Adagrad fp32", "Adagrad", 0, false, 1, 20, 3, 0, 0, 0, 0},
+                          {"Lion fp32", "Lion", 0, false, 1, 20, 3, 0, 0, 0, 0},
+                          {"Lamb fp32", "Lamb", 0, false, 1, 40, 4, 0, 0, 0, 0},
+                          {"AdamW bf16, norm, clip", "AdamW", 0, true, 1, 30, 4, 0, 0, 0, 0},
+                          {"SGD with momentum bf16, norm, clip", "SGD", 0.9, true, 1, 22, 3, 0, 0, 0, 0},
+                          {"Lion bf16, norm, clip", "Lion", 0, true, 1, 22, 3, 0, 0, 0, 0},
+                          {"Lamb bf16, norm, clip", "Lamb", 0, true, 1, 40, 4, 0, 0, 0, 0}};
     enum { CASES = sizeof cases / sizeof cases[0], MATRICES = 3 };
-    optim_case small = {"AdamW fp32, 1,000 tensors of 1 K", "AdamW", 0, false, 1000, 28, 4, 0, 0, 0};
+    optim_case small = {"AdamW fp32, 1,000 tensors of 1 K", "AdamW", 0, false, 1000, 28, 4, 0, 0, 0, 0};
     muon_case matrices[MATRICES] = {{"plain", DS_OPTIM_NS_STANDARD, false, 0},
                                     {"Gram", DS_OPTIM_NS_GRAM, false, 0},
                                     {"plain, linked BLAS", DS_OPTIM_NS_STANDARD, true, 0}};
@@ -241,13 +275,16 @@ static int bench_optim(arguments *a) {
     const bool json = flag(a, "--json");
     int status;
     if (!number(option(a, "--elements", "16777216"), &elements) || !number(option(a, "--threads", "1"), &threads) ||
-        !number(option(a, "--rounds", "5"), &rounds) || !number(option(a, "--rows", "384"), &rows))
+        !number(option(a, "--rounds", "9"), &rounds) || !number(option(a, "--rows", "384"), &rows))
         return usage(a, "a whole number is wanted after each option", NULL);
     if ((status = operands(a, 1)) != FINE) return status;
     if (elements < 1024000 || elements > (size_t)1 << 34 || !threads || threads > 64 || !rounds || !rows || rows > 8192)
         return usage(a, "at least 1,024,000 elements, 1 to 64 threads and 1 to 8,192 rows are wanted", NULL);
     floats = 6 * elements > 8 * rows * rows ? 6 * elements : 8 * rows * rows;
-    if (posix_memalign(&block, 64, floats * sizeof *memory)) error.status = DS_ERR_MEMORY;
+    if (posix_memalign(&block, (size_t)2 << 20, floats * sizeof *memory)) error.status = DS_ERR_MEMORY;
+#ifdef MADV_HUGEPAGE
+    if (block) (void)madvise(block, floats * sizeof *memory, MADV_HUGEPAGE); /* for steps and ceilings alike */
+#endif
     memory = (float *)block;
     if (memory) memset(memory, 0, floats * sizeof *memory); /* its pages are there before anything is timed */
     for (size_t i = 0; i < CASES && !error.status; i++)
