@@ -69,6 +69,9 @@
    MEMORY   The object itself, one copy of the descriptor's tables, and (own_states) the states. Muon keeps scratch for
    its largest matrix, LAMB two doubles per grain, the 1-bit family its error feedback. All of it is taken at create.
    ds_optim_memory() states it, and ds_optim_device_memory() what is desc.device's; no later call allocates.
+   own_states lays large arrays at different places of a page and asks for huge pages. Do so too where you own them:
+   arrays whose addresses modulo 4,096 differ by a few cache lines only cost up to a third of the speed. 16-bit weights
+   that begin at a multiple of 64, in slices of a million elements or more, are written past the caches.
 
    1-BIT    follows DeepSpeed 0.19.6: the first step only counts (its gradient has no effect), there is no bias correction,
    and while ds_optim_wants_local_gradients() the gradient must not be averaged over ranks. Slices are whole tensors, in
