@@ -345,11 +345,16 @@ typedef struct post_box {
     post_office *office;
     int rank;
 } post_box;
+static struct { int victim, at, count; /* the exchange of that rank that fails; how many it made */ } wire;
 static ds_status post_exchange(void *ctx, unsigned channel, ds_comm_part *parts, int count, int64_t deadline,
                                ds_error *error) {
     post_box *box = (post_box *)ctx;
     post_office *o = box->office;
     int open = 0;
+    if (box->rank == wire.victim && ++wire.count == wire.at) {
+        if (error) snprintf(error->message, sizeof error->message, "the wire is cut");
+        return DS_ERR_IO;
+    }
     pthread_mutex_lock(&o->lock);
     for (int i = 0; i < count; i++) {
         letter *l, **end = &o->first;
@@ -776,21 +781,22 @@ typedef struct wrong_case {
 /* Rank 1 makes the wrong call, the others all_reduce(8, f32, sum): everyone hears of both, and stays dead. */
 static int mismatch_body(ds_comm *comm, void *arg) {
     const wrong_case *t = (const wrong_case *)arg;
-    float x[64] = {0}, y[64 * 8] = {0};
+    uint64_t x[64] = {0}, y[64 * 8] = {0};
     int bad = 0;
     ds_comm_call call;
     ds_status status;
     char first[600];
     memset(&call, 0, sizeof call);
     call.kind = DS_COMM_ALL_REDUCE;
-    call.in = call.kind == DS_COMM_BROADCAST ? x : x;
+    call.in = x;
     call.out = y;
     call.count = 8;
     EXPECT(ds_comm_barrier(comm) == DS_OK);
     if (ds_comm_rank(comm) == 1) {
         call.kind = t->kind;
         call.count = t->count;
-        call.dtype = call.out_dtype = t->dtype;
+        call.dtype = t->dtype;
+        call.out_dtype = t->dtype == DS_BF16 ? DS_F32 : t->dtype;
         call.op = t->op;
         call.root = t->root;
         if (t->kind == DS_COMM_BROADCAST) call.in = y;
@@ -808,13 +814,14 @@ typedef struct late_case {
     int missing;
     ds_status mine;      /* of the rank that waits */
     const char *says[2]; /* all in the text */
-    int how;             /* 0 sleeps, 1 destroys, 2 aborts */
+    int how;             /* 0 sleeps, 1 destroys, 2 aborts, 3 sleeps and so do all after it */
 } late_case;
 static int late_body(ds_comm *comm, void *arg) {
     const late_case *t = (const late_case *)arg;
     int bad = 0;
     float x[1000] = {0};
     EXPECT(ds_comm_barrier(comm) == DS_OK);
+    if (ds_comm_rank(comm) >= t->missing && t->how == 3) return usleep(900000), bad; /* and all after it */
     if (ds_comm_rank(comm) == t->missing) {
         if (t->how == 2) ds_comm_abort(comm, "the disk of this rank is full");
         if (t->how == 2) EXPECT(ds_comm_barrier(comm) == DS_ERR_PEER);
@@ -824,7 +831,7 @@ static int late_body(ds_comm *comm, void *arg) {
     {
         ds_status status = ds_comm_all_reduce(comm, x, x, 1000, DS_F32, DS_COMM_SUM);
         const char *text = ds_comm_error(comm)->message;
-        EXPECT(status == t->mine || (t->how == 0 && status == DS_ERR_PEER));
+        EXPECT(status == t->mine || (t->how % 3 == 0 && status == DS_ERR_PEER));
         EXPECT(strstr(text, t->says[0]) && strstr(text, t->says[1]));
         EXPECT(ds_comm_barrier(comm) == status);
         EXPECT(ds_comm_send(comm, x, 1, DS_F32, t->missing) == status);
@@ -858,6 +865,46 @@ static int refuse_body(ds_comm *comm, void *arg) {
     return bad;
 }
 
+/* The same call with other numbers in its table, of another kind of sum, with another root: rank 1 against the rest. */
+static int unlike_body(ds_comm *comm, void *arg) {
+    int form = *(const int *)arg, w = ds_comm_world(comm), bad = 0;
+    bool odd = ds_comm_rank(comm) == 1;
+    float x[64] = {0}, y[64] = {0};
+    size_t counts[16];
+    ds_comm_call call;
+    memset(&call, 0, sizeof call);
+    for (int r = 0; r < w; r++) counts[r] = (size_t)(odd ? r % 2 : 1 - r % 2);
+    call.kind = form == 0 ? DS_COMM_ALL_GATHER : form == 1 ? DS_COMM_ALL_REDUCE : DS_COMM_REDUCE;
+    call.in = x;
+    call.out = y;
+    call.count = 8;
+    call.counts = form == 0 ? counts : NULL;
+    call.native = form == 1 && odd;
+    call.root = form == 2 && odd;
+    EXPECT(ds_comm_run(comm, &call) == DS_ERR_PEER);
+    EXPECT(strstr(ds_comm_error(comm)->message, "differs") && strstr(ds_comm_error(comm)->message, "rank 1"));
+    EXPECT(strstr(ds_comm_error(comm)->message, form == 0 ? "counts #" : form == 1 ? "native sum" : "root 1") != NULL);
+    return bad;
+}
+/* A message of another length, type or direction than the receiver expects. */
+static int unlike_message_body(ds_comm *comm, void *arg) {
+    int form = *(const int *)arg, bad = 0;
+    float x[4] = {0};
+    ds_status status;
+    if (ds_comm_rank(comm) == 0)
+        status = form == 2 ? ds_comm_receive(comm, x, 2, DS_F32, 1)
+                           : ds_comm_send(comm, x, form == 0 ? 3 : 2, form == 1 ? DS_I32 : DS_F32, 1);
+    else
+        status =
+            form == 2 ? ds_comm_all_reduce(comm, x, x, 2, DS_F32, DS_COMM_SUM) : ds_comm_receive(comm, x, 2, DS_F32, 0);
+    if (ds_comm_rank(comm) == 1 || form == 2) {
+        EXPECT(DS_IS_ENVIRONMENT(status) && strstr(ds_comm_error(comm)->message, "rank 0"));
+        EXPECT(strstr(ds_comm_error(comm)->message, ds_comm_rank(comm) && form == 2 ? "all_reduce" : "receive") !=
+               NULL);
+        EXPECT(ds_comm_barrier(comm) == status);
+    }
+    return bad;
+}
 /* all_to_all whose receiver expects another number */
 static int uneven_body(ds_comm *comm, void *arg) {
     int bad = 0, me = ds_comm_rank(comm);
@@ -1317,6 +1364,14 @@ static const env_case env_cases[] = {
     {"RANK=0 WORLD_SIZE=0", 0, 0, 0, 0, NULL, "WORLD_SIZE is 0"},
     {"RANK=0 WORLD_SIZE=2 LOCAL_RANK=2 LOCAL_WORLD_SIZE=2", 0, 0, 0, 0, NULL, "local rank 2"},
     {"RANK=0 WORLD_SIZE=2 MASTER_PORT=70000", 0, 0, 0, 0, NULL, "65535"},
+    {"RANK=0 WORLD_SIZE=2 MASTER_PORT=many", 0, 0, 0, 0, NULL, "MASTER_PORT is \"many\""},
+    {"RANK=0 WORLD_SIZE=2 LOCAL_RANK=one", 0, 0, 0, 0, NULL, "LOCAL_RANK is \"one\""},
+    {"RANK=0 WORLD_SIZE=2 LOCAL_WORLD_SIZE=3", 0, 0, 0, 0, NULL, "local rank -1 of 3"},
+    {"RANK= WORLD_SIZE=", 0, 1, -1, -1, "none", NULL},
+    {"RANK=0 WORLD_SIZE=2 OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=3", 0, 0, 0, 0, NULL, "rank 0 of 3"},
+    {"SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=2 SLURM_STEP_TASKS_PER_NODE=2(x", 0, 2, -1, -1, "Slurm", NULL},
+    {"SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=2 SLURM_STEP_TASKS_PER_NODE=two", 0, 2, -1, -1, "Slurm", NULL},
+    {"SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=2 SLURM_STEP_TASKS_PER_NODE=1 SLURM_NODEID=1", 0, 2, -1, -1, "Slurm", NULL},
 };
 
 static void test_environment(void) {
@@ -1352,6 +1407,18 @@ static void test_environment(void) {
         t.text = "SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=2 SLURM_JOB_ID=77 SLURM_STEP_ID=1";
         CHECK(ds_comm_resolve_env(env_get, &t, &env, NULL) == DS_OK);
         CHECK_STR(env.run_id, "job 77 1");
+        t.text = "PMI_RANK=0 PMI_SIZE=2 PMI_JOBID=kvs_9";
+        CHECK(ds_comm_resolve_env(env_get, &t, &env, NULL) == DS_OK);
+        CHECK_STR(env.run_id, "job kvs_9 ");
+        t.text = "RANK=0 WORLD_SIZE=2 MASTER_PORT=6 TORCHELASTIC_RUN_ID=none SLURM_JOB_ID=77";
+        CHECK(ds_comm_resolve_env(env_get, &t, &env, NULL) == DS_OK);
+        CHECK_STR(env.run_id, "port 6");
+        t.text = "RANK=0 WORLD_SIZE=2 TORCHELASTIC_RUN_ID=r DS_RUN_ID=";
+        CHECK(ds_comm_resolve_env(env_get, &t, &env, NULL) == DS_OK);
+        CHECK_STR(env.run_id, "elastic r  0");
+        t.text = "";
+        CHECK(ds_comm_resolve_env(env_get, &t, &env, NULL) == DS_OK);
+        CHECK_HAS(env.run_id, "parent ");
     }
 }
 
@@ -1531,6 +1598,103 @@ static void test_create(void) {
     }
 }
 
+/* ---- each exchange of messages fails in turn, on either of two ranks ---- */
+
+enum { STEPS = 16, STEP_COUNT = 5000 };
+static ds_status step(ds_comm *comm, ds_comm *alone, int k, char *text) {
+    static float memory[2][8][2 * STEP_COUNT]; /* of each rank */
+    int me = ds_comm_rank(comm);
+    float *in = memory[me][0], *out = memory[me][1], *scratch = memory[me][2], *errors = memory[me][4];
+    size_t give[2] = {7, 9}, take[2] = {7, 9};
+    const ds_error *from = ds_comm_error(comm);
+    ds_comm_handle handle;
+    ds_comm *sub = NULL;
+    ds_error error = {DS_OK, ""};
+    ds_comm_call call = dsi_comm_call_of(DS_COMM_ALL_REDUCE, in, out, STEP_COUNT, DS_F32);
+    char all[4000] = "";
+    ds_status status = DS_OK;
+    give[1 - me] = take[1 - me] = 11;
+    memset(in, 0, sizeof memory[0][0]);
+    in[5] = 1;
+    switch (k) {
+    case 0: status = ds_comm_barrier(comm); break;
+    case 1: status = ds_comm_all_reduce(comm, in, out, 10, DS_F32, DS_COMM_SUM); break;
+    case 2: status = ds_comm_run(comm, &call); break;
+    case 3: status = ds_comm_reduce_scatter(comm, in, out, STEP_COUNT / 2, NULL, DS_F32, DS_F32, DS_COMM_SUM); break;
+    case 4: status = ds_comm_broadcast(comm, in, STEP_COUNT, DS_F32, 0); break;
+    case 5: status = me ? ds_comm_receive(comm, in, 300, DS_F32, 0) : ds_comm_send(comm, in, 300, DS_F32, 1); break;
+    case 6: status = ds_comm_sparse_all_reduce(comm, in, 100, 10, DS_F32, DS_COMM_SUM, NULL); break;
+    case 7: status = ds_comm_one_bit_all_reduce(comm, in, out, 1000, errors, errors + 2000, scratch); break;
+    case 8: status = ds_comm_quantized_all_gather(comm, in, out, 64, DS_F32, 4, scratch); break;
+    case 9: status = ds_comm_quantized_reduce_scatter(comm, NULL, in, out, 64, DS_F32, 4, 1, scratch); break;
+    case 10:
+        status = ds_comm_quantized_reduce_scatter(alone, comm, in, out, 64, DS_F32, 4, 1, scratch);
+        from = ds_comm_error(alone);
+        break;
+    case 11: status = ds_comm_log_summary(comm, true, summary_line, all); break;
+    case 12: status = ds_comm_all_to_all_uneven(comm, in, give, out, take, DS_F32); break;
+    case 13:
+        call.native = true;
+        status = ds_comm_run(comm, &call);
+        break;
+    case 14:
+        status = ds_comm_start(comm, &call, &handle);
+        if (!status) status = ds_comm_wait(comm, UINT64_MAX);
+        break;
+    default:
+        status = ds_comm_split(comm, 0, 0, &sub, &error);
+        from = &error;
+        ds_comm_destroy(sub);
+    }
+    snprintf(text, sizeof error.message, "%s", from->message);
+    return status;
+}
+static int steps_body(ds_comm *comm, void *arg) {
+    ds_comm_desc desc = quick_desc();
+    ds_comm *alone = NULL;
+    ds_status status = DS_OK;
+    char text[508], here[32];
+    int bad = 0, me = ds_comm_rank(comm);
+    bool failing = *(const bool *)arg;
+    EXPECT(ds_comm_create(&desc, &alone, NULL) == DS_OK);
+    for (int k = 0; k < STEPS && !status; k++) status = step(comm, alone, k, text);
+    snprintf(here, sizeof here, "rank %d ", me);
+    if (!failing)
+        EXPECT(status == DS_OK);
+    else if (me == wire.victim) {
+        EXPECT(status == DS_ERR_IO && strstr(text, "the wire is cut") && strstr(text, here) && strstr(text, "call "));
+        EXPECT(ds_comm_barrier(comm) == DS_ERR_IO);
+    } else
+        EXPECT(status == DS_OK || status == DS_ERR_TIMEOUT || status == DS_ERR_PEER);
+    ds_comm_destroy(alone);
+    return bad;
+}
+static void test_steps(void) {
+    TEST(each_exchange_fails) {
+        ds_comm_desc desc = quick_desc();
+        bool failing = false;
+        desc.log.enabled = true;
+        for (int victim = 0; victim < 2; victim++) {
+            int exchanges;
+            wire.victim = victim;
+            wire.at = wire.count = 0;
+            failing = false;
+            desc.timeout = (int64_t)20 * 1000000000;
+            CHECK(team_messages_of(2, &desc, steps_body, &failing) == 0);
+            exchanges = wire.count;
+            CHECK(exchanges > 30);
+            failing = true;
+            desc.timeout = 50000000;
+            for (int at = 1; at <= exchanges; at++) {
+                wire.at = at;
+                wire.count = 0;
+                CHECK(team_messages_of(2, &desc, steps_body, &failing) == 0);
+            }
+        }
+        wire.at = 0;
+    }
+}
+
 static void test_trouble(void) {
     static const wrong_case wrongs[] = {
         {DS_COMM_BROADCAST, 8, DS_F32, DS_COMM_SUM, 0, "broadcast(count 8, f32, root 0)"},
@@ -1539,6 +1703,11 @@ static void test_trouble(void) {
         {DS_COMM_ALL_REDUCE, 8, DS_F32, DS_COMM_MAX, 0, "all_reduce(count 8, f32, max)"},
         {DS_COMM_REDUCE, 8, DS_F32, DS_COMM_SUM, 1, "reduce(count 8, f32, sum, root 1)"},
         {DS_COMM_BARRIER, 0, DS_F32, DS_COMM_SUM, 0, "barrier()"},
+        {DS_COMM_REDUCE_SCATTER, 8, DS_BF16, DS_COMM_SUM, 0, "reduce_scatter(count 8, bf16 to f32, sum)"},
+        {DS_COMM_ALL_GATHER, 8, DS_F32, DS_COMM_SUM, 0, "all_gather(count 8, f32)"},
+        {DS_COMM_ALL_TO_ALL, 8, DS_F32, DS_COMM_SUM, 0, "all_to_all(count 8, f32)"},
+        {DS_COMM_GATHER, 8, DS_U8, DS_COMM_SUM, 2, "gather(count 8, u8, root 2)"},
+        {DS_COMM_SCATTER, 8, DS_I64, DS_COMM_SUM, 0, "scatter(count 8, i64, root 0)"},
     };
     TEST(mismatch) {
         for (size_t i = 0; i < sizeof wrongs / sizeof *wrongs; i++) {
@@ -1551,6 +1720,19 @@ static void test_trouble(void) {
     TEST(uneven_mismatch) {
         CHECK(team_threads(2, uneven_body, NULL) == 0);
     }
+    TEST(unlike) {
+        for (int form = 0; form < 3; form++) {
+            CHECK(team_messages(2, unlike_body, &form) == 0);
+            if (form != 1) CHECK(team_threads(3, unlike_body, &form) == 0);
+        }
+        for (int form = 0; form < 3; form++) {
+            ds_comm_desc desc = quick_desc();
+            desc.timeout = 500000000;
+            CHECK(team_messages_of(2, &desc, unlike_message_body, &form) == 0);
+            if (form < 2) CHECK(team_threads(2, unlike_message_body, &form) == 0);
+        }
+    }
+    test_steps();
     TEST(late) {
         late_case t = {1, DS_ERR_TIMEOUT, {"all_reduce(count 1000, f32, sum)", "rank 1 never came"}, 0};
         ds_comm *comms[3];
@@ -1574,6 +1756,10 @@ static void test_trouble(void) {
         late_case t = {2, DS_ERR_TIMEOUT, {"all_reduce(count 1000, f32, sum)", "rank 2"}, 0};
         ds_comm_desc desc = quick_desc();
         desc.timeout = 300000000;
+        CHECK(team_messages_of(3, &desc, late_body, &t) == 0);
+        t.missing = 1;
+        t.how = 3;
+        t.says[1] = "call of: rank 1, 2";
         CHECK(team_messages_of(3, &desc, late_body, &t) == 0);
     }
     TEST(left) {
