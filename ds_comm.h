@@ -3246,7 +3246,7 @@ static void dsi_comm_quantize_group(ds_comm_blocks form, const void *in, ds_dtyp
 #endif
     for (size_t i = done; i < count; i++) {
         float q = rintf((dsi_comm_f32_load(in, dtype, from + i) - middle) * scale);
-        int value = (int)(q < -half ? -half : q > half - 1 ? half - 1 : q);
+        int value = (int)(q < -half ? -half : q > half - 1 ? half - 1 : q == q ? q : 0); /* NaN: 0, as by vectors */
         size_t at = first + i;
         if (form.bits == 8)
             packed[at] = (int8_t)value;

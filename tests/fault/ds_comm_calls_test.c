@@ -91,6 +91,13 @@ static void work(int rank, const char *run_id, outcome *o) {
             if (plain[i] != (float)(1 + 2 * i)) o->status = DS_ERR_CORRUPT;
         snprintf(error.message, sizeof error.message, "%s", ds_comm_error(comm)->message);
     }
+    if (!o->status) { /* one row of 500 */
+        float table[500 * 2] = {0};
+        table[4] = 1;
+        o->status = ds_comm_sparse_all_reduce(comm, table, 500, 2, DS_F32, DS_COMM_SUM, NULL);
+        if (!o->status && (table[4] != 2 || table[5] != 0)) o->status = DS_ERR_CORRUPT;
+        snprintf(error.message, sizeof error.message, "%s", ds_comm_error(comm)->message);
+    }
     if (!o->status && (shared = (float *)ds_comm_alloc(comm, COUNT * sizeof *shared)) == NULL) {
         o->status = DS_ERR_MEMORY;
         snprintf(error.message, sizeof error.message, "ds_comm_alloc");
@@ -167,7 +174,7 @@ int main(int argc, char **argv) {
                 CHECK_EQ(run(id, victim, calls[k].name, 0, o), 2); /* counts only */
                 CHECK(o[0].status == DS_OK && o[1].status == DS_OK);
                 n = o[victim].calls;
-                for (int at = 1; at <= n && at <= 12; at++) {
+                for (int at = 1; at <= n && at <= 14; at++) {
                     if (!CHECK_EQ(run(id, victim, calls[k].name, at, o), 2)) break;
                     for (int r = 0; r < 2; r++) {
                         CHECK(o[r].status == DS_OK || DS_IS_ENVIRONMENT(o[r].status));

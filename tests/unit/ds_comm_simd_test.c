@@ -1,5 +1,8 @@
 /* What ds_comm.h does eight elements at a time, against its definition one by one: conversions of every half, sums of two,
-   signs and scales, and buffers so large that they pass the caches by; and that a long wait does not burn its core. */
+   signs and scales, and buffers so large that they pass the caches by, and the same as on a machine without these
+   instructions; and that a long wait does not burn its core. */
+static int old_machine;
+#define __builtin_cpu_supports(feature) (!old_machine && __builtin_cpu_supports(feature))
 #define DS_IMPLEMENTATION
 #include "ds_comm.h"
 #include "tests/test.h"
@@ -226,27 +229,29 @@ static void civil_body(ds_comm *comm, void *arg) {
 }
 
 int main(void) {
-    TEST(every_fp16) {
-        test_halves(DS_F16);
-    }
-    TEST(every_bf16) {
-        test_halves(DS_BF16);
-    }
-    TEST(one_bit_bits) {
-        test_one_bit();
-    }
-    TEST(blocks) {
-        for (int form = 0; form < 6; form++) {
-            const ds_dtype dtype = form % 3 == 0 ? DS_F32 : form % 3 == 1 ? DS_F16 : DS_BF16;
-            test_blocks(dtype, form < 3 ? 8 : 4, 512);
-            test_blocks(dtype, form < 3 ? 8 : 4, 30);
-            if (form < 3) test_blocks(dtype, 8, 13);
+    for (old_machine = 0; old_machine < 2; old_machine++) {
+        TEST_NAMED(old_machine ? "every_fp16_without" : "every_fp16") {
+            test_halves(DS_F16);
         }
-    }
-    TEST(past_the_caches) {
-        int bad = 0;
-        CHECK(run_pair(large_body, &bad));
-        CHECK_EQ(bad, 0);
+        TEST_NAMED(old_machine ? "every_bf16_without" : "every_bf16") {
+            test_halves(DS_BF16);
+        }
+        TEST_NAMED(old_machine ? "one_bit_bits_without" : "one_bit_bits") {
+            test_one_bit();
+        }
+        TEST_NAMED(old_machine ? "blocks_without" : "blocks") {
+            for (int form = 0; form < 6; form++) {
+                const ds_dtype dtype = form % 3 == 0 ? DS_F32 : form % 3 == 1 ? DS_F16 : DS_BF16;
+                test_blocks(dtype, form < 3 ? 8 : 4, 512);
+                test_blocks(dtype, form < 3 ? 8 : 4, 30);
+                if (form < 3) test_blocks(dtype, 8, 13);
+            }
+        }
+        TEST_NAMED(old_machine ? "past_the_caches_without" : "past_the_caches") {
+            int bad = 0;
+            CHECK(run_pair(large_body, &bad));
+            CHECK_EQ(bad, 0);
+        }
     }
     TEST(waits_are_civil) { /* it sleeps: a spin until the other comes would be half a second */
         double spent = 1e9;
