@@ -3388,7 +3388,9 @@ static ds_status dsi_comm_run_on(ds_comm *c, ds_comm_kind kind, const void *in, 
     return ds_comm_run(c, &call);
 }
 static ds_status dsi_comm_kernel(ds_comm *c, ds_status status) {
-    return status ? dsi_comm_device_failed(c, status) : DS_OK;
+    if (!status) return DS_OK;
+    (void)dsi_comm_device_failed(c, status);
+    return dsi_comm_state(c);
 }
 DS_API ds_status ds_comm_quantized_all_gather_on(ds_comm *comm, const void *in, void *out, size_t count, ds_dtype dtype,
                                                  size_t groups, void *scratch, void *stream) {

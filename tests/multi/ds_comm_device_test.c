@@ -124,6 +124,26 @@ static const char *device_describe(void *ctx) {
     (void)ctx;
     return "the fake device says no";
 }
+static ds_status device_quantize(void *ctx, ds_comm_blocks form, const void *in, ds_dtype dtype, size_t count,
+                                 int8_t *packed, float *params, void *stream) {
+    device *d = (device *)ctx;
+    ds_status status = count_call(d);
+    (void)stream;
+    if (!status)
+        ds_comm_quantize(form, reach(d, in), dtype, count, (int8_t *)reach(d, packed),
+                         (float *)(void *)reach(d, params));
+    return status;
+}
+static ds_status device_dequantize(void *ctx, ds_comm_blocks form, const int8_t *packed, const float *params, void *out,
+                                   ds_dtype dtype, size_t count, void *stream) {
+    device *d = (device *)ctx;
+    ds_status status = count_call(d);
+    (void)stream;
+    if (!status)
+        ds_comm_dequantize(form, (const int8_t *)reach(d, packed), (const float *)(const void *)reach(d, params),
+                           reach(d, out), dtype, count);
+    return status;
+}
 static ds_status device_sum(void *ctx, const void *const *inputs, int input_count, ds_dtype dtype, void *out,
                             ds_dtype out_dtype, ds_comm_op op, size_t count, void *stream) {
     device *d = (device *)ctx;
@@ -323,6 +343,8 @@ static ds_comm_desc device_desc(device *d, int pinned, int kernels) {
     ds_comm_desc desc;
     d->kernels.ctx = d;
     d->kernels.sum = device_sum;
+    d->kernels.quantize = device_quantize;
+    d->kernels.dequantize = device_dequantize;
     memset(&desc, 0, sizeof desc);
     desc.timeout = (int64_t)20 * 1000000000;
     desc.stage_bytes = STAGE;
@@ -538,6 +560,97 @@ static int build_library(void) {
     return system(command) != 0;
 }
 
+/* Quantized calls on device memory: the bits of those in host memory, among two nodes of two ranks and on one node. */
+enum { QUANT = 64, GROUPS = 4 };
+typedef struct quantized {
+    ds_comm *comm;
+    device *d;
+    ds_dtype dtype;
+    ds_status status;
+    char text[512];
+    int bad;
+} quantized;
+static void *quantized_main(void *arg) {
+    quantized *q = (quantized *)arg;
+    int me = ds_comm_rank(q->comm);
+    size_t size = DS_DTYPE_SIZE(q->dtype), all = 4 * QUANT * size;
+    size_t room = ds_comm_quantized_scratch_on(2, 2, QUANT, GROUPS);
+    char in[4 * QUANT * 4], out[2][4 * QUANT * 4], *scratch = (char *)malloc(room);
+    void *device_in = NULL, *device_out = NULL, *device_scratch = NULL;
+    ds_comm *node = NULL, *across = NULL;
+    uint64_t seed = (uint64_t)me;
+    q->d->fail_at = -q->d->fail_at;
+    (void)device_alloc(q->d, all, &device_in);
+    (void)device_alloc(q->d, all, &device_out);
+    (void)device_alloc(q->d, room, &device_scratch);
+    for (size_t i = 0; i < 4 * QUANT; i++) {
+        float x = (float)((double)(test_random(&seed) >> 11) * 0x1p-53 - 0.5);
+        dsi_comm_value_store(in, q->dtype, i, x);
+    }
+    memcpy(reach(q->d, device_in), in, all);
+    q->status = ds_comm_split(q->comm, me / 2, 0, &node, NULL);
+    if (!q->status) q->status = ds_comm_split(q->comm, me % 2, 0, &across, NULL);
+    q->d->calls = 0;
+    q->d->fail_at = -q->d->fail_at;
+    for (int k = 0; k < 3 && !q->status; k++) {
+        const ds_comm *failed = k ? node : q->comm;
+        if (k == 0) {
+            q->bad += ds_comm_quantized_all_gather(q->comm, in, out[0], QUANT, q->dtype, GROUPS, scratch) != DS_OK;
+            q->status = ds_comm_quantized_all_gather_on(q->comm, device_in, device_out, QUANT, q->dtype, GROUPS,
+                                                        device_scratch, NULL);
+        } else {
+            ds_comm *second = k == 1 ? across : NULL;
+            ds_status host =
+                ds_comm_quantized_reduce_scatter(node, second, in, out[0], QUANT, q->dtype, GROUPS, 1, scratch);
+            q->status = host ? host
+                             : ds_comm_quantized_reduce_scatter_on(node, second, device_in, device_out, QUANT, q->dtype,
+                                                                   GROUPS, device_scratch, NULL);
+        }
+        if (q->status)
+            snprintf(q->text, sizeof q->text, "%s", ds_comm_error(failed)->message);
+        else
+            q->bad += memcmp(out[0], reach(q->d, device_out), k ? QUANT * size : all) != 0;
+    }
+    ds_comm_destroy(node);
+    ds_comm_destroy(across);
+    ds_comm_destroy(q->comm);
+    free(scratch);
+    return NULL;
+}
+/* The status of rank 1, whose call `fail` to the device fails (0: none). */
+static ds_status quantized_run(ds_dtype dtype, int fail, int *calls) {
+    static device ds[4];
+    ds_comm *comms[4];
+    quantized q[4];
+    pthread_t threads[4];
+    memset(q, 0, sizeof q);
+    for (int r = 0; r < 4; r++) {
+        ds_comm_desc desc;
+        CHECK(device_make(&ds[r]) == 0);
+        desc = device_desc(&ds[r], 1, 1);
+        if (r == 0) CHECK(ds_comm_threads_create(&desc, 4, comms, NULL) == DS_OK);
+        comms[r]->device = desc.device; /* each has its own here */
+        comms[r]->kernels = *desc.kernels;
+        q[r].comm = comms[r];
+        q[r].d = &ds[r];
+        q[r].dtype = dtype;
+    }
+    ds[1].fail_at = fail;
+    for (int r = 0; r < 4; r++) CHECK(pthread_create(&threads[r], NULL, quantized_main, &q[r]) == 0);
+    for (int r = 0; r < 4; r++) pthread_join(threads[r], NULL);
+    *calls = ds[1].calls;
+    for (int r = 0; r < 4; r++) {
+        CHECK_EQ(q[r].bad, 0);
+        CHECK(q[r].status == DS_OK || (fail && (q[r].status == DS_ERR_PEER || r == 1)));
+        device_end(&ds[r]);
+    }
+    if (q[1].status) {
+        CHECK_HAS(q[1].text, "rank ");
+        CHECK_HAS(q[1].text, "the fake device says no");
+    }
+    return q[1].status;
+}
+
 int main(int argc, char **argv) {
     static const char *const wheres[] = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE",
                                          "OMPI_COMM_WORLD_SIZE"};
@@ -720,6 +833,34 @@ int main(int argc, char **argv) {
             for (int r = 0; r < 2; r++) device_end(&ds[r]);
         }
         CHECK(reached >= 4 && reached < 10);
+    }
+    TEST(quantized_on_device) {
+        static const ds_dtype dtypes[] = {DS_F32, DS_F16, DS_BF16};
+        int calls = 0, most;
+        for (int k = 0; k < 3; k++) CHECK_EQ(quantized_run(dtypes[k], 0, &calls), DS_OK);
+        most = calls;
+        CHECK(most > 20);
+        for (int fail = 1; fail <= most; fail++) CHECK_EQ(quantized_run(DS_F32, fail, &calls), DS_ERR_DEVICE);
+    }
+    TEST(quantized_without_kernels) {
+        device d;
+        ds_comm_desc desc;
+        ds_comm *comm = NULL;
+        float x[8] = {0};
+        CHECK(device_make(&d) == 0);
+        desc = device_desc(&d, 1, 0);
+        CHECK(ds_comm_create(&desc, &comm, NULL) == DS_OK);
+        CHECK_EQ(ds_comm_quantized_all_gather_on(comm, x, x, 8, DS_F32, 1, x, NULL), DS_ERR_UNSUPPORTED);
+        CHECK_HAS(ds_comm_error(comm)->message, "lacks desc.device or desc.kernels");
+        CHECK_EQ(ds_comm_quantized_reduce_scatter_on(comm, NULL, x, x, 8, DS_F32, 1, x, NULL), DS_ERR_UNSUPPORTED);
+        ds_comm_destroy(comm);
+        desc = device_desc(&d, 1, 1);
+        CHECK(ds_comm_create(&desc, &comm, NULL) == DS_OK);
+        CHECK_EQ(ds_comm_quantized_all_gather_on(comm, x, x, 8, DS_F64, 1, x, NULL), DS_ERR_ARGUMENT);
+        CHECK_EQ(ds_comm_quantized_all_gather_on(comm, x, x, 8, DS_F32, 0, x, NULL), DS_ERR_ARGUMENT);
+        CHECK_EQ(ds_comm_quantized_reduce_scatter_on(comm, NULL, x, x, 9, DS_F32, 3, x, NULL), DS_ERR_ARGUMENT);
+        ds_comm_destroy(comm);
+        device_end(&d);
     }
     TEST(no_device) {
         ds_comm *comm = NULL;
