@@ -1752,6 +1752,25 @@ static void test_trouble(void) {
             CHECK_EQ(members[r].failed, 0);
         }
     }
+    TEST(two_late) {
+        late_case t = {1, DS_ERR_TIMEOUT, {"all_reduce(count 1000, f32, sum)", "ranks 1, 2 never came"}, 3};
+        ds_comm *comms[3];
+        ds_comm_desc desc = quick_desc();
+        team_member members[3];
+        pthread_t threads[3];
+        desc.timeout = 300000000;
+        CHECK(ds_comm_threads_create(&desc, 3, comms, NULL) == DS_OK);
+        for (int r = 0; r < 3; r++) {
+            members[r].comm = comms[r];
+            members[r].body = late_body;
+            members[r].arg = &t;
+            CHECK(pthread_create(&threads[r], NULL, team_main, &members[r]) == 0);
+        }
+        for (int r = 0; r < 3; r++) {
+            pthread_join(threads[r], NULL);
+            CHECK_EQ(members[r].failed, 0);
+        }
+    }
     TEST(late_messages) {
         late_case t = {2, DS_ERR_TIMEOUT, {"all_reduce(count 1000, f32, sum)", "rank 2"}, 0};
         ds_comm_desc desc = quick_desc();
@@ -2057,6 +2076,207 @@ static void test_strangers(void) {
     }
 }
 
+/* ---- edges of the smaller calls ---- */
+
+static ds_status never(void) {
+    return DS_ERR_DEVICE;
+}
+/* Rank 0 begins a call and looks; rank 1 comes when it has looked. Then the log, a dead communicator and its queue. */
+static int look_body(ds_comm *comm, void *arg) {
+    uint32_t *looked = (uint32_t *)arg;
+    float x[2000] = {0}, y[2000];
+    ds_comm_call call = dsi_comm_call_of(DS_COMM_ALL_REDUCE, x, y, 2000, DS_F32);
+    ds_comm_log_options options;
+    ds_comm_handle handle;
+    bool done = true;
+    int bad = 0;
+    memset(&options, 0, sizeof options);
+    options.enabled = options.verbose = true;
+    while (ds_comm_rank(comm) && !__atomic_load_n(looked, __ATOMIC_SEQ_CST)) dsi_sleep(NULL, 1000000);
+    EXPECT(ds_comm_start(comm, &call, &handle) == DS_OK);
+    if (!ds_comm_rank(comm)) {
+        EXPECT(ds_comm_test(comm, handle, &done) == DS_OK && !done);
+        __atomic_store_n(looked, 1, __ATOMIC_SEQ_CST);
+    }
+    EXPECT(ds_comm_log_start(comm, &options) == DS_OK); /* waits for the call */
+    EXPECT(ds_comm_test(comm, handle, &done) == DS_OK && done);
+    EXPECT(ds_comm_start(comm, &call, &handle) == DS_OK);
+    EXPECT(ds_comm_log_entries(comm, NULL, 0) == 1);
+    ds_comm_abort(comm, "enough");
+    EXPECT(ds_comm_barrier(comm) == DS_ERR_PEER);
+    EXPECT(ds_comm_start(comm, &call, &handle) == DS_ERR_PEER && strstr(ds_comm_error(comm)->message, "enough"));
+    EXPECT(ds_comm_test(comm, handle, &done) == DS_ERR_PEER && done);
+    return bad;
+}
+/* Messages that nobody receives, and one that nobody sends. */
+static int alone_body(ds_comm *comm, void *arg) {
+    char x[16] = {0};
+    int bad = 0;
+    ds_status status = DS_OK;
+    if (ds_comm_rank(comm)) return 0;
+    comm->timeout = 60000000;
+    if (arg) {
+        for (int i = 0; i < 3; i++) {
+            EXPECT(status == DS_OK);
+            status = ds_comm_send(comm, x, 16, DS_U8, 1);
+        }
+        EXPECT(status == DS_ERR_TIMEOUT && strstr(ds_comm_error(comm)->message, "for rank 1 to receive"));
+    } else
+        EXPECT(ds_comm_receive(comm, x, 16, DS_U8, 1) == DS_ERR_TIMEOUT &&
+               strstr(ds_comm_error(comm)->message, "for rank 1 to send"));
+    return bad;
+}
+/* Two of three ranks share a communicator, and one leaves it. */
+static int left_split_body(ds_comm *comm, void *arg) {
+    ds_comm *sub = NULL;
+    int bad = 0, me = ds_comm_rank(comm);
+    (void)arg;
+    EXPECT(ds_comm_split(comm, me > 0, 0, &sub, NULL) == DS_OK);
+    if (me == 1) {
+        EXPECT(ds_comm_barrier(sub) == DS_ERR_PEER);
+        EXPECT(strstr(ds_comm_error(sub)->message, "rank 1 (rank 2 before the split) destroyed") != NULL);
+    }
+    ds_comm_destroy(sub);
+    EXPECT(ds_comm_barrier(comm) == DS_OK); /* which the failure left alone */
+    return bad;
+}
+static int arena_body(ds_comm *comm, void *arg) {
+    char *pieces[20];
+    int bad = 0, local = 0;
+    (void)arg;
+    for (int i = 0; i < 20; i++) {
+        pieces[i] = (char *)ds_comm_alloc(comm, i ? 1 : 0);
+        EXPECT(pieces[i] != NULL && (i == 0 || pieces[i] != pieces[i - 1]));
+    }
+    EXPECT(!ds_comm_free(comm, &local, 1));
+    EXPECT(!ds_comm_free(comm, pieces[3] + 64, 1));
+    EXPECT(ds_comm_free(comm, pieces[3], 1) && !ds_comm_free(comm, pieces[3], 1));
+    EXPECT(ds_comm_alloc(comm, 4096) == pieces[3]); /* first fit */
+    EXPECT(ds_comm_alloc(comm, (size_t)1 << 40) == NULL);
+    for (int i = 0; i < 20; i++) EXPECT(ds_comm_free(comm, pieces[i], 1));
+    EXPECT(ds_comm_barrier(comm) == DS_OK);
+    return bad;
+}
+static void test_edges(void) {
+    TEST(small_calls) {
+        ds_comm_desc desc = quick_desc();
+        ds_comm *comm = NULL;
+        float x[64] = {1, 2, 3}, errors[16] = {0}, scratch[2048];
+        int32_t whole[4] = {1, 2, 3, 4};
+        ds_comm_blocks none = {8, false, 0}, many = {8, false, 64};
+        int8_t packed[64] = {7};
+        bool sparse = true;
+        static const char *const chosen[] = {"all_reduce"};
+        desc.log.only = true; /* not enabled: nothing is kept */
+        desc.log.operations = chosen;
+        desc.log.operation_count = 1;
+        CHECK(ds_comm_create(&desc, &comm, NULL) == DS_OK);
+        ds_comm_tree_sum_f32(x, NULL, 0, DS_F32, 3);
+        CHECK(x[0] == 1 && x[2] == 3);
+        ds_comm_quantize(none, x, DS_F32, 8, packed, errors);
+        ds_comm_dequantize(none, packed, errors, x, DS_F32, 8);
+        ds_comm_quantize(many, x, DS_F32, 8, packed, errors);
+        ds_comm_dequantize(many, packed, errors, x, DS_F32, 8);
+        CHECK(packed[0] == 7 && x[0] == 1 && errors[0] == 0);
+        CHECK_EQ(ds_comm_quantized_all_gather(comm, x, x, 8, DS_F64, 1, scratch), DS_ERR_ARGUMENT);
+        CHECK_HAS(ds_comm_error(comm)->message, "dtype f64");
+        CHECK_EQ(ds_comm_quantized_all_gather(comm, x, x, 8, DS_F32, 0, scratch), DS_ERR_ARGUMENT);
+        CHECK_EQ(ds_comm_quantized_all_gather(comm, x, x, 8, DS_F32, 3, scratch), DS_ERR_ARGUMENT);
+        CHECK_EQ(ds_comm_quantized_all_gather(comm, x, x, 0, DS_F16, 0, scratch), DS_OK);
+        CHECK_EQ(ds_comm_quantized_reduce_scatter(comm, NULL, x, x, 3, DS_F32, 3, 1, scratch), DS_ERR_ARGUMENT);
+        CHECK_HAS(ds_comm_error(comm)->message, "3 equal groups of a multiple of 2");
+        CHECK_EQ(ds_comm_quantized_reduce_scatter(comm, NULL, x, x, 0, DS_F32, 0, 1, scratch), DS_OK);
+        CHECK_EQ(ds_comm_one_bit_sizes(0, 9).padded, 16);
+        CHECK_EQ(ds_comm_one_bit_sizes(2, 9).padded, 16);
+        CHECK_EQ(ds_comm_one_bit_sizes(4, 9).padded, 32);
+        CHECK_EQ(ds_comm_one_bit_sizes(8, 65).padded, 128);
+        CHECK_EQ(ds_comm_one_bit_all_reduce(comm, x, x, 0, errors, errors, scratch), DS_OK);
+        CHECK_EQ(ds_comm_sparse_all_reduce(comm, whole, 2, 2, DS_I32, DS_COMM_SUM, &sparse), DS_OK);
+        CHECK(!sparse && whole[3] == 4);
+        CHECK_EQ(ds_comm_sparse_all_reduce(comm, x, 2, 2, (ds_dtype)40, DS_COMM_SUM, NULL), DS_ERR_ARGUMENT);
+        CHECK_EQ(ds_comm_sparse_all_reduce(comm, NULL, 2, 2, DS_F32, DS_COMM_SUM, NULL), DS_ERR_ARGUMENT);
+        CHECK_EQ(ds_comm_sparse_all_reduce(comm, x, SIZE_MAX / 8, 2, DS_F32, DS_COMM_SUM, NULL), DS_ERR_ARGUMENT);
+        CHECK_EQ(ds_comm_sparse_all_reduce(comm, x, 4, 0, DS_F32, DS_COMM_SUM, NULL), DS_OK);
+        CHECK_EQ(ds_comm_log_entries(comm, NULL, 0), 0);
+        CHECK_EQ(ds_comm_reduce_scatter(comm, x, x, 2, NULL, DS_BF16, DS_F32, DS_COMM_SUM), DS_ERR_ARGUMENT);
+        CHECK_HAS(ds_comm_error(comm)->message, "overlap");
+        CHECK_EQ(ds_comm_all_to_all(comm, x, x, 2, DS_F32), DS_ERR_ARGUMENT);
+        ds_comm_destroy(comm);
+    }
+    TEST(looks) {
+        uint32_t looked = 0;
+        CHECK(team_threads(2, look_body, &looked) == 0);
+        looked = 0;
+        CHECK(team_messages(2, look_body, &looked) == 0);
+    }
+    TEST(nobody_at_the_other_end) {
+        for (int sends = 0; sends < 2; sends++) {
+            ds_comm_desc desc = quick_desc();
+            ds_comm *comms[2];
+            CHECK(ds_comm_threads_create(&desc, 2, comms, NULL) == DS_OK);
+            CHECK(alone_body(comms[0], sends ? &desc : NULL) == 0);
+            for (int r = 0; r < 2; r++) ds_comm_destroy(comms[r]);
+        }
+    }
+    TEST(left_a_split) {
+        CHECK(team_threads(3, left_split_body, NULL) == 0);
+        CHECK(team_processes(3, left_split_body, NULL) == 0);
+    }
+    TEST(arena) {
+        CHECK(team_processes(2, arena_body, NULL) == 0);
+    }
+    TEST(reason_being_written) { /* by a rank that was killed over it, or is just slow */
+        ds_comm_desc desc = quick_desc();
+        ds_comm *comms[2];
+        CHECK(ds_comm_threads_create(&desc, 2, comms, NULL) == DS_OK);
+        comms[0]->room->abort_state = comms[0]->room->abort_rank = 1;
+        CHECK_EQ(ds_comm_barrier(comms[0]), DS_ERR_PEER);
+        CHECK_HAS(ds_comm_error(comms[0])->message, "rank 1 stopped");
+        for (int r = 0; r < 2; r++) ds_comm_destroy(comms[r]);
+    }
+    TEST(name_is_taken) {
+        dsi_comm_point point = dsi_comm_meeting_point("unit taken", 2);
+        ds_comm_desc desc = quick_desc();
+        ds_comm *comm = NULL;
+        ds_error error = {DS_OK, ""};
+        int s = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+        CHECK(bind(s, (struct sockaddr *)(void *)&point.address, point.length) == 0);
+        desc.backend = "shm";
+        desc.world = 2;
+        desc.run_id = "unit taken";
+        desc.timeout = 60000000;
+        CHECK_EQ(ds_comm_create(&desc, &comm, &error), DS_ERR_STATE);
+        CHECK_HAS(error.message, "another run of this user is connecting (run id \"unit taken\")");
+        CHECK_EQ(ds_comm_create(&desc, &comm, NULL), DS_ERR_STATE);
+        close(s);
+    }
+    TEST(half_a_device) { /* each call that NCCL cannot do without, missing; and tables that lack one of a pair */
+        for (int missing = 0; missing < 13; missing++) {
+            ds_comm_desc desc = quick_desc();
+            ds_comm *comm = NULL;
+            ds_error error = {DS_OK, ""};
+            void (*some)(void) = (void (*)(void))never;
+            void *parts[] = {&desc.device.copy,         &desc.device.stream_create, &desc.device.stream_destroy,
+                             &desc.device.event_create, &desc.device.event_destroy, &desc.device.event_record,
+                             &desc.device.event_done,   &desc.device.synchronize,   &desc.device.alloc,
+                             &desc.device.release,      &desc.device.pinned_alloc,  &desc.device.pinned_release};
+            for (int i = 0; i < 12; i++)
+                if (i != missing) memcpy(parts[i], &some, sizeof some);
+            desc.backend = "nccl";
+            desc.nccl_library = "/nowhere/libnccl.so.2";
+            CHECK_EQ(ds_comm_create(&desc, &comm, &error), missing < 12 ? DS_ERR_ARGUMENT : DS_ERR_UNSUPPORTED);
+            CHECK_HAS(error.message, missing < 8    ? "needs desc.device"
+                                     : missing < 12 ? "but not each of"
+                                                    : "/nowhere/");
+        }
+    }
+    TEST(too_many_threads) {
+        ds_comm_desc desc = quick_desc();
+        static ds_comm *comms[4097];
+        CHECK_EQ(ds_comm_threads_create(&desc, 4097, comms, NULL), DS_ERR_ARGUMENT);
+    }
+}
+
 #if DS_COMM_USE_MPI
 /* Under mpirun: the same bodies over MPI. tests/multi/ds_comm_mpi_test.sh starts it. */
 static void late_over_mpi(void) {
@@ -2155,7 +2375,14 @@ static int main_over_mpi(int argc, char **argv) {
         CHECK(cuda_aware_body(true) == 0);
         CHECK(cuda_aware_body(false) == 0);
         CHECK(ds_comm_barrier(first) == DS_OK);
+        desc.backend = "mpi"; /* whose ranks are not those of the descriptor */
+        desc.world = ds_comm_world(first);
+        desc.rank = (ds_comm_rank(first) + 1) % desc.world;
+        CHECK_EQ(ds_comm_create(&desc, &comm, &error), DS_ERR_INPUT);
+        CHECK_HAS(error.message, "MPI says rank");
         ds_comm_destroy(first);
+        CHECK_EQ(ds_comm_create(&desc, &comm, &error), DS_ERR_STATE);
+        CHECK_HAS(error.message, "MPI was finalised in this process");
     }
     return test_end();
 }
@@ -2263,5 +2490,6 @@ int main(int argc, char **argv) {
     test_places();
     test_pool();
     test_strangers();
+    test_edges();
     return test_end();
 }
