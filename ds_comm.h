@@ -1830,7 +1830,6 @@ static dsi_comm_room dsi_comm_room_plan(int world, size_t stage_bytes) {
 /* An address as peers understand it: under threads itself, under shm its offset in the family's memory. */
 static uint64_t dsi_comm_address(const ds_comm *c, const void *p) {
     const dsi_comm_family *f = c->family;
-    if (!p) return 0;
     if (!f->base) return (uint64_t)(uintptr_t)p;
     if ((const char *)p < f->base || (const char *)p >= f->base + f->mapped) return 0;
     return (uint64_t)((const char *)p - f->base);

@@ -778,7 +778,28 @@ int main(int argc, char **argv) {
         desc.nccl_library = "libm.so.6";
         CHECK_EQ(ds_comm_create(&desc, &comm, &error), DS_ERR_UNSUPPORTED);
         CHECK_HAS(error.message, "has no ncclGetUniqueId");
+        desc.backend = NULL; /* without that library, ranks of one machine share memory */
+        desc.timeout = 50000000;
+        CHECK_EQ(ds_comm_create(&desc, &comm, &error), DS_ERR_TIMEOUT);
+        CHECK_HAS(error.message, "rank 1 did not connect");
+        desc.backend = "nccl";
+        desc.timeout = 0;
         desc.nccl_library = library;
+        for (size_t fail = 1; fail <= 4; fail++) {
+            test_memory memory;
+            memset(&memory, 0, sizeof memory);
+            memory.fail_at = fail;
+            desc.allocator.alloc = test_alloc;
+            desc.allocator.release = test_release;
+            desc.allocator.ctx = &memory;
+            CHECK_EQ(ds_comm_create(&desc, &comm, &error), DS_ERR_MEMORY);
+            CHECK_HAS(error.message, fail == 1 ? "no memory for NCCL" : "no memory for rank 0 of 2");
+            CHECK(memory.live == 0 && memory.mismatches == 0);
+        }
+        memset(&desc.allocator, 0, sizeof desc.allocator);
+        setenv("MASTER_ADDR", "127.0.0.1", 1);
+        unsetenv("MASTER_PORT");
+        CHECK_EQ(ds_comm_create(&desc, &comm, &error), DS_ERR_INPUT);
         unsetenv("MASTER_ADDR");
         unsetenv("MASTER_PORT");
         CHECK_EQ(ds_comm_create(&desc, &comm, &error), DS_ERR_INPUT);

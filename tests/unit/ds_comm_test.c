@@ -22,10 +22,11 @@ static void *team_main(void *arg) {
     ds_comm_destroy(m->comm);
     return NULL;
 }
+static int64_t team_timeout = (int64_t)20 * 1000000000;
 static ds_comm_desc quick_desc(void) {
     ds_comm_desc desc;
     memset(&desc, 0, sizeof desc);
-    desc.timeout = (int64_t)20 * 1000000000;
+    desc.timeout = team_timeout;
     desc.stage_bytes = 16384;
     desc.arena_bytes = (size_t)64 << 20;
     return desc;
@@ -874,7 +875,11 @@ static int unlike_body(ds_comm *comm, void *arg) {
     ds_comm_call call;
     memset(&call, 0, sizeof call);
     for (int r = 0; r < w; r++) counts[r] = (size_t)(odd ? r % 2 : 1 - r % 2);
-    call.kind = form == 0 ? DS_COMM_ALL_GATHER : form == 1 ? DS_COMM_ALL_REDUCE : DS_COMM_REDUCE;
+    call.kind = form == 0   ? DS_COMM_ALL_GATHER
+                : form == 1 ? DS_COMM_ALL_REDUCE
+                : form == 2 ? DS_COMM_REDUCE
+                            : DS_COMM_REDUCE_SCATTER;
+    if (form == 3) call.dtype = DS_BF16, call.out_dtype = odd ? DS_F32 : DS_BF16;
     call.in = x;
     call.out = y;
     call.count = 8;
@@ -883,7 +888,10 @@ static int unlike_body(ds_comm *comm, void *arg) {
     call.root = form == 2 && odd;
     EXPECT(ds_comm_run(comm, &call) == DS_ERR_PEER);
     EXPECT(strstr(ds_comm_error(comm)->message, "differs") && strstr(ds_comm_error(comm)->message, "rank 1"));
-    EXPECT(strstr(ds_comm_error(comm)->message, form == 0 ? "counts #" : form == 1 ? "native sum" : "root 1") != NULL);
+    EXPECT(strstr(ds_comm_error(comm)->message, form == 0   ? "counts #"
+                                                : form == 1 ? "native sum"
+                                                : form == 2 ? "root 1"
+                                                            : "bf16 to f32") != NULL);
     return bad;
 }
 /* A message of another length, type or direction than the receiver expects. */
@@ -1367,6 +1375,13 @@ static const env_case env_cases[] = {
     {"RANK=0 WORLD_SIZE=2 MASTER_PORT=many", 0, 0, 0, 0, NULL, "MASTER_PORT is \"many\""},
     {"RANK=0 WORLD_SIZE=2 LOCAL_RANK=one", 0, 0, 0, 0, NULL, "LOCAL_RANK is \"one\""},
     {"RANK=0 WORLD_SIZE=2 LOCAL_WORLD_SIZE=3", 0, 0, 0, 0, NULL, "local rank -1 of 3"},
+    {"RANK=0 WORLD_SIZE=3000000000", 0, 0, 0, 0, NULL, "WORLD_SIZE is \"3000000000\""},
+    {"RANK=x WORLD_SIZE=y", 0, 0, 0, 0, NULL, "WORLD_SIZE is \"y\""},
+    {"SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=2 SLURM_STEP_TASKS_PER_NODE=", 0, 2, -1, -1, "Slurm", NULL},
+    {"SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=2 SLURM_STEP_TASKS_PER_NODE=0", 0, 2, -1, -1, "Slurm", NULL},
+    {"SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=2 SLURM_STEP_TASKS_PER_NODE=3000000000", 0, 2, -1, -1, "Slurm", NULL},
+    {"SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=2 SLURM_STEP_TASKS_PER_NODE=2(y", 0, 2, -1, 2, "Slurm", NULL},
+    {"SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=2 SLURM_STEP_TASKS_PER_NODE=2(x3", 0, 2, -1, -1, "Slurm", NULL},
     {"RANK= WORLD_SIZE=", 0, 1, -1, -1, "none", NULL},
     {"RANK=0 WORLD_SIZE=2 OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=3", 0, 0, 0, 0, NULL, "rank 0 of 3"},
     {"SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=2 SLURM_STEP_TASKS_PER_NODE=2(x", 0, 2, -1, -1, "Slurm", NULL},
@@ -1407,7 +1422,7 @@ static void test_environment(void) {
         t.text = "SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=2 SLURM_JOB_ID=77 SLURM_STEP_ID=1";
         CHECK(ds_comm_resolve_env(env_get, &t, &env, NULL) == DS_OK);
         CHECK_STR(env.run_id, "job 77 1");
-        t.text = "PMI_RANK=0 PMI_SIZE=2 PMI_JOBID=kvs_9";
+        t.text = "PMI_RANK=0 PMI_SIZE=2 PMI_JOBID=kvs_9 PMIX_NAMESPACE= TORCHELASTIC_RUN_ID=";
         CHECK(ds_comm_resolve_env(env_get, &t, &env, NULL) == DS_OK);
         CHECK_STR(env.run_id, "job kvs_9 ");
         t.text = "RANK=0 WORLD_SIZE=2 MASTER_PORT=6 TORCHELASTIC_RUN_ID=none SLURM_JOB_ID=77";
@@ -1444,7 +1459,7 @@ static int small_space(int rank) {
     desc.world = 2;
     desc.rank = rank;
     desc.run_id = "unit small";
-    desc.arena_bytes = (size_t)1 << 40;
+    desc.arena_bytes = (size_t)1 << 50;
     desc.logger.log = log_arena;
     desc.logger.ctx = &shrunk;
     if (ds_comm_create(&desc, &comm, &error)) return printf("  %s\n", error.message), 1;
@@ -1519,6 +1534,7 @@ static void test_create(void) {
         desc.timeout = 300000000;
         CHECK(ds_comm_create(&desc, &comm, &error) == DS_ERR_TIMEOUT);
         CHECK_HAS(error.message, "rank 1, 2 did not connect");
+        CHECK(ds_comm_create(&desc, &comm, NULL) == DS_ERR_TIMEOUT);
         desc.rank = 2;
         CHECK(ds_comm_create(&desc, &comm, &error) == DS_ERR_TIMEOUT);
         CHECK_HAS(error.message, "found no rank 0");
@@ -1721,7 +1737,7 @@ static void test_trouble(void) {
         CHECK(team_threads(2, uneven_body, NULL) == 0);
     }
     TEST(unlike) {
-        for (int form = 0; form < 3; form++) {
+        for (int form = 0; form < 4; form++) {
             CHECK(team_messages(2, unlike_body, &form) == 0);
             if (form != 1) CHECK(team_threads(3, unlike_body, &form) == 0);
         }
@@ -1827,6 +1843,7 @@ static void test_places(void) {
     } cases[] = {
         {"", NULL, 0, 0, 0, DS_OK, "self"},
         {"", "", 1, 0, 0, DS_OK, "self"},
+        {"", "self", 1, 0, 0, DS_OK, "self"},
         {"", NULL, 0, 3, 0, DS_ERR_ARGUMENT, "rank 3 is given without a world"},
         {"", NULL, -1, 0, 0, DS_ERR_ARGUMENT, "rank 0 of -1 is no place"},
         {"", NULL, 2, -1, 0, DS_ERR_ARGUMENT, "rank -1 of 2 is no place"},
@@ -1871,9 +1888,9 @@ static void test_places(void) {
         uint16_t half[16] = {0};
         size_t huge = SIZE_MAX / 4, one = 1;
         CHECK(ds_comm_create(&desc, &comm, NULL) == DS_OK);
-        for (int k = 0; k < 12; k++) {
+        for (int k = 0; k < 13; k++) {
             ds_comm_call c = dsi_comm_call_of(DS_COMM_ALL_REDUCE, x, x, 4, DS_F32);
-            static const char *const texts[12] = {"kind 99",
+            static const char *const texts[13] = {"kind 99",
                                                   "dtype 99",
                                                   "root or peer 1",
                                                   "operation 7",
@@ -1884,6 +1901,7 @@ static void test_places(void) {
                                                   "out is NULL",
                                                   "overlap",
                                                   "receive_counts is NULL",
+                                                  "the counts do not fit",
                                                   "the counts do not fit"};
             if (k == 0) c.kind = (ds_comm_kind)99;
             if (k == 1) c.dtype = (ds_dtype)99;
@@ -1897,6 +1915,7 @@ static void test_places(void) {
             if (k == 9) c.kind = DS_COMM_GATHER, c.in = x + 1;
             if (k == 10) c.kind = DS_COMM_ALL_TO_ALL, c.counts = &one, c.out = x + 8;
             if (k == 11) c.kind = DS_COMM_ALL_TO_ALL, c.counts = &one, c.receive_counts = &huge, c.out = x + 8;
+            if (k == 12) c.kind = DS_COMM_ALL_TO_ALL, c.counts = &huge, c.receive_counts = &one, c.out = x + 8;
             CHECK_EQ(ds_comm_run(comm, &c), DS_ERR_ARGUMENT);
             CHECK_HAS(ds_comm_error(comm)->message, texts[k]);
         }
@@ -2056,6 +2075,11 @@ static void test_strangers(void) {
         CHECK_HAS(error.message, "rank 1 is claimed by processes");
         for (int k = 0; k < 2; k++) kill(pids[k], SIGKILL), waitpid(pids[k], NULL, 0);
     }
+    TEST(no_deadline_of_processes) {
+        team_timeout = -1;
+        CHECK(team_processes(2, group_body, NULL) == 0);
+        team_timeout = (int64_t)20 * 1000000000;
+    }
     TEST(no_deadline) { /* a negative timeout waits as long as it takes */
         ds_comm *comms[2];
         team_member members[2];
@@ -2202,6 +2226,19 @@ static void test_edges(void) {
         CHECK_HAS(ds_comm_error(comm)->message, "overlap");
         CHECK_EQ(ds_comm_all_to_all(comm, x, x, 2, DS_F32), DS_ERR_ARGUMENT);
         ds_comm_destroy(comm);
+    }
+    TEST(strange_sign) { /* what a peer of another make may send */
+        dsi_comm_sign sign;
+        char text[160];
+        memset(&sign, 0, sizeof sign);
+        sign.kind = DS_COMM_ALL_REDUCE;
+        sign.dtype = sign.out_dtype = 77;
+        sign.op = 9;
+        dsi_comm_describe(&sign, text, sizeof text);
+        CHECK_STR(text, "all_reduce(count 0, ?, ?)");
+        sign.kind = 12;
+        dsi_comm_describe(&sign, text, sizeof text);
+        CHECK_STR(text, "ds_comm_abort()");
     }
     TEST(looks) {
         uint32_t looked = 0;
@@ -2461,6 +2498,7 @@ int main(int argc, char **argv) {
     }
     TEST(group) {
         CHECK(team_threads(4, group_body, NULL) == 0);
+        CHECK(team_processes(9, group_body, NULL) == 0);
         CHECK(team_messages(4, group_body, NULL) == 0);
     }
     TEST(tree_sum) {
