@@ -1,5 +1,6 @@
-/* bench_sparse.h - ds bench sparse: attention over layouts of several densities, beside the same code over a dense one and
-   beside the fused multiply-adds that the machine reaches in registers, measured in the same rounds. Part of ds.c. */
+/* bench_sparse.h - ds bench sparse: attention over layouts of several densities, beside the same code over a dense one,
+   beside the fused multiply-adds that the machine reaches in registers and beside what its memory lets it reach, measured
+   in the same rounds. Part of ds.c. */
 #ifndef BENCH_SPARSE_H
 #define BENCH_SPARSE_H
 
@@ -36,7 +37,8 @@ typedef struct sparse_case {
     ds_sparse_layout *layout;
     ds_sparse *attention;
     ds_sparse_io io;
-    double forward, backward, peak, layout_seconds; /* best times; the machine's best rate */
+    size_t bytes;                                           /* of q */
+    double forward, backward, peak, stream, layout_seconds; /* best times; the machine's best rate */
 } sparse_case;
 static double peak_of(const ds_sparse *attention) {
 #if defined(__x86_64__)
@@ -46,11 +48,21 @@ static double peak_of(const ds_sparse *attention) {
     (void)attention;
     return peak_plain();
 }
-/* Another round of every case, and of the peak, so that all see the same moods of the machine. */
+/* Seconds in which one thread reads q, k and v and writes out, which forward must do too. */
+static double stream_of(const sparse_case *c) {
+    typedef float vector __attribute__((vector_size(16), aligned(4), may_alias));
+    const vector *q = (const vector *)c->io.q, *k = (const vector *)c->io.k, *v = (const vector *)c->io.v;
+    vector *out = (vector *)c->io.out;
+    double start = seconds();
+    for (size_t i = 0; i < c->bytes / sizeof(vector); i++) out[i] = q[i] + k[i] + v[i];
+    return seconds() - start;
+}
+/* Another round of every case, of the peak and of the memory, so that all see the same moods of the machine. */
 static bool sparse_round(sparse_case *cases, size_t count) {
     for (size_t i = 0; i < count; i++) {
         sparse_case *c = &cases[i];
-        double start = seconds(), middle, end, peak = 0;
+        double start, middle, end, peak = 0, stream = stream_of(c);
+        start = seconds();
         if (ds_sparse_forward(c->attention, &c->io)) return false;
         middle = seconds();
         if (ds_sparse_backward(c->attention, &c->io)) return false;
@@ -58,10 +70,20 @@ static bool sparse_round(sparse_case *cases, size_t count) {
         for (int k = 0; k < 4; k++) peak = fmax(peak, peak_of(c->attention));
         if (c->forward <= 0 || middle - start < c->forward) c->forward = middle - start;
         if (c->backward <= 0 || end - middle < c->backward) c->backward = end - middle;
-        for (size_t k = 0; k < count; k++)
+        for (size_t k = 0; k < count; k++) {
             if (peak > cases[k].peak) cases[k].peak = peak;
+            if (cases[k].stream <= 0 || stream < cases[k].stream) cases[k].stream = stream;
+        }
     }
     return true;
+}
+/* The part of the peak that memory allows forward of the sparsest case. */
+static double allowed(const sparse_case *cases, size_t count, size_t threads) {
+    double least = 1;
+    for (size_t i = 0; i < count; i++)
+        least = fmin(least, ds_sparse_flops(cases[i].attention, 1, 0, false) /
+                                (cases[i].peak * (double)threads * cases[i].stream));
+    return least;
 }
 static double bound(double density, double dense) {
     return 1.15 * density * dense + 0.02 * dense;
@@ -73,13 +95,18 @@ static void print_sparse(const sparse_case *cases, size_t count, size_t tokens, 
     ds_sparse_layout_info(dense->layout, &info);
     all = 4.0 * (double)info.heads * (double)tokens * (double)tokens;
     if (json)
-        printf("{\"fma_flops_per_second\": %.4g, \"cases\": [", dense->peak);
+        printf("{\"fma_flops_per_second\": %.4g, \"stream_bytes_per_second\": %.4g, \"cases\": [", dense->peak,
+               4 * (double)dense->bytes / dense->stream);
     else
         printf("fused multiply-adds in registers (the ceiling): %.1f GFLOP/s on one of %zu threads\n"
+               "memory: one thread reads q, k, v and writes out at %.1f GB/s, which allows forward of each layout at "
+               "least "
+               "%.2f of that\n"
                "%zu heads, %zu tokens, blocks of %zu; the bound is 1.15 x density x dense + 2 %% of dense\n"
                "%-20s %8s %21s %21s %21s %13s %10s %8s\n",
-               1e-9 * dense->peak, threads, info.heads, tokens, info.block, "layout", "density", "forward ms, of peak",
-               "backward ms, of peak", "time/(density*dense)", "of bound", "layout us", "MB held");
+               1e-9 * dense->peak, threads, 4e-9 * (double)dense->bytes / dense->stream, allowed(cases, count, threads),
+               info.heads, tokens, info.block, "layout", "density", "forward ms, of peak", "backward ms, of peak",
+               "time/(density*dense)", "of bound", "layout us", "MB held");
     for (size_t i = 0; i < count; i++) {
         const sparse_case *c = &cases[i];
         double ceiling = c->peak * (double)threads, forward, backward;
@@ -111,6 +138,7 @@ static bool open_case(sparse_case *c, const ds_sparse_params *params, size_t tok
     memset(&desc, 0, sizeof desc);
     if (ds_sparse_layout_create(params, tokens, NULL, &c->layout, error)) return false;
     c->layout_seconds = seconds() - start;
+    c->bytes = params->heads * tokens * dim * sizeof(float);
     desc.layout = c->layout;
     desc.head_dim = dim;
     desc.threads = (unsigned)threads;
