@@ -80,7 +80,8 @@
        Defaults: the newest document that states one, if some release had it, else the code of 0.19.6. So
        gradient_clipping 0, steps_per_print 10, fp16.initial_scale_power 16, fp16.min_loss_scale 1, contiguous_gradients
        true, overlap_comm true at stage 3 only, stage3_prefetch_bucket_size 5e7, stage3_param_persistence_threshold 1e5,
-       sub_group_size 1e9, offload device none, pin_memory false, flops_profiler.top_modules 1, range_calibration dynamic.
+       sub_group_size 1e9, offload device none, pin_memory false, range_calibration dynamic. But flops_profiler.top_modules
+       is 1, as in all code, not 3, as in one document.
        Refused here, accepted by DeepSpeed: unknown keys in any section, also among the parameters of an optimizer or
        scheduler that it implements; duplicate keys however the text came; values of another type that Python would
        convert ("5" or true for 5, 1 for true); numbers, modes and types without meaning in sections that it does not
@@ -109,7 +110,7 @@
        Sections that are off or absent keep and show their values (DeepSpeed drops some of them).
 
    KEYS COVERED
-       All of the four reference documents and those of the code beside them; see DS_CONFIG_KEYS. */
+       All of the four reference documents; see DS_CONFIG_KEYS. */
 #if defined(DS_IMPLEMENTATION) && !defined(DS_CONFIG_IMPLEMENTATION)
 #define DS_CONFIG_IMPLEMENTATION
 #endif
@@ -2513,14 +2514,29 @@ static void dsi_config_one_line(char *text) {
 
 static dsi_config_mark *dsi_config_mark_of(const dsi_config_parser *p, const char *path);
 
-/* Does a rule speak of a top-level section in which a value was refused? It would see the default in its place. */
-static bool dsi_config_spoilt(const dsi_config_parser *p, const char *path) {
-    char section[64];
-    uint32_t node;
-    snprintf(section, sizeof section, "%.*s", (int)strcspn(path, "."), path);
-    node = dsi_config_mark_of(p, section)->node;
-    for (size_t i = 0; i < p->refused_count && node != DSI_JSON_NONE; i++)
-        if (p->refused[i] >= node && p->refused[i] < p->state->doc.nodes[node].next) return true;
+/* A key's name in a text, not as a part of a longer one; a path, not as the end of a longer one either. */
+static bool dsi_config_names(const char *text, const char *name, bool path) {
+    static const char word[] = "_0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    size_t length = strlen(name);
+    for (const char *s = length ? strstr(text, name) : NULL; s; s = strstr(s + 1, name)) {
+        bool begins = s == text || !(strchr(word, s[-1]) || (path && s[-1] == '.'));
+        if (begins && (!s[length] || !strchr(word, s[length]))) return true;
+    }
+    return false;
+}
+
+/* Does a rule at `path` name, there or in its text, a key whose value was refused? It would see the default in its place. Of
+   another section than the rule's own the text has the whole path. */
+static bool dsi_config_spoilt(const dsi_config_parser *p, const char *path, const char *text) {
+    for (size_t i = 0; i < p->refused_count; i++) {
+        char refused[200];
+        const char *name = refused;
+        dsi_config_path_of(&p->state->doc, p->refused[i], refused, sizeof refused);
+        refused[strcspn(refused, "[")] = 0;
+        if (strchr(refused, '.') && !strncmp(path, refused, strcspn(refused, ".") + 1))
+            name = strrchr(refused, '.') + 1;
+        if (dsi_config_names(path, name, name == refused) || dsi_config_names(text, name, name == refused)) return true;
+    }
     return false;
 }
 
@@ -2530,17 +2546,17 @@ static void dsi_config_say(dsi_config_parser *p, int level, const char *path, ui
     char message[400], own[200];
     ds_config_problem problem;
     va_list args;
+    va_start(args, format);
+    dsi_vformat(message, sizeof message, format, args);
+    va_end(args);
     if (level == DS_LOG_ERROR) p->errors++;
-    if (p->ruling && level == DS_LOG_ERROR && path && dsi_config_spoilt(p, path)) {
+    if (p->ruling && level == DS_LOG_ERROR && path && dsi_config_spoilt(p, path, message)) {
         p->unsaid++;
         return;
     }
     if (!p->ruling && level == DS_LOG_ERROR && node != DSI_JSON_NONE && p->refused_count < DSI_CONFIG_MOST_PROBLEMS)
         p->refused[p->refused_count++] = node;
     if (++p->said > DSI_CONFIG_MOST_PROBLEMS && p->errors != 1) return;
-    va_start(args, format);
-    dsi_vformat(message, sizeof message, format, args);
-    va_end(args);
     if (path)
         snprintf(own, sizeof own, "%s", path);
     else
@@ -2807,6 +2823,14 @@ static const char *dsi_config_expected(const dsi_config_row *row, char out[256])
     else
         snprintf(out, 256, "%s%s", names[row->type], null);
     return out;
+}
+
+/* A number of a size that no integer of 64 bits has, where a whole one is expected. */
+static bool dsi_config_too_wide(const dsi_config_row *row, const dsi_json *doc, uint32_t node) {
+    const dsi_json_node *n = doc->nodes + node;
+    const double edge = 9223372036854775808.0;
+    return (row->type == DSI_CONFIG_INT || row->type == DSI_CONFIG_SIZE) && n->type == DSI_JSON_REAL &&
+           (n->as.real >= edge || n->as.real < -edge);
 }
 
 /* How many bytes two texts have in common, up to `length`; with any_case a letter is its other case. */
@@ -3169,8 +3193,8 @@ static void dsi_config_key(dsi_config_parser *p, const dsi_config_scope *scope, 
     } else if (row->kind == DSI_CONFIG_IS_OLD && text && !strcmp(text, "auto"))
         mark->null = 1;
     else if (!dsi_config_set(p, row, row->kind == DSI_CONFIG_IS_OLD ? scratch : scope->object + row->offset, node))
-        dsi_config_say(p, DS_LOG_ERROR, NULL, node, "expected %s; got %s", dsi_config_expected(row, expected),
-                       dsi_config_got(doc, node, got));
+        dsi_config_say(p, DS_LOG_ERROR, NULL, node, "expected %s; got %s%s", dsi_config_expected(row, expected),
+                       dsi_config_got(doc, node, got), dsi_config_too_wide(row, doc, node) ? ", beyond 64 bits" : "");
 }
 
 /* The objects of a key that holds named ones. Their scopes are appended to the state's, which has room for as many as
@@ -3542,7 +3566,10 @@ static void dsi_config_params(dsi_config_parser *p, const dsi_config_kind *kind,
         for (size_t j = 0; whole && j < count; j++)
             if (dsi_config_takes(kinds + j, name))
                 used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", used ? ", " : "", kinds[j].name);
-        if (used)
+        if (used && !strcmp(name, "max_grad_norm"))
+            dsi_config_say(p, DS_LOG_ERROR, NULL, k, "no parameter of %s; write \"gradient_clipping\" at the top level",
+                           kind->name);
+        else if (used)
             dsi_config_say(p, DS_LOG_ERROR, NULL, k, "no parameter of %s; it belongs to %s", kind->name, names);
         else
             dsi_config_unknown(p, p->state->scopes, open, k);
@@ -3685,6 +3712,11 @@ static void dsi_config_zero(dsi_config_parser *p) {
         DSI_CONFIG_REFUSE(p, "ds.world_invariant", "needs a world size that is a power of two; got %zu", c->world_size);
     if (c->ds.world_invariant && c->ds.native_reduce)
         DSI_CONFIG_REFUSE(p, "ds.native_reduce", "cannot be combined with ds.world_invariant");
+    if (c->zero_optimization.round_robin_gradients && stage != 1 && stage != 2)
+        DSI_CONFIG_DOUBT(p, "zero_optimization.round_robin_gradients", "acts at ZeRO stages 1 and 2; stage is %d",
+                         (int)stage);
+    if (c->activation_checkpointing.cpu_checkpointing && !c->activation_checkpointing.partition_activations)
+        DSI_CONFIG_DOUBT(p, "activation_checkpointing.cpu_checkpointing", "acts with partition_activations only");
     if (c->ds.reduce_at_boundary && stage > 1)
         DSI_CONFIG_REFUSE(p, "ds.reduce_at_boundary", "stage %d reduces each micro-batch; expected stage 0 or 1",
                           (int)stage);
@@ -3692,12 +3724,19 @@ static void dsi_config_zero(dsi_config_parser *p) {
 
 static void dsi_config_attention(dsi_config_parser *p) {
     const ds_config *c = p->config;
+    const ds_config_ints *from = &c->sparse_attention.global_block_indices,
+                         *to = &c->sparse_attention.global_block_end_indices;
     if (!dsi_config_given(p, "sparse_attention")) return;
-    if (c->sparse_attention.global_block_end_indices.count &&
-        c->sparse_attention.global_block_end_indices.count != c->sparse_attention.global_block_indices.count)
-        DSI_CONFIG_REFUSE(
-            p, "sparse_attention.global_block_end_indices", "must be as long as global_block_indices: %zu; got %zu",
-            c->sparse_attention.global_block_indices.count, c->sparse_attention.global_block_end_indices.count);
+    if (!dsi_config_null(p, "sparse_attention.global_block_end_indices") && to->count != from->count)
+        DSI_CONFIG_REFUSE(p, "sparse_attention.global_block_end_indices",
+                          "must be as long as global_block_indices: %zu; got %zu", from->count, to->count);
+    for (size_t i = 0; i < to->count && i < from->count; i++)
+        if (to->at[i] <= from->at[i]) {
+            DSI_CONFIG_REFUSE(p, "sparse_attention.global_block_end_indices",
+                              "each must be above its global_block_indices; got %lld for %lld", (long long)to->at[i],
+                              (long long)from->at[i]);
+            break;
+        }
     if (c->sparse_attention.horizontal_global_attention && strcmp(c->sparse_attention.attention, "bidirectional"))
         DSI_CONFIG_REFUSE(p, "sparse_attention.horizontal_global_attention",
                           "valid only if attention is \"bidirectional\"");
@@ -3718,13 +3757,86 @@ static void dsi_config_attention(dsi_config_parser *p) {
     }
 }
 
+/* What a curriculum's schedule needs; `m` has the fields of a metric, as the legacy section does. Warnings: DeepSpeed takes
+   the text, and stops when the schedule is made. */
+static void dsi_config_curriculum(dsi_config_parser *p, const ds_config_metric *m, const char *prefix, uint32_t node) {
+    const char *type = m->schedule_type, *missing = NULL;
+    char path[200];
+    bool discrete = type && !strcmp(type, "fixed_discrete"), root = type && !strcmp(type, "fixed_root");
+    if (type && !strcmp(type, "custom")) return;
+    if (!type)
+        missing = "schedule_type";
+    else if (discrete && !m->schedule_config.difficulty.count)
+        missing = "schedule_config.difficulty";
+    else if (!discrete && !m->max_difficulty)
+        missing = "max_difficulty";
+    else if (!discrete && !m->schedule_config.total_curriculum_step)
+        missing = "schedule_config.total_curriculum_step";
+    else if (!discrete && !m->schedule_config.difficulty_step)
+        missing = "schedule_config.difficulty_step";
+    else if (root && !m->schedule_config.root_degree)
+        missing = "schedule_config.root_degree";
+    snprintf(path, sizeof path, "%s%s", prefix, missing ? missing : "max_difficulty");
+    if (missing)
+        dsi_config_say(p, DS_LOG_WARNING, path, node, "needed by %s", type ? type : "a curriculum that is enabled");
+    else if (!discrete && m->max_difficulty < m->min_difficulty)
+        dsi_config_say(p, DS_LOG_WARNING, path, node, "must not be less than min_difficulty %lld; got %lld",
+                       (long long)m->min_difficulty, (long long)m->max_difficulty);
+    if (!discrete || missing || m->schedule_config.max_step.count + 1 == m->schedule_config.difficulty.count) return;
+    snprintf(path, sizeof path, "%sschedule_config.max_step", prefix);
+    dsi_config_say(p, DS_LOG_WARNING, path, node, "must be one shorter than difficulty, whose length is %zu; got %zu",
+                   m->schedule_config.difficulty.count, m->schedule_config.max_step.count);
+}
+static void dsi_config_curricula(dsi_config_parser *p) {
+    const ds_config *c = p->config;
+    uint32_t row = dsi_config_row_of("data_efficiency.data_sampling.curriculum_learning.curriculum_metrics");
+    if (c->curriculum_learning.enabled) {
+        ds_config_metric legacy;
+        memset(&legacy, 0, sizeof legacy);
+        legacy.schedule_type = c->curriculum_learning.schedule_type;
+        legacy.min_difficulty = c->curriculum_learning.min_difficulty;
+        legacy.max_difficulty = c->curriculum_learning.max_difficulty;
+        legacy.schedule_config.total_curriculum_step = c->curriculum_learning.schedule_config.total_curriculum_step;
+        legacy.schedule_config.difficulty_step = c->curriculum_learning.schedule_config.difficulty_step;
+        legacy.schedule_config.root_degree = c->curriculum_learning.schedule_config.root_degree;
+        legacy.schedule_config.difficulty = c->curriculum_learning.schedule_config.difficulty;
+        legacy.schedule_config.max_step = c->curriculum_learning.schedule_config.max_step;
+        dsi_config_curriculum(p, &legacy, "curriculum_learning.", dsi_config_mark_of(p, "curriculum_learning")->node);
+    }
+    for (uint32_t s = 1; c->data_efficiency.data_sampling.curriculum_learning.enabled && s < p->state->scope_count;
+         s++) {
+        const dsi_config_scope *scope = p->state->scopes + s;
+        if (scope->row == row)
+            dsi_config_curriculum(p, (const ds_config_metric *)(void *)scope->object, scope->prefix, scope->node);
+    }
+}
+
+static void dsi_config_routing(dsi_config_parser *p) {
+    const ds_config *c = p->config;
+    const ds_config_ints *ids = &c->data_efficiency.data_routing.random_ltd.random_ltd_layer_id;
+    const size_t layers = c->data_efficiency.data_routing.random_ltd.random_ltd_layer_num,
+                 all = c->data_efficiency.data_routing.random_ltd.total_layer_num,
+                 low = c->data_efficiency.data_routing.random_ltd.random_ltd_schedule.min_value,
+                 high = c->data_efficiency.data_routing.random_ltd.random_ltd_schedule.max_value;
+    if (!c->data_efficiency.data_routing.random_ltd.enabled) return;
+    if (layers != ids->count)
+        DSI_CONFIG_REFUSE(p, "data_efficiency.data_routing.random_ltd.random_ltd_layer_id",
+                          "the length must be random_ltd_layer_num %zu; got %zu", layers, ids->count);
+    for (size_t i = 0; all && i < ids->count; i++)
+        if ((size_t)ids->at[i] >= all) {
+            DSI_CONFIG_DOUBT(p, "data_efficiency.data_routing.random_ltd.random_ltd_layer_id",
+                             "must be below total_layer_num %zu; got %lld", all, (long long)ids->at[i]);
+            break;
+        }
+    if (high < low)
+        DSI_CONFIG_DOUBT(p, "data_efficiency.data_routing.random_ltd.random_ltd_schedule.max_value",
+                         "must not be less than min_value %zu; got %zu", low, high);
+}
+
 static void dsi_config_data(dsi_config_parser *p) {
     const ds_config *c = p->config;
-    size_t layers = c->data_efficiency.data_routing.random_ltd.random_ltd_layer_num,
-           ids = c->data_efficiency.data_routing.random_ltd.random_ltd_layer_id.count;
-    if (c->data_efficiency.data_routing.random_ltd.enabled && layers != ids)
-        DSI_CONFIG_REFUSE(p, "data_efficiency.data_routing.random_ltd.random_ltd_layer_id",
-                          "the length must be random_ltd_layer_num %zu; got %zu", layers, ids);
+    dsi_config_curricula(p);
+    dsi_config_routing(p);
     if (c->data_efficiency.data_sampling.curriculum_learning.enabled &&
         !c->data_efficiency.data_sampling.curriculum_learning.curriculum_metrics.count)
         DSI_CONFIG_REFUSE(p, "data_efficiency.data_sampling.curriculum_learning.curriculum_metrics",
@@ -3834,6 +3946,8 @@ static void dsi_config_elastic_resolve(dsi_config_parser *p) {
 static bool dsi_config_elastic(dsi_config_parser *p) {
     static const char *const batch[] = {"train_batch_size", "train_micro_batch_size_per_gpu",
                                         "gradient_accumulation_steps"};
+    static const char inputs[] = "max_train_batch_size, micro_batch_sizes, min_gpus, max_gpus, prefer_larger_batch, "
+                                 "prefer_larger, prefer_large_batch, version, model_parallel_size, num_gpus_per_node";
     const ds_config *c = p->config;
     size_t errors = p->errors, parallel = c->elasticity.model_parallel_size;
     const size_t *now[3] = {&c->train_batch_size, &c->train_micro_batch_size_per_gpu, &c->gradient_accumulation_steps};
@@ -3859,7 +3973,7 @@ static bool dsi_config_elastic(dsi_config_parser *p) {
     else if (c->elasticity.num_gpus_per_node % parallel)
         DSI_CONFIG_REFUSE(p, "elasticity.model_parallel_size", "must divide num_gpus_per_node %zu; got %zu",
                           c->elasticity.num_gpus_per_node, parallel);
-    if (p->errors > errors || dsi_config_spoilt(p, "elasticity")) return true;
+    if (p->errors > errors || dsi_config_spoilt(p, "elasticity.", inputs)) return true;
     dsi_config_elastic_resolve(p);
     for (int i = 0; i < 3; i++)
         if (dsi_config_given(p, batch[i]) && given[i] != *now[i] && given[i] &&
@@ -3899,6 +4013,27 @@ static bool dsi_config_is_pattern(const char *text) {
     return second && *text != '0' && !text[second];
 }
 
+/* Bits only become fewer; the kernel is for 4 and more. */
+static void dsi_config_bits(dsi_config_parser *p) {
+    const ds_config *c = p->config;
+    const uint32_t row = dsi_config_row_of("compression_training.weight_quantization.different_groups");
+    const bool on = c->compression_training.weight_quantization.shared_parameters.enabled,
+               kernel = c->compression_training.weight_quantization.shared_parameters.quantizer_kernel;
+    for (uint32_t s = 1; on && s < p->state->scope_count; s++) {
+        const dsi_config_scope *scope = p->state->scopes + s;
+        const ds_config_weight_group *g = (const ds_config_weight_group *)(void *)scope->object;
+        char path[200];
+        if (scope->row != row || !g->params.start_bits || !g->params.target_bits) continue;
+        snprintf(path, sizeof path, "%sparams.target_bits", scope->prefix);
+        if (g->params.target_bits > g->params.start_bits)
+            dsi_config_say(p, DS_LOG_WARNING, path, scope->node, "must not be more than start_bits %lld; got %lld",
+                           (long long)g->params.start_bits, (long long)g->params.target_bits);
+        if (kernel && g->params.target_bits < 4)
+            dsi_config_say(p, DS_LOG_WARNING, path, scope->node, "quantizer_kernel needs at least 4; got %lld",
+                           (long long)g->params.target_bits);
+    }
+}
+
 static void dsi_config_compression(dsi_config_parser *p) {
     ds_config *c = p->config;
     const char *pattern = c->compression_training.sparse_pruning.shared_parameters.block_pattern;
@@ -3911,6 +4046,7 @@ static void dsi_config_compression(dsi_config_parser *p) {
     dsi_config_groups(p, "row_pruning", c->compression_training.row_pruning.shared_parameters.enabled, false);
     dsi_config_groups(p, "head_pruning", c->compression_training.head_pruning.shared_parameters.enabled, false);
     dsi_config_groups(p, "channel_pruning", c->compression_training.channel_pruning.shared_parameters.enabled, false);
+    dsi_config_bits(p);
     /* other_module_name may stand instead of module_name_prefix and teacher_layer, or beside them */
     if (c->compression_training.layer_reduction.enabled &&
         (c->compression_training.layer_reduction.teacher_layer.count ||

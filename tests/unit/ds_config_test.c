@@ -1052,7 +1052,12 @@ static const struct {
         "\"ratio\": 0.5}}"},
     {1, "\"data_efficiency\": {\"data_sampling\": {\"dynamic_batching\": {\"enabled\": true, \"max_tokens\": 9}}}"},
     {1, "\"data_efficiency\": {\"data_sampling\": {\"curriculum_learning\": {\"enabled\": true, "
-        "\"curriculum_metrics\": {\"a\": {}}}}}"},
+        "\"curriculum_metrics\": {\"a\": {\"schedule_type\": \"custom\"}}}}}"},
+    {1, "\"curriculum_learning\": {\"enabled\": true, \"schedule_type\": \"fixed_discrete\", \"schedule_config\": "
+        "{\"difficulty\": [1, 2], \"max_step\": [5]}}"},
+    {1, "\"curriculum_learning\": {\"enabled\": true, \"schedule_type\": \"fixed_root\", \"min_difficulty\": 8, "
+        "\"max_difficulty\": 8, \"schedule_config\": {\"total_curriculum_step\": 9, \"difficulty_step\": 8, "
+        "\"root_degree\": 2}}"},
     {1, "\"autotuning\": {\"results_dir\": null, \"start_profile_step\": 4, \"end_profile_step\": 4}"},
     {1, "\"fp16\": {\"enabled\": true}, \"compression_training\": {\"weight_quantization\": {\"shared_parameters\": "
         "{\"quantizer_kernel\": true}}}"},
@@ -1457,6 +1462,97 @@ static void test_errors(void) {
         CHECK(parse("{\"train_batch_size\": 12, \"zero_optimization\": {\"stage\": \"3\"}, \"fp16\": {\"enabled\": "
                     "true}, \"bf16\": {\"enabled\": true}}") == NULL);
         CHECK_EQ(last.errors, 2);
+    }
+    TEST(every_error_comes_in_the_first_run) { /* a rule is silent only about a key whose value was refused */
+        static const struct {
+            const char *text;
+            int errors;
+        } texts[] = {
+            {"\"zero_optimization\":{\"stage\":2,\"overlap_com\":true,\"offload_param\":{\"device\":\"cpu\"}}", 2},
+            {"\"zero_optimization\":{\"stage\":3,\"foo\":1,\"offload_param\":{\"device\":\"nvme\",\"buffer_count\":-1}"
+             "}",
+             3},
+            {"\"compression_training\":{\"row_pruning\":{\"foo\":1},\"head_pruning\":{\"shared_parameters\":{"
+             "\"enabled\":true},\"different_groups\":{}}}",
+             2},
+            {"\"zero_optimization\":{\"stage\":9,\"offload_param\":{\"device\":\"nvme\"}}", 2},
+            {"\"elasticity\":{\"enabled\":true,\"foo\":1,\"max_train_batch_size\":8,\"micro_batch_sizes\":[16]}", 2},
+            {"\"enabled\":1,\"fp16\":{\"enabled\":true},\"bf16\":{\"enabled\":true}", 2},
+        };
+        for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
+            char text[300];
+            snprintf(text, sizeof text, "{\"train_batch_size\": 8, %s}", texts[i].text);
+            CHECK(parse(text) == NULL);
+            test_check(last.errors == texts[i].errors, __FILE__, __LINE__, "%s: %s", text, last.text);
+        }
+    }
+    TEST(what_acts_on_nothing_is_warned_of) { /* schedules: 003; bits, kernel: 000, 003; round_robin_gradients: 000 */
+        static const char *const texts[][2] = {
+            {"\"curriculum_learning\":{\"enabled\":true,\"schedule_type\":\"fixed_discrete\"}",
+             "curriculum_learning.schedule_config.difficulty|1:47|needed by fixed_discrete"},
+            {"\"curriculum_learning\":{\"enabled\":true,\"schedule_type\":\"fixed_linear\"}",
+             "curriculum_learning.max_difficulty|1:47|needed by fixed_linear"},
+            {"\"curriculum_learning\":{\"enabled\":true,\"schedule_type\":\"fixed_linear\",\"max_difficulty\":8}",
+             "total_curriculum_step|1:47|needed by fixed_linear"},
+            {"\"curriculum_learning\":{\"enabled\":true,\"schedule_type\":\"fixed_linear\",\"max_difficulty\":8,"
+             "\"schedule_config\":{\"total_curriculum_step\":5}}",
+             "difficulty_step|1:47|needed by fixed_linear"},
+            {"\"curriculum_learning\":{\"enabled\":true,\"schedule_type\":\"fixed_root\",\"max_difficulty\":8,"
+             "\"schedule_config\":{\"total_curriculum_step\":5,\"difficulty_step\":8}}",
+             "root_degree|1:47|needed by fixed_root"},
+            {"\"curriculum_learning\":{\"enabled\":true,\"schedule_type\":\"fixed_linear\",\"min_difficulty\":64,\"max_"
+             "difficulty\":8,\"schedule_config\":{\"total_curriculum_step\":5,\"difficulty_step\":8}}",
+             "max_difficulty|1:47|must not be less than min_difficulty 64; got 8"},
+            {"\"curriculum_learning\":{\"enabled\":true,\"schedule_type\":\"fixed_discrete\",\"schedule_config\":{"
+             "\"difficulty\":[1,2,3],\"max_step\":[1,2,3,4]}}",
+             "max_step|1:47|must be one shorter than difficulty, whose length is 3; got 4"},
+            {"\"data_efficiency\":{\"data_sampling\":{\"curriculum_learning\":{\"enabled\":true,\"curriculum_metrics\":"
+             "{\"a\":{}}}}}",
+             "curriculum_metrics.a.schedule_type|"},
+            {"\"data_efficiency\":{\"data_routing\":{\"random_ltd\":{\"enabled\":true,\"total_layer_num\":4,\"random_"
+             "ltd_layer_num\":1,\"random_ltd_layer_id\":[9]}}}",
+             "random_ltd_layer_id|1:156|must be below total_layer_num 4; got 9"},
+            {"\"data_efficiency\":{\"data_routing\":{\"random_ltd\":{\"enabled\":true,\"random_ltd_schedule\":{\"min_"
+             "value\":2048,\"max_value\":128}}}}",
+             "max_value|1:141|must not be less than min_value 2048; got 128"},
+            {"\"compression_training\":{\"weight_quantization\":{\"shared_parameters\":{\"enabled\":true},\"different_"
+             "groups\":{\"g\":{\"params\":{\"start_bits\":4,\"target_bits\":8}}}}}",
+             "g.params.target_bits|1:133|must not be more than start_bits 4; got 8"},
+            {"\"fp16\":{\"enabled\":true},\"compression_training\":{\"weight_quantization\":{\"shared_parameters\":{"
+             "\"enabled\":true,\"quantizer_kernel\":true},\"different_groups\":{\"g\":{\"params\":{\"start_bits\":8,"
+             "\"target_bits\":2}}}}}",
+             "quantizer_kernel needs at least 4; got 2"},
+            {"\"zero_optimization\":{\"stage\":3,\"round_robin_gradients\":true}",
+             "round_robin_gradients|1:80|acts at ZeRO stages 1 and 2; stage is 3"},
+            {"\"activation_checkpointing\":{\"cpu_checkpointing\":true}",
+             "cpu_checkpointing|1:73|acts with partition_activations only"},
+            {"\"curriculum_learning\":{\"enabled\":true}",
+             "curriculum_learning.schedule_type|1:47|needed by a curriculum that is enabled"},
+        };
+        for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
+            char text[400];
+            ds_config *c;
+            snprintf(text, sizeof text, "{\"train_batch_size\": 8, %s}", texts[i][0]);
+            c = parse(text);
+            CHECK(c != NULL);
+            CHECK_HAS(last.text, texts[i][1]);
+            ds_config_free(c);
+        }
+    }
+    TEST(windows_wide_numbers_and_clipping) {
+        expect_problem("{\"train_batch_size\": 8, "
+                       "\"sparse_attention\":{\"mode\":\"variable\",\"global_block_indices\":[5],\"global_block_end_"
+                       "indices\":[]}}",
+                       1, "must be as long as global_block_indices: 1; got 0");
+        expect_problem("{\"train_batch_size\": 8, "
+                       "\"sparse_attention\":{\"mode\":\"variable\",\"global_block_indices\":[5],\"global_block_end_"
+                       "indices\":[3]}}",
+                       1, "each must be above its global_block_indices; got 3 for 5");
+        expect_problem("{\"train_batch_size\": 8, \"steps_per_print\":99999999999999999999999}", 1,
+                       "got 99999999999999999999999, beyond 64 bits");
+        expect_problem(
+            "{\"train_batch_size\": 8, \"optimizer\":{\"type\":\"Adam\",\"params\":{\"max_grad_norm\":1.0}}}", 1,
+            "no parameter of adam; write \"gradient_clipping\" at the top level");
     }
     TEST(what_stands_in_a_list_is_shown) {
         expect_problem("{\"train_batch_size\": 1, \"elasticity\": {\"micro_batch_sizes\": [0]}}", 1, "got [0]\n");
