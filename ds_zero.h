@@ -120,7 +120,7 @@ ERRORS
     5 reduction at the step's boundary, 9 fewer swap buffers than the pipelines want, 6 times of a
     step (wall_clock_breakdown), 7 the step (every steps_per_print), 8 the state at create (dump_state), 10 a load of
     what is not ds's own, 11 another comm_backend_name than the communicator's, 12 the CPU updates for the GPU, 13 a key
-    that has no effect on a GPU.
+    that has no effect on a GPU, 14 round_robin_gradients, which has none.
 
 THREADS
     One thread at a time per engine. Several engines may live in one process.
@@ -3603,6 +3603,9 @@ static ds_status dsi_zero_configure(ds_zero *z, const ds_config *c, ds_error *er
     if (z->gpu && z->sparse)
         dsi_log(&z->logger, "ds_zero", DS_LOG_INFO, 13,
                 "sparse_gradients: on a GPU tables are reduced whole, with the same result");
+    if (c->zero_optimization.round_robin_gradients)
+        dsi_log(&z->logger, "ds_zero", DS_LOG_INFO, 14,
+                "zero_optimization.round_robin_gradients: each rank copies a like share of each tensor in any case");
     z->elastic = c->zero_optimization.elastic_checkpoint || !dsi_zero_given(c, "zero_optimization.elastic_checkpoint");
     z->load_fp32 = c->zero_optimization.load_from_fp32_weights;
     z->ignore_unused = c->zero_optimization.ignore_unused_parameters;

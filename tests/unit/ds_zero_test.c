@@ -277,9 +277,10 @@ static void telling(void) {
         static const char *const tags[] = {"forward", "backward", "backward_inner", "backward_allreduce", "step"};
         for (int on = 0; on < 2; on++) {
             ds_zero_param params[N];
-            ds_config *c = config_with("\"stage\": 2", on ? "\"wall_clock_breakdown\": true, \"dump_state\": true, "
-                                                            "\"steps_per_print\": 2,"
-                                                          : "\"steps_per_print\": null,");
+            ds_config *c = config_with(on ? "\"stage\": 2, \"round_robin_gradients\": true" : "\"stage\": 2",
+                                       on ? "\"wall_clock_breakdown\": true, \"dump_state\": true, "
+                                            "\"steps_per_print\": 2,"
+                                          : "\"steps_per_print\": null,");
             ds_zero_desc d;
             ds_zero *z;
             told w;
@@ -294,6 +295,7 @@ static void telling(void) {
             CHECK((strstr(w.lines, "\"train_batch_size\"") != NULL) == (on == 1));
             CHECK((strstr(w.lines, "2.8 stage 2, rank 0 of 1, optimizer AdamW, 3 parameters") != NULL) == (on == 1));
             CHECK((strstr(w.lines, "2.8 states: ") != NULL) == (on == 1));
+            CHECK((strstr(w.lines, "2.14 zero_optimization.round_robin_gradients: ") != NULL) == (on == 1));
             for (int step = 0; step < 3; step++) {
                 micro_batch(z, gradient);
                 micro_batch(z, gradient);
