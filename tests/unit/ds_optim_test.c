@@ -684,6 +684,26 @@ static void one_result(void) {
             CHECK(run_bits(every_type[t], DS_OPTIM_LEVEL_BEST, BIG, 0, DS_BF16, 4) == h);
         }
     }
+    TEST(norm_of_every_level) {
+        static float x[DS_GRAIN];
+        static uint16_t half[2][DS_GRAIN];
+        const dsi_optim_simd *scalar = dsi_optim_kernels_of(DS_OPTIM_LEVEL_SCALAR);
+        uint64_t seed = 11;
+        for (size_t i = 0; i < DS_GRAIN; i++) {
+            x[i] = wild(&seed);
+            half[0][i] = dsi_bf16_of_f32(x[i]), half[1][i] = dsi_f16_of_f32(x[i] * 1e-8f);
+        }
+        for (int level = DS_OPTIM_LEVEL_AVX2; level <= DS_OPTIM_LEVEL_AVX512; level++) {
+            const dsi_optim_simd *simd = dsi_optim_kernels_of((ds_optim_level)level);
+            for (int d = 0; simd && d < 3; d++)
+                for (size_t n = 0; n <= DS_GRAIN; n = n < 70 ? n + 1 : n < 1023 ? 1023 : n + 1) {
+                    const void *grad = d ? (const void *)half[d - 1] : (const void *)x;
+                    const dsi_optim_feed f = {grad, dtypes[d], DS_F32, 0.3f, false, NULL};
+                    const double a = scalar->norm(&f, n), b = simd->norm(&f, n);
+                    CHECK(memcmp(&a, &b, sizeof a) == 0 && (n < 16 || a > 0));
+                }
+        }
+    }
     TEST(large_sixteen_bit_weights) {
         /* of a million elements on, aligned 16-bit weights are written past the caches: still the rounded masters */
         const size_t n = ((size_t)1 << 20) + 1029, room = n + 64;
