@@ -1288,7 +1288,7 @@ static void object(void) {
                 memset(&m, 0, sizeof m);
                 memset(&desc, 0, sizeof desc);
                 ds_optim_params_default(every_type[t], &p);
-                m.tensors[0].name = "w", m.tensors[0].rows = 20, m.tensors[0].cols = 5,
+                m.tensors[0].name = "w", m.tensors[0].rows = 200, m.tensors[0].cols = 100,
                 m.tensors[0].weights_dtype = DS_F16;
                 m.tensors[1].name = "b", m.tensors[1].rows = 1, m.tensors[1].cols = 5;
                 desc.type = every_type[t], desc.groups = &p, desc.group_count = 1, desc.tensors = m.tensors,
