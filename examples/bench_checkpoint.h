@@ -1,8 +1,10 @@
-/* bench_checkpoint.h - ds bench checkpoint: saves and loads beside the disk's own speed in the same run; included by ds.c */
+/* bench_checkpoint.h - ds bench checkpoint: saves and loads beside the disk's own speed, and fio's, in the same run;
+   included by ds.c */
 #define BENCH_TENSORS 4
 #define BENCH_RANKS   3 /* that load what one saved */
 typedef struct bench_disk {
     char folder[256], path[300], shard[300];
+    const char *fio;
     float *data;
     size_t bytes;
 } bench_disk;
@@ -26,6 +28,25 @@ static double bench_plain(const bench_disk *b, bool write_it) {
     if (good && write_it) good = fsync(fd) == 0;
     if (fd >= 0) close(fd);
     return good ? seconds() - start : 0;
+}
+/* Seconds that fio takes for a new file of the same bytes with a sync at its end, through the page cache or past it; 0 when
+   it is not there. */
+static double bench_fio(const bench_disk *b, bool direct) {
+    char command[1200], line[512];
+    double rate = 0;
+    FILE *pipe;
+    snprintf(
+        command, sizeof command,
+        "'%.300s' --name=ds --filename='%s/fio' --rw=write --bs=1M --size=%zu --ioengine=%s --iodepth=%d --direct=%d "
+        "--end_fsync=1 --unlink=1 --output-format=json 2>/dev/null",
+        b->fio, b->folder, b->bytes, direct ? "libaio" : "psync", direct ? 16 : 1, direct);
+    if (!(pipe = popen(command, "r"))) return 0;
+    while (fgets(line, sizeof line, pipe)) {
+        const char *key = strstr(line, "\"bw_bytes\" : ");
+        const double bytes = key ? atof(key + strlen("\"bw_bytes\" : ")) : 0;
+        if (bytes > rate) rate = bytes;
+    }
+    return pclose(pipe) == 0 && rate > 0 ? (double)b->bytes / rate : 0;
 }
 /* A training step's arithmetic, on memory of its own: adds its seconds, and those that its thread had a core for. */
 typedef struct bench_steps {
@@ -109,6 +130,8 @@ enum {
     STEP_CPU,
     STEP_BESIDE_CPU,
     STALL,
+    FIO,
+    FIO_DIRECT,
     BENCH_TIMES
 };
 static ds_status bench_round(const bench_disk *b, double t[BENCH_TIMES], ds_error *error) {
@@ -119,6 +142,8 @@ static ds_status bench_round(const bench_disk *b, double t[BENCH_TIMES], ds_erro
     if (!status) status = bench_load(b, &t[LOAD_DISK], error);
     if (!status) status = bench_load(b, &t[LOAD_CACHED], error);
     t[WRITE] = bench_plain(b, true);
+    t[FIO] = bench_fio(b, false);
+    t[FIO_DIRECT] = bench_fio(b, true);
     bench_forget(b->path);
     t[READ_DISK] = bench_plain(b, false);
     t[READ_CACHED] = bench_plain(b, false);
@@ -134,9 +159,10 @@ static ds_status bench_round(const bench_disk *b, double t[BENCH_TIMES], ds_erro
 static int bench_checkpoint(arguments *a) {
     const char *folder = option(a, "--folder", "."), *size = option(a, "--mib", "256");
     const char *times = option(a, "--rounds", "5");
+    const char *fio = option(a, "--fio", "fio");
     bool json = flag(a, "--json");
     int used = operands(a, 1);
-    double best[BENCH_TIMES] = {0};
+    double best[BENCH_TIMES] = {0}, fastest;
     static const char *const names[6] = {"plain write and fsync", "save",         "plain read (disk)", "load (disk)",
                                          "plain read (cached)",   "load (cached)"};
     static const char *const left[] = {"bench/rank-00000.safetensors", "bench/manifest.json", "latest", "plain"};
@@ -145,9 +171,10 @@ static int bench_checkpoint(arguments *a) {
     bench_disk b;
     size_t mib, rounds;
     if (used) return used;
-    if (!folder || !number(size, &mib) || mib < 4 || mib > 1 << 16 || !number(times, &rounds) || !rounds)
+    if (!folder || !fio || !number(size, &mib) || mib < 4 || mib > 1 << 16 || !number(times, &rounds) || !rounds)
         return usage(a, "--folder, --mib or --rounds is wrong", NULL);
     b.bytes = mib << 20;
+    b.fio = fio;
     snprintf(b.folder, sizeof b.folder, "%.200s/ds_bench.%d", folder, (int)getpid());
     snprintf(b.path, sizeof b.path, "%s/plain", b.folder);
     snprintf(b.shard, sizeof b.shard, "%s/%s", b.folder, left[0]);
@@ -160,6 +187,7 @@ static int bench_checkpoint(arguments *a) {
         for (int k = 0; k < BENCH_TIMES; k++)
             if (best[k] <= 0 || t[k] < best[k]) best[k] = t[k];
     }
+    fastest = best[FIO_DIRECT] <= 0 || (best[FIO] > 0 && best[FIO] < best[FIO_DIRECT]) ? best[FIO] : best[FIO_DIRECT];
     for (int i = 0; i < 4; i++) {
         snprintf(b.path, sizeof b.path, "%s/%s", b.folder, left[i]);
         unlink(b.path);
@@ -172,12 +200,18 @@ static int bench_checkpoint(arguments *a) {
         return fprintf(stderr, "ds bench: %s\n", status ? error.message : "the plain file failed"), ENVIRONMENT;
     if (json)
         printf("{\"mib\": %zu, \"write_s\": %.6f, \"save_s\": %.6f, \"read_s\": %.6f, \"load_s\": %.6f, "
-               "\"save_speed_ratio\": %.4f, \"load_time_ratio\": %.4f, \"load_cached_ratio\": %.4f, "
+               "\"fio_write_s\": %.6f, \"save_fio_ratio\": %.4f, \"save_speed_ratio\": %.4f, \"load_time_ratio\": "
+               "%.4f, \"load_cached_ratio\": %.4f, "
                "\"background_step_ratio\": %.4f, \"background_step_cpu_ratio\": %.4f, \"background_stall_s\": %.6f}\n",
-               mib, best[WRITE], best[SAVE], best[READ_DISK], best[LOAD_DISK], best[WRITE] / best[SAVE],
-               best[LOAD_DISK] / best[READ_DISK], best[LOAD_CACHED] / best[READ_CACHED], best[STEP_BESIDE] / best[STEP],
-               best[STEP_BESIDE_CPU] / best[STEP_CPU], best[STALL]);
+               mib, best[WRITE], best[SAVE], best[READ_DISK], best[LOAD_DISK], fastest, fastest / best[SAVE],
+               best[WRITE] / best[SAVE], best[LOAD_DISK] / best[READ_DISK], best[LOAD_CACHED] / best[READ_CACHED],
+               best[STEP_BESIDE] / best[STEP], best[STEP_BESIDE_CPU] / best[STEP_CPU], best[STALL]);
     for (int k = 0; k < 6 && !json; k++) printf("%-24s %10.1f MiB/s\n", names[k], (double)mib / best[k]);
+    if (!json && fastest > 0)
+        printf("%-24s %10.1f MiB/s through the cache, %.1f past it; a save has %.2f of the faster\n",
+               "fio, with its sync", best[FIO] > 0 ? (double)mib / best[FIO] : 0,
+               best[FIO_DIRECT] > 0 ? (double)mib / best[FIO_DIRECT] : 0, fastest / best[SAVE]);
+    if (!json && fastest <= 0) printf("%-24s not found (--fio PATH)\n", "fio");
     if (!json)
         printf("save: %.2f of the disk's speed; load by 3 ranks of what one saved: %.2f of a read's time from the "
                "disk, %.2f "
