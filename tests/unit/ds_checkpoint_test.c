@@ -77,7 +77,7 @@ typedef struct job {
     place place;
     ds_checkpoint_desc desc;
     const char *tag;
-    int step, fail_read, split; /* split: cuts on other places than a grain */
+    int step, fail_read, split, hole; /* split: cuts on other places than a grain; hole: the part ends early */
     ds_status status;
     ds_error error;
     test_memory memory;
@@ -105,6 +105,7 @@ static ds_status save_rank(job *j) {
     t.dims = 2;
     t.begin = BIG * rank / ranks / grain * grain;
     t.count = (rank + 1 == ranks ? BIG : BIG * (rank + 1) / ranks / grain * grain) - t.begin;
+    t.count -= j->hole ? 1024 : 0;
     t.read = read_big;
     t.ctx = j;
     ds_checkpoint_add(w, &t);
@@ -314,6 +315,13 @@ static void test_ranks(void) {
         }
         CHECK(loads(folder, NULL, 1));
         shell("test ! -e '%s/bad.tmp' -a ! -e '%s/bad'", folder, folder);
+        memset(jobs, 0, sizeof jobs);
+        jobs[0].hole = 1;
+        save_all(jobs, 3, folder, "bad", 2);
+        CHECK_EQ(jobs[2].status, DS_ERR_INPUT);
+        CHECK_HAS(jobs[2].error.message, "rank 0: ");
+        CHECK_HAS(jobs[2].error.message, "are in no shard");
+        CHECK(loads(folder, NULL, 1));
         save_well(3, folder, "bad", 2); /* and it works when tried again */
         CHECK(loads(folder, NULL, 2));
     }
@@ -919,8 +927,8 @@ static void test_export(void) {
 
 /* ---- damage ---- */
 static void keep_line(void *ctx, const char *header, int level, int id, const char *message) {
-    (void)header, (void)level, (void)id;
-    snprintf((char *)ctx, 1024, "%s", message);
+    (void)header, (void)level;
+    if (id != 5) snprintf((char *)ctx, 1024, "%s", message);
 }
 static void test_damage(void) {
     TEST(bit_flips_and_truncations_are_found) {
@@ -1057,6 +1065,55 @@ static void test_options(void) {
         CHECK(loads(folder, "step8", 4));
         shell("test \"$(ls '%s' | tr '\\n' ' ')\" = 'latest mine step5 step8 '", folder);
     }
+    TEST(old_checkpoints_that_cannot_go) {
+        char folder[FOLDER_BYTES], line[1024] = "";
+        int finished = 0, stayed = 0;
+        for (long n = 1; n < 200 && !finished; n++) {
+            job j;
+            faults f;
+            shell("rm -rf '%s'", folder_of(folder, "cannot_go"));
+            for (int i = 1; i < 4; i++) {
+                memset(&j, 0, sizeof j);
+                CHECK_EQ(try_save(&j, folder, i == 1 ? "a" : i == 2 ? "b" : "c", i), DS_OK);
+            }
+            memset(&j, 0, sizeof j);
+            memset(&f, 0, sizeof f);
+            use_faults(&j.desc.files, &f);
+            f.fail_at = n;
+            f.code = -EIO;
+            j.desc.keep_last = 1;
+            j.desc.logger.log = keep_line;
+            j.desc.logger.ctx = line;
+            finished = try_save(&j, folder, "d", 4) == DS_OK && f.calls < n;
+            CHECK(loads(folder, NULL, j.status ? 3 : 4));
+            stayed += strstr(line, " stay") != NULL;
+            line[0] = 0;
+        }
+        CHECK(finished && stayed > 1);
+    }
+    TEST(the_first_save_of_all_fails_anywhere) {
+        char folder[FOLDER_BYTES];
+        int finished = 0, failures = 0;
+        for (long n = 1; n < 200 && !finished; n++) {
+            job j;
+            faults f;
+            shell("rm -rf '%s'; mkdir '%s'", folder_of(folder, "first"), folder);
+            memset(&j, 0, sizeof j);
+            memset(&f, 0, sizeof f);
+            use_faults(&j.desc.files, &f);
+            f.fail_at = n;
+            f.code = -EIO;
+            if (try_save(&j, folder, "a", 1)) {
+                CHECK_EQ(j.status, DS_ERR_IO);
+                shell("test ! -e '%s/a' -a ! -e '%s/latest'", folder, folder);
+                failures++;
+            } else {
+                CHECK(loads(folder, NULL, 1));
+                finished = f.calls < n;
+            }
+        }
+        CHECK(finished && failures > 10);
+    }
     TEST(background) {
         char folder[FOLDER_BYTES];
         job jobs[3];
@@ -1066,6 +1123,13 @@ static void test_options(void) {
         save_all(jobs, 3, folder, "one", 1);
         for (int r = 0; r < 3; r++) CHECK_EQ(jobs[r].status, DS_OK);
         CHECK(loads(folder, NULL, 1));
+        memset(jobs, 0, sizeof jobs);
+        for (int r = 0; r < 3; r++) jobs[r].desc.background = true;
+        no_threads = 1; /* the same, only not beside the training */
+        save_all(jobs, 3, folder, "three", 3);
+        no_threads = 0;
+        CHECK(loads(folder, NULL, 3));
+        shell("rm -r '%s/three'", folder);
         memset(jobs, 0, sizeof jobs);
         for (int r = 0; r < 3; r++) jobs[r].desc.background = true;
         jobs[1].fail_read = 1;
@@ -1373,6 +1437,15 @@ static void test_deepspeed_write(void) {
                 CHECK_EQ(ds_checkpoint_get_format(b),
                          stage ? DS_CHECKPOINT_DEEPSPEED : DS_CHECKPOINT_DEEPSPEED_UNIVERSAL);
                 CHECK_EQ(ds_checkpoint_verify(b), DS_OK);
+                if (!stage) { /* it alone counts, whatever `latest` says */
+                    ds_checkpoint_desc d;
+                    ds_checkpoint *universal = NULL;
+                    memset(&d, 0, sizeof d);
+                    d.load_universal = true;
+                    shell("printf nothing > '%s/latest'", theirs);
+                    CHECK_EQ(ds_checkpoint_open_path(&d, theirs, &universal, &error), DS_OK);
+                    ds_checkpoint_close(universal);
+                }
                 CHECK(same_tensors(a, b));
                 for (int k = 0; k < 5; k++) {
                     int64_t x = -1, y = -2;
@@ -1407,6 +1480,41 @@ static void test_deepspeed_write(void) {
                                                  : 1,
                                         k == 5 ? -1 : 1, &error),
                      DS_ERR_ARGUMENT);
+        ds_checkpoint_close(a);
+    }
+    TEST(a_state_that_one_tensor_lacks_is_zeros) {
+        char own[FOLDER_BYTES], theirs[FOLDER_BYTES], name[128] = "optimizer.";
+        const float data[7] = {1, 2, 3, 4, 5, 6, 7}, zeros[7] = {0};
+        const ds_checkpoint_tensor t[] = {{"w", DS_F32, flat_shape, 1, 0, 7, data, NULL, NULL},
+                                          {"v", DS_F32, flat_shape, 1, 0, 7, data, NULL, NULL},
+                                          {"optimizer.one.w", DS_F32, flat_shape, 1, 0, 7, data, NULL, NULL},
+                                          {"optimizer.one.v", DS_F32, flat_shape, 1, 0, 7, data, NULL, NULL},
+                                          {"optimizer.two.w", DS_F32, flat_shape, 1, 0, 7, data, NULL, NULL},
+                                          {name, DS_F32, flat_shape, 1, 0, 7, data, NULL, NULL}};
+        ds_checkpoint_desc d;
+        ds_checkpoint_writer *w = NULL;
+        ds_checkpoint *a = NULL, *b = NULL;
+        ds_error error = {DS_OK, ""};
+        float got[7];
+        memset(name + 10, 'n', 100); /* a state with a name that is too long is none */
+        memcpy(name + 110, ".w", 3);
+        memset(&d, 0, sizeof d);
+        d.folder = folder_of(own, "lacks");
+        CHECK_EQ(ds_checkpoint_begin(&d, "tag", &w, &error), DS_OK);
+        for (size_t i = 0; i < sizeof t / sizeof t[0]; i++) ds_checkpoint_add(w, &t[i]);
+        CHECK_EQ(ds_checkpoint_commit(w, &error), DS_OK);
+        CHECK_EQ(open_file(own, &a, &error), DS_OK);
+        for (int stage = 1; stage < 4 && a; stage++) {
+            shell("rm -rf '%s'", folder_of(theirs, "lacks_written"));
+            CHECK_EQ(ds_deepspeed_write(a, theirs, "t", stage, 2, &error), DS_OK);
+            CHECK_EQ(open_file(theirs, &b, &error), DS_OK);
+            if (!b) break;
+            CHECK_EQ(ds_checkpoint_read(b, "optimizer.two.w", 0, 7, DS_F32, got), DS_OK);
+            CHECK(memcmp(got, data, sizeof got) == 0);
+            CHECK_EQ(ds_checkpoint_read(b, "optimizer.two.v", 0, 7, DS_F32, got), DS_OK);
+            CHECK(memcmp(got, zeros, sizeof got) == 0);
+            ds_checkpoint_close(b);
+        }
         ds_checkpoint_close(a);
     }
     TEST(what_deepspeed_cannot_hold_is_refused) {
@@ -2813,6 +2921,45 @@ static void test_rarely(void) {
         CHECK_EQ(ds_checkpoint_begin(&d, "a/b", &w, &error), DS_ERR_ARGUMENT);
         CHECK(w == NULL);
     }
+    TEST(a_rank_that_cannot_begin_and_an_exchange_that_fails) {
+        char folder[FOLDER_BYTES];
+        ds_checkpoint_desc d;
+        ds_checkpoint_writer *w = NULL;
+        ds_error error = {DS_OK, ""};
+        int left = 0;
+        memset(&d, 0, sizeof d);
+        d.folder = folder_of(folder, "others");
+        d.group.exchange = exchange_fails;
+        d.group.ctx = &left;
+        d.group.size = 2;
+        CHECK_EQ(ds_checkpoint_begin(&d, "a/b", &w, &error), DS_ERR_ARGUMENT); /* its own failure is what it tells */
+        CHECK_HAS(error.message, "'a/b' cannot be a tag");
+        left = 100;
+        CHECK_EQ(ds_checkpoint_begin(&d, "tag", &w, &error), DS_OK);
+        ds_checkpoint_abandon(w);
+        d.group.rank = 1; /* not the one that makes and removes folders */
+        CHECK_EQ(ds_checkpoint_begin(&d, "tag", &w, &error), DS_OK);
+        shell("mkdir '%s/tag.tmp'", folder);
+        ds_checkpoint_abandon(w);
+        shell("rmdir '%s/tag.tmp'", folder);
+    }
+    TEST(a_save_cut_short_that_cannot_be_put_right) {
+        char folder[FOLDER_BYTES];
+        job j;
+        faults f;
+        save_well(1, folder_of(folder, "cut_short"), "tag", 1);
+        shell("mv '%s/tag' '%s/tag.old'", folder, folder);
+        for (long n = 1; n < 8; n++) {
+            memset(&j, 0, sizeof j);
+            memset(&f, 0, sizeof f);
+            use_faults(&j.desc.files, &f);
+            f.fail_at = n;
+            f.all = 1;
+            f.code = -EIO;
+            CHECK_EQ(try_save(&j, folder, "tag", 2), DS_ERR_IO);
+            CHECK(loads(folder, NULL, 1));
+        }
+    }
     TEST(a_background_save_without_memory) {
         char folder[FOLDER_BYTES];
         int finished = 0, failures = 0;
@@ -2856,7 +3003,12 @@ static void test_rarely(void) {
         const ds_checkpoint_tensor t[2] = {{"a", DS_F32, shape, 1, 0, 10, data, NULL, NULL},
                                            {"b", DS_F32, shape, 1, 0, 10, data, NULL, NULL}};
         char path[FOLDER_BYTES];
+        ds_checkpoint *empty = NULL;
         CHECK_EQ(ds_safetensors_write("x", t, 2, NULL, 1, 0, NULL, NULL), DS_ERR_ARGUMENT);
+        CHECK_EQ(ds_safetensors_write(folder_of(path, "empty.safetensors"), NULL, 0, NULL, 0, 0, NULL, NULL), DS_OK);
+        CHECK_EQ(open_file(path, &empty, NULL), DS_OK);
+        CHECK_EQ(ds_checkpoint_count(empty), 0);
+        ds_checkpoint_close(empty);
         CHECK_EQ(ds_safetensors_write("x/", t, 2, NULL, 0, 0, NULL, NULL), DS_ERR_ARGUMENT);
         shell("mkdir -p '%s/sharded'", root);
         folder_of(path, "sharded/model");
