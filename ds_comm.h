@@ -81,7 +81,9 @@ that with many small tensors a long delay takes back what the bytes save (tests/
 ERRORS. A wait has a deadline (desc.timeout, 300 s). A rank that was killed is noticed within half a second (shm) and
 named; a rank that never came, one that calls something else, one that left or called ds_comm_abort are named, with
 the call and its number. Then the communicator is dead: this and each later call returns the same status and text. Only
-wrong arguments, found before anything was sent (DS_ERR_ARGUMENT), leave it alive.
+wrong arguments, found before anything was sent (DS_ERR_ARGUMENT), leave it alive. Under "threads" and "shm" a call that
+failed returns when no other rank is at this one's memory any more, so that it may be freed. A process that was stopped there
+is waited for a second; then ds_comm_alloc gives nothing out again that was freed.
 Log ids: 1 backend chosen, 2 backend refused, 3 communicator ready, 4 communicator failed, 5 arena made smaller,
 6 comms log, 7 environment, 8 no native sum for a call that asked for one.
 
@@ -99,7 +101,8 @@ ends the others; native sums are for communicators of all its ranks in their ord
 
 MPI. It is started with MPI_THREAD_MULTIPLE unless it runs already, and ended with the last communicator of the family
 that started it, so destroy that family last, or call MPI_Init and MPI_Finalize yourself. After a timeout it is not
-ended: it would wait for the messages that were given up. Exit; mpirun then ends the other ranks. Native sums are
+ended: it would wait for the messages that were given up, and may still read and write their buffers. Exit; mpirun then ends
+the other ranks. Native sums are
 MPI_Iallreduce and MPI_Ireduce of host memory, polled like the rest, for communicators of all ranks in their order.
 
 CONFIG KEYS that this header can serve: communication_data_type and fp32_allreduce (dtype of a call),
