@@ -197,8 +197,17 @@ unsigned blocks(size_t threads) {
     const size_t n = (threads + THREADS - 1) / THREADS;
     return n < 65536 ? (unsigned)n : 65536u;
 }
+thread_local char last_said[200] = "no error"; // of this thread, for `describe`
+// CUDA keeps an error until it is asked for, and the next launch would be taken for its cause: it is taken out.
 ds_status said(cudaError_t error) {
-    return error == cudaSuccess ? DS_OK : error == cudaErrorMemoryAllocation ? DS_ERR_MEMORY : DS_ERR_DEVICE;
+    if (error == cudaSuccess) return DS_OK;
+    snprintf(last_said, sizeof last_said, "%s", cudaGetErrorString(error));
+    (void)cudaGetLastError();
+    return error == cudaErrorMemoryAllocation ? DS_ERR_MEMORY : DS_ERR_DEVICE;
+}
+ds_status refused(const char *why) {
+    snprintf(last_said, sizeof last_said, "%s", why);
+    return DS_ERR_UNSUPPORTED;
 }
 ds_status launched() {
     return said(cudaGetLastError());
@@ -367,7 +376,7 @@ ds_status call_update(void *ctx, ds_optim_rule rule, const ds_optim_constants *c
         chunks += (from[i].slice.count + CHUNK - 1) / CHUNK;
     }
     if (!chunks) return DS_OK;
-    if (chunks > 0x7FFFFFFF) return DS_ERR_UNSUPPORTED; // 8 Ti elements
+    if (chunks > 0x7FFFFFFF) return refused("more than 8 Ti elements at once");
     if (count > PARTS) {
         if ((status = said(cudaMallocAsync(&list, count * sizeof(part), stream))) != DS_OK) return status;
         status = send_list(from, count, list, &chunks, stream);
@@ -447,7 +456,7 @@ template <bool MIRROR>
 ds_status call_turn(float *to, const float *from, size_t rows, size_t cols, float add, void *stream) {
     const size_t down = (rows + SIDE - 1) / SIDE, across = (cols + SIDE - 1) / SIDE;
     if (!rows || !cols) return DS_OK;
-    if (down > 0x7FFFFFFF / across) return DS_ERR_UNSUPPORTED;
+    if (down > 0x7FFFFFFF / across) return refused("a matrix of more than 2 Ti elements");
     DSI_LAUNCH(turn<MIRROR>, (unsigned)(down * across), THREADS, SIDE * (SIDE + 1) * sizeof(float),
                (cudaStream_t)stream, to, from, rows, cols, add);
     return launched();
@@ -471,7 +480,7 @@ ds_status call_multiply(void *ctx, bool transpose, size_t m, size_t n, size_t k,
     use(ctx);
     const size_t across = (n + TILE - 1) / TILE, down = (m + TILE - 1) / TILE, bytes = 2 * DEPTH * TILE * sizeof(float);
     if (!m || !n) return DS_OK;
-    if (across > 0x7FFFFFFF || down > 65535) return DS_ERR_UNSUPPORTED;
+    if (across > 0x7FFFFFFF || down > 65535) return refused("a matrix of more than 4,194,240 rows");
     const dim3 grid((unsigned)across, (unsigned)down);
     if (transpose)
         DSI_LAUNCH(multiply<true>, grid, THREADS, bytes, (cudaStream_t)stream, m, n, k, alpha, a, b, beta, c);
@@ -1180,15 +1189,17 @@ template <int KIND> ds_status attention_by_size(const attention &a, bool back, c
 ds_status call_attention(const ds_sparse_grid *grid, const ds_sparse_io *io, bool back, cudaStream_t stream) {
     const attention a = attention_of(grid, io);
     int device = 0, major = 0;
-    if (grid->block % 16 || grid->head_dim > 128 || (back && io->d_relative)) return DS_ERR_UNSUPPORTED;
-    if (a.units * a.blocks > 0x7FFFFFFF / (grid->block / 16)) return DS_ERR_UNSUPPORTED;
+    if (grid->block % 16 || grid->head_dim > 128 || (back && io->d_relative))
+        return refused("attention takes blocks of a multiple of 16, head_dim up to 128, and gives no d_relative");
+    if (a.units * a.blocks > 0x7FFFFFFF / (grid->block / 16)) return refused("more blocks than one launch takes");
     if (io->dtype == DS_F32) return attention_by_size<DS_F32>(a, back, stream);
     if (io->dtype == DS_F16) return attention_by_size<DS_F16>(a, back, stream);
     if (io->dtype != DS_BF16) return DS_ERR_ARGUMENT;
-    if (cudaGetDevice(&device) != cudaSuccess ||
-        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess)
-        return DS_ERR_DEVICE;
-    return major < 8 ? DS_ERR_UNSUPPORTED : attention_by_size<DS_BF16>(a, back, stream);
+    ds_status status = said(cudaGetDevice(&device));
+    if (!status) status = said(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    if (status) return status;
+    return major < 8 ? refused("bf16 on tensor cores needs compute capability 8.0")
+                     : attention_by_size<DS_BF16>(a, back, stream);
 }
 ds_status call_attention_forward(void *ctx, const ds_sparse_grid *grid, const ds_sparse_io *io, void *stream) {
     use(ctx);
@@ -1252,7 +1263,9 @@ ds_status device_event_done(void *ctx, void *event, bool *done) {
     use(ctx);
     const cudaError_t error = cudaEventQuery((cudaEvent_t)event);
     *done = error == cudaSuccess;
-    return error == cudaErrorNotReady ? DS_OK : said(error);
+    if (error != cudaErrorNotReady) return said(error);
+    (void)cudaGetLastError(); // CUDA keeps this one, too
+    return DS_OK;
 }
 ds_status device_synchronize(void *ctx, void *stream) {
     use(ctx);
@@ -1260,13 +1273,16 @@ ds_status device_synchronize(void *ctx, void *stream) {
 }
 const char *device_describe(void *ctx) {
     use(ctx);
-    static thread_local char text[320];
-    const cudaError_t error = cudaPeekAtLastError();
+    static thread_local char text[400];
+    (void)said(cudaPeekAtLastError()); // what the caller's own calls left
     cudaDeviceProp device;
     int index = 0;
-    device.name[0] = 0;
-    if (cudaGetDevice(&index) == cudaSuccess) (void)cudaGetDeviceProperties(&device, index);
-    snprintf(text, sizeof text, "%s: %s", device.name[0] ? device.name : "no CUDA device", cudaGetErrorString(error));
+    if (cudaGetDevice(&index) != cudaSuccess || cudaGetDeviceProperties(&device, index) != cudaSuccess) {
+        (void)cudaGetLastError();
+        snprintf(text, sizeof text, "no CUDA device: %s", last_said);
+    } else
+        snprintf(text, sizeof text, "%.100s (compute capability %d.%d): %s", device.name, device.major, device.minor,
+                 last_said);
     return text;
 }
 } // namespace

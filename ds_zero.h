@@ -4063,7 +4063,9 @@ static ds_status dsi_zero_memory_row(ds_zero *z, bool take, void **memory, ds_ze
         return DS_OK;
     }
     *memory = dsi_zero_get(z, c, t, bytes);
-    if (!*memory) return dsi_fail(error, DS_ERR_MEMORY, "rank %d: no memory for %s, %zu bytes", z->rank, what, bytes);
+    if (!*memory)
+        return dsi_fail(error, DS_ERR_MEMORY, "rank %d: no memory for %s, %zu bytes%s%.300s", z->rank, what, bytes,
+                        z->gpu ? "; " : "", z->gpu ? z->device.describe(z->device.ctx) : "");
     if (t == DS_ZERO_DEVICE)
         dsi_zero_clear(z, *memory, bytes, z->stream);
     else

@@ -6,7 +6,8 @@
    does something else. Shared memory is as long as the launch says and holds NaN when a block begins. Device memory ends
    at a page that faults, and all of it faults outside launches, copies and fills: a CPU that touches it crashes. Work on a
    stream is put off until something waits for it, in any order that streams and events allow; memory that is neither
-   device nor pinned is copied at the call, as CUDA does it. One host thread at a time. emu::calls counts launches. */
+   device nor pinned is copied at the call, as CUDA does it. One host thread at a time. emu::calls counts launches;
+   emu::fail_at makes one call of the runtime fail, emu::refuses all of them, emu::no_image every launch. */
 #ifndef DS_EMULATED
 #define DS_EMULATED 1
 #include <math.h>
@@ -292,8 +293,14 @@ struct event {
 };
 inline stream null_stream;
 inline std::vector<stream *> streams(1, &null_stream);
-inline bool open;   // device memory may be touched
-inline bool broken; // a launch failed: every call says so from now on, as in CUDA
+inline bool open;                   // device memory may be touched
+inline bool broken;                 // a launch failed: every call says so from now on, as in CUDA
+inline size_t asked, fail_at;       // calls of the runtime whose result matters, launches too; the one that fails
+inline int refuses, no_image, last; // cudaError_t: of every call, of every launch; the one that was kept
+inline int fails() {
+    const bool this_one = ++asked == fail_at;
+    return refuses ? refuses : this_one ? 999 : 0;
+}
 inline void step(stream *s) {
     op o = s->ops.front();
     s->ops.pop_front();
@@ -339,6 +346,10 @@ inline void put(void *s, std::function<bool()> run) {
 }
 inline void launch(const char *name, dim3 grid_, dim3 block_, size_t bytes, void *s, std::function<void()> body) {
     std::string text = name;
+    if (const int why = no_image ? no_image : fails()) {
+        last = why;
+        return;
+    }
     const size_t from = text.find_first_not_of('('), to = text.find_first_of("<)", from);
     calls[text.substr(from, to == std::string::npos ? to : to - from)]++;
     if (block_.x * block_.y * block_.z > 1024 || !block_.x || !grid_.x || bytes > 99 << 10) {
@@ -362,6 +373,7 @@ template <class... P, class... A> std::function<void()> prepare(void (*body)(P..
 }
 inline void reset() { // after a failure that was meant
     broken = false;
+    last = 0;
     failure.clear();
 }
 } // namespace emu
@@ -558,49 +570,79 @@ typedef enum cudaError_t {
     cudaSuccess = 0,
     cudaErrorInvalidValue = 1,
     cudaErrorMemoryAllocation = 2,
+    cudaErrorInsufficientDriver = 35,
+    cudaErrorNoDevice = 100,
+    cudaErrorNoKernelImageForDevice = 209,
     cudaErrorNotReady = 600,
-    cudaErrorLaunchFailure = 719
+    cudaErrorLaunchFailure = 719,
+    cudaErrorUnknown = 999
 } cudaError_t;
 enum { cudaMemcpyDefault = 4, cudaHostAllocDefault = 0, cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
 struct cudaDeviceProp {
     char name[256];
+    int major, minor;
 };
-inline cudaError_t emu_said() {
-    return emu::broken ? cudaErrorLaunchFailure : cudaSuccess;
+// What a call says: a failure is kept until cudaGetLastError, "not ready" too, as in CUDA.
+inline cudaError_t emu_said(cudaError_t e = cudaSuccess) {
+    if (!e && emu::broken) e = cudaErrorLaunchFailure;
+    if (e) emu::last = e;
+    return e;
+}
+#define EMU_MAY_FAIL()                                                                                                 \
+    do {                                                                                                               \
+        if (const int why = emu::fails()) return emu_said((cudaError_t)why);                                           \
+    } while (0)
+inline cudaError_t cudaPeekAtLastError() {
+    return emu::broken ? cudaErrorLaunchFailure : (cudaError_t)emu::last;
 }
 inline cudaError_t cudaGetLastError() {
-    return emu_said();
-}
-inline cudaError_t cudaPeekAtLastError() {
-    return emu_said();
+    const cudaError_t e = cudaPeekAtLastError();
+    emu::last = 0;
+    return e;
 }
 inline const char *cudaGetErrorString(cudaError_t e) {
-    return e == cudaSuccess ? "no error" : emu::failure.c_str();
+    switch (e) {
+    case cudaSuccess: return "no error";
+    case cudaErrorMemoryAllocation: return "out of memory";
+    case cudaErrorInsufficientDriver: return "CUDA driver version is insufficient for CUDA runtime version";
+    case cudaErrorNoDevice: return "no CUDA-capable device is detected";
+    case cudaErrorNoKernelImageForDevice: return "no kernel image is available for execution on the device";
+    case cudaErrorNotReady: return "device not ready";
+    case cudaErrorLaunchFailure: return emu::failure.c_str();
+    default: return "unknown error";
+    }
 }
 inline cudaError_t cudaGetDeviceCount(int *count) {
+    *count = 0;
+    EMU_MAY_FAIL();
     *count = 1;
     return cudaSuccess;
 }
 inline cudaError_t cudaSetDevice(int device) {
-    return device ? cudaErrorInvalidValue : cudaSuccess;
+    return emu_said(device ? cudaErrorInvalidValue : cudaSuccess);
 }
 inline cudaError_t cudaGetDevice(int *device) {
+    EMU_MAY_FAIL();
     *device = 0;
     return cudaSuccess;
 }
 enum { cudaDevAttrComputeCapabilityMajor = 75 };
 inline int emu_major = 9;
 inline cudaError_t cudaDeviceGetAttribute(int *out, int, int) {
+    EMU_MAY_FAIL();
     *out = emu_major;
     return cudaSuccess;
 }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *out, int) {
+    EMU_MAY_FAIL();
     snprintf(out->name, sizeof out->name, "emulated GPU");
+    out->major = emu_major, out->minor = 0;
     return cudaSuccess;
 }
 inline cudaError_t cudaMalloc(void **memory, size_t bytes) {
     const size_t page = (size_t)sysconf(_SC_PAGESIZE), whole = (bytes + page - 1) / page * page;
-    if (emu::fail_alloc && --emu::fail_alloc == 0) return cudaErrorMemoryAllocation;
+    EMU_MAY_FAIL();
+    if (emu::fail_alloc && --emu::fail_alloc == 0) return emu_said(cudaErrorMemoryAllocation);
     char *pages = (char *)mmap(NULL, whole + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (pages == MAP_FAILED) return cudaErrorMemoryAllocation;
     memset(pages, 0xFF, whole); // NaN until it is written
@@ -636,7 +678,8 @@ inline cudaError_t cudaFreeAsync(void *memory, cudaStream_t s) {
     return cudaSuccess;
 }
 inline cudaError_t cudaHostAlloc(void **memory, size_t bytes, unsigned) {
-    if (emu::fail_alloc && --emu::fail_alloc == 0) return cudaErrorMemoryAllocation;
+    EMU_MAY_FAIL();
+    if (emu::fail_alloc && --emu::fail_alloc == 0) return emu_said(cudaErrorMemoryAllocation);
     if (posix_memalign(memory, 4096, bytes)) return cudaErrorMemoryAllocation;
     emu::pinned[(char *)*memory] = {(char *)*memory, bytes};
     return cudaSuccess;
@@ -651,6 +694,7 @@ inline bool emu_later(const void *p) {
     return emu::within(emu::device, p) || emu::within(emu::pinned, p);
 }
 inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, int, cudaStream_t s) {
+    EMU_MAY_FAIL();
     if (!bytes) return emu_said();
     if (emu_later(from)) {
         emu::put(s, [=] {
@@ -669,6 +713,7 @@ inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, int
     return emu_said();
 }
 inline cudaError_t cudaMemsetAsync(void *to, int byte, size_t bytes, cudaStream_t s) {
+    EMU_MAY_FAIL();
     if (!bytes) return emu_said();
     emu::put(s, [=] {
         memset(to, byte, bytes);
@@ -677,12 +722,14 @@ inline cudaError_t cudaMemsetAsync(void *to, int byte, size_t bytes, cudaStream_
     return emu_said();
 }
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned) {
+    EMU_MAY_FAIL();
     emu::stream *s = new emu::stream();
     emu::streams.push_back(s);
     *out = s;
     return cudaSuccess;
 }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t s) {
+    EMU_MAY_FAIL();
     emu::drain([=] { return emu::of(s)->ops.empty(); });
     return emu_said();
 }
@@ -691,13 +738,14 @@ inline cudaError_t cudaDeviceSynchronize() {
     return emu_said();
 }
 inline cudaError_t cudaStreamDestroy(cudaStream_t s) {
-    (void)cudaStreamSynchronize(s);
+    emu::drain([=] { return emu::of(s)->ops.empty(); });
     for (size_t i = 0; i < emu::streams.size(); i++)
         if (emu::streams[i] == s) emu::streams.erase(emu::streams.begin() + (ptrdiff_t)i--);
     delete (emu::stream *)s;
     return emu_said();
 }
 inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *out, unsigned) {
+    EMU_MAY_FAIL();
     *out = new emu::event();
     return cudaSuccess;
 }
@@ -707,21 +755,24 @@ inline cudaError_t cudaEventDestroy(cudaEvent_t e) {
     return cudaSuccess;
 }
 inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
+    EMU_MAY_FAIL();
     e->last = std::make_shared<bool>(false);
     emu::of(s)->ops.push_back({nullptr, nullptr, e->last});
     return emu_said();
 }
 inline cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {
+    EMU_MAY_FAIL();
     emu::of(s)->ops.push_back({nullptr, e->last, nullptr});
     return emu_said();
 }
 inline cudaError_t cudaEventQuery(cudaEvent_t e) { // now and then work goes on by itself
+    EMU_MAY_FAIL();
     for (emu::stream *s : emu::streams)
         if (emu::can_step(s)) {
             emu::step(s);
             break;
         }
     emu::close();
-    return !e->last || *e->last ? emu_said() : cudaErrorNotReady;
+    return emu_said(!e->last || *e->last ? cudaSuccess : cudaErrorNotReady);
 }
 #endif

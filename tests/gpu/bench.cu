@@ -10,7 +10,7 @@
 
 static void need(bool ok, const char *what) {
     if (ok) return;
-    fprintf(stderr, "%s failed: %s\n", what, cudaGetErrorString(cudaGetLastError()));
+    fprintf(stderr, "%s failed: %s\n", what, device_describe(NULL));
     exit(3);
 }
 // The best of twelve turns, in seconds.

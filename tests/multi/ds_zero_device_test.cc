@@ -23,10 +23,20 @@ static ds_device inner;
 static ds_optim_kernels inner_optim;
 static ds_comm_kernels inner_comm;
 
-struct entered {
+struct entered { // the model's own calls are not those that CUDA fails
     ds_status status;
-    entered(void *ctx) : status(ctx ? ((gate *)ctx)->enter() : DS_OK) { pthread_mutex_lock(&one_at_a_time); }
-    ~entered() { pthread_mutex_unlock(&one_at_a_time); }
+    size_t asked, fail_at;
+    int refuses, no_image;
+    bool model;
+    entered(void *ctx) : status(ctx ? ((gate *)ctx)->enter() : DS_OK), model(ctx == &model_gate) {
+        pthread_mutex_lock(&one_at_a_time);
+        asked = emu::asked, fail_at = emu::fail_at, refuses = emu::refuses, no_image = emu::no_image;
+        if (model) emu::fail_at = 0, emu::refuses = emu::no_image = 0;
+    }
+    ~entered() {
+        if (model) emu::asked = asked, emu::fail_at = fail_at, emu::refuses = refuses, emu::no_image = no_image;
+        pthread_mutex_unlock(&one_at_a_time);
+    }
 };
 template <class... P, class... A> static ds_status pass(void *ctx, ds_status (*to)(void *, P...), const A &...given) {
     const entered e(ctx);
@@ -78,7 +88,10 @@ static ds_device gate_device(gate *g) {
     d.event_wait = [](void *c, void *v, void *s) { return pass(c, inner.event_wait, v, s); };
     d.event_done = [](void *c, void *v, bool *done) { return pass(c, inner.event_done, v, done); };
     d.synchronize = [](void *c, void *s) { return pass(c, inner.synchronize, s); };
-    d.describe = [](void *) { return "the gate says no"; };
+    d.describe = [](void *c) -> const char * {
+        gate *const g_ = (gate *)c;
+        return g_->fail_at && g_->calls >= g_->fail_at ? "the gate says no" : inner.describe(NULL);
+    };
     return d;
 }
 static ds_optim_kernels gate_optim(gate *g) {
@@ -178,13 +191,18 @@ static void put_on_stream(void *stream, void (*work)(void *), void *arg) {
     });
 }
 static bool load_library(void) {
+#ifdef EMU_TSAN
+    const char *const flags = " -fsanitize=thread";
+#else
+    const char *const flags = "";
+#endif
     char command[400];
     const char *cc = getenv("CC");
     const int file = mkstemp(library);
     if (file < 0) return false;
     close(file);
-    snprintf(command, sizeof command, "%.100s -std=gnu99 -O1 -shared -fPIC -o %s tests/tools/fake_nccl.c -lpthread",
-             cc && *cc ? cc : "cc", library);
+    snprintf(command, sizeof command, "%.100s -std=gnu99 -O1%s -shared -fPIC -o %s tests/tools/fake_nccl.c -lpthread",
+             cc && *cc ? cc : "cc", flags, library);
     if (system(command)) return false;
     void *const open = dlopen(library, RTLD_NOW); // for good: ds_comm opens the same one
     void *const set = open ? dlsym(open, "fake_nccl_streams") : NULL;
@@ -419,6 +437,49 @@ int main(int argc, char **argv) {
                 }
                 CHECK_EQ(told, tries);
             }
+    }
+    TEST(each_call_of_cuda_fails_in_turn) {
+        setting s = setting_of(1, 3, 1, 1, "bf16"), g;
+        size_t told = 0, tries = 0, total;
+        s.zero = ", \"stage3_param_persistence_threshold\": 100, \"sub_group_size\": 3000, \"offload_param\": "
+                 "{\"device\": \"cpu\"}, \"offload_optimizer\": {\"device\": \"cpu\", \"ratio\": 0.5}";
+        emu::asked = 0;
+        run_both(&s, 71);
+        CHECK(same_bits(&s));
+        total = emu::asked;
+        g = with_gpu(s);
+        for (size_t n = 1; n <= total; n += 2, tries++) {
+            emu::asked = 0, emu::fail_at = n;
+            run(&g, on_gpu);
+            emu::fail_at = 0;
+            const char *const m = on_gpu[0].message;
+            // a question about the current GPU that gets no answer changes nothing
+            told += strstr(m, "unknown error") || (!*m && same(on_cpu, on_gpu));
+            if (!CHECK(told == tries + 1 && !engine_gate.bytes && !engine_gate.pinned)) {
+                printf("  call %zu of %zu: %zu and %zu bytes left, '%s'\n", n, total, engine_gate.bytes,
+                       engine_gate.pinned, m);
+                break;
+            }
+        }
+        emu::reset();
+        static const struct {
+            int refuses, no_image;
+            const char *told;
+        } states[] = {{cudaErrorInsufficientDriver, 0, "driver version is insufficient"},
+                      {cudaErrorNoDevice, 0, "no CUDA-capable device"},
+                      {0, cudaErrorNoKernelImageForDevice, "(compute capability 9.0): no kernel image"}};
+        for (const auto &state : states) {
+            emu::refuses = state.refuses, emu::no_image = state.no_image;
+            run(&g, on_gpu);
+            emu::refuses = emu::no_image = 0;
+            CHECK_HAS(on_gpu[0].message, state.told);
+        }
+        emu::fail_alloc = 6; // the first is the model's
+        run(&g, on_gpu);
+        CHECK_EQ(emu::fail_alloc, 0);
+        CHECK_HAS(on_gpu[0].message, "no memory for");
+        CHECK_HAS(on_gpu[0].message, "bytes; emulated GPU (compute capability 9.0): out of memory");
+        CHECK_EQ(engine_gate.bytes, 0);
     }
     TEST(ranks_over_nccl_give_the_cpus_bits) {
         static const char *const precisions[] = {"fp32", "bf16", "fp16"};

@@ -503,6 +503,42 @@ int main(int argc, char **argv) {
         CHECK_EQ(gpu.alloc(gpu.ctx, 64, &pinned), DS_ERR_MEMORY);
     }
 #endif
+#ifdef DS_EMULATED
+    TEST(failures_say_what_happened) {
+        const float zero[64] = {0};
+        on_device x(zero, sizeof zero);
+        void *memory, *event, *stream;
+        bool done = true;
+        const auto scales = [&] { return optim_kernels.scale(NULL, x.at, DS_F32, 2, 64, NULL); };
+        CHECK_EQ(gpu.synchronize(gpu.ctx, NULL), DS_OK);
+        emu::fail_alloc = 1;
+        CHECK_EQ(gpu.alloc(gpu.ctx, 64, &memory), DS_ERR_MEMORY);
+        CHECK_HAS(gpu.describe(gpu.ctx), "emulated GPU (compute capability 9.0): out of memory");
+        CHECK_EQ(scales(), DS_OK); // the launch is not taken for the cause
+        emu::no_image = cudaErrorNoKernelImageForDevice;
+        CHECK_EQ(scales(), DS_ERR_DEVICE);
+        emu::no_image = 0;
+        CHECK_HAS(gpu.describe(gpu.ctx), "no kernel image is available");
+        CHECK_EQ(scales(), DS_OK);
+        emu::refuses = cudaErrorInsufficientDriver;
+        CHECK_EQ(gpu.alloc(gpu.ctx, 64, &memory), DS_ERR_DEVICE);
+        CHECK_STR(gpu.describe(gpu.ctx),
+                  "no CUDA device: CUDA driver version is insufficient for CUDA runtime version");
+        emu::refuses = 0;
+        CHECK_EQ(gpu.synchronize(gpu.ctx, NULL), DS_OK);
+        // a question that is answered "not yet" is no error of what comes after it
+        CHECK_EQ(gpu.stream_create(gpu.ctx, &stream), DS_OK);
+        CHECK_EQ(gpu.event_create(gpu.ctx, &event), DS_OK);
+        for (int i = 0; i < 8; i++) CHECK_EQ(gpu.fill(gpu.ctx, x.at, 0, 64, stream), DS_OK);
+        CHECK_EQ(gpu.event_record(gpu.ctx, event, stream), DS_OK);
+        CHECK_EQ(gpu.event_done(gpu.ctx, event, &done), DS_OK);
+        CHECK(!done);
+        CHECK_EQ(scales(), DS_OK);
+        CHECK_EQ(gpu.synchronize(gpu.ctx, NULL), DS_OK);
+        gpu.event_destroy(gpu.ctx, event);
+        gpu.stream_destroy(gpu.ctx, stream);
+    }
+#endif
     static const char *const types[] = {"Adam", "AdamW", "SGD", "Adagrad", "Lion", "Lamb"};
     for (const char *type : types) TEST_NAMED(type) for (uint64_t seed = 1; seed <= 2; seed++) check_types(type, seed);
     TEST(a_thousand_tensors_in_one_launch) {
@@ -902,6 +938,7 @@ int main(int argc, char **argv) {
 #ifdef DS_EMULATED
         emu_major = 7; // no bf16 there
         CHECK_EQ(ds_sparse_forward(s, &io), DS_ERR_UNSUPPORTED);
+        CHECK_HAS(ds_sparse_error(s)->message, "emulated GPU (compute capability 7.0): bf16");
         emu_major = 9;
 #endif
         io.relative = &x, io.d_relative = &x;
