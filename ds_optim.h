@@ -3675,6 +3675,7 @@ DS_API int64_t ds_optim_schedule_count(const ds_optim *o) {
 #undef DSI_OPTIM_ON_DEVICE
 #undef DSI_OPTIM_MEASURE_x8
 #undef DSI_OPTIM_MEASURE_x16
+#undef DSI_OPTIM_NORM
 #undef DSI_OPTIM_NORM_AT
 #undef DSI_OPTIM_NORM_x8
 #undef DSI_OPTIM_NORM_x16
