@@ -868,6 +868,7 @@ typedef struct dsi_offload_transfer {
 typedef struct dsi_offload_slot {
     ds_offload_request request;
     size_t at, bytes, done; /* of the block in the file */
+    int64_t patience;       /* until when it is sent again when told so; 0: it was not told so yet */
     char *memory, *bounce;
     dsi_offload_frame *frame; /* that the block passes through, or NULL */
     size_t page;
@@ -1245,6 +1246,7 @@ static bool dsi_offload_prepare(dsi_offload_worker *w, dsi_offload_slot *slot, c
     slot->at = at;
     slot->bytes = bytes;
     slot->done = 0;
+    slot->patience = 0;
     slot->frame = NULL;
     slot->filling = t->write && !covered;
     if (t->write && !slot->filling && s->sums) dsi_offload_forget(s, at, bytes);
@@ -1274,6 +1276,7 @@ static bool dsi_offload_page_io(dsi_offload_worker *w, dsi_offload_slot *slot, s
     slot->at = page * s->block;
     slot->bytes = s->block;
     slot->done = 0;
+    slot->patience = 0;
     slot->memory = slot->frame->memory;
     if (write && s->sums) dsi_offload_forget(s, slot->at, slot->bytes);
     dsi_offload_aim(slot, write);
@@ -1325,12 +1328,26 @@ static bool dsi_offload_page_moved(dsi_offload_worker *w, dsi_offload_slot *slot
     return dsi_offload_page_go(w, slot, t);
 }
 
+/* Whether a request that was told to come again is sent again: as long as a wait may last, but not for ever, so that a
+   store can be given back. */
+static bool dsi_offload_again(dsi_offload_worker *w, dsi_offload_slot *slot) {
+    ds_offload *s = w->store;
+    if (slot->request.result != -EINTR && slot->request.result != -EAGAIN) return false;
+    if (!slot->patience)
+        slot->patience = dsi_deadline(&s->clock, s->timeout);
+    else if (dsi_now(&s->clock) > slot->patience)
+        return false;
+    else
+        dsi_sleep(&s->clock, 100000);
+    return true;
+}
+
 /* Takes an event. True: the slot has more to do and is to be submitted again. */
 static bool dsi_offload_settle(dsi_offload_worker *w, dsi_offload_slot *slot, dsi_offload_transfer *t) {
     ds_offload *s = w->store;
     int64_t n = slot->request.result;
     size_t from, bytes, changed;
-    if (n == -EINTR || n == -EAGAIN) return true;
+    if (dsi_offload_again(w, slot)) return true;
     if (n < 0) return dsi_offload_set_fault(w, t, DSI_OFFLOAD_ERRNO, (int)-n, slot->at + slot->done), false;
     if ((size_t)n < slot->request.bytes && s->direct) n -= n % (int64_t)s->unit; /* go on from where O_DIRECT can */
     if (n == 0)
@@ -1526,8 +1543,7 @@ static char *dsi_offload_take_host(ds_offload *s, size_t bytes, const char *what
     if (s->pin && !device && ds_offload_pin(memory, bytes, NULL))
         dsi_log(&s->logger, "ds_offload", DS_LOG_WARNING, 4,
                 "%s: not pinned, for the limit on locked memory is reached (ulimit -l)", what);
-    s->stats.host_bytes += bytes;
-    if (s->stats.host_bytes > s->stats.host_peak) s->stats.host_peak = s->stats.host_bytes;
+    s->stats.host_peak = s->stats.host_bytes += bytes; /* nothing is given back before the end */
     return (char *)memory;
 }
 
@@ -1892,6 +1908,24 @@ DS_API void ds_offload_get_stats(const ds_offload *s, ds_offload_stats *out) {
 
 // >>tensors
 
+/* Space for [begin, end) of the file. A file system that cannot reserve (ext3, for one) has posix_fallocate write single
+   bytes, which O_DIRECT refuses; zeros are written here then. Nothing is under way, so a bounce buffer is free. */
+static int dsi_offload_reserve(ds_offload *s, size_t begin, size_t end) {
+    const size_t first = begin;
+    char *zeros = s->workers[0].bounce[0];
+    int64_t code = s->files.reserve(s->files.ctx, s->fd, (int64_t)begin, (int64_t)(end - begin));
+    if (code != -EINVAL && code != -EOPNOTSUPP) return (int)code;
+    memset(zeros, 0, s->block);
+    for (code = 0; begin < end && code >= 0; begin += (size_t)code) {
+        size_t bytes = end - begin < s->block ? end - begin : s->block;
+        code = s->files.write(s->files.ctx, s->fd, zeros, bytes, (int64_t)begin);
+        if (code >= 0) code -= code % (int64_t)s->unit;
+        if (code == 0) code = -ENOSPC;
+    }
+    if (code < 0) (void)s->files.truncate(s->files.ctx, s->fd, (int64_t)first);
+    return code < 0 ? (int)code : 0;
+}
+
 static ds_status dsi_offload_add_file(ds_offload *s, size_t bytes) {
     size_t end = dsi_add(s->file_bytes, dsi_round_up(bytes, DSI_OFFLOAD_UNIT));
     int code;
@@ -1902,7 +1936,7 @@ static ds_status dsi_offload_add_file(ds_offload *s, size_t bytes) {
     if (!dsi_offload_grow_sums(s, end))
         return dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no memory for checksums of %zu bytes", end);
     if (end > s->file_bytes) {
-        code = s->files.reserve(s->files.ctx, s->fd, (int64_t)s->file_bytes, (int64_t)(end - s->file_bytes));
+        code = dsi_offload_reserve(s, s->file_bytes, end);
         if (code < 0) return dsi_offload_refuse(s, code, "reserve space in");
     }
     s->file_bytes = end;

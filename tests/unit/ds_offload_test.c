@@ -206,7 +206,7 @@ static int trouble_submit(void *ctx, void *queue, ds_offload_request **requests,
         int now = ++t->seen == t->at ? t->kind : 0;
         if (now == 1)
             r->result = -EIO;
-        else if (now == 3)
+        else if (now == 3 || t->kind == 30)
             r->result = -EAGAIN;
         else if (now == 4)
             r->result = -EINTR;
@@ -455,6 +455,16 @@ static void note(void *ctx, const char *header, int level, int id, const char *m
     if (at + 300 < sizeof logged) snprintf(logged + at, sizeof logged - at, "%d: %.250s; ", id, message);
 }
 
+static int taken_open(void *ctx, const char *path, int flags, unsigned mode) {
+    (void)ctx;
+    (void)path;
+    (void)mode;
+    return (flags & 020000000) == 020000000 ? -EOPNOTSUPP : -EEXIST;
+}
+static void listed(void *arg, const char *name) {
+    snprintf((char *)arg + strlen((char *)arg), 20, "%.10s ", name);
+}
+
 /* The system's own calls, where they fail. */
 static void system_calls(void) {
     TEST(the file table) {
@@ -476,6 +486,53 @@ static void system_calls(void) {
         CHECK(all.rename(NULL, "/nonexistent/a", "/nonexistent/b") == -ENOENT &&
               all.unlink(NULL, "/nonexistent") == -ENOENT);
         CHECK(all.mkdir(NULL, root, 0700) == -EEXIST && all.rmdir(NULL, "/nonexistent") == -ENOENT);
+    }
+    TEST(a folder is listed) {
+        ds_files all = dsi_files(NULL);
+        char folder[300], file[320], names[100] = "";
+        int fd;
+        snprintf(folder, sizeof folder, "%s/list", root);
+        snprintf(file, sizeof file, "%s/one", folder);
+        CHECK(all.mkdir(NULL, folder, 0700) == 0);
+        CHECK(all.list(NULL, folder, listed, names) == 0);
+        CHECK_STR(names, "");
+        CHECK((fd = all.open(NULL, file, O_RDWR | O_CREAT, 0600)) >= 0 && all.close(NULL, fd) == 0);
+        CHECK(all.list(NULL, folder, listed, names) == 0);
+        CHECK_STR(names, "one ");
+        CHECK(all.unlink(NULL, file) == 0 && all.rmdir(NULL, folder) == 0);
+        CHECK(all.list(NULL, folder, listed, names) == -ENOENT);
+    }
+#if defined(__linux__)
+    TEST(the calls of the kernel give their error) {
+        void *none = NULL;
+        struct timespec now = {0, 0};
+        dsi_offload_event event;
+        CHECK(dsi_offload_sys_setup(-1, &none) < 0 && none == NULL);
+        CHECK(dsi_offload_sys_submit(NULL, 1, NULL) < 0);
+        CHECK(dsi_offload_sys_events(NULL, 1, 1, &event, &now) < 0);
+        CHECK(dsi_offload_sys_destroy(NULL) < 0);
+    }
+#endif
+    TEST(what is not said has the values of the manual) {
+        ds_offload_desc d;
+        ds_offload *s = NULL;
+        memset(&d, 0, sizeof d);
+        d.folder = root;
+        logged[0] = 0;
+        d.logger.log = note;
+        if (!CHECK(ds_offload_create(&d, &s, NULL) == DS_OK)) break;
+        CHECK_HAS(logged, "blocks of 1048576 bytes, depth 8, 1 threads");
+        CHECK_EQ(s->timeout, 60000000000);
+        ds_offload_destroy(s);
+    }
+    TEST(every name of the moment is taken) {
+        ds_offload_desc d = plain_desc();
+        ds_offload *s = NULL;
+        ds_error error = {DS_OK, ""};
+        d.files.open = taken_open;
+        CHECK(ds_offload_create(&d, &s, &error) == DS_ERR_IO && s == NULL);
+        CHECK_HAS(error.message, "make a swap file in");
+        CHECK_HAS(error.message, "File exists");
     }
     TEST(no queue left in the kernel) {
         ds_offload_desc d = plain_desc();
@@ -644,7 +701,8 @@ typedef struct shaky {
     int at, kind, calls; /* 0 EIO, 1 half of a read or write, 2 EAGAIN from one of them, 3 ENOSPC, EDQUOT, EFBIG */
     bool refuse_direct, refuse_anonymous;
     bool direct;
-    bool late; /* the refusals come late: O_DIRECT's from the first write, the name's as one that is taken */
+    bool nothing; /* a fault of kind 1 moves nothing at all */
+    bool late;    /* the refusals come late: O_DIRECT's from the first write, the name's as one that is taken */
 } shaky;
 static int shaky_fault(shaky *s, bool moves) {
     if (++s->calls != s->at || (s->kind && s->kind < 3 && !moves)) return 0;
@@ -673,6 +731,7 @@ static int64_t shaky_write(void *ctx, int fd, const void *buffer, size_t bytes, 
     shaky *s = (shaky *)ctx;
     int fault = shaky_fault(s, true);
     if (s->late && s->refuse_direct && s->direct) return -EOPNOTSUPP;
+    if (fault > 0 && s->nothing) return 0;
     return fault < 0 ? fault : dsi_sys_write(NULL, fd, buffer, fault ? bytes / 2 / 4096 * 4096 : bytes, offset);
 }
 static int shaky_truncate(void *ctx, int fd, int64_t bytes) {
@@ -682,6 +741,11 @@ static int shaky_truncate(void *ctx, int fd, int64_t bytes) {
 static int shaky_reserve(void *ctx, int fd, int64_t offset, int64_t bytes) {
     int fault = shaky_fault((shaky *)ctx, false);
     return fault < 0 ? fault : dsi_sys_reserve(NULL, fd, offset, bytes);
+}
+static int no_reserve(void *ctx, int fd, int64_t offset, int64_t bytes) { /* what glibc makes of ext3 under O_DIRECT */
+    (void)ctx;
+    (void)fd;
+    return offset == 0 && bytes > 4096 ? -EOPNOTSUPP : -EINVAL;
 }
 static int shaky_exists(void *ctx, const char *path) {
     int fault = shaky_fault((shaky *)ctx, false);
@@ -715,7 +779,7 @@ static void failing_files(void) {
             char name[64];
             snprintf(name, sizeof name, "call %d of the file table, trouble %d", at, kind);
             TEST_NAMED(name) {
-                shaky files = {0, 0, 0, false, false, false, false};
+                shaky files = {0, 0, 0, false, false, false, false, false};
                 ds_offload_desc d = plain_desc();
                 ds_offload *s = NULL;
                 ds_offload_id id;
@@ -758,7 +822,7 @@ static void failing_files(void) {
                                             "a queue too deep for the kernel", "O_DIRECT refused by the first write",
                                             "anonymous files refused, a name taken"};
         TEST_NAMED(names[which]) {
-            shaky files = {0, 0, 0, which % 3 == 0, which != 2, false, which >= 3};
+            shaky files = {0, 0, 0, which % 3 == 0, which != 2, false, false, which >= 3};
             ds_offload_desc d = plain_desc();
             ds_offload_stats stats;
             model m;
@@ -920,6 +984,74 @@ static void other_trouble(void) {
         __atomic_store_n(&t.let_go, 1, __ATOMIC_RELAXED); /* let it end, so that the store can be given back */
         end(&m);
     }
+    TEST(a request told to come again for ever) {
+        static trouble t;
+        ds_offload_desc d = plain_desc();
+        ds_offload *s = NULL;
+        ds_offload_id id;
+        ds_status status;
+        static unsigned char data[20000], back[20000];
+        memset(&t, 0, sizeof t);
+        d.buffered = true;
+        d.timeout = 50000000;
+        d.aio.ctx = &t;
+        d.aio.setup = trouble_setup;
+        d.aio.teardown = trouble_teardown;
+        d.aio.submit = trouble_submit;
+        d.aio.events = trouble_events;
+        for (int tier = 1; tier < 3; tier++) {
+            d.max_in_cpu = tier == 2 ? 8192 : 0;
+            if (!CHECK(ds_offload_create(&d, &s, NULL) == DS_OK)) break;
+            CHECK(ds_offload_add(s, "again", sizeof data, (ds_offload_tier)tier, &id) == DS_OK);
+            t.kind = 30;
+            status = ds_offload_write(s, id, 0, sizeof data, data);
+            CHECK(status == DS_ERR_TIMEOUT || status == DS_ERR_IO);
+            CHECK_HAS(ds_offload_error(s)->message, "write of tensor 'again'");
+            ds_offload_destroy(s); /* comes back */
+        }
+        t.kind = 0;
+        memset(data, 3, sizeof data);
+        if (!CHECK(ds_offload_create(&d, &s, NULL) == DS_OK)) break;
+        CHECK(ds_offload_add(s, "again", sizeof data, DS_OFFLOAD_NVME, &id) == DS_OK);
+        CHECK(ds_offload_write(s, id, 0, sizeof data, data) == DS_OK);
+        CHECK(ds_offload_read(s, id, 0, sizeof data, back) == DS_OK && memcmp(data, back, sizeof data) == 0);
+        ds_offload_destroy(s);
+    }
+    TEST(a file system that cannot reserve) {
+        shaky files = {0, 0, 0, false, false, false, false, false};
+        ds_offload_desc d = plain_desc();
+        ds_offload *s = NULL;
+        ds_offload_id id;
+        ds_offload_stats stats;
+        model m;
+        static unsigned char data[50000], zeros[50000];
+        shake(&d, &files);
+        d.files.reserve = no_reserve;
+        d.checksums = true;
+        if (!make(&m, &d, DS_OFFLOAD_NVME)) break;
+        CHECK(dsi_sys_size(NULL, m.store->fd) == (int64_t)m.store->file_bytes); /* the space is taken all the same */
+        random_transfers(&m, 100, 21);
+        end(&m);
+        for (int at = 1; at < 8; at++) { /* a write of zeros that fails: said, and the store goes on */
+            if (!CHECK(ds_offload_create(&d, &s, NULL) == DS_OK)) break;
+            files.calls = 0;
+            files.at = at;
+            files.kind = at % 2 ? 3 : 1;
+            files.nothing = at == 4;
+            if (ds_offload_add(s, "zeros", sizeof data, DS_OFFLOAD_NVME, &id)) {
+                CHECK((files.kind == 3 || files.nothing) && ds_offload_error(s)->status == DS_ERR_SPACE);
+                CHECK_HAS(ds_offload_error(s)->message, "reserve space in");
+                CHECK_EQ(dsi_sys_size(NULL, s->fd), 0); /* no space is held */
+                CHECK(ds_offload_add(s, "zeros", sizeof data, DS_OFFLOAD_NVME, &id) == DS_OK);
+            } else
+                CHECK(files.kind == 1 && !files.nothing);
+            memset(data, 1, sizeof data);
+            CHECK(ds_offload_read(s, id, 0, sizeof data, data) == DS_OK && memcmp(data, zeros, sizeof data) == 0);
+            ds_offload_get_stats(s, &stats);
+            CHECK_EQ(stats.file_bytes, 53248);
+            ds_offload_destroy(s);
+        }
+    }
     TEST(data changed behind our back is named) {
         model m;
         ds_offload_desc d = plain_desc();
@@ -1052,6 +1184,7 @@ static void other_trouble(void) {
         CHECK(ds_offload_read(m.store, 17, 0, 1, c) == DS_ERR_ARGUMENT);
         CHECK(ds_offload_read(m.store, m.id[1], 4090, 7, c) == DS_ERR_ARGUMENT);
         CHECK_HAS(ds_offload_error(m.store)->message, "has 4096 bytes; asked for 7 from 4090");
+        CHECK(ds_offload_read(m.store, m.id[1], 4097, 0, c) == DS_ERR_ARGUMENT);
         CHECK(ds_offload_wait(m.store, 12345) == DS_ERR_ARGUMENT);
         CHECK(ds_offload_test(m.store, 0, &done) == DS_ERR_ARGUMENT);
         CHECK(ds_offload_start_write(m.store, m.id[1], 0, 8, c, &ticket) == DS_OK &&
@@ -1096,7 +1229,8 @@ static void other_trouble(void) {
         CHECK(ds_offload_create_(&d, sizeof d, 99, &m.store, NULL) == DS_ERR_VERSION);
     }
     TEST(every allocation failing in turn) {
-        for (size_t n = 1;; n++) {
+        for (size_t k = 2;; k++) { /* with either engine */
+            size_t n = k / 2;
             test_memory memory = {0};
             ds_offload_desc d = plain_desc();
             ds_offload *s = NULL;
@@ -1107,7 +1241,7 @@ static void other_trouble(void) {
             memory.fail_at = n;
             d.checksums = true;
             d.max_in_cpu = 8192;
-            d.engine = n % 2 ? DS_OFFLOAD_ENGINE_THREADS : DS_OFFLOAD_ENGINE_AUTO;
+            d.engine = k % 2 ? DS_OFFLOAD_ENGINE_THREADS : DS_OFFLOAD_ENGINE_AUTO;
             d.probe = 1;
             d.allocator.alloc = test_alloc;
             d.allocator.release = test_release;
