@@ -3,7 +3,6 @@
 #ifndef BENCH_AIO_H
 #define BENCH_AIO_H
 #include "ds_zero.h"
-#include <sys/mman.h>
 #include <sys/resource.h>
 
 typedef struct aio_case {
@@ -13,11 +12,7 @@ typedef struct aio_case {
     char *memory;
 } aio_case;
 
-typedef struct aio_result {
-    double write, read; /* bytes per second */
-    double cpu;         /* seconds of a core per 1e9 bytes */
-    ds_offload_stats stats;
-} aio_result;
+enum { AIO_ROUNDS = 1000 }; /* at most */
 
 static double aio_cpu(void) {
     struct rusage u;
@@ -25,41 +20,33 @@ static double aio_cpu(void) {
     return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) + 1e-6 * (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec);
 }
 
-/* Memory of `bytes` that repeats the same few pages, as many as fio moves its data through: depth x block for each thread. */
-static char *aio_memory(const aio_case *c, size_t bytes) {
-    size_t part = c->depth * c->threads * c->block, at = 0;
-    int fd = memfd_create("ds_bench", MFD_CLOEXEC);
-    char *memory = MAP_FAILED;
-    if (part > bytes) part = bytes;
-    if (fd >= 0 && ftruncate(fd, (off_t)part) == 0)
-        memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    for (; memory != MAP_FAILED && at < bytes; at += part)
-        if (mmap(memory + at, bytes - at < part ? bytes - at : part, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd,
-                 0) == MAP_FAILED) {
-            munmap(memory, bytes);
-            memory = MAP_FAILED;
-        }
-    if (fd >= 0) close(fd);
-    for (size_t i = 0; memory != MAP_FAILED && i < part; i++) memory[i] = (char)(i * 2654435761u >> 13);
-    return memory == MAP_FAILED ? NULL : memory;
+/* Memory as a tensor has it: as large as what is moved, ordinary pages, each touched. (Pages of a memory file, by which the
+   same few could be used again as fio does, lie scattered, and the kernel then cuts each block in two.) */
+static char *aio_memory(size_t bytes) {
+    void *memory = NULL;
+    if (posix_memalign(&memory, 4096, bytes)) return NULL;
+    for (size_t i = 0; i < bytes; i++) ((char *)memory)[i] = (char)(i * 2654435761u >> 13);
+    return (char *)memory;
 }
 
-/* One pass of writing and one of reading, each better than what `r` has; the first pass over a new file is not counted. */
-static ds_status aio_passes(ds_offload *store, ds_offload_id id, const aio_case *c, bool count, aio_result *r) {
-    for (int read = 0; read < 2; read++) {
-        double cpu = aio_cpu(), start = seconds(), took;
-        ds_status status = read ? ds_offload_read(store, id, 0, c->bytes, c->memory)
-                                : ds_offload_write(store, id, 0, c->bytes, c->memory);
-        double *best = read ? &r->read : &r->write;
-        took = seconds() - start;
-        cpu = (aio_cpu() - cpu) / ((double)c->bytes * 1e-9);
-        if (status) return status;
-        if (!count) continue;
-        if ((double)c->bytes / took > *best) *best = (double)c->bytes / took;
-        if (r->cpu == 0.0 || cpu < r->cpu) r->cpu = cpu;
-    }
-    ds_offload_get_stats(store, &r->stats);
-    return DS_OK;
+static int aio_order(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+static double aio_median(double *rates, size_t count) {
+    qsort(rates, count, sizeof *rates, aio_order);
+    return (rates[(count - 1) / 2] + rates[count / 2]) / 2;
+}
+
+/* One pass of writing or of reading; *rate: bytes per second. */
+static ds_status aio_pass(ds_offload *store, ds_offload_id id, const aio_case *c, bool read, double *rate,
+                          double *cpu_per_gb) {
+    double cpu = aio_cpu(), start = seconds();
+    ds_status status =
+        read ? ds_offload_read(store, id, 0, c->bytes, c->memory) : ds_offload_write(store, id, 0, c->bytes, c->memory);
+    *rate = (double)c->bytes / (seconds() - start);
+    *cpu_per_gb = (aio_cpu() - cpu) / ((double)c->bytes * 1e-9);
+    return status;
 }
 
 static ds_status aio_open(const aio_case *c, ds_offload **store, ds_offload_id *id, ds_error *error) {
@@ -116,25 +103,27 @@ static int aio_tune(aio_case c, bool json) {
     for (size_t b = 0; b < sizeof blocks / sizeof *blocks; b++)
         for (size_t q = 0; q < sizeof depths / sizeof *depths; q++)
             for (size_t t = 0; t < sizeof threads / sizeof *threads; t++) {
-                aio_result r;
                 ds_offload *store = NULL;
                 ds_offload_id id;
                 ds_error error = {DS_OK, ""};
-                double took;
+                double rate, cpu, took, best_rate[2] = {0.0, 0.0};
                 ds_status status;
-                memset(&r, 0, sizeof r);
                 c.block = blocks[b];
                 c.depth = depths[q];
                 c.threads = threads[t];
                 status = aio_open(&c, &store, &id, &error);
-                for (int pass = 0; pass < 3 && !status; pass++)
-                    if ((status = aio_passes(store, id, &c, pass > 0, &r))) error = *ds_offload_error(store);
+                for (int pass = 0; pass < 6 && !status;
+                     pass++) { /* the first of each kind, on a new file, not counted */
+                    bool read = pass & 1;
+                    if ((status = aio_pass(store, id, &c, read, &rate, &cpu))) error = *ds_offload_error(store);
+                    if (pass > 1 && rate > best_rate[read]) best_rate[read] = rate;
+                }
                 ds_offload_destroy(store);
                 if (status) return fprintf(stderr, "ds bench: %s\n", error.message), ENVIRONMENT;
-                took = 1.0 / r.write + 1.0 / r.read;
+                took = 1.0 / best_rate[0] + 1.0 / best_rate[1];
                 if (!json)
-                    printf("%-10zu %-6zu %-8zu %12.0f %12.0f\n", c.block, c.depth, c.threads, r.write * 1e-6,
-                           r.read * 1e-6);
+                    printf("%-10zu %-6zu %-8zu %12.0f %12.0f\n", c.block, c.depth, c.threads, best_rate[0] * 1e-6,
+                           best_rate[1] * 1e-6);
                 if (least > 0.0 && took > least * 0.98) continue; /* within noise the smaller one, which came first */
                 least = took;
                 best = c;
@@ -260,11 +249,12 @@ static int aio_steps(const aio_case *c, int rounds, bool json) {
 static int bench_aio(arguments *a) {
     const char *mib = option(a, "--mib", "512"), *block = option(a, "--block-size", "1048576");
     const char *depth = option(a, "--queue-depth", "8"), *threads = option(a, "--threads", "1");
-    const char *count = option(a, "--rounds", "3");
+    const char *count = option(a, "--rounds", "5");
     bool json = flag(a, "--json"), tune = flag(a, "--tune"), step = flag(a, "--step");
+    static double own[2][AIO_ROUNDS], fio[2][AIO_ROUNDS], cpu[AIO_ROUNDS];
+    double rate[2], peer[2], burden, spent;
     aio_case c;
-    aio_result r;
-    double fio[2] = {0.0, 0.0};
+    ds_offload_stats stats;
     ds_offload *store = NULL;
     ds_offload_id id;
     ds_error error = {DS_OK, ""};
@@ -272,7 +262,7 @@ static int bench_aio(arguments *a) {
     size_t rounds;
     int used;
     memset(&c, 0, sizeof c);
-    memset(&r, 0, sizeof r);
+    memset(&stats, 0, sizeof stats);
     c.folder = option(a, "--folder", ".");
     c.fio = option(a, "--fio", "fio");
     c.single = flag(a, "--single-submit");
@@ -281,48 +271,54 @@ static int bench_aio(arguments *a) {
     if (!mib || !number(mib, &c.bytes) || !c.bytes || c.bytes > 1 << 16 || !block || !number(block, &c.block) ||
         !c.block || !depth || !number(depth, &c.depth) || !c.depth || c.depth > 65536 || !threads ||
         !number(threads, &c.threads) || !c.threads || c.threads > 1024 || !count || !number(count, &rounds) ||
-        !rounds || rounds > 1000 || !c.folder || !c.fio)
+        !rounds || rounds > AIO_ROUNDS || !c.folder || !c.fio)
         return usage(a, "a number is wrong", NULL);
     c.block = (c.block + 4095) / 4096 * 4096;
     c.bytes = (c.bytes << 20) / (c.block * c.threads) * (c.block * c.threads);
     if (c.bytes == 0) return usage(a, "--mib holds no block for each thread", NULL);
     if (step) return aio_steps(&c, (int)rounds, json);
-    if (!(c.memory = aio_memory(&c, c.bytes))) return fprintf(stderr, "ds bench: out of memory\n"), ENVIRONMENT;
+    if (!(c.memory = aio_memory(c.bytes))) return fprintf(stderr, "ds bench: out of memory\n"), ENVIRONMENT;
     if (tune) {
         used = aio_tune(c, json);
-        munmap(c.memory, c.bytes);
+        free(c.memory);
         return used;
     }
     status = aio_open(&c, &store, &id, &error);
-    for (size_t round = 0; round <= rounds && !status; round++) {
-        if ((status = aio_passes(store, id, &c, round > 0, &r))) error = *ds_offload_error(store);
-        for (int read = 0; read < 2; read++) {
-            double rate = aio_fio(&c, read);
-            if (round && rate > fio[read]) fio[read] = rate;
+    for (size_t round = 0; round <= rounds && !status; round++) /* side by side; the first, on new files, not counted */
+        for (int read = 0; read < 2 && !status; read++) {
+            size_t k = round ? round - 1 : 0;
+            status = aio_pass(store, id, &c, read, &own[read][k], &spent);
+            if (status) error = *ds_offload_error(store);
+            fio[read][k] = aio_fio(&c, read);
+            cpu[k] = read ? (cpu[k] + spent) / 2 : spent;
         }
-    }
+    ds_offload_get_stats(store, &stats);
     aio_remove(&c);
     ds_offload_destroy(store);
-    munmap(c.memory, c.bytes);
+    free(c.memory);
     if (status) return fprintf(stderr, "ds bench: %s\n", error.message), ENVIRONMENT;
+    for (int read = 0; read < 2; read++) {
+        rate[read] = aio_median(own[read], rounds);
+        peer[read] = aio_median(fio[read], rounds);
+    }
+    burden = aio_median(cpu, rounds);
     if (json)
         printf("{\"engine\": \"%s\", \"direct\": %s, \"write\": %.0f, \"read\": %.0f, \"fio_write\": %.0f, "
                "\"fio_read\": %.0f, \"write_ratio\": %.3f, \"read_ratio\": %.3f, \"cpu_s_per_gb\": %.4f}\n",
-               ds_offload_engine_name(r.stats.engine), r.stats.direct ? "true" : "false", r.write, r.read, fio[0],
-               fio[1], fio[0] > 0 ? r.write / fio[0] : 0.0, fio[1] > 0 ? r.read / fio[1] : 0.0, r.cpu);
+               ds_offload_engine_name(stats.engine), stats.direct ? "true" : "false", rate[0], rate[1], peer[0],
+               peer[1], peer[0] > 0 ? rate[0] / peer[0] : 0.0, peer[1] > 0 ? rate[1] / peer[1] : 0.0, burden);
     else {
-        printf("%s, O_DIRECT %s, block_size %zu, queue_depth %zu, thread_count %zu\n",
-               ds_offload_engine_name(r.stats.engine), r.stats.direct ? "in force" : "refused", c.block, c.depth,
-               c.threads);
+        printf("%s, O_DIRECT %s, block_size %zu, queue_depth %zu, thread_count %zu; medians of %zu rounds\n",
+               ds_offload_engine_name(stats.engine), stats.direct ? "in force" : "refused", c.block, c.depth, c.threads,
+               rounds);
         for (int read = 0; read < 2; read++) {
-            double own = read ? r.read : r.write;
-            printf("%-6s %8.0f MB/s", read ? "read" : "write", own * 1e-6);
-            if (fio[read] > 0.0)
-                printf("   fio %8.0f MB/s   %.3f of it\n", fio[read] * 1e-6, own / fio[read]);
+            printf("%-6s %8.0f MB/s", read ? "read" : "write", rate[read] * 1e-6);
+            if (peer[read] > 0.0)
+                printf("   fio %8.0f MB/s   %.3f of it\n", peer[read] * 1e-6, rate[read] / peer[read]);
             else
                 printf("   fio: not found (--fio PATH)\n");
         }
-        printf("cpu    %8.1f %% of a core per GB/s\n", r.cpu * 100.0);
+        printf("cpu    %8.1f %% of a core per GB/s\n", burden * 100.0);
     }
     return finish(FINE);
 }
