@@ -35,7 +35,7 @@ CONCEPTS
     however that ends. Space is reserved when a tensor is added, so a full disk is found before training, not in it.
     A transfer moves a range of a tensor. It is cut into blocks of block_size; thread_count workers share the blocks; each
     keeps up to queue_depth requests in the air. Every event's result is looked at: what came back short is resumed, EINTR
-    and EAGAIN are tried again, anything else fails the transfer with file, offset and tensor.
+    and EAGAIN are tried again for as long as a wait may last, anything else fails the transfer with file, offset, tensor.
     Three tiers: DS_OFFLOAD_HOST stays in memory, DS_OFFLOAD_NVME in the file; DS_OFFLOAD_SPILL has its blocks in memory
     as far as desc.max_in_cpu reaches, and those used least recently in the file, written there only when they changed.
     O_DIRECT moves aligned memory (4,096 bytes: offset in the tensor, address and size) without a copy; the rest goes
