@@ -768,7 +768,7 @@ static void become_rank(char **program, long rank, long ranks, pid_t group, pid_
 static int watch_ranks(pid_t *pids, long ranks, pid_t group) {
     long left = ranks;
     int first = 0;
-    bool failed = false, killed = false;
+    bool failed = false, told = false, killed = false; /* told: SIGTERM was passed on, and does not come twice */
     struct timespec now, deadline = {0, 0};
     sigset_t watched;
     sigemptyset(&watched);
@@ -792,7 +792,7 @@ static int watch_ranks(pid_t *pids, long ranks, pid_t group) {
                     fprintf(stderr, "ds run: rank %ld ended by signal %d\n", i, WTERMSIG(status));
                 else
                     fprintf(stderr, "ds run: rank %ld ended with status %d\n", i, code);
-                if (left) kill(-group, SIGTERM);
+                if (left && !told) kill(-group, SIGTERM);
                 deadline = now;
                 deadline.tv_sec += 5;
             }
@@ -804,6 +804,7 @@ static int watch_ranks(pid_t *pids, long ranks, pid_t group) {
         }
         got = sigtimedwait(&watched, NULL, &tick);
         if (got > 0 && got != SIGCHLD) kill(-group, got);
+        if (got == SIGTERM) told = true;
     }
     kill(-group, SIGKILL); /* what the ranks left behind */
     return first;
