@@ -228,14 +228,18 @@ check $? "a signal without --save: exit status 0" err
 grep -q 'stopped by a signal after step [0-9]*; nothing saved (no --save)' err
 check $? "and it says that nothing is saved" err
 # a second one: at once, in the middle of a step that would take long
-background --steps 100000 --layers 6 --heads 8 --channels 512 --context 256 --save never
-kill -TERM $started
-kill -INT $started
-wait $started
-status=$?
-[[ $status = 143 || $status = 130 ]] # whichever of the two came second; the end of a step would have been 0
-check $? "a second signal ends the run in the middle of a step: exit status $status" err
-[[ ! -e never ]]
-check $? "and nothing is saved"
-clean "a second signal"
+if grep -q libtsan <(ldd "$B/train_gpt"); then
+    skip 'a second signal in the middle of a step: ThreadSanitizer holds signals back while OpenBLAS computes' 3
+else
+    background --steps 100000 --layers 6 --heads 8 --channels 512 --context 256 --save never
+    kill -TERM $started
+    kill -INT $started
+    wait $started
+    status=$?
+    [[ $status = 143 || $status = 130 ]] # whichever of the two came second; the end of a step would have been 0
+    check $? "a second signal ends the run in the middle of a step: exit status $status" err
+    [[ ! -e never ]]
+    check $? "and nothing is saved"
+    clean "a second signal"
+fi
 summary
