@@ -352,7 +352,7 @@ static ds_status post_exchange(void *ctx, unsigned channel, ds_comm_part *parts,
     post_box *box = (post_box *)ctx;
     post_office *o = box->office;
     int open = 0;
-    if (box->rank == wire.victim && ++wire.count == wire.at) {
+    if (box->rank == wire.victim && __atomic_add_fetch(&wire.count, 1, __ATOMIC_RELAXED) == wire.at) {
         if (error) snprintf(error->message, sizeof error->message, "the wire is cut");
         return DS_ERR_IO;
     }
