@@ -2166,14 +2166,16 @@ static int left_split_body(ds_comm *comm, void *arg) {
 }
 static int arena_body(ds_comm *comm, void *arg) {
     char *pieces[20];
-    int bad = 0, local = 0, *volatile foreign = &local; /* else the compiler sees what must not be freed */
+    int bad = 0, local = 0;
+    void *volatile foreign = &local; /* volatile: the compiler would see what must not be freed */
     (void)arg;
     for (int i = 0; i < 20; i++) {
         pieces[i] = (char *)ds_comm_alloc(comm, i ? 1 : 0);
         EXPECT(pieces[i] != NULL && (i == 0 || pieces[i] != pieces[i - 1]));
     }
     EXPECT(!ds_comm_free(comm, foreign, 1));
-    EXPECT(!ds_comm_free(comm, pieces[3] + 64, 1));
+    foreign = pieces[3] + 64;
+    EXPECT(!ds_comm_free(comm, foreign, 1));
     EXPECT(ds_comm_free(comm, pieces[3], 1) && !ds_comm_free(comm, pieces[3], 1));
     EXPECT(ds_comm_alloc(comm, 4096) == pieces[3]); /* first fit */
     EXPECT(ds_comm_alloc(comm, (size_t)1 << 40) == NULL);
