@@ -1711,6 +1711,25 @@ static void test_steps(void) {
     }
 }
 
+/* Three ranks as threads with a short deadline; those that are to come late do. */
+static void late_threads(late_case *t) {
+    ds_comm *comms[3];
+    team_member members[3];
+    pthread_t threads[3];
+    ds_comm_desc desc = quick_desc();
+    desc.timeout = 300000000;
+    CHECK(ds_comm_threads_create(&desc, 3, comms, NULL) == DS_OK);
+    for (int r = 0; r < 3; r++) {
+        members[r].comm = comms[r];
+        members[r].body = late_body;
+        members[r].arg = t;
+        CHECK(pthread_create(&threads[r], NULL, team_main, &members[r]) == 0);
+    }
+    for (int r = 0; r < 3; r++) {
+        pthread_join(threads[r], NULL);
+        CHECK_EQ(members[r].failed, 0);
+    }
+}
 static void test_trouble(void) {
     static const wrong_case wrongs[] = {
         {DS_COMM_BROADCAST, 8, DS_F32, DS_COMM_SUM, 0, "broadcast(count 8, f32, root 0)"},
@@ -1751,41 +1770,11 @@ static void test_trouble(void) {
     test_steps();
     TEST(late) {
         late_case t = {1, DS_ERR_TIMEOUT, {"all_reduce(count 1000, f32, sum)", "rank 1 never came"}, 0};
-        ds_comm *comms[3];
-        team_member members[3];
-        pthread_t threads[3];
-        ds_comm_desc desc = quick_desc();
-        desc.timeout = 300000000;
-        CHECK(ds_comm_threads_create(&desc, 3, comms, NULL) == DS_OK);
-        for (int r = 0; r < 3; r++) {
-            members[r].comm = comms[r];
-            members[r].body = late_body;
-            members[r].arg = &t;
-            CHECK(pthread_create(&threads[r], NULL, team_main, &members[r]) == 0);
-        }
-        for (int r = 0; r < 3; r++) {
-            pthread_join(threads[r], NULL);
-            CHECK_EQ(members[r].failed, 0);
-        }
+        late_threads(&t);
     }
     TEST(two_late) {
         late_case t = {1, DS_ERR_TIMEOUT, {"all_reduce(count 1000, f32, sum)", "ranks 1, 2 never came"}, 3};
-        ds_comm *comms[3];
-        ds_comm_desc desc = quick_desc();
-        team_member members[3];
-        pthread_t threads[3];
-        desc.timeout = 300000000;
-        CHECK(ds_comm_threads_create(&desc, 3, comms, NULL) == DS_OK);
-        for (int r = 0; r < 3; r++) {
-            members[r].comm = comms[r];
-            members[r].body = late_body;
-            members[r].arg = &t;
-            CHECK(pthread_create(&threads[r], NULL, team_main, &members[r]) == 0);
-        }
-        for (int r = 0; r < 3; r++) {
-            pthread_join(threads[r], NULL);
-            CHECK_EQ(members[r].failed, 0);
-        }
+        late_threads(&t);
     }
     TEST(late_messages) {
         late_case t = {2, DS_ERR_TIMEOUT, {"all_reduce(count 1000, f32, sum)", "rank 2"}, 0};
