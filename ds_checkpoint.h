@@ -268,8 +268,8 @@ typedef struct ds_checkpoint_writer ds_checkpoint_writer;
 
 DS_API ds_status ds_checkpoint_begin_(const ds_checkpoint_desc *desc, size_t desc_bytes, int version, const char *tag,
                                       ds_checkpoint_writer **out, ds_error *error);
-/* Begins folder/tag. Collective, as are commit, finish and abandon. The tag is a plain file name of at most 200 bytes,
-   not starting with a dot; where ranks differ and tag_validation allows it, rank 0's counts. Descriptor and hooks are
+/* Begins folder/tag. Collective, as are commit, finish and abandon. The tag is a plain file name of at most 200 bytes of
+   UTF-8 not starting with a dot; where ranks differ and tag_validation allows it, rank 0's counts. Descriptor and hooks are
    copied. On failure *out is NULL and all ranks return an error.
    Errors: DS_ERR_ARGUMENT, DS_ERR_INPUT (tags differ under Fail), DS_ERR_MEMORY, DS_ERR_IO, DS_ERR_SPACE. */
 static inline ds_status ds_checkpoint_begin(const ds_checkpoint_desc *desc, const char *tag, ds_checkpoint_writer **out,
@@ -2123,13 +2123,32 @@ static bool dsi_checkpoint_plain_name(const char *name, size_t limit) {
         if (name[i] == '/' || name[i] == '\\' || (unsigned char)name[i] < 32) return false;
     return true;
 }
+/* UTF-8 as RFC 3629 has it: no overlong forms, no surrogates, nothing above U+10FFFF. */
+static bool dsi_checkpoint_utf8(const char *text) {
+    const unsigned char *p = (const unsigned char *)text;
+    while (*p) {
+        const int more = *p < 0x80                 ? 0
+                         : *p >= 0xC2 && *p < 0xE0 ? 1
+                         : (*p & 0xF0) == 0xE0     ? 2
+                         : *p >= 0xF0 && *p < 0xF5 ? 3
+                                                   : -1;
+        if (more < 0 || (*p == 0xE0 && p[1] < 0xA0) || (*p == 0xED && p[1] > 0x9F) || (*p == 0xF0 && p[1] < 0x90) ||
+            (*p == 0xF4 && p[1] > 0x8F))
+            return false;
+        p++;
+        for (int i = 0; i < more; i++)
+            if ((*p++ & 0xC0) != 0x80) return false;
+    }
+    return true;
+}
 static bool dsi_checkpoint_ends(const char *text, const char *end) {
     const size_t length = strlen(text), n = strlen(end);
     return length >= n && !strcmp(text + length - n, end);
 }
 static bool dsi_checkpoint_good_tag(const char *tag) {
-    return tag && dsi_checkpoint_plain_name(tag, DSI_CHECKPOINT_TAG) && !dsi_checkpoint_ends(tag, ".tmp") &&
-           !dsi_checkpoint_ends(tag, ".old") && strcmp(tag, "latest") != 0 && strcmp(tag, "latest_universal") != 0;
+    return tag && dsi_checkpoint_plain_name(tag, DSI_CHECKPOINT_TAG) && dsi_checkpoint_utf8(tag) &&
+           !dsi_checkpoint_ends(tag, ".tmp") && !dsi_checkpoint_ends(tag, ".old") && strcmp(tag, "latest") != 0 &&
+           strcmp(tag, "latest_universal") != 0;
 }
 
 // >>dtypes
@@ -2221,25 +2240,6 @@ static void dsi_checkpoint_items_free(const ds_allocator *a, dsi_checkpoint_list
     for (size_t i = 0; i < items->count; i++)
         dsi_checkpoint_item_free(a, (dsi_checkpoint_item *)(void *)items->items + i);
     dsi_checkpoint_list_free(a, items);
-}
-
-/* UTF-8 as RFC 3629 has it: no overlong forms, no surrogates, nothing above U+10FFFF. */
-static bool dsi_checkpoint_utf8(const char *text) {
-    const unsigned char *p = (const unsigned char *)text;
-    while (*p) {
-        const int more = *p < 0x80                 ? 0
-                         : *p >= 0xC2 && *p < 0xE0 ? 1
-                         : (*p & 0xF0) == 0xE0     ? 2
-                         : *p >= 0xF0 && *p < 0xF5 ? 3
-                                                   : -1;
-        if (more < 0 || (*p == 0xE0 && p[1] < 0xA0) || (*p == 0xED && p[1] > 0x9F) || (*p == 0xF0 && p[1] < 0x90) ||
-            (*p == 0xF4 && p[1] > 0x8F))
-            return false;
-        p++;
-        for (int i = 0; i < more; i++)
-            if ((*p++ & 0xC0) != 0x80) return false;
-    }
-    return true;
 }
 
 /* Checks a declared tensor and adds it to the items. */

@@ -1212,8 +1212,8 @@ static void test_options(void) {
         ds_error error = {DS_OK, ""};
         float data[4] = {0};
         const size_t shape[1] = {4};
-        static const char *const tags[] = {"",       ".hidden",          "a/b", "..", "x.tmp", "x.old",
-                                           "latest", "latest_universal", "a\nb"};
+        static const char *const tags[] = {"",       ".hidden",          "a/b",  "..",   "x.tmp", "x.old",
+                                           "latest", "latest_universal", "a\nb", "\xFF", "a\xC3"};
         char long_tag[202] = "";
         ds_checkpoint_tensor t;
         memset(&d, 0, sizeof d);
