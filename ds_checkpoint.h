@@ -68,7 +68,8 @@ ERRORS AND LOG
     removed, 4 a save that was cut short was put right, 5 a save's size and time.
 
 THREADS
-    One thread at a time per writer or reader; different ones are independent. Threads of the header's own call desc.files
+    One thread at a time per writer or reader; different ones are independent. One job saves into a folder at a time: where
+    two do, saves fail. Threads of the header's own call desc.files
     (with `background` all of it, else `sync` of large shards, and `read` for parts of 4 MiB and more) and nothing else of
     the caller's; the group is used by begin, commit, finish and abandon alone.
 
