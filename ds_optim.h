@@ -1437,6 +1437,7 @@ DSI_OPTIM_LEVEL(x1, )
             }                                                                                                          \
         } else                                                                                                         \
             i = dsi_optim_norm_bf16_##L(&f, n, sums);                                                                  \
+        if (i == n) return dsi_optim_##L##_fold(sums);                                                                 \
         dsi_optim_##L##_lanes(lane, sums);                                                                             \
         dsi_optim_norm_from(lane, feed, i, n);                                                                         \
         return dsi_optim_fold(lane);                                                                                   \
@@ -1481,6 +1482,12 @@ DSI_OPTIM_AVX2 static inline void dsi_optim_x8_square(__m256d *low, __m256d *hig
 }
 DSI_OPTIM_AVX2 static inline void dsi_optim_x8_lanes(double *lane, const __m256d *sums) {
     for (int i = 0; i < 4; i++) _mm256_storeu_pd(lane + 4 * i, sums[i]);
+}
+// dsi_optim_fold in registers
+DSI_OPTIM_AVX2 static inline double dsi_optim_x8_fold(const __m256d *sums) {
+    const __m256d four = _mm256_add_pd(_mm256_add_pd(sums[0], sums[2]), _mm256_add_pd(sums[1], sums[3]));
+    const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
 }
 // A word of two bf16 is two fp32 after a shift or a mask, so their sums are apart until the end.
 DSI_OPTIM_AVX2 static size_t dsi_optim_norm_bf16_x8(const dsi_optim_feed *f, size_t n, __m256d *sums) {
@@ -1573,17 +1580,24 @@ DSI_OPTIM_AVX512 static inline void dsi_optim_x16_square(__m512d *low, __m512d *
 DSI_OPTIM_AVX512 static inline void dsi_optim_x16_lanes(double *lane, const __m512d *sums) {
     _mm512_storeu_pd(lane, sums[0]), _mm512_storeu_pd(lane + 8, sums[1]);
 }
+DSI_OPTIM_AVX512 static inline double dsi_optim_x16_fold(const __m512d *sums) {
+    const __m512d eight = _mm512_add_pd(sums[0], sums[1]);
+    const __m256d four = _mm256_add_pd(_mm512_castpd512_pd256(eight), _mm512_extractf64x4_pd(eight, 1));
+    const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+}
 DSI_OPTIM_AVX512 static size_t dsi_optim_norm_bf16_x16(const dsi_optim_feed *f, size_t n, __m512d *sums) {
-    const __m512 factor = _mm512_set1_ps(f->factor);
-    const __m512i upper = _mm512_set1_epi32((int)0xFFFF0000);
+    const __m256 factor = _mm256_set1_ps(f->factor);
+    const __m256i upper = _mm256_set1_epi32((int)0xFFFF0000);
     const __m512i first = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11),
                   second = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
     __m512d even = {0}, odd = {0};
     size_t i = 0;
-    for (; n - i >= 32; i += 32) { // two rounds of the lanes
-        const __m512i pairs = _mm512_loadu_si512((const uint16_t *)f->grad + i);
-        dsi_optim_x16_square(&even, &even, _mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)), factor));
-        dsi_optim_x16_square(&odd, &odd, _mm512_mul_ps(_mm512_castsi512_ps(_mm512_and_si512(pairs, upper)), factor));
+    for (; n - i >= 16; i += 16) { // a conversion fills a vector from half a one, so what it takes is loaded by halves
+        const __m256i pairs = _mm256_loadu_si256((const __m256i *)(const void *)((const uint16_t *)f->grad + i));
+        const __m512d e = _mm512_cvtps_pd(_mm256_mul_ps(_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)), factor));
+        const __m512d o = _mm512_cvtps_pd(_mm256_mul_ps(_mm256_castsi256_ps(_mm256_and_si256(pairs, upper)), factor));
+        even = _mm512_fmadd_pd(e, e, even), odd = _mm512_fmadd_pd(o, o, odd);
     }
     sums[0] = _mm512_permutex2var_pd(even, first, odd);
     sums[1] = _mm512_permutex2var_pd(even, second, odd);
