@@ -261,7 +261,7 @@ static int bench_optim(arguments *a) {
                           {"AdamW bf16, norm, clip", "AdamW", 0, true, 1, 30, 4, 0, 0, 0, 0},
                           {"SGD with momentum bf16, norm, clip", "SGD", 0.9, true, 1, 22, 3, 0, 0, 0, 0},
                           {"Lion bf16, norm, clip", "Lion", 0, true, 1, 22, 3, 0, 0, 0, 0},
-                          {"Lamb bf16, norm, clip", "Lamb", 0, true, 1, 40, 4, 0, 0, 0, 0}};
+                          {"Lamb bf16, norm, clip", "Lamb", 0, true, 1, 42, 4, 0, 0, 0, 0}};
     enum { CASES = sizeof cases / sizeof cases[0], MATRICES = 3 };
     optim_case small = {"AdamW fp32, 1,000 tensors of 1 K", "AdamW", 0, false, 1000, 28, 4, 0, 0, 0, 0};
     muon_case matrices[MATRICES] = {{"plain", DS_OPTIM_NS_STANDARD, false, 0},
