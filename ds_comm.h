@@ -522,7 +522,7 @@ DS_API void ds_comm_tree_sum_f32(float *out, const void *const *inputs, int inpu
 
 /* all_reduce of a table of `rows` rows of `width` elements of which each rank filled few, as the gradient of an embedding:
    in place, the same bits as ds_comm_all_reduce. Sends the index and values of rows that are not all zero bits, unless
-   the whole table is fewer bytes over all ranks; *sparse (may be NULL) says which. Per rank 8 (W-1), then (W-1) (8 +
+   the whole table is fewer bytes over all ranks; *sparse (may be NULL) says which. Per rank 32 (W-1), then (W-1) (8 +
    width * element size) per own row, counted under all_gather. Sum and average. Memory that it needs grows with the
    rows and is kept. [cfg: sparse_gradients] */
 DS_API ds_status ds_comm_sparse_all_reduce(ds_comm *comm, void *table, size_t rows, size_t width, ds_dtype dtype,
@@ -3063,10 +3063,34 @@ static void dsi_comm_sparse_add(ds_comm *c, char *table, size_t width, ds_dtype 
         dsi_comm_sum_run(&s, width);
     }
 }
+/* What a rank brings; all but the first must be alike, as no later call shows them to the others. */
+typedef struct dsi_comm_table {
+    uint64_t filled, rows, width;
+    uint32_t dtype, op;
+} dsi_comm_table;
+static ds_status dsi_comm_sparse_meet(ds_comm *c, const dsi_comm_table *mine, dsi_comm_table *all, size_t *counts) {
+    ds_status status = ds_comm_all_gather(c, mine, all, sizeof *mine, NULL, DS_U8);
+    for (int r = 0; r < c->world && !status; r++) {
+        const dsi_comm_table *t = &all[r];
+        counts[r] = (size_t)t->filled;
+        if (t->rows == mine->rows && t->width == mine->width && t->dtype == mine->dtype && t->op == mine->op) continue;
+        (void)dsi_comm_break(c, DS_ERR_PEER,
+                             "call %llu differs: rank %d is in sparse_all_reduce(%llu rows of %llu %s, %s), rank %d "
+                             "has %llu of %llu %s, %s",
+                             (unsigned long long)c->number, c->rank, (unsigned long long)mine->rows,
+                             (unsigned long long)mine->width, dsi_comm_dtype_name(mine->dtype),
+                             dsi_comm_op_name(mine->op), r, (unsigned long long)t->rows, (unsigned long long)t->width,
+                             dsi_comm_dtype_name(t->dtype), dsi_comm_op_name(t->op));
+        return dsi_comm_state(c);
+    }
+    return status;
+}
 DS_API ds_status ds_comm_sparse_all_reduce(ds_comm *comm, void *table, size_t rows, size_t width, ds_dtype dtype,
                                            ds_comm_op op, bool *sparse) {
+    dsi_comm_table own_table = {0, 0, 0, 0, 0};
     size_t w = (size_t)comm->world, size = (unsigned)dtype < DS_DTYPE_COUNT ? DS_DTYPE_SIZE(dtype) : 1;
     size_t row_bytes = dsi_mul(width, size), head = (2 * w + 1) * sizeof(size_t), total = 0, own = 0, at = 0;
+    const size_t first = head + w * sizeof own_table;
     ds_status status;
     size_t *counts;
     uint64_t *indices;
@@ -3074,12 +3098,18 @@ DS_API ds_status ds_comm_sparse_all_reduce(ds_comm *comm, void *table, size_t ro
     if (sparse) *sparse = false;
     if (op != DS_COMM_SUM && op != DS_COMM_AVERAGE)
         return dsi_fail(&comm->error, DS_ERR_ARGUMENT, "ds_comm_sparse_all_reduce: the operation is sum or average");
-    if ((unsigned)dtype > DS_F64 || !table || dsi_mul(rows, row_bytes) > SIZE_MAX / 4)
+    if ((unsigned)dtype > DS_F64 || (!table && rows) || dsi_mul(rows, row_bytes) > SIZE_MAX / 4)
         return ds_comm_all_reduce(comm, table, table, dsi_mul(rows, width), dtype, op);
     for (size_t i = 0; i < rows; i++) own += !dsi_comm_zero_row((const char *)table + i * row_bytes, row_bytes);
-    if ((status = dsi_comm_sparse_room(comm, head)) != DS_OK) return status;
+    if ((status = dsi_comm_sparse_room(comm, first)) != DS_OK) return status;
     counts = (size_t *)(void *)comm->sparse;
-    if ((status = ds_comm_all_gather(comm, &own, counts, sizeof own, NULL, DS_U8)) != DS_OK) return status;
+    own_table.filled = own;
+    own_table.rows = rows;
+    own_table.width = width;
+    own_table.dtype = (uint32_t)dtype;
+    own_table.op = (uint32_t)op;
+    status = dsi_comm_sparse_meet(comm, &own_table, (dsi_comm_table *)(void *)(comm->sparse + head), counts);
+    if (status) return status;
     for (size_t r = 0; r < w; r++) total += counts[r];
     if (w == 1 || dsi_mul(total, row_bytes + sizeof *indices) >= 2 * rows * row_bytes)
         return ds_comm_all_reduce(comm, table, table, rows * width, dtype, op);
@@ -5105,6 +5135,12 @@ DS_API ds_status ds_comm_split(ds_comm *comm, int color, int key, ds_comm **out,
     mine.channel = (int32_t)__atomic_load_n(&comm->family->next_channel, __ATOMIC_SEQ_CST);
     status = ds_comm_all_gather(comm, &mine, all, sizeof mine, NULL, DS_U8);
     for (size_t r = 0; r < w && !status; r++) {
+        if (all[r].rank != (int32_t)r) { /* a call of its own that looks like this one */
+            (void)dsi_comm_break(comm, DS_ERR_PEER, "call %llu differs: rank %d is in split, rank %d in all_gather",
+                                 (unsigned long long)comm->number, comm->rank, (int)r);
+            status = dsi_comm_state(comm);
+            break;
+        }
         if (all[r].channel > channel) channel = all[r].channel;
         if (color >= 0 && all[r].color == color) { /* in order of key, equal ones in order of rank */
             int at = world++;

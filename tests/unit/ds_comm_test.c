@@ -1243,11 +1243,44 @@ static int sparse_body(ds_comm *comm, void *arg) {
         EXPECT(sparse == (w > 1 && (form < 6 || form >= 9)));
         if (sparse)
             EXPECT(after.bytes_sent[DS_COMM_ALL_GATHER] - before.bytes_sent[DS_COMM_ALL_GATHER] ==
-                   (8 + own * (8 + row)) * (size_t)(w - 1));
+                   (32 + own * (8 + row)) * (size_t)(w - 1));
     }
     EXPECT(ds_comm_sparse_all_reduce(comm, table, 1, 1, DS_F32, DS_COMM_MAX, NULL) == DS_ERR_ARGUMENT);
     free(table);
     free(dense);
+    return bad;
+}
+/* Tables that differ in what no gather shows: rank 1's longer one has rows that rank 0 has no memory for. */
+static int sparse_differs_body(ds_comm *comm, void *arg) {
+    int form = *(const int *)arg, me = ds_comm_rank(comm), bad = 0;
+    size_t rows = form == 0 && me == 1 ? 90000 : 100;
+    ds_comm_op op = form == 1 && me == 1 ? DS_COMM_AVERAGE : DS_COMM_SUM;
+    float *table = (float *)calloc(rows * 4, sizeof *table), mark[8] = {1, 2, 3, 4, 5, 6, 7, 8};
+    ds_comm *sub = NULL;
+    ds_status status;
+    ds_error error = {DS_OK, ""};
+    char all[64];
+    table[rows * 4 - 1] = 1;
+    if (form < 2)
+        status = ds_comm_sparse_all_reduce(comm, table, rows, 4, DS_F32, op, NULL);
+    else if (me == 1) /* as many bytes as a split's gather */
+        status = ds_comm_all_gather(comm, mark, all, 16, NULL, DS_U8);
+    else
+        status = ds_comm_split(comm, 0, 0, &sub, &error);
+    if (form < 2 || me != 1) EXPECT(status == DS_ERR_PEER && ds_comm_barrier(comm) == DS_ERR_PEER);
+    EXPECT(sub == NULL);
+    if (form < 2) EXPECT(table[rows * 4 - 1] == 1 && strstr(ds_comm_error(comm)->message, form ? "average" : "90000 "));
+    if (form == 2 && me != 1) EXPECT(strstr(error.message, "differs") && strstr(error.message, "rank 1"));
+    free(table);
+    return bad;
+}
+static int sparse_empty_body(ds_comm *comm, void *arg) {
+    float none = 0;
+    int bad = 0;
+    (void)arg;
+    EXPECT(ds_comm_sparse_all_reduce(comm, ds_comm_rank(comm) ? &none : NULL, 0, 4, DS_F32, DS_COMM_SUM, NULL) ==
+           DS_OK);
+    EXPECT(ds_comm_barrier(comm) == DS_OK);
     return bad;
 }
 static void quantize_case(FILE *file, const char *line) {
@@ -1314,6 +1347,12 @@ static void test_quantized(void) {
         for (int w = 1; w <= 5; w += 2) CHECK(team_threads(w, sparse_body, NULL) == 0);
         CHECK(team_messages(3, sparse_body, NULL) == 0);
         CHECK(team_processes(3, sparse_body, NULL) == 0);
+        for (int form = 0; form < 3; form++) {
+            CHECK(team_threads(2, sparse_differs_body, &form) == 0);
+            CHECK(team_processes(3, sparse_differs_body, &form) == 0);
+            CHECK(team_messages(3, sparse_differs_body, &form) == 0);
+        }
+        CHECK(team_processes(2, sparse_empty_body, NULL) == 0);
     }
     TEST(quantized_bounds) {
         CHECK(team_threads(4, quant_bound_body, NULL) == 0);
