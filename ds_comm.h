@@ -78,7 +78,7 @@ the bytes and moves about 36 bytes of memory for each element: it pays where the
 rank's memory gives, so between machines, not between processes of one; and each of its calls crosses the link four times, so
 that with many small tensors a long delay takes back what the bytes save (tests/multi/train_gpt_hosts_test.sh).
 
-ERRORS. A wait has a deadline (desc.timeout, 300 s). A rank that was killed is noticed within half a second (shm) and
+ERRORS. A wait has a deadline (desc.timeout, 300 s); ds_comm_create takes a second or two more to tell all who is missing. A rank that was killed is noticed within half a second (shm) and
 named; a rank that never came, one that calls something else, one that left or called ds_comm_abort are named, with
 the call and its number. Then the communicator is dead: this and each later call returns the same status and text. Only
 wrong arguments, found before anything was sent (DS_ERR_ARGUMENT), leave it alive. Under "threads" and "shm" a call that
@@ -486,7 +486,8 @@ DS_API ds_status ds_comm_scatter(ds_comm *comm, const void *in, void *out, size_
                                  ds_dtype dtype, int root);
 /* Returns after every rank has called it. */
 DS_API ds_status ds_comm_barrier(ds_comm *comm);
-/* One message between two ranks, in order per pair. Both block until it is through. */
+/* One message between two ranks, in order per pair. send returns when `data` may be reused: a short message may then still
+   be on its way, and that nobody receives it shows in a later call. */
 DS_API ds_status ds_comm_send(ds_comm *comm, const void *data, size_t count, ds_dtype dtype, int to);
 DS_API ds_status ds_comm_receive(ds_comm *comm, void *data, size_t count, ds_dtype dtype, int from);
 
@@ -4981,12 +4982,16 @@ static dsi_comm_choice dsi_comm_choose(const ds_comm_desc *desc, const ds_comm_e
 
 /* Rank and world from the descriptor or the launcher. With both, the descriptor stands. */
 static ds_status dsi_comm_place(const ds_comm_desc *desc, ds_comm_env *env, ds_error *error) {
-    ds_status status = ds_comm_resolve_env(NULL, NULL, env, error);
+    ds_error why = {DS_OK, ""}; /* not the caller's: the descriptor may stand in spite of it */
+    ds_status status = ds_comm_resolve_env(NULL, NULL, env, &why);
     if (desc->world < 0 || desc->rank < 0 || (desc->world && desc->rank >= desc->world))
         return dsi_fail(error, DS_ERR_ARGUMENT, "ds_comm: rank %d of %d is no place", desc->rank, desc->world);
     if (!desc->world && desc->rank)
         return dsi_fail(error, DS_ERR_ARGUMENT, "ds_comm: rank %d is given without a world", desc->rank);
-    if (!desc->world) return status;
+    if (!desc->world) return status ? dsi_fail(error, status, "%s", why.message) : DS_OK;
+    if (status)
+        dsi_log(&desc->logger, "ds_comm", DS_LOG_WARNING, 7, "the descriptor says rank %d of %d, and stands: %s",
+                desc->rank, desc->world, why.message);
     if (!status && (desc->world != env->world || desc->rank != env->rank) && env->world > 1)
         dsi_log(&desc->logger, "ds_comm", DS_LOG_WARNING, 7, "the descriptor says rank %d of %d, %s says %d of %d",
                 desc->rank, desc->world, env->source, env->rank, env->world);

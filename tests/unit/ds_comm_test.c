@@ -1843,6 +1843,10 @@ static void test_trouble(void) {
 
 /* ---- where the choice of a backend turns, and what it says ---- */
 
+static void place_log(void *ctx, const char *header, int level, int id, const char *message) {
+    (void)header, (void)level, (void)message;
+    *(int *)ctx += id == 7; /* the environment is not believed */
+}
 static ds_status place(ds_comm_desc *desc, const char *variables, char *text) {
     static const char *const names[] = {"RANK",        "WORLD_SIZE",  "LOCAL_RANK",           "LOCAL_WORLD_SIZE",
                                         "MASTER_ADDR", "MASTER_PORT", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"};
@@ -1857,6 +1861,7 @@ static ds_status place(ds_comm_desc *desc, const char *variables, char *text) {
         setenv(word, value, 1);
     }
     status = ds_comm_create(desc, &comm, &error);
+    CHECK(error.status == status && (status != DS_OK) == (*error.message != 0));
     snprintf(text, 512, "%s", status ? error.message : ds_comm_backend(comm));
     ds_comm_destroy(comm);
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) unsetenv(names[i]);
@@ -1898,6 +1903,9 @@ static void test_places(void) {
             ds_comm_desc desc = quick_desc();
             char text[512];
             ds_status status;
+            int unbelieved = 0;
+            desc.logger.log = place_log;
+            desc.logger.ctx = &unbelieved;
             desc.backend = cases[i].backend;
             desc.world = cases[i].world;
             desc.rank = cases[i].rank;
@@ -1906,6 +1914,7 @@ static void test_places(void) {
             status = place(&desc, cases[i].variables, text);
             if (!CHECK_EQ(status, cases[i].status)) printf("  case %zu: %s\n", i, text);
             CHECK_HAS(text, cases[i].text);
+            CHECK_EQ(unbelieved, *cases[i].variables && cases[i].world == 1);
         }
         CHECK_EQ(ds_comm_threads_create_(NULL, sizeof(ds_comm_desc), DS_COMM_VERSION, 0, NULL, NULL), DS_ERR_ARGUMENT);
     }
