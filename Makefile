@@ -20,7 +20,8 @@ FLAGS_release := -O2 -g
 FLAGS_debug := -O0 -g -DDS_DEBUG=1
 FLAGS_asan := -O1 -g -DDS_DEBUG=1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 FLAGS_tsan := -O1 -g -DDS_DEBUG=1 -fsanitize=thread -fno-omit-frame-pointer
-FLAGS_coverage := -O0 -g --coverage -fno-exceptions # in C++ each call would else count a branch for what it may throw
+# in C++ each call would else count a branch for what it may throw; ranks that are threads count at once
+FLAGS_coverage := -O0 -g --coverage -fno-exceptions -fprofile-update=atomic
 FLAGS_fuzz := -O1 -g -fsanitize=fuzzer-no-link,address,undefined
 ifeq ($(FLAGS_$(config)),)
 $(error config=$(config) is not one of release debug asan tsan coverage fuzz)

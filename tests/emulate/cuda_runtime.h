@@ -105,6 +105,7 @@ inline thread *now;
 inline char *shared;
 inline std::vector<thread> threads;
 inline std::vector<unsigned> fresh; // NEW threads, in the order in which they will start
+inline std::vector<thread *> ready; // READY ones
 inline std::vector<fiber *> idle;
 inline fiber scheduler;
 inline const std::function<void()> *kernel;
@@ -190,10 +191,14 @@ inline void wait_as(enum state state) {
     now = me;
     me->state = RUNNING;
 }
+inline void wake(thread &t) {
+    t.state = READY;
+    ready.push_back(&t);
+}
 inline void release_barrier() {
     for (thread &t : threads)
         if (t.state != AT_BARRIER || t.line != threads[0].line) return;
-    for (thread &t : threads) t.state = READY;
+    for (thread &t : threads) wake(t);
 }
 inline void release_warp(size_t first, unsigned mask, warp_op op) {
     void *args[32] = {NULL};
@@ -206,7 +211,7 @@ inline void release_warp(size_t first, unsigned mask, warp_op op) {
     }
     op(args, mask);
     for (unsigned l = 0; l < 32; l++)
-        if (mask >> l & 1) threads[first + l].state = READY;
+        if (mask >> l & 1) wake(threads[first + l]);
 }
 inline void barrier(int line) {
     now->line = line;
@@ -227,13 +232,14 @@ inline bool run_threads() {
 #ifdef EMU_TSAN
     scheduler.tsan = __tsan_get_current_fiber(); // another host thread may have launched the last kernel
 #endif
-    for (;;) {
-        std::vector<thread *> ready;
-        for (thread &t : threads)
-            if (t.state == READY) ready.push_back(&t);
-        if (ready.empty() && fresh.empty()) break;
+    while (!ready.empty() || !fresh.empty()) {
         const size_t pick = random(ready.size() + !fresh.empty());
-        current = pick < ready.size() ? ready[pick]->on : take_fiber();
+        if (pick < ready.size()) {
+            current = ready[pick]->on;
+            ready[pick] = ready.back();
+            ready.pop_back();
+        } else
+            current = take_fiber();
         change(&scheduler, current);
     }
     for (thread &t : threads)
@@ -319,15 +325,15 @@ inline bool can_step(const stream *s) {
 }
 inline void drain(const std::function<bool()> &enough) {
     while (!enough()) {
-        std::vector<stream *> ready;
+        std::vector<stream *> able;
         for (stream *s : streams)
-            if (can_step(s)) ready.push_back(s);
-        if (ready.empty()) {
+            if (can_step(s)) able.push_back(s);
+        if (able.empty()) {
             failure = "streams wait for each other";
             broken = true;
             break;
         }
-        step(ready[random(ready.size())]);
+        step(able[random(able.size())]);
     }
     close();
 }
