@@ -518,6 +518,7 @@ DS_API ds_status ds_zero_save_finish(ds_zero *zero);
 /* Loads what ds_zero_save wrote at any stage and offload, and any world size unless elastic_checkpoint is given as false.
    With tag NULL `folder` is whatever ds_checkpoint_open_path opens: of a checkpoint of DeepSpeed (ZeRO or universal) the
    weights, states and counters are taken, of safetensors the weights alone; tensors that the engine lacks are left.
+   A loss scale and what goes with it is taken where both sides have one.
    Tag NULL: the latest complete one. `*client` is allocated with the engine's allocator and stays its own until the next
    load or destroy. Collective; between steps. [cfg: zero_optimization.elastic_checkpoint]
    On failure nothing is changed, unless the message says that the engine is dead.
@@ -3117,7 +3118,8 @@ static const struct {
     {"loss_scaler.hysteresis_left", offsetof(ds_zero, scaler.hysteresis_left)},
     {"loss_scaler.skipped", offsetof(ds_zero, scaler.skipped)},
 };
-#define DSI_ZERO_SAVED (sizeof dsi_zero_saved / sizeof dsi_zero_saved[0])
+#define DSI_ZERO_SAVED    (sizeof dsi_zero_saved / sizeof dsi_zero_saved[0])
+#define DSI_ZERO_COUNTERS 3 /* of them; the others go with a loss scale */
 
 static ds_status dsi_zero_save_values(ds_zero *z, ds_checkpoint_writer *w, const void *client, size_t client_bytes) {
     size_t bytes = ds_optim_save_bytes(z->optim);
@@ -3125,12 +3127,12 @@ static ds_status dsi_zero_save_values(ds_zero *z, ds_checkpoint_writer *w, const
     ds_status status = DS_OK;
     if (!saved) return dsi_zero_fail(z, DS_ERR_MEMORY, "save: no memory for %zu bytes of the optimizer's own", bytes);
     ds_optim_save(z->optim, saved);
-    for (size_t i = 0; i < DSI_ZERO_SAVED && !status; i++) {
+    for (size_t i = 0; i < (z->fp16 ? DSI_ZERO_SAVED : DSI_ZERO_COUNTERS) && !status; i++) {
         int64_t value;
         memcpy(&value, (const char *)z + dsi_zero_saved[i].offset, sizeof value);
         status = ds_checkpoint_set_integer(w, dsi_zero_saved[i].key, value);
     }
-    if (!status) status = ds_checkpoint_set_number(w, "loss_scaler.scale", z->scaler.scale);
+    if (!status && z->fp16) status = ds_checkpoint_set_number(w, "loss_scaler.scale", z->scaler.scale);
     if (!status) status = ds_checkpoint_set_integer(w, "engine.world", z->world);
     if (!status) status = ds_checkpoint_set_integer(w, "engine.stage", z->stage);
     if (!status) status = ds_checkpoint_set_text(w, "optimizer.type", ds_optim_type_name(z->optim));
@@ -3366,24 +3368,17 @@ static ds_status dsi_zero_load_optimizer(ds_zero *z, ds_checkpoint *c, dsi_zero_
     return DS_OK;
 }
 
-static ds_status dsi_zero_load_values(ds_zero *z, ds_checkpoint *c, dsi_zero_brings brings) {
-    ds_status status;
+/* Counters that are there, and the loss scaler's state where both the checkpoint and this engine have a scale. */
+static void dsi_zero_load_values(ds_zero *z, const ds_checkpoint *c, dsi_zero_brings brings) {
     double scale;
-    bool all = brings == DSI_ZERO_BRINGS_ALL;
-    if (brings == DSI_ZERO_BRINGS_WEIGHTS) return DS_OK;
-    for (size_t i = 0; i < DSI_ZERO_SAVED; i++) {
-        int64_t value = 0;
-        if ((status = ds_checkpoint_get_integer(c, dsi_zero_saved[i].key, &value))) {
-            if (!all) continue;
-            return dsi_zero_fail(z, status, "load: %.480s", ds_checkpoint_error(c)->message);
-        }
-        memcpy((char *)z + dsi_zero_saved[i].offset, &value, sizeof value);
+    bool scaled = z->fp16 && ds_checkpoint_get_number(c, "loss_scaler.scale", &scale) == DS_OK;
+    if (brings == DSI_ZERO_BRINGS_WEIGHTS) return;
+    for (size_t i = 0; i < (scaled ? DSI_ZERO_SAVED : DSI_ZERO_COUNTERS); i++) {
+        int64_t value;
+        if (ds_checkpoint_get_integer(c, dsi_zero_saved[i].key, &value) == DS_OK)
+            memcpy((char *)z + dsi_zero_saved[i].offset, &value, sizeof value);
     }
-    if (z->fp16 && ds_checkpoint_get_number(c, "loss_scaler.scale", &scale) == DS_OK)
-        z->scaler.scale = scale;
-    else if (z->fp16 && all)
-        return dsi_zero_fail(z, DS_ERR_INPUT, "load: %.480s", ds_checkpoint_error(c)->message);
-    return DS_OK;
+    if (scaled) z->scaler.scale = scale;
 }
 
 /* The caller's own bytes; a failure changes nothing. */
@@ -3435,7 +3430,7 @@ DS_API ds_status ds_zero_load(ds_zero *z, const char *folder, const char *tag, c
         for (int a = -1; a < arrays && !status; a++) status = dsi_zero_load_tensor(z, c, p, a);
     }
     if (!status) status = dsi_zero_load_errors(z, c);
-    if (!status) status = dsi_zero_load_values(z, c, brings);
+    if (!status) dsi_zero_load_values(z, c, brings);
     if (!status && brings != DSI_ZERO_BRINGS_ALL && z->rank == 0)
         dsi_log(&z->logger, "ds_zero", DS_LOG_INFO, 10, "loaded '%s', which is not ds's own: %s", ds_checkpoint_tag(c),
                 brings == DSI_ZERO_BRINGS_STATES ? "weights, the optimizer's states and counters" : "weights alone");
@@ -5154,6 +5149,7 @@ DS_API ds_status ds_wire_monitor(const ds_config *c, ds_monitor_desc *d, ds_erro
 #undef DSI_ZERO_STAGE
 #undef DSI_ZERO_DIRECT
 #undef DSI_ZERO_NONE
+#undef DSI_ZERO_COUNTERS
 #undef DSI_ZERO_GROUP
 #undef DSI_ZERO_SMALL
 #undef DSI_ZERO_HOME
