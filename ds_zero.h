@@ -5044,10 +5044,7 @@ DS_API ds_status ds_wire_optim(const ds_config *c, const ds_optim_table *client,
     DSI_ZERO_TAKE(factor_min, factor_min)
     DSI_ZERO_TAKE(factor_threshold, factor_threshold)
 #undef DSI_ZERO_TAKE
-    /* these may be null, which ds_config gives as 0 */
-    if (c->optimizer.params.adam_lr > 0) p->adam_lr = c->optimizer.params.adam_lr;
-    if (c->optimizer.params.muon_lr > 0 && type && (type[0] | 32) == 'm') {
-        if (p->adam_lr < 0) p->adam_lr = p->lr;
+    if (type && (type[0] | 32) == 'm') { /* where the file has null, ds_config has put lr */
         p->lr = c->optimizer.params.muon_lr;
     }
     if (dsi_zero_given(c, "optimizer.params.ns_steps")) p->ns_steps = (int)c->optimizer.params.ns_steps;
