@@ -2,6 +2,8 @@
 #define DS_IMPLEMENTATION
 #include "ds_zero.h"
 #include "../test.h"
+#include <sys/resource.h>
+#include <sys/wait.h>
 
 enum { N = 3, NUMEL = 3000 };
 static void *slots[N];
@@ -707,6 +709,10 @@ static void refusals(void) {
                 c->ds.world_invariant = true, DS_ERR_INPUT, "take out communication_data_type");
         REFUSED("\"stage\": 2", "\"bf16\": {\"enabled\": true}, \"data_types\": {\"grad_accum_dtype\": \"bf16\"},",
                 c->ds.world_invariant = true, DS_ERR_INPUT, "take out data_types.grad_accum_dtype");
+        REFUSED("\"stage\": 2",
+                "\"bf16\": {\"enabled\": true}, \"communication_data_type\": \"fp32\", \"data_types\": "
+                "{\"grad_accum_dtype\": \"bf16\"},",
+                c->ds.world_invariant = true, DS_ERR_INPUT, "take out data_types.grad_accum_dtype");
         REFUSED("\"stage\": 1", "", c->ds.world_invariant = c->ds.reduce_at_boundary = true, DS_ERR_INPUT,
                 "reduce_at_boundary: cannot be combined with ds.world_invariant");
         REFUSED("\"stage\": 1", "", ZERO.stage = 2; c->ds.reduce_at_boundary = true, DS_ERR_INPUT,
@@ -1020,7 +1026,7 @@ static void checkpoints_of_others(void) {
             int params;
             const char *text;
         } rows[] = {
-            {"AdamW", 2, "it has a tensor 'gamma' that this one lacks"},
+            {"AdamW", 2, "it has 9 tensors where this one has 6, among them 'gamma'"},
             {"SGD", N, "trained with optimizer AdamW, expected SGD"},
             {"Adam", N, "trained with optimizer AdamW, expected Adam"},
             {"Lion", N, "trained with optimizer AdamW, expected Lion"},
@@ -1068,6 +1074,25 @@ static void checkpoints_of_others(void) {
             ds_zero_destroy(z);
             ds_config_free(c);
         }
+        c = config_with("\"stage\": 2", "");
+        for (int how = 0; how < 2; how++) { /* a tensor more than the checkpoint has, and the same in another order */
+            ds_zero_param other[N];
+            ds_zero_desc d;
+            memset(&d, 0, sizeof d);
+            d.config = c;
+            d.params = other;
+            d.n_params = N;
+            for (int i = 0; i < N; i++) other[i] = params[how ? N - 1 - i : i];
+            if (!how) other[1].name = "delta";
+            OK(ds_zero_create(&d, &z, NULL));
+            BAD(ds_zero_load(z, folder, NULL, NULL, NULL), DS_ERR_INPUT,
+                how ? "from other tensors" : "it has no tensor 'delta'");
+            micro_batch(z, gradient);
+            micro_batch(z, gradient);
+            OK(ds_zero_step(z, NULL));
+            ds_zero_destroy(z);
+        }
+        ds_config_free(c);
         c = config_with("\"stage\": 3, \"stage3_param_persistence_threshold\": 0", "");
         {
             ds_zero_desc d;
@@ -1086,6 +1111,356 @@ static void checkpoints_of_others(void) {
         ds_config_free(c);
         snprintf(command, sizeof command, "rm -r %s", folder);
         CHECK(system(command) == 0);
+    }
+}
+
+/* One step of two micro-batches, of gradients in the model's type. */
+static void whole_step(ds_zero *z, ds_dtype dtype) {
+    static uint16_t half[NUMEL];
+    for (int k = 0; k < 2; k++) {
+        if (dtype != DS_F32) ds_optim_cast(half, dtype, gradient, DS_F32, NUMEL);
+        micro_batch(z, dtype == DS_F32 ? (const void *)gradient : half);
+    }
+    OK(ds_zero_step(z, NULL));
+}
+
+static void loss_scales(void) {
+    TEST_NAMED("a loss scale goes from fp16 to fp16 alone") {
+        char folder[] = "/tmp/ds_zero_XXXXXX", command[64];
+        ds_config *half = config_with("\"stage\": 1",
+                                      "\"fp16\": {\"enabled\": true, \"initial_scale_power\": 6, \"hysteresis\": 2},");
+        ds_config *other = config_with("\"stage\": 2",
+                                       "\"fp16\": {\"enabled\": true, \"initial_scale_power\": 9, \"hysteresis\": 2},");
+        ds_config *wide = config_with("\"stage\": 2", "\"bf16\": {\"enabled\": true},");
+        ds_zero_param params[N];
+        uint16_t bad[NUMEL];
+        ds_zero *z;
+        CHECK(mkdtemp(folder) != NULL);
+        for (int i = 0; i < NUMEL; i++) bad[i] = 0x7C00;
+        describe(params, DS_F16);
+        z = engine(half, params, NULL);
+        whole_step(z, DS_F16);
+        micro_batch(z, bad);
+        micro_batch(z, bad);
+        OK(ds_zero_step(z, NULL)); /* one of two overflows that hysteresis takes */
+        CHECK_EQ(ds_zero_loss_scale(z), 64);
+        OK(ds_zero_save(z, folder, "fp16", NULL, 0));
+        ds_zero_destroy(z);
+        describe(params, DS_BF16);
+        z = engine(wide, params, NULL);
+        OK(ds_zero_load(z, folder, "fp16", NULL, NULL));
+        CHECK_EQ(ds_zero_loss_scale(z), 1);
+        CHECK_EQ(ds_zero_steps(z), 2);
+        whole_step(z, DS_BF16);
+        OK(ds_zero_save(z, folder, "bf16", NULL, 0));
+        ds_zero_destroy(z);
+        describe(params, DS_F16);
+        for (int from_half = 0; from_half < 2; from_half++) {
+            z = engine(other, params, NULL);
+            OK(ds_zero_load(z, folder, from_half ? "fp16" : "bf16", NULL, NULL));
+            CHECK_EQ(ds_zero_steps(z), from_half ? 2 : 3);
+            CHECK_EQ(ds_zero_loss_scale(z), from_half ? 64 : 512);
+            for (int k = 0; k < 2; k++) { /* what is left of the hysteresis comes along */
+                micro_batch(z, bad);
+                micro_batch(z, bad);
+                OK(ds_zero_step(z, NULL));
+                CHECK_EQ(ds_zero_loss_scale(z), from_half ? (k ? 16 : 32) : (k ? 256 : 512));
+            }
+            ds_zero_destroy(z);
+        }
+        snprintf(command, sizeof command, "rm -r %s", folder);
+        CHECK(system(command) == 0);
+        ds_config_free(half);
+        ds_config_free(other);
+        ds_config_free(wide);
+    }
+}
+
+static void from_deepspeed(void) {
+    TEST_NAMED("training goes on from a checkpoint in DeepSpeed's form, to the last bit") {
+        static const char *const zeros[] = {
+            "\"stage\": 0", "\"stage\": 3, \"elastic_checkpoint\": false, \"stage3_param_persistence_threshold\": 0"};
+        static const char schedule[] = "\"scheduler\": {\"type\": \"WarmupLR\", \"params\": {\"warmup_max_lr\": 0.5, "
+                                       "\"warmup_num_steps\": 7}},";
+        char folder[] = "/tmp/ds_zero_XXXXXX", theirs[64], command[64];
+        static float straight[2][NUMEL], got[NUMEL];
+        ds_zero_param params[N];
+        ds_checkpoint_desc d;
+        ds_checkpoint *own = NULL;
+        ds_error e = {DS_OK, ""};
+        ds_config *c = config_with(zeros[0], schedule);
+        ds_zero_report r, first;
+        ds_zero *z;
+        told w;
+        CHECK(mkdtemp(folder) != NULL);
+        memset(&d, 0, sizeof d);
+        describe(params, DS_F32);
+        z = engine(c, params, NULL);
+        for (int step = 0; step < 3; step++) whole_step(z, DS_F32);
+        OK(ds_zero_save(z, folder, NULL, NULL, 0));
+        micro_batch(z, gradient);
+        micro_batch(z, gradient);
+        OK(ds_zero_step(z, &first));
+        OK(ds_zero_read(z, 2, -1, 0, NUMEL, straight[0]));
+        OK(ds_zero_read(z, 2, 1, 0, NUMEL, straight[1]));
+        ds_zero_destroy(z);
+        OK(ds_checkpoint_open_path(&d, folder, &own, &e));
+        for (int stage = 0; stage < 4; stage++) {
+            snprintf(theirs, sizeof theirs, "%s/theirs%d", folder, stage);
+            OK(ds_deepspeed_write(own, theirs, "t", stage, stage ? 2 : 1, &e));
+            for (int k = 0; k < 2; k++) {
+                ds_zero_desc more;
+                ds_config *here = config_with(zeros[k], schedule);
+                memset(&w, 0, sizeof w);
+                memset(&more, 0, sizeof more);
+                more.logger.log = take_line;
+                more.logger.ctx = &w;
+                here->checkpoint.load_universal = stage == 0;
+                z = engine(here, params, &more);
+                if (stage && k) { /* elastic_checkpoint is false */
+                    BAD(ds_zero_load(z, theirs, NULL, NULL, NULL), DS_ERR_INPUT,
+                        "was saved by 2 ranks, and here are 1");
+                    ds_zero_destroy(z);
+                    ds_config_free(here);
+                    continue;
+                }
+                OK(ds_zero_load(z, theirs, NULL, NULL, NULL));
+                CHECK_HAS(w.lines,
+                          "2.10 loaded 't', which is not ds's own: weights, the optimizer's states and counters");
+                CHECK_EQ(ds_zero_steps(z), 3);
+                micro_batch(z, gradient);
+                micro_batch(z, gradient);
+                OK(ds_zero_step(z, &r));
+                CHECK(r.step == 4 && r.lr == first.lr);
+                OK(ds_zero_read(z, 2, -1, 0, NUMEL, got));
+                CHECK(memcmp(got, straight[0], sizeof got) == 0);
+                OK(ds_zero_read(z, 2, 1, 0, NUMEL, got));
+                CHECK(memcmp(got, straight[1], sizeof got) == 0);
+                ds_zero_destroy(z);
+                ds_config_free(here);
+            }
+        }
+        ds_checkpoint_close(own);
+        ds_config_free(c);
+        c = config_for("{\"train_batch_size\": 1, \"optimizer\": {\"type\": \"OneBitAdam\"}}", 1);
+        z = engine(c, params, NULL);
+        BAD(ds_zero_load(z, theirs, NULL, NULL, NULL), DS_ERR_UNSUPPORTED,
+            "lacks what OneBitAdam keeps beside its states");
+        ds_zero_destroy(z);
+        ds_config_free(c);
+        snprintf(command, sizeof command, "rm -r %s", folder);
+        CHECK(system(command) == 0);
+    }
+}
+
+static double halved(void *ctx, int64_t step, double base) {
+    (*(int *)ctx)++;
+    return ldexp(base, -(int)step);
+}
+static void of_the_client(void) {
+    TEST_NAMED("a schedule of the client, and a group's own rate and decay") {
+        ds_zero_param params[N];
+        ds_zero_group groups[2] = {{-1, -1}, {0.25, 0.5}};
+        ds_zero_desc d;
+        ds_zero_report r;
+        ds_zero *z;
+        ds_config *c = config_for("{\"train_batch_size\": 1, \"optimizer\": {\"type\": \"AdamW\", \"params\": "
+                                  "{\"lr\": 0.5, \"weight_decay\": 0}}, \"scheduler\": {\"type\": \"LRRangeTest\"}, "
+                                  "\"zero_optimization\": {\"stage\": 2}}",
+                                  1);
+        float x[8], y[8], factor = 1.0f;
+        int calls = 0;
+        memset(&d, 0, sizeof d);
+        describe(params, DS_F32);
+        params[1].group = 1;
+        d.groups = groups;
+        d.n_groups = 2;
+        d.schedule = halved;
+        d.schedule_ctx = &calls;
+        z = engine(c, params, &d);
+        OK(ds_zero_read(z, 1, -1, 0, 8, y));
+        for (int step = 0; step < 4; step++) {
+            OK(ds_zero_begin(z, DS_ZERO_TRAIN));
+            OK(ds_zero_end(z)); /* no gradient: what is left is the decay */
+            OK(ds_zero_step(z, &r));
+            CHECK(r.lr == ldexp(0.5, -step)); /* not the configuration's */
+            factor *= 1.0f - (float)ldexp(0.25, -step) * 0.5f;
+            OK(ds_zero_read(z, 1, -1, 0, 8, x));
+            for (int i = 0; i < 8; i++) CHECK_NEAR(x[i], y[i] * factor, 1e-6);
+            OK(ds_zero_read(z, 0, -1, 0, 8, x));
+            CHECK(memcmp(x, y, sizeof x) == 0); /* the other group has none */
+        }
+        CHECK(calls > 0);
+        ds_zero_destroy(z);
+        ds_config_free(c);
+    }
+}
+
+static int64_t ticking(void *ctx) {
+    return *(int64_t *)ctx += 1000000;
+}
+static void no_copy(void) {}
+
+static void descriptors(void) {
+    TEST(a table of a device or of kernels that lacks any member is refused) {
+        ds_zero_param params[N];
+        ds_config *c = config_with("\"stage\": 1", "");
+        ds_zero_desc d;
+        ds_zero_bytes b;
+        ds_device device;
+        ds_optim_kernels kernels;
+        void (*const some)(void) = no_copy, (*const none)(void) = NULL;
+        char *const tables[2] = {(char *)&device.alloc, (char *)&kernels.update};
+        const size_t bytes[2] = {sizeof device - offsetof(ds_device, alloc),
+                                 sizeof kernels - offsetof(ds_optim_kernels, update)};
+        memset(&d, 0, sizeof d);
+        memset(&device, 0, sizeof device);
+        memset(&kernels, 0, sizeof kernels);
+        describe(params, DS_F32);
+        d.config = c;
+        d.params = params;
+        d.n_params = N;
+        for (int t = 0; t < 2; t++)
+            for (size_t at = 0; at < bytes[t]; at += sizeof some) memcpy(tables[t] + at, &some, sizeof some);
+        for (int t = 0; t < 2; t++)
+            for (size_t at = 0; at < bytes[t]; at += sizeof some) {
+                ds_error e = {DS_OK, ""};
+                d.device = &device;
+                d.kernels = &kernels;
+                memcpy(tables[t] + at, &none, sizeof none);
+                CHECK(ds_zero_plan(&d, 0, 1, &b, &e) == DS_ERR_ARGUMENT);
+                CHECK_HAS(e.message, "device and kernels are given together, with every member");
+                memcpy(tables[t] + at, &some, sizeof some);
+            }
+        for (int t = 0; t < 2; t++) { /* one without the other */
+            d.device = t ? &device : NULL;
+            d.kernels = t ? NULL : &kernels;
+            CHECK(ds_zero_plan(&d, 0, 1, &b, NULL) == DS_ERR_ARGUMENT);
+        }
+        ds_config_free(c);
+    }
+    TEST(pin_memory of what is not offloaded changes nothing) {
+        ds_zero_param params[N];
+        ds_zero_desc d;
+        ds_zero_bytes b[2];
+        memset(&d, 0, sizeof d);
+        describe(params, DS_F32);
+        d.params = params;
+        d.n_params = N;
+        for (int on = 0; on < 2; on++) {
+            ds_config *c = config_with(on ? "\"stage\": 3, \"offload_optimizer\": {\"pin_memory\": true}, "
+                                            "\"offload_param\": {\"pin_memory\": true}"
+                                          : "\"stage\": 3",
+                                       "");
+            d.config = c;
+            OK(ds_zero_plan(&d, 0, 1, &b[on], NULL));
+            ds_config_free(c);
+        }
+        CHECK(memcmp(&b[0], &b[1], sizeof b[0]) == 0);
+    }
+    TEST(memory that the system does not lock is used all the same and the log says so) {
+        int status = 0;
+        pid_t child;
+        fflush(stdout);
+        if ((child = fork()) == 0) {
+            static told w;
+            const struct rlimit no = {0, 0};
+            ds_zero_param params[N];
+            ds_config *c =
+                config_with("\"stage\": 2, \"offload_optimizer\": {\"device\": \"cpu\", \"pin_memory\": true}", "");
+            ds_zero_desc d;
+            ds_zero *z = NULL;
+            bool good = setrlimit(RLIMIT_MEMLOCK, &no) == 0 && (geteuid() != 0 || setuid(65534) == 0);
+            memset(&d, 0, sizeof d);
+            describe(params, DS_F32);
+            d.config = c;
+            d.params = params;
+            d.n_params = N;
+            d.logger.log = take_line;
+            d.logger.ctx = &w;
+            good = good && ds_zero_create(&d, &z, NULL) == DS_OK &&
+                   strstr(w.lines, "1.4 optimizer states stay unpinned: offload: cannot lock") != NULL;
+            if (z) whole_step(z, DS_F32);
+            good = good && z && ds_zero_steps(z) == 1;
+            ds_zero_destroy(z);
+            ds_config_free(c);
+            test_child_exit(good ? 0 : 1);
+        }
+        CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    }
+    TEST(a parameter of no elements takes a gradient that is NULL) {
+        for (int stage = 0; stage < 4; stage++) {
+            char zero[128];
+            ds_zero_param params[N];
+            ds_config *c;
+            ds_zero *z;
+            snprintf(zero, sizeof zero, "\"stage\": %d, \"ignore_unused_parameters\": false", stage);
+            c = config_with(zero, "");
+            describe(params, DS_F32);
+            params[1].shape[0] = 0;
+            z = engine(c, params, NULL);
+            for (int k = 0; k < 2; k++) {
+                OK(ds_zero_begin(z, DS_ZERO_TRAIN));
+                for (size_t i = 0; i < N; i++) OK(ds_zero_grad(z, i, i == 1 ? NULL : gradient, NULL));
+                OK(ds_zero_end(z));
+            }
+            OK(ds_zero_step(z, NULL));
+            ds_zero_destroy(z);
+            ds_config_free(c);
+        }
+    }
+    TEST(what is no table of rows is reduced as any other with sparse_gradients) {
+        static float after[2][NUMEL];
+        for (int on = 0; on < 2; on++) {
+            ds_zero_param params[N];
+            ds_config *c = config_with("\"stage\": 2", on ? "\"sparse_gradients\": true," : "");
+            ds_zero *z;
+            describe(params, DS_F32);
+            for (int i = 0; i < N; i++) params[i].sparse = on;
+            params[0].dims = 0; /* a scalar, an empty table, a frozen one */
+            params[1].shape[0] = 0;
+            params[2].frozen = true;
+            z = engine(c, params, NULL);
+            for (int k = 0; k < 2; k++) {
+                OK(ds_zero_begin(z, DS_ZERO_TRAIN));
+                OK(ds_zero_grad(z, 0, gradient + 1, NULL));
+                OK(ds_zero_grad(z, 1, gradient, NULL));
+                OK(ds_zero_end(z));
+            }
+            OK(ds_zero_step(z, NULL));
+            OK(ds_zero_read(z, 0, -1, 0, 1, after[on]));
+            OK(ds_zero_read(z, 2, -1, 0, NUMEL - 1, after[on] + 1));
+            ds_zero_destroy(z);
+            ds_config_free(c);
+        }
+        CHECK(memcmp(after[0], after[1], sizeof after[0]) == 0);
+        CHECK(after[0][0] != -1.0f && after[0][2] == -0.875f);
+    }
+    TEST(a micro - batch that gives no gradient has no backward pass to subtract the reduction from) {
+        ds_zero_param params[N];
+        ds_config *c = config_with("\"stage\": 2", "\"wall_clock_breakdown\": true,");
+        ds_zero_desc d;
+        ds_zero_report r;
+        ds_zero *z;
+        int64_t now = 0;
+        told w;
+        memset(&w, 0, sizeof w);
+        memset(&d, 0, sizeof d);
+        describe(params, DS_F32);
+        d.event = take_event; /* which checks that no value is negative */
+        d.event_ctx = &w;
+        d.clock.now = ticking;
+        d.clock.ctx = &now;
+        z = engine(c, params, &d);
+        for (int k = 0; k < 2; k++) {
+            OK(ds_zero_begin(z, DS_ZERO_TRAIN));
+            OK(ds_zero_end(z));
+        }
+        OK(ds_zero_step(z, &r));
+        CHECK(r.ns_backward == 0 && r.ns_reduce > 0);
+        CHECK_HAS(w.tags, "elapsed_time_ms_backward_inner@2");
+        ds_zero_destroy(z);
+        ds_config_free(c);
     }
 }
 
@@ -1128,6 +1503,10 @@ static void wiring(void) {
         WIRED("Muon", "ns_steps", "3", ns_steps, 3);
         WIRED("Muon", "muon_lr", "0.5", lr, 0.5);
         WIRED("Muon", "adam_lr", "0.5", adam_lr, 0.5);
+        WIRED("Muon", "adam_lr", "0", adam_lr, 0); /* a rate, not an absence */
+        WIRED("Muon", "muon_lr", "0", lr, 0);
+        WIRED("Muon", "lr", "0.25", adam_lr, 0.25);
+        WIRED("Muon", "lr", "0.25", lr, 0.25);
 #undef WIRED
     }
     TEST(the other descriptors) {
@@ -1162,7 +1541,19 @@ static void wiring(void) {
         CHECK(offload.folder == NULL && offload.thread_count == 3);
         OK(ds_wire_schedule(c, &schedule, NULL));
         CHECK(schedule.warmup_max_lr == 0.5);
+        c->aio.intra_op_parallelism = 5;
+        OK(ds_wire_offload(c, true, &offload, NULL));
+        CHECK_EQ(offload.thread_count, 5);
         ds_config_free(c);
+        for (int k = 0; k < 2; k++) { /* a rate of the warm-up that is not given, or null, is the optimizer's own */
+            c = config_for(k ? "{\"train_batch_size\": 1, \"scheduler\": {\"type\": \"WarmupLR\", \"params\": "
+                               "{\"warmup_max_lr\": null}}}"
+                             : "{\"train_batch_size\": 1, \"scheduler\": {\"type\": \"WarmupLR\"}}",
+                           1);
+            OK(ds_wire_schedule(c, &schedule, NULL));
+            CHECK(schedule.warmup_max_lr == -1);
+            ds_config_free(c);
+        }
     }
     TEST_NAMED("unclaimed keys beyond what a message holds, and of programs that claim too many") {
         static const char *extra[300];
@@ -1199,6 +1590,10 @@ int main(int argc, char **argv) {
     telling();
     checkpoints();
     checkpoints_of_others();
+    loss_scales();
+    from_deepspeed();
+    of_the_client();
+    descriptors();
     refusals();
     corners();
     wiring();
