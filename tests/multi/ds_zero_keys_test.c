@@ -108,6 +108,97 @@ static void boundary(void) {
     }
 }
 
+/* The types in which gradients travel: what fp32_allreduce asks for is communication_data_type fp32. */
+static void wide(void) {
+    TEST(fp32_allreduce : twice the bytes of bf16 and the bits of communication_data_type fp32) {
+        for (int stage = 0; stage < 4; stage++) {
+            setting s = setting_of(3, stage, 2, 2, "bf16");
+            ds_comm_kind kind = stage ? DS_COMM_REDUCE_SCATTER : DS_COMM_ALL_REDUCE;
+            uint64_t narrow;
+            s.tied = 1;
+            ran(&s, plain);
+            narrow = plain->stats.comm.bytes_sent[kind];
+            s.top = ", \"fp32_allreduce\": true";
+            ran(&s, out);
+            CHECK(out->stats.comm.bytes_sent[kind] <= 2 * narrow); /* create's own few words do not grow */
+            CHECK(out->stats.comm.bytes_sent[kind] + (stage ? 0 : 512) >= 2 * narrow);
+            CHECK(!same(&out[0], &plain[0]));
+            s.top = ", \"communication_data_type\": \"fp32\"";
+            ran(&s, plain);
+            for (int r = 0; r < 3; r++) CHECK(same(&out[r], &plain[r]));
+        }
+    }
+    TEST(gradient_predivide_factor : a power of two changes no bit of tied weights either) {
+        for (int stage = 0; stage < 4; stage++) {
+            setting s = setting_of(2, stage, 2, 2, "fp32");
+            s.tied = 1;
+            s.zero = ", \"reduce_bucket_size\": 4000"; /* the first contribution waits for its bucket */
+            ran(&s, plain);
+            s.top = ", \"prescale_gradients\": true, \"gradient_predivide_factor\": 8.0";
+            ran(&s, out);
+            CHECK(same(&out[0], &plain[0]) && same(&out[1], &plain[1]));
+            s.top = ", \"prescale_gradients\": true, \"gradient_predivide_factor\": 3.0";
+            ran(&s, out);
+            CHECK(!same(&out[0], &plain[0]));
+            CHECK_NEAR(out[0].norm, plain[0].norm, 1e-5 * plain[0].norm);
+        }
+    }
+    TEST(allgather_partitions : false passes over ranks that have nothing of what is sent) {
+        setting s = setting_of(4, 2, 1, 2, "fp32");
+        ran(&s, plain);
+        s.zero = ", \"allgather_partitions\": false, \"allgather_bucket_size\": 1000"; /* tensors of one grain apart */
+        ran(&s, out);
+        for (int r = 0; r < 4; r++) CHECK(same(&out[r], &plain[r]));
+    }
+}
+
+/* One rank speaks for all; the log says where the ranks' backend is not the one that is asked for. */
+static void speaking(void) {
+    TEST(scalars and dump_state come from rank 0 alone) {
+        setting s = setting_of(3, 2, 1, 2, "fp32");
+        s.top = ", \"dump_state\": true, \"steps_per_print\": 1";
+        ran(&s, out);
+        CHECK(out[0].events > 0 && out[1].events == 0 && out[2].events == 0);
+        CHECK_HAS(out[0].lines, "ds_zero.2.8 stage 2, rank 0 of 3");
+        CHECK_HAS(out[0].lines, "ds_zero.2.7 step=2");
+        for (int r = 1; r < 3; r++) CHECK(!strstr(out[r].lines, "ds_zero.2.8") && !strstr(out[r].lines, "ds_zero.2.7"));
+    }
+    TEST(comm_backend_name : another one than the ranks use is logged) {
+        setting s = setting_of(2, 0, 1, 1, "fp32");
+        s.optimizer = "OneBitAdam";
+        s.hyper = ", \"comm_backend_name\": \"mpi\"";
+        ran(&s, out);
+        CHECK_HAS(out[0].lines, "ds_zero.1.11 optimizer.params.comm_backend_name is mpi, the ranks use threads");
+        s.hyper = NULL;
+        ran(&s, out);
+        CHECK(!strstr(out[0].lines, "ds_zero.1.11"));
+    }
+    TEST(comms_logger.prof_ops : an operation that does not exist is refused on every rank) {
+        setting s = setting_of(2, 1, 1, 1, "fp32");
+        s.top =
+            ", \"comms_logger\": {\"enabled\": true, \"prof_all\": false, \"prof_ops\": [\"all_reduce\", \"sing\"]}";
+        run(&s, out);
+        for (int r = 0; r < 2; r++) {
+            CHECK_HAS(out[r].message, "comms_logger.prof_ops: ");
+            CHECK_HAS(out[r].message, "sing");
+        }
+    }
+}
+
+static void boundary_of_one(void) {
+    TEST(reduce_at_boundary : with one micro - batch a step nothing changes) {
+        for (int stage = 0; stage < 2; stage++) {
+            setting s = setting_of(2, stage, 1, 2, "bf16");
+            ran(&s, plain);
+            s.top = ", \"ds\": {\"reduce_at_boundary\": true}";
+            ran(&s, out);
+            CHECK(same(&out[0], &plain[0]) && same(&out[1], &plain[1]));
+            CHECK_EQ(memcmp(&out[0].plan, &plain[0].plan, sizeof plain[0].plan), 0);
+            CHECK_EQ(out->stats.comm.calls[DS_COMM_REDUCE_SCATTER], plain->stats.comm.calls[DS_COMM_REDUCE_SCATTER]);
+        }
+    }
+}
+
 static void sparse(void) {
     TEST(sparse_gradients : rows travel instead of tables and the bits stay) {
         for (int stage = 0; stage < 4; stage++) {
@@ -178,6 +269,9 @@ int main(int argc, char **argv) {
     world_invariant();
     native_reduce();
     boundary();
+    boundary_of_one();
+    wide();
+    speaking();
     sparse();
     round_robin();
     elastic();

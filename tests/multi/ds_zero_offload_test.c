@@ -204,6 +204,48 @@ static void everything(void) {
                     CHECK(out->plan.bytes[DS_ZERO_GRADS][DS_ZERO_DISK] > 0);
                 }
             }
+    TEST(values of the model come to the disk of every rank whether at once or not ) {
+        for (size_t k = 0; k < 2; k++)
+            for (int fast = 0; fast < 2; fast++) {
+                setting s = setting_of(2, 3, 1, 2, precisions[k]);
+                s.data = 1;
+                run(&s, plain); /* in bf16 masters then begin with rounded values */
+                snprintf(
+                    zero, sizeof zero,
+                    ", \"stage3_param_persistence_threshold\": 0, \"sub_group_size\": 2048, \"offload_optimizer\": "
+                    "{\"device\": \"nvme\", \"nvme_path\": \"%s\", \"fast_init\": %s}, \"offload_param\": "
+                    "{\"device\": \"nvme\", \"nvme_path\": \"%s\", \"max_in_cpu\": 0}",
+                    folder(), fast ? "true" : "false", folder());
+                s.zero = zero;
+                ran(&s, out);
+            }
+    }
+    TEST(fast_init of what stays in memory changes nothing) {
+        setting s = setting_of(2, 2, 1, 2, "bf16");
+        run(&s, plain);
+        s.zero = ", \"offload_optimizer\": {\"device\": \"cpu\"}";
+        ran(&s, out);
+        s.zero = ", \"offload_optimizer\": {\"device\": \"cpu\", \"fast_init\": true}";
+        ran(&s, other);
+        CHECK_EQ(memcmp(&other->plan, &out->plan, sizeof out->plan), 0);
+    }
+    TEST(two folders have two files whose traffic is counted together) {
+        setting s = setting_of(2, 3, 2, 2, "bf16");
+        run(&s, plain);
+        for (int two = 0; two < 2; two++) {
+            snprintf(zero, sizeof zero,
+                     ", \"stage3_param_persistence_threshold\": 0, \"sub_group_size\": 2048, \"offload_optimizer\": "
+                     "{\"device\": \"nvme\", \"nvme_path\": \"%s\"}, \"offload_param\": {\"device\": \"nvme\", "
+                     "\"nvme_path\": \"%s\", \"max_in_cpu\": 0}",
+                     two ? "build" : folder(), folder());
+            s.zero = zero;
+            ran(&s, two ? other : out);
+        }
+        CHECK_EQ(other->stats.swap.bytes_read, out->stats.swap.bytes_read);
+        CHECK_EQ(other->stats.swap.bytes_written, out->stats.swap.bytes_written);
+        CHECK_EQ(other->stats.swap.file_bytes, out->stats.swap.file_bytes);
+        CHECK(host(other, DS_ZERO_BUCKETS) > host(out, DS_ZERO_BUCKETS)); /* tables of a second store */
+    }
     TEST(cpu_offload and its older sisters) {
         setting s = setting_of(2, 3, 1, 2, "bf16");
         run(&s, plain);

@@ -106,7 +106,14 @@ static void one_bit(const char *optimizer, const char *hyper) {
         for (int r = 0; r < 4; r++) CHECK(same(&out[r], &plain[r]));
         s.world = 2; /* the feedback of four ranks is of no use to two: it starts from zero */
         ran(&s, out);
-        s.world = 4;
+        CHECK(same(&out[0], &out[1]));
+        s.world = 1; /* one rank has none, */
+        s.save = folder;
+        ran(&s, out);
+        s.world = 4; /* and four find none in what it saved */
+        s.save = NULL;
+        ran(&s, out);
+        for (int r = 1; r < 4; r++) CHECK(same(&out[r], &out[0]));
         s.load = NULL;
         s.top = ", \"gradient_clipping\": 1.0";
         run(&s, out);

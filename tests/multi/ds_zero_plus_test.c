@@ -149,6 +149,52 @@ static void quantized_gradients(void) {
     }
 }
 
+/* What the keys leave alone: one rank sends nothing, tables of rows have sums of their own, frozen parameters are gathered
+   but not reduced. */
+static void apart(void) {
+    TEST(one rank : quantized gradients and weights are as they were) {
+        for (int stage = 2; stage < 4; stage++) {
+            setting s = setting_of(1, stage, 2, 2, "fp32");
+            s.zero = WHOLE;
+            ran(&s, plain);
+            s.zero = stage == 3 ? WHOLE ", \"zero_quantized_gradients\": true, \"zero_quantized_weights\": true"
+                                : WHOLE ", \"zero_quantized_gradients\": true";
+            ran(&s, out);
+            CHECK(same(&out[0], &plain[0]) && out[0].fetch_error == 0);
+            CHECK_EQ(memcmp(&out[0].plan, &plain[0].plan, sizeof plain[0].plan), 0);
+        }
+    }
+    TEST(zero_quantized_gradients : a sparse table keeps every bit) {
+        setting s = setting_of(3, 2, 2, 2, "fp32");
+        const size_t table = 2;
+        s.zero = WHOLE;
+        s.top = ", \"sparse_gradients\": true";
+        s.sparse = 1;
+        ran(&s, plain);
+        s.zero = WHOLE ", \"zero_quantized_gradients\": true";
+        ran(&s, out);
+        for (int r = 0; r < 3; r++) {
+            CHECK(memcmp(out[r].value[table], plain[r].value[table], numel(table) * 4) == 0);
+            CHECK(memcmp(out[r].value[5], plain[r].value[5], numel(5) * 4) != 0);
+        }
+    }
+    TEST(zero_quantized_weights : a frozen parameter that is larger than all that train) {
+        setting s = setting_of(2, 3, 1, 2, "fp32");
+        s.frozen = 5;
+        s.zero = WHOLE ", \"zero_quantized_gradients\": true";
+        ran(&s, plain);
+        s.zero =
+            WHOLE ", \"zero_quantized_gradients\": true, \"zero_quantized_weights\": true, \"reduce_bucket_size\": 1";
+        ran(&s, out);
+        for (int r = 0; r < 2; r++) {
+            CHECK(memcmp(out[r].value[5], plain[r].value[5], numel(5) * 4) == 0); /* as it began */
+            CHECK(out[r].value[5][3] == initial(5, 3));
+            CHECK(out[r].fetch_error > 0 && out[r].fetch_error <= 2.0 / 254 * 1.01);
+            CHECK_EQ(memcmp(&out[r].plan, &out[r].stats.peak, sizeof(ds_zero_bytes)), 0);
+        }
+    }
+}
+
 static void refusals(void) {
     static const struct {
         int world, stage;
@@ -211,6 +257,7 @@ int main(int argc, char **argv) {
     secondary("bf16");
     quantized_weights();
     quantized_gradients();
+    apart();
     refusals();
     return test_end();
 }

@@ -45,6 +45,8 @@ typedef struct setting {
     const char *load, *save;          /* folders: before the first step, after the last */
     unsigned workers;                 /* of a pool for the updates; 0: none */
     int first;                        /* number of the first step: gradients go on from there */
+    int data;                         /* values come from memory of the model, which rank 0 alone has filled */
+    size_t frozen;                    /* a parameter that does not train; 0: none */
     int overflow_rank, overflow_step; /* with a step above 0: this rank's gradient of "large" is infinite in it */
     const ds_device *device, *comm_device, *model_device; /* a GPU for the engine, its ranks, the model; NULL: none */
     const ds_optim_kernels *kernels;
@@ -83,6 +85,8 @@ typedef struct outcome {
     ds_zero_bytes plan;
     test_memory memory;  /* what the allocator's hook saw, up to the last step */
     size_t after_second; /* its calls by the end of the second step */
+    int events;          /* scalars that this rank told */
+    char lines[30000];   /* of its log, but for the least important */
     char message[600];
 } outcome;
 
@@ -125,6 +129,7 @@ static void describe(ds_zero_param *params, void **slots, ds_dtype dtype, const 
     }
     params[2].sparse = s->sparse != 0;
     if (s->tied) params[2].contributions = 2;
+    if (s->frozen) params[s->frozen].frozen = true;
 }
 
 /* Host memory as a model on the setting's device has it: a copy there, on the model's stream; and back. */
@@ -140,6 +145,16 @@ static const void *download(const setting *s, void *host, const void *slot, size
     return host;
 }
 
+static void note_line(void *ctx, const char *header, int level, int id, const char *message) {
+    char *lines = ((outcome *)ctx)->lines;
+    size_t at = strlen(lines), room = sizeof((outcome *)ctx)->lines - at;
+    if (level <= DS_LOG_INFO) snprintf(lines + at, room, "%s.%d.%d %s\n", header, level, id, message);
+}
+static void note_event(void *ctx, const char *tag, double value, int64_t samples) {
+    (void)tag, (void)value, (void)samples;
+    ((outcome *)ctx)->events++;
+}
+
 #define TRY(call)                                                                                                      \
     do {                                                                                                               \
         if ((call) != DS_OK) {                                                                                         \
@@ -153,7 +168,8 @@ static void *run_rank(void *arg) {
     thread_of *a = (thread_of *)arg;
     const setting *s = a->s;
     static const size_t orders[2][N_PARAMS] = {{6, 5, 4, 3, 2, 1, 0}, {2, 6, 0, 5, 3, 1, 4}};
-    void *slots[N_PARAMS] = {0}, *bytes = malloc(9000 * 4), *there = malloc(9000 * 4), *mine = NULL, *stream = NULL;
+    void *slots[N_PARAMS] = {0}, *data[N_PARAMS] = {0}, *bytes = malloc(9000 * 4), *there = malloc(9000 * 4),
+         *mine = NULL, *stream = NULL;
     float *values = (float *)malloc(9000 * sizeof(float));
     ds_error error = {DS_OK, ""};
     ds_config *config = config_of(s, &error);
@@ -170,6 +186,11 @@ static void *run_rank(void *arg) {
         goto done;
     }
     describe(params, slots, ds_zero_model_dtype(config), s);
+    for (size_t i = 0; i < N_PARAMS && s->data; i++) {
+        params[i].data = data[i] = calloc(numel(i) + 1, 4);
+        for (size_t e = 0; e < numel(i) && a->rank == 0; e++) values[e] = initial(i, e);
+        if (a->rank == 0) ds_optim_cast(data[i], params[i].dtype, values, DS_F32, numel(i));
+    }
     d.config = config;
     d.comm = a->comm;
     d.device = s->device;
@@ -183,6 +204,10 @@ static void *run_rank(void *arg) {
     d.params = params;
     d.n_params = N_PARAMS;
     d.gradient_buffers = 1;
+    d.event = note_event;
+    d.event_ctx = a->out;
+    d.logger.log = note_line;
+    d.logger.ctx = a->out;
     if (s->workers) {
         pool = dsi_pool_create(NULL, s->workers);
         d.tasks.parallel_for = dsi_pool_for;
@@ -234,6 +259,10 @@ static void *run_rank(void *arg) {
                 size_t i = order[k];
                 TRY(ds_zero_fetch(z, i, stream));
                 for (size_t e = 0; e < numel(i); e++) values[e] = given(s, i, e, a->rank, micro, step, 0);
+                if (s->frozen && i == s->frozen) {
+                    TRY(ds_zero_release(z, i));
+                    continue;
+                }
                 if (i == 5) {
                     void *buffer = NULL;
                     TRY(ds_zero_grad_buffer(z, i, &buffer));
@@ -262,7 +291,7 @@ static void *run_rank(void *arg) {
     a->out->memory = memory;
     for (size_t i = 0; i < N_PARAMS; i++) {
         TRY(ds_zero_read(z, i, -1, 0, numel(i), a->out->value[i]));
-        TRY(ds_zero_read(z, i, 0, 0, numel(i), a->out->exp_avg[i]));
+        if (!s->frozen || i != s->frozen) TRY(ds_zero_read(z, i, 0, 0, numel(i), a->out->exp_avg[i]));
     }
     if (s->save) TRY(ds_zero_save(z, s->save, NULL, NULL, 0));
     ds_zero_get_stats(z, &a->out->stats);
@@ -276,6 +305,7 @@ done:
     ds_config_free(config);
     if (stream) s->model_device->stream_destroy(s->model_device->ctx, stream);
     if (mine) s->model_device->release(s->model_device->ctx, mine, 9000 * 4);
+    for (size_t i = 0; i < N_PARAMS; i++) free(data[i]);
     free(there);
     free(values);
     free(bytes);

@@ -168,7 +168,7 @@ static void long_generation(void) {
                      "\"sub_group_size\": 1024, "
                      "\"offload_optimizer\": {\"device\": \"nvme\", \"nvme_path\": \"%s\", \"pipeline_read\": true, "
                      "\"pipeline_write\": true}, \"offload_param\": {\"device\": \"nvme\", \"nvme_path\": \"%s\", "
-                     "\"max_in_cpu\": 0}",
+                     "\"max_in_cpu\": 0, \"buffer_count\": 1}",
                      folder, folder);
             c = config_with(zero, "");
             describe(params, DS_F32);
@@ -646,6 +646,76 @@ static void memory(void) {
         }
         ds_config_free(c[0]);
         ds_config_free(c[1]);
+    }
+    TEST(the change that is proposed leaves out what is set already and what would be refused) {
+#define CPU "\"stage\": 3, \"reduce_bucket_size\": 1000000, \"offload_optimizer\": {\"device\": \"cpu\""
+        static const struct {
+            const char *zero;
+            size_t limit[3];
+            const char *advice;
+        } rows[] = {
+            {"\"stage\": 0, \"overlap_comm\": true, \"reduce_bucket_size\": 1000000, \"allgather_bucket_size\": "
+             "1000000",
+             {2000000000, 0, 0},
+             "; zero_optimization with stage 1 would fit"},
+            {"\"stage\": 0, \"overlap_comm\": true, \"reduce_bucket_size\": 1000000, \"allgather_bucket_size\": "
+             "1000000",
+             {700000000, 0, 0},
+             "; zero_optimization with stage 2, offload_optimizer.device cpu would fit"},
+            {CPU "}", {410000000, 0, 0}, "; zero_optimization with offload_param.device cpu would fit"},
+            {CPU "}, \"offload_param\": {\"device\": \"cpu\"}", {300000000, 0, 0}, "; no stage or offload would"},
+            {CPU "}",
+             {0, 300000000, 0},
+             "in host memory and the limit is 300000000; its largest item is fp32 master weights, 100663296 bytes; "
+             "zero_optimization with offload_optimizer.device nvme, sub_group_size 1000000 would fit"},
+            {CPU ", \"nvme_path\": \"/fast\"}, \"offload_param\": {\"device\": \"cpu\", \"nvme_path\": \"/fast\", "
+                 "\"max_in_cpu\": 0, \"buffer_count\": 1}",
+             {0, 60000000, 0},
+             "; zero_optimization with offload_optimizer.device nvme, sub_group_size 1000000, offload_param.device "
+             "nvme would fit"},
+            {CPU "}, \"sub_group_size\": 900000",
+             {0, 300000000, 0},
+             "; zero_optimization with offload_optimizer.device nvme would fit"},
+            {CPU ", \"buffer_count\": 1}", {0, 300000000, 0}, "; no stage or offload would make it fit"},
+            {"\"stage\": 3, \"offload_optimizer\": {\"device\": \"nvme\", \"nvme_path\": \"/fast\"}, "
+             "\"sub_group_size\": 900000",
+             {0, 0, 300000000},
+             "bytes of memory on disk and the limit is 300000000; its largest item is fp32 master weights, 100663296 "
+             "bytes; "
+             "zero_optimization with offload_optimizer.device cpu would fit"},
+        };
+        for (size_t k = 0; k < sizeof rows / sizeof rows[0]; k++) {
+            char text[1000];
+            ds_zero_param params[N];
+            ds_config *c;
+            ds_zero_desc d;
+            ds_zero *z = NULL;
+            ds_error e = {DS_OK, ""};
+            snprintf(text, sizeof text,
+                     "{\"train_micro_batch_size_per_gpu\": 1, \"optimizer\": {\"type\": \"AdamW\"}, \"bf16\": "
+                     "{\"enabled\": true}, \"aio\": {\"block_size\": 4096}, \"zero_optimization\": "
+                     "{\"stage3_param_persistence_threshold\": 0, \"stage3_max_live_parameters\": 30000, %s}}",
+                     rows[k].zero);
+            c = config_for(text, 8);
+            memset(&d, 0, sizeof d);
+            describe(params, DS_BF16);
+            for (int i = 0; i < N; i++) params[i].shape[0] = (size_t)1 << 26;
+            d.config = c;
+            d.params = params;
+            d.n_params = N;
+            memcpy(d.limit, rows[k].limit, sizeof d.limit);
+            {
+                ds_zero_bytes b;
+                CHECK(ds_zero_plan(&d, 0, 8, &b, &e) == DS_ERR_MEMORY);
+            }
+            if (!CHECK(strstr(e.message, rows[k].advice))) printf("  %zu: %s\n", k, e.message);
+            ds_config_free(c);
+            c = config_for(text, 1); /* and nothing is made */
+            d.config = c;
+            CHECK(ds_zero_create(&d, &z, &e) == DS_ERR_MEMORY && z == NULL);
+            ds_config_free(c);
+        }
+#undef CPU
     }
     TEST(two engines in one process) {
         ds_zero_param params[N];
