@@ -2657,7 +2657,8 @@ static ds_status dsi_zero_update_sub(ds_zero *z, const dsi_zero_sub *sub, const 
     if (status) return dsi_zero_die(z, status, "optimizer step", ds_optim_error(z->optim)->message);
     if (near) dsi_zero_follow(z, z->stream, stage->stream);
     if (z->gpu) dsi_zero_stage_move(z, sub, set, stage, before, true);
-    if (near && !z->home) dsi_zero_sync(z, stage->stream); /* it goes on to the disk */
+    if (near && z->n_sets)
+        dsi_zero_sync(z, stage->stream); /* the set goes on to the disk, and takes what comes from there */
     return dsi_zero_ended(z, DS_OK);
 }
 
