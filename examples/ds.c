@@ -891,6 +891,17 @@ static int checkpoint_failed(const char *command, ds_status status, const char *
     fprintf(stderr, "ds %s: %s\n", command, message);
     return status == DS_ERR_CORRUPT || DS_IS_MISUSE(status) ? INPUT : ENVIRONMENT;
 }
+/* What the reader says of itself: a warning goes to the user, and that `latest` is damaged is kept. */
+typedef struct checkpoint_log {
+    const char *command;
+    char not_latest[600];
+} checkpoint_log;
+static void checkpoint_said(void *ctx, const char *header, int level, int id, const char *message) {
+    checkpoint_log *log = (checkpoint_log *)ctx;
+    (void)header;
+    if (level <= DS_LOG_WARNING) fprintf(stderr, "ds %s: %s\n", log->command, message);
+    if (id == 2) snprintf(log->not_latest, sizeof log->not_latest, "%s", message);
+}
 static void put_json(const char *text) {
     putchar('"');
     for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
@@ -921,14 +932,14 @@ static void put_shape(const ds_checkpoint_info *t, const char *separator) {
     for (int i = 0; i < t->dims; i++) printf("%s%zu", i ? separator : "", t->shape[i]);
 }
 
-static void inspect_json(const ds_checkpoint *c, const char *problem) {
+static void inspect_json(const ds_checkpoint *c, bool verified, const char *problem) {
     ds_checkpoint_shard_info shard;
     ds_checkpoint_info t;
     ds_checkpoint_value v;
     printf("{\"format\": \"%s\", \"tag\": ", format_names[ds_checkpoint_get_format(c)]);
     put_json(ds_checkpoint_tag(c));
-    printf(", \"verified\": %s, \"error\": ", problem ? "false" : "true");
-    if (problem)
+    printf(", \"verified\": %s, \"error\": ", verified ? "true" : "false");
+    if (*problem)
         put_json(problem);
     else
         printf("null");
@@ -956,36 +967,53 @@ static void inspect_json(const ds_checkpoint *c, const char *problem) {
     }
     printf("}}\n");
 }
-static void inspect_table(const ds_checkpoint *c, const char *problem) {
+/* A name in a column, by its characters and not its bytes. */
+static int name_width(const char *name) {
+    int width = 0;
+    for (; *name; name++) width += (*name & 0xC0) != 0x80;
+    return width;
+}
+static void put_name(const char *name, int column) {
+    const int width = name_width(name);
+    printf("%s%*s ", name, width < column ? column - width : 0, "");
+}
+static void inspect_table(const ds_checkpoint *c, bool verified) {
     ds_checkpoint_shard_info shard;
     ds_checkpoint_info t;
     ds_checkpoint_value v;
     unsigned long long bytes = 0;
     size_t elements = 0, shards = ds_checkpoint_shard_count(c);
-    printf("%-40s %-5s %-18s %14s %6s\n", "tensor", "dtype", "shape", "elements", "parts");
+    int column = 30;
+    for (size_t i = 0; !ds_checkpoint_at(c, i, &t); i++) {
+        const int width = name_width(t.name);
+        if (width > column && width <= 80) column = width;
+    }
+    put_name("tensor", column);
+    printf("%-5s %-18s %14s %6s\n", "dtype", "shape", "elements", "parts");
     for (size_t i = 0; !ds_checkpoint_at(c, i, &t); i++) {
         char shape[200] = "";
         for (int k = 0; k < t.dims; k++)
             snprintf(shape + strlen(shape), sizeof shape - strlen(shape), "%s%zu", k ? "x" : "", t.shape[k]);
-        printf("%-40s %-5s %-18s %14zu %6zu\n", t.name, dtype_names[t.dtype], shape, t.numel, t.parts);
+        put_name(t.name, column);
+        printf("%-5s %-18s %14zu %6zu\n", dtype_names[t.dtype], shape, t.numel, t.parts);
         elements += t.numel;
     }
     printf("\n");
     for (size_t i = 0; !ds_checkpoint_value_at(c, i, &v); i++) {
-        printf("%-40s ", v.key);
+        put_name(v.key, column);
         put_value(&v, false);
         printf("\n");
     }
     printf("\n");
     for (size_t i = 0; !ds_checkpoint_shard_at(c, i, &shard); i++) {
-        printf("%-40s %14llu bytes%s\n", shard.name, (unsigned long long)shard.bytes,
-               shard.missing ? ", on another node" : "");
+        put_name(shard.name, column);
+        printf("%14llu bytes%s\n", (unsigned long long)shard.bytes, shard.missing ? ", on another node" : "");
         bytes += shard.bytes;
     }
     printf("\n%s checkpoint %s: %zu tensors, %zu elements, %zu file%s, %llu bytes; %s\n",
            format_names[ds_checkpoint_get_format(c)], ds_checkpoint_tag(c), ds_checkpoint_count(c), elements, shards,
            shards == 1 ? "" : "s", bytes,
-           problem ? "DAMAGED" : "every byte read, and right by its checksum where it has one");
+           !verified ? "DAMAGED" : "every byte read, and right by its checksum where it has one");
 }
 
 static int run_inspect(arguments *a) {
@@ -994,20 +1022,23 @@ static int run_inspect(arguments *a) {
     ds_checkpoint_desc desc;
     ds_checkpoint *c = NULL;
     ds_error error = {DS_OK, ""};
+    checkpoint_log log = {"inspect", ""};
     ds_status opened, verified;
     if (status) return status;
     memset(&desc, 0, sizeof desc);
+    desc.logger.log = checkpoint_said;
+    desc.logger.ctx = &log;
     opened = ds_checkpoint_open_path(&desc, a->at[0], &c, &error);
     if (opened) return checkpoint_failed("inspect", opened, error.message);
     verified = ds_checkpoint_verify(c);
     if (verified) error = *ds_checkpoint_error(c);
     if (json)
-        inspect_json(c, verified ? error.message : NULL);
+        inspect_json(c, !verified, verified ? error.message : log.not_latest);
     else
-        inspect_table(c, verified ? error.message : NULL);
+        inspect_table(c, !verified);
     ds_checkpoint_close(c);
     if (verified) return finish(checkpoint_failed("inspect", verified, error.message));
-    return finish(FINE);
+    return finish(*log.not_latest ? INPUT : FINE);
 }
 
 /* What a writer asks for, from an open checkpoint. */
@@ -1087,6 +1118,7 @@ static int run_convert(arguments *a) {
     ds_checkpoint_desc desc;
     ds_checkpoint *c = NULL;
     ds_error error = {DS_OK, ""};
+    checkpoint_log log = {"convert", ""};
     size_t shard_bytes, ranks;
     ds_status status;
     int used = operands(a, 2), dtype = -1, stage = -1;
@@ -1101,6 +1133,8 @@ static int run_convert(arguments *a) {
         return usage(a, "--dtype is fp32, fp16 or bf16", NULL);
     if (*type) dtype = type[0] == 'b' ? DS_BF16 : type[2] == '3' ? DS_F32 : DS_F16;
     memset(&desc, 0, sizeof desc);
+    desc.logger.log = checkpoint_said;
+    desc.logger.ctx = &log;
     status = ds_checkpoint_open_path(&desc, a->at[0], &c, &error);
     if (!status && stage >= 0)
         status = ds_deepspeed_write(c, a->at[1], converted_tag(c), stage, (int)ranks, &error);
@@ -1183,7 +1217,8 @@ static const struct command {
     {"inspect", "show what a checkpoint holds, and verify it",
      "usage: ds inspect CHECKPOINT [--json]\n"
      "CHECKPOINT is a folder of checkpoints or of one, of ds or DeepSpeed, a .safetensors file or an index of such.\n"
-     "Reads every byte. Exit status 1: it is damaged or none.\n",
+     "Reads every byte. Exit status 1: it is damaged, or none, or another than the one that a folder calls its "
+     "latest.\n",
      run_inspect},
     {"convert", "change a checkpoint's format",
      "usage: ds convert SRC DST [--dtype fp32|fp16|bf16] [--max-shard-bytes N]\n"

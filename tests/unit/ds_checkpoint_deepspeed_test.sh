@@ -57,6 +57,13 @@ check "the damage is named" grep -q "layer.weight.*rank-00000.safetensors" "$out
 check "the damage is in the JSON" grep -q '"verified": false' "$out/stdout"
 check "convert damage" status 1 "$b/ds" convert "$out/own/step100" "$out/z.safetensors"
 check "nothing is left of it" test ! -e "$out/z.safetensors" -a ! -e "$out/z.safetensors.tmp"
+"$b/07_checkpoint" "$out/two" >/dev/null
+cp -r "$out/again/converted" "$out/two" && truncate -s -9 "$out/two/step100/manifest.json"
+check "inspect a folder whose latest is damaged" status 1 "$b/ds" inspect "$out/two" --json
+check "which is named" grep -q "opened 'converted' instead: .*step100/manifest.json" "$out/stderr"
+check "and in the JSON" grep -q '"tag": "converted", "verified": true, "error": ".*step100/manifest.json' "$out/stdout"
+check "convert what is left" status 0 "$b/ds" convert "$out/two" "$out/left.safetensors"
+check "it is said" grep -q "ds convert: .*opened 'converted' instead" "$out/stderr"
 printf '%d passed, %d failed' $passed $failed
 [ $skipped -eq 0 ] || printf ', %d skipped' $skipped
 printf '\n'
