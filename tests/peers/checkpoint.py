@@ -156,6 +156,14 @@ def frozen_worker(stage, save):
         torch.save(want, save + '.want')
 
 
+def recovered(ours, load, folder, stage, world):
+    """What zero_to_fp32.py reads of our ZeRO files of what `load` holds."""
+    ours.ds('convert', load, folder, '--to', 'zero%d' % stage, '--ranks', str(world))
+    subprocess.run([sys.executable, '-m', 'deepspeed.utils.zero_to_fp32', '--safe_serialization', folder, folder + '.fp32'],
+                   check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return tensors(os.path.join(folder + '.fp32', 'model.safetensors'))
+
+
 def frozen(ours, stage):
     import torch
     folder = os.path.join(ours.folder, 'frozen%d' % stage)
@@ -167,7 +175,10 @@ def frozen(ours, stage):
         dtype = {'F32': torch.float32, 'BF16': torch.bfloat16}[got[name][0]]
         values = torch.frombuffer(bytearray(got[name][2]), dtype=dtype).reshape(got[name][1])
         assert torch.equal(values.float(), t.bfloat16().float() if stage == 0 else t), name
-    return '%d tensors' % len(got)
+    fp32 = {name: ('F32', list(t.shape), (t.bfloat16() if stage == 0 else t).float().numpy().tobytes()) for name, t in want.items()}
+    for to in (1, 3):  # and out again: its script finds what is not trained among the buffers
+        assert recovered(ours, folder, '%s.zero%d' % (folder, to), to, 3) == fp32, 'zero_to_fp32.py reads other values'
+    return '%d tensors, and back' % len(got)
 
 
 def near(a, b, bound):
@@ -224,10 +235,7 @@ def main():
     for stage, world in ((1, 2), (2, 3), (3, 2), (3, 5)):
         def recover(stage=stage, world=world):
             zero = os.path.join(folder, 'zero%d.%d' % (stage, world))
-            ours.ds('convert', own, zero, '--to', 'zero%d' % stage, '--ranks', str(world))
-            subprocess.run([sys.executable, '-m', 'deepspeed.utils.zero_to_fp32', '--safe_serialization', zero,
-                            zero + '.fp32'], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            assert tensors(os.path.join(zero + '.fp32', 'model.safetensors')) == want, 'other values'
+            assert recovered(ours, own, zero, stage, world) == want, 'other values'
         case('zero_to_fp32.py reads our ZeRO-%d files of %d ranks, to the bit' % (stage, world), recover)
 
     def logits():
