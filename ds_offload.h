@@ -40,7 +40,8 @@ CONCEPTS
     as far as desc.max_in_cpu reaches, and those used least recently in the file, written there only when they changed.
     O_DIRECT moves aligned memory (4,096 bytes: offset in the tensor, address and size) without a copy; the rest goes
     through bounce buffers, and a write of part of a block reads the block first. A file system that refuses O_DIRECT
-    gets buffered reads and writes, and the log says so.
+    gets buffered reads and writes, and the log says so. Memory in huge pages is moved up to twice as fast: the store's
+    own large buffers are (not those of desc.allocator), and ds_offload_huge asks for them behind yours.
     Order. Transfers that touch the same blocks, at least one of them writing, take effect in the order of their starts;
     others may overtake each other.
 
@@ -340,6 +341,11 @@ DS_API ds_status ds_offload_write(ds_offload *store, ds_offload_id id, size_t of
    (RLIMIT_MEMLOCK): the memory is usable all the same. */
 DS_API ds_status ds_offload_pin(void *memory, size_t bytes, ds_error *error);
 DS_API void ds_offload_unpin(void *memory, size_t bytes);
+
+/* Asks for huge pages (2 MiB) behind memory of the caller's own, before its first touch; only whole ones, so not a byte more
+   is resident. O_DIRECT from and to them is up to twice as fast as with pages of 4,096 bytes, each of which is a piece of
+   its own in a request to the disk. Where the system refuses, nothing changes. */
+DS_API void ds_offload_huge(void *memory, size_t bytes);
 
 typedef struct ds_offload_stats {
     uint64_t reads, writes;             /* transfers started */
@@ -1539,6 +1545,7 @@ static char *dsi_offload_take_host(ds_offload *s, size_t bytes, const char *what
                  bytes);
         return NULL;
     }
+    if (!device && !s->allocator.alloc) ds_offload_huge(memory, bytes);
     memset(memory, 0, bytes);
     if (s->pin && !device && ds_offload_pin(memory, bytes, NULL))
         dsi_log(&s->logger, "ds_offload", DS_LOG_WARNING, 4,
@@ -2244,6 +2251,7 @@ static ds_status dsi_offload_probe(ds_offload *s, int64_t ns) {
     if (bytes > most) bytes = most > s->block ? most : s->block;
     memory = (char *)dsi_alloc_aligned(&s->allocator, bytes, DSI_OFFLOAD_UNIT);
     if (!memory) return dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no memory for a probe of %zu bytes", bytes);
+    if (!s->allocator.alloc) ds_offload_huge(memory, bytes);
     memset(memory, 0, bytes);
     status = ds_offload_add(s, "(probe)", bytes, DS_OFFLOAD_NVME, &id);
     for (int read = 0; read < 2 && !status; read++)
@@ -2263,7 +2271,7 @@ static ds_status dsi_offload_probe(ds_offload *s, int64_t ns) {
     return DS_OK;
 }
 
-// >>pinning
+// >>pages
 
 DS_API ds_status ds_offload_pin(void *memory, size_t bytes, ds_error *error) {
     if (bytes == 0 || mlock(memory, bytes) == 0) return DS_OK;
@@ -2272,6 +2280,14 @@ DS_API ds_status ds_offload_pin(void *memory, size_t bytes, ds_error *error) {
 }
 DS_API void ds_offload_unpin(void *memory, size_t bytes) {
     if (bytes) (void)munlock(memory, bytes);
+}
+DS_API void ds_offload_huge(void *memory, size_t bytes) {
+#ifdef MADV_HUGEPAGE
+    const size_t page = (size_t)2 << 20, lead = (size_t)(0 - (uintptr_t)memory) & (page - 1);
+    if (bytes >= lead + page) (void)madvise((char *)memory + lead, (bytes - lead) & ~(page - 1), MADV_HUGEPAGE);
+#else
+    (void)memory, (void)bytes;
+#endif
 }
 
 #undef DSI_OFFLOAD_UNIT

@@ -4060,6 +4060,7 @@ static ds_status dsi_zero_memory_row(ds_zero *z, bool take, void **memory, ds_ze
     if (!*memory)
         return dsi_fail(error, DS_ERR_MEMORY, "rank %d: no memory for %s, %zu bytes%s%.300s", z->rank, what, bytes,
                         z->gpu ? "; " : "", z->gpu ? z->device.describe(z->device.ctx) : "");
+    if (t == DS_ZERO_HOST && !z->allocator.alloc && !dsi_zero_pinned(z, c, t)) ds_offload_huge(*memory, bytes);
     if (t == DS_ZERO_DEVICE)
         dsi_zero_clear(z, *memory, bytes, z->stream);
     else

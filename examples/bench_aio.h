@@ -8,7 +8,7 @@
 typedef struct aio_case {
     const char *folder, *fio;
     size_t bytes, block, depth, threads;
-    bool single, no_overlap;
+    bool single, no_overlap, small_pages;
     char *memory;
 } aio_case;
 
@@ -20,11 +20,11 @@ static double aio_cpu(void) {
     return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) + 1e-6 * (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec);
 }
 
-/* Memory as a tensor has it: as large as what is moved, ordinary pages, each touched. (Pages of a memory file, by which the
-   same few could be used again as fio does, lie scattered, and the kernel then cuts each block in two.) */
-static char *aio_memory(size_t bytes) {
+/* Memory as an engine's tensors have it: as large as what is moved, in huge pages unless they are not wanted. */
+static char *aio_memory(size_t bytes, bool small_pages) {
     void *memory = NULL;
     if (posix_memalign(&memory, 4096, bytes)) return NULL;
+    if (!small_pages) ds_offload_huge(memory, bytes);
     for (size_t i = 0; i < bytes; i++) ((char *)memory)[i] = (char)(i * 2654435761u >> 13);
     return (char *)memory;
 }
@@ -195,6 +195,7 @@ static ds_status aio_stream(const aio_case *c, size_t count, int rounds, double 
     all.bytes = n * sub * 14;
     *best = 0.0;
     if (posix_memalign((void **)&all.memory, 4096, 2 * sub * 14)) return DS_ERR_MEMORY;
+    ds_offload_huge(all.memory, 2 * sub * 14);
     memset(all.memory, 0, 2 * sub * 14);
     status = aio_open(&all, &store, &id, error);
     for (int round = 0; round <= rounds && !status; round++) {
@@ -267,6 +268,7 @@ static int bench_aio(arguments *a) {
     c.fio = option(a, "--fio", "fio");
     c.single = flag(a, "--single-submit");
     c.no_overlap = flag(a, "--no-overlap");
+    c.small_pages = flag(a, "--small-pages");
     if ((used = operands(a, 1))) return used;
     if (!mib || !number(mib, &c.bytes) || !c.bytes || c.bytes > 1 << 16 || !block || !number(block, &c.block) ||
         !c.block || !depth || !number(depth, &c.depth) || !c.depth || c.depth > 65536 || !threads ||
@@ -277,7 +279,8 @@ static int bench_aio(arguments *a) {
     c.bytes = (c.bytes << 20) / (c.block * c.threads) * (c.block * c.threads);
     if (c.bytes == 0) return usage(a, "--mib holds no block for each thread", NULL);
     if (step) return aio_steps(&c, (int)rounds, json);
-    if (!(c.memory = aio_memory(c.bytes))) return fprintf(stderr, "ds bench: out of memory\n"), ENVIRONMENT;
+    if (!(c.memory = aio_memory(c.bytes, c.small_pages)))
+        return fprintf(stderr, "ds bench: out of memory\n"), ENVIRONMENT;
     if (tune) {
         used = aio_tune(c, json);
         free(c.memory);

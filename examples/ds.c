@@ -1209,7 +1209,8 @@ static const struct command {
      "Times steps of the engine beside computation, communication and disk alone; N elements in each of 8 layers.\n"
      "       ds bench aio [--folder DIR] [--mib N] [--block-size BYTES] [--queue-depth N] [--threads T] "
      "[--single-submit]\n"
-     "                    [--no-overlap] [--rounds R] [--fio PATH] [--json] [--tune | --step]\n"
+     "                    [--no-overlap] [--small-pages] [--rounds R] [--fio PATH] [--json]\n"
+     "                    [--tune | --step]\n"
      "Times the swap file in DIR beside fio at the same settings; --tune tries block sizes, depths and threads and "
      "prints the\n"
      "aio section to paste; --step times an optimizer's step from the disk beside its I/O and its arithmetic alone.\n",

@@ -1,6 +1,6 @@
 #!/bin/bash
 # The swap file of ds_offload.h beside DeepSpeed's own aio handle, each at its best of several settings, in the same folder and
-# in turns. environment: B (build), PYTHON (python3; one with deepspeed, torch, ninja and libaio's header), FOLDER (.),
+# in turns, medians of ROUNDS. environment: B (build), PYTHON (python3; one with deepspeed, torch, ninja and libaio's header), FOLDER (.),
 # MIB (256), ROUNDS (3)
 set -u
 cd "$(dirname "$0")/../.."
