@@ -74,7 +74,8 @@ CONCEPTS
     Tiers. Without a GPU "device" is an account in host memory: offload_optimizer and offload_param move what they name
     to the pinned host tier or to a file, and ds_zero_plan says how many bytes go where. With states on nvme the gradient
     accumulators are on disk, too; sub_group_size elements of each array are in memory at a time, in as many sets of buffers
-    as the pipelines use, or as offload_optimizer.buffer_count (when given) holds, at most 16. With pipeline_read all sets
+    as the pipelines use, or as offload_optimizer.buffer_count (when given) holds, at most 16. What is summed for the first
+    sub-groups waits in these sets and never goes to disk (with LAMB it does). With pipeline_read all sets
     are filled during a step's last backward pass; with pipeline_write the last writes go on while the next pass computes,
     and one that fails is found at the next step, read or save. So more sets leave less I/O to the step itself. ratio: states of this part of the elements
     are offloaded, those of the others stay. fast_init: initial values go to disk through these buffers, many at once.
@@ -1964,9 +1965,25 @@ static ds_status dsi_zero_acc_io(ds_zero *z, bool write, dsi_zero_lane *lane, si
     return status ? dsi_zero_disk_failed(z, 0, status, write ? "swap-out" : "swap-in", "gradients") : DS_OK;
 }
 
+static void dsi_zero_acc_add(ds_zero *z, char *sum, const char *piece, size_t count, bool add, double *norms) {
+    if (add)
+        (void)ds_optim_accumulate(sum, z->acc_dtype, piece, z->wire, count);
+    else
+        (void)ds_optim_cast(sum, z->acc_dtype, piece, z->wire, count);
+    if (norms) ds_optim_norm_grains(sum, z->acc_dtype, count, 1.0f, norms);
+}
+
+/* The sub-groups whose gradients are summed in the sets that the step begins with, and never go to disk. An optimizer that
+   measures first takes all sub-groups twice. */
+static size_t dsi_zero_kept_subs(const ds_zero *z) {
+    return z->by_norm ? 0 : z->n_sets;
+}
+
 /* The same as in memory, where accumulators are on disk: chunk by chunk through the lanes. */
 static ds_status dsi_zero_acc_swap(ds_zero *z, const dsi_zero_param *p, char *piece, size_t begin, size_t count) {
-    bool last = z->micro + 1 == z->accumulation;
+    bool last = z->micro + 1 == z->accumulation, add = !z->invariant && z->micro;
+    double *norms = last ? z->norm_own + dsi_zero_head(z) + p->norm_at + begin / DS_GRAIN : NULL;
+    size_t at = p->shard + begin, done = 0;
     unsigned m = (unsigned)z->micro, k = 0;
     dsi_zero_lane *lane;
     ds_status status = DS_OK;
@@ -1974,21 +1991,28 @@ static ds_status dsi_zero_acc_swap(ds_zero *z, const dsi_zero_param *p, char *pi
         for (; !status && (m >> k & 1u || (last && m >> k)); k++) {
             if (!(m >> k & 1u)) continue;
             if ((status = dsi_zero_lane_take(z, &lane))) break;
-            status = dsi_zero_acc_io(z, false, lane, k * z->shard_total + p->shard + begin, count);
+            status = dsi_zero_acc_io(z, false, lane, k * z->shard_total + at, count);
             (void)ds_optim_accumulate(piece, DS_F32, lane->memory, DS_F32, count);
         }
+        if (status) return status;
         if (last) k = 0;
     }
-    if (status || (status = dsi_zero_lane_take(z, &lane))) return status;
-    if (!z->invariant && m) {
-        if ((status = dsi_zero_acc_io(z, false, lane, p->shard + begin, count))) return status;
-        (void)ds_optim_accumulate(lane->memory, z->acc_dtype, piece, z->wire, count);
-    } else
-        (void)ds_optim_cast(lane->memory, z->acc_dtype, piece, z->wire, count);
-    if (last)
-        ds_optim_norm_grains(lane->memory, z->acc_dtype, count, 1.0f,
-                             z->norm_own + dsi_zero_head(z) + p->norm_at + begin / DS_GRAIN);
-    return dsi_zero_acc_io(z, true, lane, k * z->shard_total + p->shard + begin, count);
+    for (size_t g = 0; (!z->invariant || last) && g < dsi_zero_kept_subs(z) && done < count; g++) {
+        const dsi_zero_sub *sub = &z->subs[g];
+        size_t left = sub->end > at + done ? sub->end - at - done : 0, n = left < count - done ? left : count - done;
+        if (n == 0) continue;
+        dsi_zero_acc_add(z, z->sets[g].grad + (at + done - sub->begin) * dsi_zero_acc_bytes(z),
+                         piece + done * DS_DTYPE_SIZE(z->wire), n, add, norms ? norms + done / DS_GRAIN : NULL);
+        done += n;
+    }
+    if (done == count) return DS_OK;
+    at += done;
+    count -= done;
+    if ((status = dsi_zero_lane_take(z, &lane))) return status;
+    if (add && (status = dsi_zero_acc_io(z, false, lane, at, count))) return status;
+    dsi_zero_acc_add(z, lane->memory, piece + done * DS_DTYPE_SIZE(z->wire), count, add,
+                     norms ? norms + done / DS_GRAIN : NULL);
+    return dsi_zero_acc_io(z, true, lane, k * z->shard_total + at, count);
 }
 
 /* Takes a reduced bucket's own pieces into the accumulators. */
@@ -2678,7 +2702,7 @@ static ds_status dsi_zero_sub_read(ds_zero *z, size_t g, size_t ahead) {
         if ((status = dsi_zero_set_wait(z, set))) return status;
         if ((status = dsi_zero_set_start(z, set, &z->subs[g], DSI_ZERO_IN))) return status;
     }
-    return dsi_zero_set_start(z, set, &z->subs[g], DSI_ZERO_IN_GRADIENTS);
+    return g < dsi_zero_kept_subs(z) ? DS_OK : dsi_zero_set_start(z, set, &z->subs[g], DSI_ZERO_IN_GRADIENTS);
 }
 
 /* Walks the sub-groups. What is on disk streams through sets of buffers, sub-group g through set g % n_sets, so that reading

@@ -55,6 +55,7 @@ static void states(const char *precision, int world) {
     TEST_NAMED(name) {
         static const char *const pipes = ", \"pipeline_read\": true, \"pipeline_write\": true";
         char more[200];
+        uint64_t written = 0;
         NVME("");
         if (!ran(&s, out)) break;
         for (size_t n = 1; n <= 4; n++) { /* n sets of buffers, of which each sub-group uses one at most */
@@ -63,6 +64,10 @@ static void states(const char *precision, int world) {
             NVME(more);
             if (!ran(&s, other)) break;
             CHECK_EQ(host(other, DS_ZERO_BUCKETS), host(out, DS_ZERO_BUCKETS) + ((n < subs ? n : subs) - 1) * set);
+            /* what is summed in a set does not go to disk */
+            CHECK(n == 1 ||
+                  (n <= subs ? other->stats.swap.bytes_written < written : other->stats.swap.bytes_written == written));
+            written = other->stats.swap.bytes_written;
         }
         NVME(pipes); /* not given: as many as they use */
         ran(&s, other);
