@@ -13,9 +13,10 @@ static void init(void *ctx, size_t begin, size_t count, float *out) {
     for (size_t i = 0; i < count; i++) out[i] = (float)((begin + i) % 7);
 }
 
-/* Plain reads and writes of which the n-th fails. */
+/* Plain reads and writes of which the n-th fails, or with `dies` all from there on. */
 typedef struct trouble {
     long at, seen;
+    bool dies;
     ds_offload_request *queue[256];
     int count;
 } trouble;
@@ -29,7 +30,9 @@ static int submit(void *ctx, void *queue, ds_offload_request **r, int count) {
     trouble *t = (trouble *)ctx;
     (void)queue;
     for (int i = 0; i < count; i++) {
-        if (__atomic_add_fetch(&t->seen, 1, __ATOMIC_RELAXED) == __atomic_load_n(&t->at, __ATOMIC_RELAXED))
+        long now = __atomic_add_fetch(&t->seen, 1, __ATOMIC_RELAXED),
+             fails_at = __atomic_load_n(&t->at, __ATOMIC_RELAXED);
+        if (now == fails_at || (t->dies && fails_at && now > fails_at))
             r[i]->result = -EIO;
         else
             r[i]->result = r[i]->write ? dsi_sys_write(NULL, r[i]->fd, r[i]->buffer, r[i]->bytes, r[i]->offset)
@@ -487,6 +490,14 @@ typedef struct plot { /* what a story is about */
     bool half; /* bf16 */
 } plot;
 
+typedef struct
+    blow { /* what fails, at its n-th use: rank 1's exchange, the last rank's request to the disk (or all from
+                         there on), call to files, allocation */
+    long cable, disk, files;
+    bool dies;
+    size_t memory;
+} blow;
+
 enum { S_TABLE, S_MATRIX, S_FROZEN, S_TINY, S_LARGE, S_N };
 static const size_t story_shape[S_N][2] = {{40, 50}, {30, 90}, {2100, 1}, {3, 1}, {5000, 1}};
 static uint16_t half_gradient[NUMEL];
@@ -504,6 +515,7 @@ static void describe_story(ds_zero_param *p, void **slots, const plot *t) {
         p[i].init = init;
     }
     p[S_TABLE].sparse = true;
+    p[S_TINY].dtype = DS_F32; /* beside 16-bit ones */
     p[S_FROZEN].frozen = true;
     p[S_LARGE].contributions = 2;
 }
@@ -528,6 +540,9 @@ static ds_config *story_config(const plot *t) {
 static void no_line(void *ctx, const char *text) {
     (void)ctx, (void)text;
 }
+static void no_log(void *ctx, const char *header, int level, int id, const char *message) {
+    (void)ctx, (void)header, (void)level, (void)id, (void)message;
+}
 
 /* Everything an engine does, until something fails: that call and its status. */
 #define DO(call)                                                                                                       \
@@ -535,10 +550,10 @@ static void no_line(void *ctx, const char *text) {
         if ((s = (call))) return *at = #call, s;                                                                       \
     } while (0)
 static ds_status story(ds_zero *z, const plot *t, const char *folder, const char **at) {
-    const void *g = t->half ? (const void *)half_gradient : gradient, *client;
+    const void *g = t->half ? (const void *)half_gradient : gradient, *client = NULL;
     char file[96];
     float values[10];
-    size_t bytes;
+    size_t bytes = 0;
     ds_status s;
     snprintf(file, sizeof file, "%s/model.safetensors", folder);
     for (int step = 0; step < 3; step++) {
@@ -563,21 +578,28 @@ static ds_status story(ds_zero *z, const plot *t, const char *folder, const char
             DO(ds_zero_release(z, i));
         }
         DO(ds_zero_end(z));
+        DO(ds_zero_begin(z, DS_ZERO_EVALUATE)); /* and one that ends early: what was fetched ahead is let go */
+        DO(ds_zero_fetch(z, 0, NULL));
+        DO(ds_zero_release(z, 0));
+        DO(ds_zero_end(z));
         DO(ds_zero_step(z, NULL));
+        if (step == 1) DO(ds_zero_save(z, folder, NULL, "client", 6)); /* while the last writes to the disk go on */
+        if (step == 2) DO(ds_zero_load(z, folder, NULL, &client, &bytes));
         for (size_t i = 0; i < S_N; i++) {
             DO(ds_zero_read(z, i, -1, 0, i == S_TINY ? 3 : 10, values));
             if (i == S_FROZEN && values[9] != 7.0f) return *at = "frozen values", DS_ERR_CORRUPT;
         }
-        if (step == 1) {
-            DO(ds_zero_save(z, folder, NULL, "client", 6));
-            DO(ds_zero_save_finish(z));
-            DO(ds_zero_load(z, folder, NULL, &client, &bytes));
-            if (bytes != 6 || memcmp(client, "client", 6) != 0) return *at = "client state", DS_ERR_CORRUPT;
-        }
+        if (step == 1) DO(ds_zero_save_finish(z));
     }
+    if (bytes != 6 || memcmp(client, "client", 6) != 0) return *at = "client state", DS_ERR_CORRUPT;
     DO(ds_zero_save_16bit_model(z, file));
     DO(ds_zero_comm_summary(z, no_line, NULL));
     return DS_OK;
+}
+
+/* A save, but not of an export. */
+static bool saves(const char *call) {
+    return strncmp(call, "ds_zero_save(", 13) == 0 || strncmp(call, "ds_zero_save_finish(", 20) == 0;
 }
 
 typedef struct story_rank {
@@ -585,11 +607,12 @@ typedef struct story_rank {
     const plot *t;
     const char *folder, *at; /* `at`: the call that failed */
     trouble disk;
+    broken_files files;
     test_memory memory;
     ds_status status;
     ds_error error;
-    size_t created; /* allocations by then */
-    bool agreed, alive;
+    size_t created;            /* allocations by then */
+    bool agreed, alive, again; /* again: the save that failed was made a second time */
 } story_rank;
 
 static void *run_story(void *arg) {
@@ -626,6 +649,16 @@ static void *run_story(void *arg) {
     d.allocator.release = test_release;
     d.allocator.ctx = &a->memory;
     d.files.sync = no_sync;
+    if (a->files.at) {
+        d.files.ctx = &a->files;
+        d.files.open = b_open;
+        d.files.read = b_read;
+        d.files.write = b_write;
+        d.files.sync = b_sync;
+        d.files.rename = b_rename;
+        d.files.mkdir = b_mkdir;
+    }
+    d.logger.log = no_log;
     d.aio.ctx = &a->disk;
     d.aio.setup = setup;
     d.aio.teardown = teardown;
@@ -652,6 +685,8 @@ static void *run_story(void *arg) {
                         ds_zero_load(z, "build/nowhere", NULL, NULL, NULL) == a->status &&
                         ds_zero_save_16bit_model(z, "build/nowhere") == a->status &&
                         strcmp(ds_zero_error(z)->message, a->error.message) == 0;
+        else if (saves(a->at))
+            a->again = ds_zero_save(z, a->folder, NULL, "client", 6) == DS_OK && ds_zero_save_finish(z) == DS_OK;
     }
     ds_zero_destroy(z);
     ds_comm_destroy(comm);
@@ -664,8 +699,7 @@ static void *run_story(void *arg) {
     return NULL;
 }
 
-/* With rank 1's exchange number `cable` failing, or the last rank's request to the disk, or allocation. */
-static void tell_story(const plot *t, long cable, long disk, size_t memory, story_rank *r) {
+static void tell_story(const plot *t, blow b, story_rank *r) {
     char folder[] = "/tmp/ds_zero_XXXXXX", command[64];
     post office;
     pthread_t threads[4];
@@ -677,11 +711,17 @@ static void tell_story(const plot *t, long cable, long disk, size_t memory, stor
     for (int k = 0; k < t->world; k++) {
         r[k].man.office = &office;
         r[k].man.rank = k;
-        r[k].man.at = k == 1 ? cable : 0;
-        r[k].disk.at = k + 1 == t->world ? disk : 0;
-        r[k].memory.fail_at = k + 1 == t->world ? memory : 0;
+        r[k].man.at = k == 1 ? b.cable : 0;
         r[k].t = t;
         r[k].folder = folder;
+        if (k + 1 < t->world) continue;
+        r[k].disk.at = b.disk;
+        r[k].disk.dies = b.dies;
+        r[k].files.at = b.files;
+        r[k].files.error = EIO;
+        r[k].memory.fail_at = b.memory;
+    }
+    for (int k = 0; k < t->world; k++) {
         if (t->world > 1)
             pthread_create(&threads[k], NULL, run_story, &r[k]);
         else
@@ -731,7 +771,8 @@ static const plot disk_plots[] = {
     {"parameters",
      "\"stage\": 3, \"offload_param\": {\"device\": \"nvme\", \"nvme_path\": \"build\", \"max_in_cpu\": "
      "2000}, " EXPORTS,
-     "", 1, false},
+     "\"dump_state\": true,", 1, false},
+    {"states of LAMB", "\"stage\": 3, " ON_DISK ", " EXPORTS, "\"optimizer\": {\"type\": \"Lamb\"},", 1, false},
 };
 
 static void messages(void) {
@@ -742,7 +783,7 @@ static void messages(void) {
         snprintf(name, sizeof name, "each exchange between ranks fails in turn: %s", t->name);
         TEST_NAMED(name) {
             long total, stride;
-            tell_story(t, 0, 0, 0, r);
+            tell_story(t, (blow){.files = LONG_MAX}, r);
             for (int i = 0; i < t->world; i++)
                 if (!CHECK(r[i].status == DS_OK && r[i].agreed))
                     printf("  rank %d, %s: %s\n", i, r[i].at, r[i].error.message);
@@ -750,7 +791,7 @@ static void messages(void) {
             stride = getenv("DS_TEST_KILLS") ? 1 : total / 50 + 1;
             CHECK(total > 20);
             for (long at = 1 + (long)k % stride; at <= total; at += stride) {
-                tell_story(t, at, 0, 0, r);
+                tell_story(t, (blow){.cable = at}, r);
                 if (!CHECK(r[1].status != DS_OK && r[1].agreed && !r[1].alive &&
                            strstr(r[1].error.message, "the cable was cut")))
                     printf("  exchange %ld of %ld, rank 1, %s: %d %s\n", at, total, r[1].at, (int)r[1].status,
@@ -764,26 +805,61 @@ static void messages(void) {
     }
 }
 
-/* As in disk(), over everything that an engine does. */
+/* As in disk(), over everything that an engine does; of one request, and of all from there on. */
 static void disk_stories(void) {
     static story_rank r[4];
-    for (size_t k = 0; k < sizeof disk_plots / sizeof disk_plots[0]; k++) {
-        const plot *t = &disk_plots[k];
+    for (size_t k = 0; k < 2 * sizeof disk_plots / sizeof disk_plots[0]; k++) {
+        const plot *t = &disk_plots[k / 2];
+        bool dies = k % 2;
         char name[96];
-        snprintf(name, sizeof name, "requests to the disk fail in turn: %s", t->name);
+        snprintf(name, sizeof name, "requests to the disk fail %s: %s", dies ? "from one on" : "in turn", t->name);
         TEST_NAMED(name) {
             long total, stride;
-            tell_story(t, 0, 0, 0, r);
+            tell_story(t, (blow){.files = LONG_MAX}, r);
             if (!CHECK(r->status == DS_OK && r->agreed)) printf("  %s: %s\n", r->at, r->error.message);
             total = r->disk.seen;
-            stride = getenv("DS_TEST_KILLS") ? 1 : total / 120 + 1;
+            stride = getenv("DS_TEST_KILLS") ? 1 : total / (dies ? 40 : 120) + 1;
             CHECK(total > 20);
             for (long at = 1; at <= total; at += stride) {
-                tell_story(t, 0, at, 0, r);
+                tell_story(t, (blow){.disk = at, .dies = dies}, r);
                 if (!CHECK(r->status == DS_ERR_IO && r->agreed && !r->alive && strstr(r->error.message, "'build'") &&
                            strstr(r->error.message, "Input/output error")))
                     printf("  request %ld of %ld, %s: %d %s\n", at, total, r->at, (int)r->status, r->error.message);
             }
+        }
+    }
+}
+
+/* Calls to files of one of two ranks fail in turn: a save that fails leaves an engine that saves, on both. */
+static void file_stories(void) {
+    static story_rank r[4];
+    static const char *const names[] = {"stage 0, 1-bit", "stage 1, packed", "stage 2, quantized", "stage 3, on disk"};
+    for (size_t k = 0; k < sizeof plots / sizeof plots[0]; k++) {
+        const plot *t = &plots[k];
+        char name[96];
+        bool told = false;
+        for (size_t i = 0; i < 4; i++) told |= strcmp(t->name, names[i]) == 0;
+        if (!told) continue;
+        snprintf(name, sizeof name, "calls to files of one rank fail in turn: %s", t->name);
+        TEST_NAMED(name) {
+            long total, saved = 0, dead = 0, without = 0;
+            tell_story(t, (blow){.files = LONG_MAX}, r);
+            total = r[1].files.seen;
+            CHECK(r[0].status == DS_OK && r[1].status == DS_OK && total > 10);
+            for (long at = 1; at <= total; at++) {
+                bool both;
+                tell_story(t, (blow){.files = at}, r);
+                both = r[1].status == DS_ERR_IO && DS_IS_ENVIRONMENT(r[0].status) && r[0].agreed && r[1].agreed &&
+                       strcmp(r[0].at, r[1].at) == 0;
+                if (both && r[1].alive && saves(r[1].at)) both = r[0].again && r[1].again, saved++;
+                dead += r[1].status && !r[1].alive;
+                if (r[0].status == DS_OK && r[1].status == DS_OK)
+                    CHECK(without++ < 2); /* a checkpoint is found without `latest` */
+                else if (!CHECK(both))
+                    printf("  call %ld of %ld: %s: %d %s; %s: %d %s\n", at, total, r[0].at, (int)r[0].status,
+                           r[0].error.message, r[1].at, (int)r[1].status, r[1].error.message);
+            }
+            CHECK(saved > 0 && dead > 0 && dead < total / 2);
         }
     }
 }
@@ -798,13 +874,13 @@ static void memory_stories(const plot *list, size_t count) {
         snprintf(name, sizeof name, "allocations fail in turn: %s", t->name);
         TEST_NAMED(name) {
             size_t total, stride;
-            tell_story(t, 0, 0, 0, r);
+            tell_story(t, (blow){.files = LONG_MAX}, r);
             total = r[last].memory.calls;
             stride = getenv("DS_TEST_KILLS") ? 1 : total / 60 + 1;
             CHECK(r[last].status == DS_OK && total > r[last].created && r[last].created > 20);
             for (size_t at = 1; at <= total; at += stride) {
                 bool did_without; /* a checkpoint is found without `latest`, too */
-                tell_story(t, 0, 0, at, r);
+                tell_story(t, (blow){.memory = at}, r);
                 did_without = r[last].status == DS_OK && !without++;
                 if (!CHECK(did_without || (r[last].status == DS_ERR_MEMORY && r[last].agreed &&
                                            strstr(r[last].error.message, "memory"))))
@@ -827,6 +903,7 @@ int main(int argc, char **argv) {
     retries();
     messages();
     disk_stories();
+    file_stories();
     memory_stories(plots, sizeof plots / sizeof plots[0]);
     memory_stories(disk_plots, sizeof disk_plots / sizeof disk_plots[0]);
     return test_end();
