@@ -5133,7 +5133,7 @@ DS_API ds_status ds_wire_offload(const ds_config *c, bool parameters, ds_offload
                         parameters ? "offload_param" : "offload_optimizer");
     d->block_size = c->aio.block_size;
     d->queue_depth = (unsigned)c->aio.queue_depth;
-    d->thread_count = (unsigned)(c->aio.intra_op_parallelism ? c->aio.intra_op_parallelism : c->aio.thread_count);
+    d->thread_count = (unsigned)c->aio.intra_op_parallelism; /* resolved: thread_count where it is not given */
     d->single_submit = c->aio.single_submit;
     d->no_overlap = !c->aio.overlap_events;
     return DS_OK;

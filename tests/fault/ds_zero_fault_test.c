@@ -490,11 +490,10 @@ typedef struct plot { /* what a story is about */
     bool half; /* bf16 */
 } plot;
 
-typedef struct
-    blow { /* what fails, at its n-th use: rank 1's exchange, the last rank's request to the disk (or all from
-                         there on), call to files, allocation */
+/* What fails, at its n-th use: rank 1's exchange, or the last rank's request to the disk, call to files or allocation. */
+typedef struct blow {
     long cable, disk, files;
-    bool dies;
+    bool dies; /* the disk: all requests from there on */
     size_t memory;
 } blow;
 
@@ -552,7 +551,7 @@ static void no_log(void *ctx, const char *header, int level, int id, const char 
 static ds_status story(ds_zero *z, const plot *t, const char *folder, const char **at) {
     const void *g = t->half ? (const void *)half_gradient : gradient, *client = NULL;
     char file[96];
-    float values[10];
+    float values[10], before[S_N][3];
     size_t bytes = 0;
     ds_status s;
     snprintf(file, sizeof file, "%s/model.safetensors", folder);
@@ -593,6 +592,14 @@ static ds_status story(ds_zero *z, const plot *t, const char *folder, const char
     }
     if (bytes != 6 || memcmp(client, "client", 6) != 0) return *at = "client state", DS_ERR_CORRUPT;
     DO(ds_zero_save_16bit_model(z, file));
+    for (size_t i = 0; i < S_N; i++) DO(ds_zero_read(z, i, -1, 0, 3, before[i]));
+    DO(ds_zero_load(z, file, NULL, NULL, NULL)); /* weights alone, in the model's types */
+    for (size_t i = 0; i < S_N; i++) {
+        DO(ds_zero_read(z, i, -1, 0, 3, values));
+        for (size_t k = 0; k < 3; k++)
+            if (values[k] != (t->half && i != S_TINY ? dsi_f32_of_bf16(dsi_bf16_of_f32(before[i][k])) : before[i][k]))
+                return *at = "exported values", DS_ERR_CORRUPT;
+    }
     DO(ds_zero_comm_summary(z, no_line, NULL));
     return DS_OK;
 }

@@ -586,6 +586,32 @@ static void memory(void) {
         }
         CHECK_EQ(total, (size_t)12 << 22);
         ds_config_free(c);
+        for (int k = 0; k < 3; k++) { /* nodes of no rank's size are none; a model of nothing has no parts on them */
+            ds_zero_bytes b;
+            c = config_for("{\"train_micro_batch_size_per_gpu\": 1, \"optimizer\": {\"type\": \"AdamW\"}, "
+                           "\"zero_optimization\": {\"stage\": 3, \"stage3_param_persistence_threshold\": 0}}",
+                           4);
+            c->zero_optimization.zero_hpz_partition_size = k ? 2 : 0;
+            describe(params, DS_F32);
+            params[0].shape[0] = 1 << 22;
+            d.config = c;
+            d.n_params = k != 2;
+            OK(ds_zero_plan(&d, 3, 4, &b, NULL));
+            CHECK_EQ(b.bytes[DS_ZERO_PARAMS][DS_ZERO_DEVICE], k == 2 ? 0 : (size_t)(k ? 3 : 1) << 22);
+            ds_config_free(c);
+        }
+        c = config_for("{\"train_micro_batch_size_per_gpu\": 1, \"optimizer\": {\"type\": \"AdamW\"}, "
+                       "\"bf16\": {\"enabled\": true}, \"communication_data_type\": \"fp32\", \"data_types\": "
+                       "{\"grad_accum_dtype\": \"fp32\"}, \"ds\": {\"world_invariant\": true}}",
+                       4);
+        describe(params, DS_BF16);
+        d.config = c;
+        d.n_params = N;
+        { /* said of the types what holds anyway */
+            ds_zero_bytes b;
+            OK(ds_zero_plan(&d, 0, 4, &b, NULL));
+        }
+        ds_config_free(c);
     }
     TEST(a plan that does not fit is refused with its largest item and the cheapest change) {
         static const struct {
@@ -812,13 +838,15 @@ static void refusals(void) {
         } rows[] = {
             {"\"optimizer\": {\"type\": \"OneBitAdam\"}, ", "\"stage\": 0", "OneBitAdam averages gradients itself"},
             {"\"optimizer\": {\"type\": \"OneBitAdam\"}, \"gradient_clipping\": 1.0, ", "\"stage\": 0",
+             "OneBitAdam averages gradients itself"}, /* the first of two */
+            {"\"optimizer\": {\"type\": \"OneBitAdam\"}, \"gradient_clipping\": 1.0, ", "\"stage\": 0",
              "OneBitAdam cannot clip"},
             {"\"optimizer\": {\"type\": \"Muon\"}, ", "\"stage\": 2, \"zero_quantized_gradients\": true",
              "Muon takes 'beta' whole"},
             {"\"optimizer\": {\"type\": \"Muon\"}, ", "\"stage\": 3, \"zero_quantized_weights\": true",
              "Muon takes 'beta' whole"},
         };
-        for (size_t k = 0; k < 4; k++) {
+        for (size_t k = 0; k < sizeof rows / sizeof rows[0]; k++) {
             char text[400];
             ds_zero_param params[N];
             ds_zero_desc d;
@@ -835,7 +863,7 @@ static void refusals(void) {
             snprintf(text, sizeof text, "{%s \"train_micro_batch_size_per_gpu\": 1, \"zero_optimization\": {%s}}",
                      rows[k].more, rows[k].zero);
             d.config = c = config_for(text, 2);
-            if (k == 0) c->zero_optimization.stage = 1; /* which parsing refuses */
+            if (k < 2) c->zero_optimization.stage = 1; /* which parsing refuses */
             CHECK(ds_zero_plan(&d, 0, 2, &b, &e) == DS_ERR_UNSUPPORTED);
             if (!CHECK(strstr(e.message, rows[k].text))) printf("  %s\n", e.message);
             ds_config_free(c);
@@ -1163,7 +1191,12 @@ static void checkpoints_of_others(void) {
             ds_zero_destroy(z);
         }
         ds_config_free(c);
-        c = config_with("\"stage\": 3, \"stage3_param_persistence_threshold\": 0", "");
+        c = config_with(
+            "\"stage\": 3, \"elastic_checkpoint\": false, \"stage3_param_persistence_threshold\": 0",
+            "\"dump_state\": true,"); /* a file that does not say how many ranks wrote it is of any number */
+        z = engine(c, params, NULL);  /* and nobody listens to the dump */
+        OK(ds_zero_load(z, file, NULL, NULL, NULL));
+        ds_zero_destroy(z);
         {
             ds_zero_desc d;
             memset(&d, 0, sizeof d);
@@ -1611,7 +1644,8 @@ static void wiring(void) {
         CHECK(offload.folder == NULL && offload.thread_count == 3);
         OK(ds_wire_schedule(c, &schedule, NULL));
         CHECK(schedule.warmup_max_lr == 0.5);
-        c->aio.intra_op_parallelism = 5;
+        ds_config_free(c);
+        c = config_for("{\"train_batch_size\": 1, \"aio\": {\"thread_count\": 3, \"intra_op_parallelism\": 5}}", 1);
         OK(ds_wire_offload(c, true, &offload, NULL));
         CHECK_EQ(offload.thread_count, 5);
         ds_config_free(c);
