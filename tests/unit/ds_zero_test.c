@@ -1,7 +1,16 @@
-/* The engine on one rank: misuse that names the parameter, passes of all kinds, memory, skipped steps, keys that nobody claims. */
+/* The engine on one rank: misuse that names the parameter, passes of all kinds, memory, skipped steps, keys that nobody claims.
+   Branches of ds_zero.h that no test takes (make coverage lists them by line), 47 of 3,050. The store refuses to begin a
+   request, which one that works does not do, and what follows from that (9). A fault in the middle of a pass that another
+   call is the first to see (10). Where the fault stories make one call in some fail and not this one: the exchange of LAMB's
+   norms, of the machines' names at a save and of the nodes, the pack of updated parameters, tables of a node, the text of the
+   dump (10; DS_TEST_KILLS=1 makes each fail). What an earlier check excludes, or the libraries that a machine has: an optimizer
+   or schedule refused once it was accepted, a swap folder gone from the configuration, an error before the first row of memory
+   (10). A checkpoint of another tool with some of the counters alone (5). fast_init beside masters in memory (2). Memory that
+   is not locked: a child under another user tests it, which may not write down what it took (1). */
 #define DS_IMPLEMENTATION
 #include "ds_zero.h"
 #include "../test.h"
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 
@@ -1474,6 +1483,7 @@ static void descriptors(void) {
             ds_zero_desc d;
             ds_zero *z = NULL;
             bool good = setrlimit(RLIMIT_MEMLOCK, &no) == 0 && (geteuid() != 0 || setuid(65534) == 0);
+            bool locks = mlock(&w, 1) == 0; /* sanitizers answer themselves, with yes */
             memset(&d, 0, sizeof d);
             describe(params, DS_F32);
             d.config = c;
@@ -1482,7 +1492,7 @@ static void descriptors(void) {
             d.logger.log = take_line;
             d.logger.ctx = &w;
             good = good && ds_zero_create(&d, &z, NULL) == DS_OK &&
-                   strstr(w.lines, "1.4 optimizer states stay unpinned: offload: cannot lock") != NULL;
+                   (strstr(w.lines, "1.4 optimizer states stay unpinned: offload: cannot lock") == NULL) == locks;
             if (z) whole_step(z, DS_F32);
             good = good && z && ds_zero_steps(z) == 1;
             ds_zero_destroy(z);
