@@ -56,22 +56,22 @@ STEP BY STEP
     checkpoint, all with the same calls. ds_safetensors_write exports, ds_deepspeed_write writes what DeepSpeed reads.
 
 MEMORY
-    A writer holds the list of its parts and 256 KiB; with `background` also a copy of the data. A shard of 64 MiB or more is
-    synced by a thread while it is written. A reader holds the shards'
-    headers and 256 KiB. From desc.allocator, but for what qsort may take.
+    A writer holds the list of its parts and 256 KiB; for a file with data of 16 MiB or more 4 MiB besides, from which four
+    threads write past the page cache (O_DIRECT) where the file system lets them; with `background` also a copy of the
+    data. A reader holds the shards' headers and 256 KiB. From desc.allocator, but for what qsort may take.
 
 ERRORS AND LOG
     A damaged file is DS_ERR_CORRUPT and named with the tensor; what is no checkpoint is DS_ERR_INPUT; a full disk is
     DS_ERR_SPACE. A failed save names the rank, and the previous checkpoint stands. Files may be hostile: any bytes give an
     error or data, never undefined behaviour, and no size in a file is believed before it is compared with the file's.
     Log ids: 1 ranks gave different tags, 2 `latest` is unusable and another tag was opened, 3 an old tag could not be
-    removed, 4 a save that was cut short was put right, 5 a save's size and time.
+    removed, 4 a save that was cut short was put right, 5 a save's size and time, 6 the file system refused O_DIRECT.
 
 THREADS
     One thread at a time per writer or reader; different ones are independent. One job saves into a folder at a time: where
-    two do, saves fail. Threads of the header's own call desc.files
-    (with `background` all of it, else `sync` of large shards, and `read` for parts of 4 MiB and more) and nothing else of
-    the caller's; the group is used by begin, commit, finish and abandon alone.
+    two do, saves fail. Threads of the header's own call desc.files (with `background` all of it, else `write` for files of
+    16 MiB and more and `read` for parts of 4 MiB and more) and nothing else of the caller's; the group is used by begin,
+    commit, finish and abandon alone.
 
 CONFIG KEYS COVERED
     checkpoint.tag_validation, checkpoint.use_node_local_storage, checkpoint.load_universal (for DeepSpeed's folders:
@@ -1797,8 +1797,11 @@ DSI_FN uint32_t dsi_crc32c(uint32_t crc, const void *data, size_t bytes) {
 
 #define DSI_CHECKPOINT_BLOCK      ((size_t)1 << 18) /* bytes under one checksum: they stay in a core's cache meanwhile */
 #define DSI_CHECKPOINT_TWO        ((size_t)16)      /* blocks that are worth a second thread */
-#define DSI_CHECKPOINT_FLUSH      ((size_t)64 << 20) /* a file of so many bytes is synced while it is written */
-#define DSI_CHECKPOINT_CHUNK      ((size_t)65536)    /* elements that ds_checkpoint_tensor.read gives at once */
+#define DSI_CHECKPOINT_LARGE      ((size_t)16 << 20) /* data of a file that is written past the page cache */
+#define DSI_CHECKPOINT_BUCKETS    ((size_t)4)
+#define DSI_CHECKPOINT_BUCKET     ((size_t)1 << 20)
+#define DSI_CHECKPOINT_SECTOR     ((size_t)4096)  /* what O_DIRECT asks of addresses, sizes and offsets */
+#define DSI_CHECKPOINT_CHUNK      ((size_t)65536) /* elements that ds_checkpoint_tensor.read gives at once */
 #define DSI_CHECKPOINT_PATH       4096
 #define DSI_CHECKPOINT_FOLDER     3072 /* bytes of a path from outside; the rest is for what is below it */
 #define DSI_CHECKPOINT_TAG        200
@@ -1806,6 +1809,13 @@ DSI_FN uint32_t dsi_crc32c(uint32_t crc, const void *data, size_t bytes) {
 #define DSI_CHECKPOINT_OPEN       64         /* files kept open by a reader */
 #define DSI_CHECKPOINT_NONE       SIZE_MAX
 #define DSI_CHECKPOINT_SHARD_NAME 40
+#if defined(O_DIRECT)
+#define DSI_CHECKPOINT_DIRECT O_DIRECT
+#elif defined(__O_DIRECT)
+#define DSI_CHECKPOINT_DIRECT __O_DIRECT /* gnu99 without _GNU_SOURCE shows only this */
+#else
+#define DSI_CHECKPOINT_DIRECT 0 /* then the page cache is between, and nothing else differs */
+#endif
 
 static ds_status dsi_checkpoint_failed(ds_error *error, int64_t result, const char *doing, const char *path) {
     const int code = (int)-result;
@@ -2360,68 +2370,132 @@ static void dsi_checkpoint_print_header(dsi_json_sink *s, const dsi_checkpoint_i
     while (s->length % 8) dsi_json_puts(s, " ");
 }
 
-/* Syncs a large file while it is written, so that the disk does not wait for the last byte. */
-typedef struct dsi_checkpoint_flusher {
-    const ds_checkpoint_desc *d;
-    int fd, result; /* result: of the first sync that failed */
-    bool started, pending, stop;
-    size_t unsynced;
+/* A file from its first byte to its last. A large one goes past the page cache: its bytes gather in buckets, and each bucket
+   that is full is written by its own thread, so that the disk has several requests at a time, while others fill. */
+typedef struct dsi_checkpoint_bucket {
+    struct dsi_checkpoint_stream *stream;
+    char *data;
+    size_t bytes;
+    uint64_t at; /* in the file */
+    bool full, threaded;
+    ds_error why;
     pthread_t thread;
+    pthread_cond_t turn; /* its thread waits while it is not full, who fills it while it is */
+} dsi_checkpoint_bucket;
+typedef struct dsi_checkpoint_stream {
+    const ds_checkpoint_desc *d;
+    const char *path;
+    int fd, direct; /* direct: the same file past the page cache; negative: it is small, or that is refused */
+    uint64_t at;
+    bool stop;
     pthread_mutex_t lock;
-    pthread_cond_t more;
-} dsi_checkpoint_flusher;
+    dsi_checkpoint_bucket buckets[DSI_CHECKPOINT_BUCKETS];
+} dsi_checkpoint_stream;
 
-static void *dsi_checkpoint_flush(void *arg) {
-    dsi_checkpoint_flusher *f = (dsi_checkpoint_flusher *)arg;
-    pthread_mutex_lock(&f->lock);
-    while (!f->stop && !f->result) {
-        if (f->pending) {
-            int result;
-            f->pending = false;
-            pthread_mutex_unlock(&f->lock);
-            result = f->d->files.sync(f->d->files.ctx, f->fd);
-            pthread_mutex_lock(&f->lock);
-            if (result < 0) f->result = result;
-        } else
-            pthread_cond_wait(&f->more, &f->lock);
+/* What the direct descriptor does not take (less than a sector, or a file system with wishes of its own) the other one
+   takes, or it names what is wrong. */
+static void dsi_checkpoint_bucket_write(dsi_checkpoint_bucket *b) {
+    const dsi_checkpoint_stream *s = b->stream;
+    const ds_files *f = &s->d->files;
+    const size_t whole = b->bytes / DSI_CHECKPOINT_SECTOR * DSI_CHECKPOINT_SECTOR;
+    int64_t n = whole ? f->write(f->ctx, s->direct, b->data, whole, (int64_t)b->at) : 0;
+    if (n < 0 || (uint64_t)n > whole) n = 0;
+    dsi_checkpoint_put(s->d, s->fd, s->path, b->data + n, b->bytes - (size_t)n, b->at + (uint64_t)n, &b->why);
+}
+static void *dsi_checkpoint_bucket_run(void *arg) {
+    dsi_checkpoint_bucket *b = (dsi_checkpoint_bucket *)arg;
+    dsi_checkpoint_stream *s = b->stream;
+    pthread_mutex_lock(&s->lock);
+    for (;;) {
+        while (!b->full && !s->stop) pthread_cond_wait(&b->turn, &s->lock);
+        if (!b->full) break;
+        pthread_mutex_unlock(&s->lock);
+        dsi_checkpoint_bucket_write(b);
+        pthread_mutex_lock(&s->lock);
+        b->full = false;
+        pthread_cond_signal(&b->turn);
     }
-    pthread_mutex_unlock(&f->lock);
+    pthread_mutex_unlock(&s->lock);
     return NULL;
 }
-/* Without a thread all is left to the last sync. */
-static void dsi_checkpoint_flusher_begin(dsi_checkpoint_flusher *f, const ds_checkpoint_desc *d, int fd, size_t bytes) {
-    memset(f, 0, sizeof *f);
-    if (bytes < DSI_CHECKPOINT_FLUSH) return;
-    f->d = d;
-    f->fd = fd;
-    pthread_mutex_init(&f->lock, NULL);
-    pthread_cond_init(&f->more, NULL);
-    f->started = pthread_create(&f->thread, NULL, dsi_checkpoint_flush, f) == 0;
+/* Hands a bucket to its thread; where there is none it is written here. */
+static void dsi_checkpoint_bucket_send(dsi_checkpoint_bucket *b) {
+    if (!b->threaded) {
+        dsi_checkpoint_bucket_write(b);
+        return;
+    }
+    pthread_mutex_lock(&b->stream->lock);
+    b->full = true;
+    pthread_cond_signal(&b->turn);
+    pthread_mutex_unlock(&b->stream->lock);
 }
-static void dsi_checkpoint_flusher_tell(dsi_checkpoint_flusher *f, size_t written, bool stop) {
-    f->unsynced += written;
-    if (!f->started || (f->unsynced < DSI_CHECKPOINT_FLUSH / 4 && !stop)) return;
-    f->unsynced = 0;
-    pthread_mutex_lock(&f->lock);
-    f->pending = true;
-    f->stop = stop;
-    pthread_cond_signal(&f->more);
-    pthread_mutex_unlock(&f->lock);
+/* `memory`: of the buckets; NULL for a small file. */
+static void dsi_checkpoint_stream_begin(dsi_checkpoint_stream *s, const ds_checkpoint_desc *d, int fd, const char *path,
+                                        char *memory) {
+    memset(s, 0, sizeof *s);
+    s->d = d;
+    s->path = path;
+    s->fd = fd;
+    s->direct =
+        !memory ? -1 : d->files.open(d->files.ctx, path, O_WRONLY | DSI_CHECKPOINT_DIRECT | O_CLOEXEC | O_NOFOLLOW, 0);
+    if (s->direct < 0) return;
+    pthread_mutex_init(&s->lock, NULL);
+    for (size_t i = 0; i < DSI_CHECKPOINT_BUCKETS; i++) {
+        dsi_checkpoint_bucket *b = &s->buckets[i];
+        b->stream = s;
+        b->data = memory + i * DSI_CHECKPOINT_BUCKET;
+        pthread_cond_init(&b->turn, NULL);
+        b->threaded = pthread_create(&b->thread, NULL, dsi_checkpoint_bucket_run, b) == 0;
+    }
 }
-static ds_status dsi_checkpoint_flusher_end(dsi_checkpoint_flusher *f, const char *path, ds_status status,
-                                            ds_error *error) {
-    if (!f->d) return status;
-    dsi_checkpoint_flusher_tell(f, 0, true);
-    if (f->started) pthread_join(f->thread, NULL);
-    pthread_cond_destroy(&f->more);
-    pthread_mutex_destroy(&f->lock);
-    return f->result && !status ? dsi_checkpoint_failed(error, f->result, "sync", path) : status;
+static ds_status dsi_checkpoint_stream_put(dsi_checkpoint_stream *s, const char *from, size_t bytes, ds_error *error) {
+    if (s->direct < 0) {
+        const uint64_t at = s->at;
+        s->at += bytes;
+        return dsi_checkpoint_put(s->d, s->fd, s->path, from, bytes, at, error);
+    }
+    while (bytes) {
+        dsi_checkpoint_bucket *b = &s->buckets[s->at / DSI_CHECKPOINT_BUCKET % DSI_CHECKPOINT_BUCKETS];
+        const size_t inside = (size_t)(s->at % DSI_CHECKPOINT_BUCKET), room = DSI_CHECKPOINT_BUCKET - inside;
+        const size_t n = bytes < room ? bytes : room;
+        if (!inside) {
+            pthread_mutex_lock(&s->lock);
+            while (b->full) pthread_cond_wait(&b->turn, &s->lock);
+            pthread_mutex_unlock(&s->lock);
+            if (b->why.status) return dsi_fail(error, b->why.status, "%s", b->why.message);
+            b->at = s->at;
+        }
+        memcpy(b->data + inside, from, n);
+        b->bytes = inside + n;
+        if (n == room) dsi_checkpoint_bucket_send(b);
+        from += n;
+        bytes -= n;
+        s->at += n;
+    }
+    return DS_OK;
+}
+static ds_status dsi_checkpoint_stream_end(dsi_checkpoint_stream *s, ds_status status, ds_error *error) {
+    if (s->direct < 0) return status;
+    if (!status && s->at % DSI_CHECKPOINT_BUCKET)
+        dsi_checkpoint_bucket_send(&s->buckets[s->at / DSI_CHECKPOINT_BUCKET % DSI_CHECKPOINT_BUCKETS]);
+    pthread_mutex_lock(&s->lock);
+    s->stop = true;
+    for (size_t i = 0; i < DSI_CHECKPOINT_BUCKETS; i++) pthread_cond_signal(&s->buckets[i].turn);
+    pthread_mutex_unlock(&s->lock);
+    for (size_t i = 0; i < DSI_CHECKPOINT_BUCKETS; i++) {
+        dsi_checkpoint_bucket *b = &s->buckets[i];
+        if (b->threaded) pthread_join(b->thread, NULL);
+        pthread_cond_destroy(&b->turn);
+        if (b->why.status && !status) status = dsi_fail(error, b->why.status, "%s", b->why.message);
+    }
+    pthread_mutex_destroy(&s->lock);
+    s->d->files.close(s->d->files.ctx, s->direct);
+    return status;
 }
 
 /* One part's data in blocks, with their checksums. */
-static ds_status dsi_checkpoint_put_item(const ds_checkpoint_desc *d, int fd, const char *path,
-                                         dsi_checkpoint_item *item, uint64_t base, char *stage,
-                                         dsi_checkpoint_flusher *flusher, ds_error *error) {
+static ds_status dsi_checkpoint_put_item(dsi_checkpoint_stream *s, dsi_checkpoint_item *item, char *stage,
+                                         ds_error *error) {
     const ds_checkpoint_tensor *t = &item->tensor;
     const size_t each = DS_DTYPE_SIZE(t->dtype);
     for (size_t at = 0; at < item->bytes; at += DSI_CHECKPOINT_BLOCK) {
@@ -2436,9 +2510,8 @@ static ds_status dsi_checkpoint_put_item(const ds_checkpoint_desc *d, int fd, co
                                 t->name, t->begin + at / each + e, (int)status);
         }
         item->sums[at / DSI_CHECKPOINT_BLOCK] = dsi_crc32c(0, from, n);
-        status = dsi_checkpoint_put(d, fd, path, from, n, base + item->offset + at, error);
+        status = dsi_checkpoint_stream_put(s, from, n, error);
         if (status) return status;
-        dsi_checkpoint_flusher_tell(flusher, n, false);
     }
     return DS_OK;
 }
@@ -2446,11 +2519,14 @@ static ds_status dsi_checkpoint_put_item(const ds_checkpoint_desc *d, int fd, co
 /* What a shard's writer needs of memory, taken by the thread that owns the object: one that writes in the background calls no
    allocator. */
 typedef struct dsi_checkpoint_room {
-    char *header, *stage; /* the file up to its data; a block of DSI_CHECKPOINT_BLOCK bytes */
+    char *header, *stage,
+        *buckets; /* the file up to its data; a block of DSI_CHECKPOINT_BLOCK bytes; of a large file */
     size_t header_bytes, data;
+    int refused; /* what asking for the way past the page cache gave; 0: nothing did */
 } dsi_checkpoint_room;
 
 static void dsi_checkpoint_room_free(const ds_allocator *a, dsi_checkpoint_room *room) {
+    dsi_release_aligned(a, room->buckets, DSI_CHECKPOINT_BUCKETS * DSI_CHECKPOINT_BUCKET, DSI_CHECKPOINT_SECTOR);
     dsi_release_aligned(a, room->stage, DSI_CHECKPOINT_BLOCK, 64);
     dsi_release(a, room->header, room->header_bytes);
     memset(room, 0, sizeof *room);
@@ -2468,30 +2544,39 @@ static ds_status dsi_checkpoint_room_take(const ds_checkpoint_desc *d, const cha
     room->header_bytes = sink.length + 8;
     room->header = (char *)dsi_alloc(&d->allocator, room->header_bytes);
     room->stage = (char *)dsi_alloc_aligned(&d->allocator, DSI_CHECKPOINT_BLOCK, 64);
-    if (room->header && room->stage) return DS_OK;
+    if (room->data >= DSI_CHECKPOINT_LARGE)
+        room->buckets = (char *)dsi_alloc_aligned(&d->allocator, DSI_CHECKPOINT_BUCKETS * DSI_CHECKPOINT_BUCKET,
+                                                  DSI_CHECKPOINT_SECTOR);
+    if (room->header && room->stage && (room->buckets || room->data < DSI_CHECKPOINT_LARGE)) return DS_OK;
     dsi_checkpoint_room_free(&d->allocator, room);
     return dsi_checkpoint_no_memory(error, path);
 }
 
-/* Header, data and sync of one file. *header_sum is the checksum of the 8 + N bytes before the data. */
+/* Header, data and sync of one file. *header_sum is the checksum of the 8 + N bytes before the data; blanks stand in its
+   place until all checksums are known. */
 static ds_status dsi_checkpoint_write_shard(const ds_checkpoint_desc *d, const char *path, dsi_checkpoint_item *items,
                                             size_t count, const char *const *metadata, size_t pairs,
-                                            const dsi_checkpoint_room *room, uint64_t *bytes, uint32_t *header_sum,
+                                            dsi_checkpoint_room *room, uint64_t *bytes, uint32_t *header_sum,
                                             ds_error *error) {
     dsi_json_sink sink = {room->header + 8, room->header_bytes - 8, 0};
     const int fd = dsi_checkpoint_create(d, path);
     ds_status status = DS_OK;
-    dsi_checkpoint_flusher flusher;
+    dsi_checkpoint_stream stream;
     int reserved;
     if (fd < 0) return dsi_checkpoint_failed(error, fd, "create", path);
     *bytes = (uint64_t)room->header_bytes + room->data;
     reserved = d->files.reserve(d->files.ctx, fd, 0, (int64_t)*bytes); /* a full disk is found before the work */
     if (reserved < 0 && reserved != -EOPNOTSUPP && reserved != -EINVAL && reserved != -ENOSYS)
         status = dsi_checkpoint_failed(error, reserved, "reserve space for", path);
-    dsi_checkpoint_flusher_begin(&flusher, d, fd, room->data);
-    for (size_t i = 0; i < count && !status; i++)
-        status = dsi_checkpoint_put_item(d, fd, path, &items[i], room->header_bytes, room->stage, &flusher, error);
-    status = dsi_checkpoint_flusher_end(&flusher, path, status, error);
+    dsi_checkpoint_stream_begin(&stream, d, fd, path, room->buckets);
+    room->refused = room->buckets && stream.direct < 0 ? stream.direct : 0;
+    memset(room->header, ' ', room->header_bytes);
+    if (!status) status = dsi_checkpoint_stream_put(&stream, room->header, room->header_bytes, error);
+    for (size_t size = 8; size; size /= 2) /* as they were placed */
+        for (size_t i = 0; i < count && !status; i++)
+            if (DS_DTYPE_SIZE(items[i].tensor.dtype) == size)
+                status = dsi_checkpoint_put_item(&stream, &items[i], room->stage, error);
+    status = dsi_checkpoint_stream_end(&stream, status, error);
     dsi_checkpoint_print_header(&sink, items, count, metadata, pairs);
     for (int i = 0; i < 8; i++) room->header[i] = (char)((uint64_t)sink.length >> 8 * i & 255);
     *header_sum = dsi_crc32c(0, room->header, room->header_bytes);
@@ -4058,6 +4143,9 @@ static void dsi_checkpoint_write_mine(ds_checkpoint_writer *w) {
 static ds_status dsi_checkpoint_conclude(ds_checkpoint_writer *w, ds_error *error) {
     uint64_t bytes = 0;
     ds_status status = dsi_checkpoint_agree(w, error);
+    if (w->room.refused)
+        dsi_log(&w->desc.logger, "ds_checkpoint", DS_LOG_INFO, 6, "'%.300s' takes no direct writes: %s", w->folder,
+                strerror(-w->room.refused));
     if (!status) {
         for (size_t r = 0; r < w->ranks; r++) bytes += w->words[r].bytes;
         if (w->leader) dsi_checkpoint_write_manifest(w, &w->mine.error);
@@ -6041,7 +6129,11 @@ DS_API ds_status ds_checkpoint_open_path_(const ds_checkpoint_desc *desc, size_t
 
 #undef DSI_CHECKPOINT_BLOCK
 #undef DSI_CHECKPOINT_CHUNK
-#undef DSI_CHECKPOINT_FLUSH
+#undef DSI_CHECKPOINT_LARGE
+#undef DSI_CHECKPOINT_BUCKETS
+#undef DSI_CHECKPOINT_BUCKET
+#undef DSI_CHECKPOINT_SECTOR
+#undef DSI_CHECKPOINT_DIRECT
 #undef DSI_CHECKPOINT_TWO
 #undef DSI_CHECKPOINT_PATH
 #undef DSI_CHECKPOINT_FOLDER

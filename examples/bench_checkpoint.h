@@ -1,6 +1,7 @@
 /* bench_checkpoint.h - ds bench checkpoint: saves and loads beside the disk's own speed, and fio's, in the same run;
    included by ds.c */
 #define BENCH_TENSORS 4
+#define BENCH_ROUNDS  99
 #define BENCH_RANKS   3 /* that load what one saved */
 typedef struct bench_disk {
     char folder[256], path[300], shard[300];
@@ -15,6 +16,20 @@ static void bench_forget(const char *path) {
     if (fd < 0) return;
     (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
     close(fd);
+}
+/* Removes what stands in the folder, and lets the disk come to rest: nobody pays for blocks that another one freed, or
+   for what another one has written. */
+static void bench_rest(const bench_disk *b) {
+    static const char *const names[] = {"bench/rank-00000.safetensors", "bench/manifest.json", "bench", "latest",
+                                        "plain"};
+    const struct timespec rest = {0, 500000000};
+    char path[300];
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        snprintf(path, sizeof path, "%s/%s", b->folder, names[i]);
+        (void)remove(path);
+    }
+    sync();
+    (void)nanosleep(&rest, NULL);
 }
 /* Seconds for a plain file of the same bytes: written in pieces of 1 MiB and synced, or read. 0 when it fails. */
 static double bench_plain(const bench_disk *b, bool write_it) {
@@ -35,6 +50,7 @@ static double bench_fio(const bench_disk *b, bool direct) {
     char command[1200], line[512];
     double rate = 0;
     FILE *pipe;
+    bench_rest(b);
     snprintf(
         command, sizeof command,
         "'%.300s' --name=ds --filename='%s/fio' --rw=write --bs=1M --size=%zu --ioengine=%s --iodepth=%d --direct=%d "
@@ -137,13 +153,16 @@ enum {
 static ds_status bench_round(const bench_disk *b, double t[BENCH_TIMES], ds_error *error) {
     double none;
     bench_steps alone, beside;
-    ds_status status = bench_save(b, false, &t[SAVE], &none, &beside, error);
+    ds_status status;
+    t[FIO] = bench_fio(b, false);
+    t[FIO_DIRECT] = bench_fio(b, true);
+    bench_rest(b);
+    status = bench_save(b, false, &t[SAVE], &none, &beside, error);
     bench_forget(b->shard);
     if (!status) status = bench_load(b, &t[LOAD_DISK], error);
     if (!status) status = bench_load(b, &t[LOAD_CACHED], error);
+    bench_rest(b);
     t[WRITE] = bench_plain(b, true);
-    t[FIO] = bench_fio(b, false);
-    t[FIO_DIRECT] = bench_fio(b, true);
     bench_forget(b->path);
     t[READ_DISK] = bench_plain(b, false);
     t[READ_CACHED] = bench_plain(b, false);
@@ -151,6 +170,7 @@ static ds_status bench_round(const bench_disk *b, double t[BENCH_TIMES], ds_erro
     while (alone.count < 200) bench_step(&alone);
     t[STEP] = alone.wall / alone.count;
     t[STEP_CPU] = alone.cpu / alone.count;
+    bench_rest(b);
     if (!status) status = bench_save(b, true, &none, &t[STALL], &beside, error);
     t[STEP_BESIDE] = beside.wall / (beside.count ? beside.count : 1);
     t[STEP_BESIDE_CPU] = beside.cpu / (beside.count ? beside.count : 1);
@@ -158,59 +178,58 @@ static ds_status bench_round(const bench_disk *b, double t[BENCH_TIMES], ds_erro
 }
 static int bench_checkpoint(arguments *a) {
     const char *folder = option(a, "--folder", "."), *size = option(a, "--mib", "256");
-    const char *times = option(a, "--rounds", "5");
+    const char *count = option(a, "--rounds", "5");
     const char *fio = option(a, "--fio", "fio");
     bool json = flag(a, "--json");
     int used = operands(a, 1);
-    double best[BENCH_TIMES] = {0}, fastest;
+    static double times[BENCH_TIMES][BENCH_ROUNDS];
+    double median[BENCH_TIMES], fastest;
     static const char *const names[6] = {"plain write and fsync", "save",         "plain read (disk)", "load (disk)",
                                          "plain read (cached)",   "load (cached)"};
-    static const char *const left[] = {"bench/rank-00000.safetensors", "bench/manifest.json", "latest", "plain"};
     ds_error error = {DS_OK, ""};
     ds_status status = DS_OK;
     bench_disk b;
     size_t mib, rounds;
     if (used) return used;
-    if (!folder || !fio || !number(size, &mib) || mib < 4 || mib > 1 << 16 || !number(times, &rounds) || !rounds)
+    if (!folder || !fio || !number(size, &mib) || mib < 4 || mib > 1 << 16 || !number(count, &rounds) || !rounds ||
+        rounds > BENCH_ROUNDS)
         return usage(a, "--folder, --mib or --rounds is wrong", NULL);
     b.bytes = mib << 20;
     b.fio = fio;
     snprintf(b.folder, sizeof b.folder, "%.200s/ds_bench.%d", folder, (int)getpid());
     snprintf(b.path, sizeof b.path, "%s/plain", b.folder);
-    snprintf(b.shard, sizeof b.shard, "%s/%s", b.folder, left[0]);
+    snprintf(b.shard, sizeof b.shard, "%s/bench/rank-00000.safetensors", b.folder);
+    (void)mkdir(b.folder, 0777); /* fio's file comes first; a save would make it */
     b.data = (float *)malloc(b.bytes);
     if (!b.data) return fprintf(stderr, "ds bench: out of memory\n"), ENVIRONMENT;
     for (size_t i = 0; i < b.bytes / sizeof(float); i++) b.data[i] = (float)i;
     for (size_t round = 0; round < rounds && !status; round++) {
         double t[BENCH_TIMES];
         status = bench_round(&b, t, &error);
-        for (int k = 0; k < BENCH_TIMES; k++)
-            if (best[k] <= 0 || t[k] < best[k]) best[k] = t[k];
+        for (int k = 0; k < BENCH_TIMES; k++) times[k][round] = t[k];
     }
-    fastest = best[FIO_DIRECT] <= 0 || (best[FIO] > 0 && best[FIO] < best[FIO_DIRECT]) ? best[FIO] : best[FIO_DIRECT];
-    for (int i = 0; i < 4; i++) {
-        snprintf(b.path, sizeof b.path, "%s/%s", b.folder, left[i]);
-        unlink(b.path);
-    }
-    snprintf(b.path, sizeof b.path, "%s/bench", b.folder);
-    rmdir(b.path);
+    for (int k = 0; k < BENCH_TIMES; k++) median[k] = aio_median(times[k], rounds);
+    fastest = median[FIO_DIRECT] <= 0 || (median[FIO] > 0 && median[FIO] < median[FIO_DIRECT]) ? median[FIO]
+                                                                                               : median[FIO_DIRECT];
+    bench_rest(&b);
     rmdir(b.folder);
     free(b.data);
-    if (status || best[WRITE] <= 0 || best[READ_DISK] <= 0)
+    if (status || median[WRITE] <= 0 || median[READ_DISK] <= 0)
         return fprintf(stderr, "ds bench: %s\n", status ? error.message : "the plain file failed"), ENVIRONMENT;
     if (json)
         printf("{\"mib\": %zu, \"write_s\": %.6f, \"save_s\": %.6f, \"read_s\": %.6f, \"load_s\": %.6f, "
                "\"fio_write_s\": %.6f, \"save_fio_ratio\": %.4f, \"save_speed_ratio\": %.4f, \"load_time_ratio\": "
                "%.4f, \"load_cached_ratio\": %.4f, "
                "\"background_step_ratio\": %.4f, \"background_step_cpu_ratio\": %.4f, \"background_stall_s\": %.6f}\n",
-               mib, best[WRITE], best[SAVE], best[READ_DISK], best[LOAD_DISK], fastest, fastest / best[SAVE],
-               best[WRITE] / best[SAVE], best[LOAD_DISK] / best[READ_DISK], best[LOAD_CACHED] / best[READ_CACHED],
-               best[STEP_BESIDE] / best[STEP], best[STEP_BESIDE_CPU] / best[STEP_CPU], best[STALL]);
-    for (int k = 0; k < 6 && !json; k++) printf("%-24s %10.1f MiB/s\n", names[k], (double)mib / best[k]);
+               mib, median[WRITE], median[SAVE], median[READ_DISK], median[LOAD_DISK], fastest, fastest / median[SAVE],
+               median[WRITE] / median[SAVE], median[LOAD_DISK] / median[READ_DISK],
+               median[LOAD_CACHED] / median[READ_CACHED], median[STEP_BESIDE] / median[STEP],
+               median[STEP_BESIDE_CPU] / median[STEP_CPU], median[STALL]);
+    for (int k = 0; k < 6 && !json; k++) printf("%-24s %10.1f MiB/s\n", names[k], (double)mib / median[k]);
     if (!json && fastest > 0)
         printf("%-24s %10.1f MiB/s through the cache, %.1f past it; a save has %.2f of the faster\n",
-               "fio, with its sync", best[FIO] > 0 ? (double)mib / best[FIO] : 0,
-               best[FIO_DIRECT] > 0 ? (double)mib / best[FIO_DIRECT] : 0, fastest / best[SAVE]);
+               "fio, with its sync", median[FIO] > 0 ? (double)mib / median[FIO] : 0,
+               median[FIO_DIRECT] > 0 ? (double)mib / median[FIO_DIRECT] : 0, fastest / median[SAVE]);
     if (!json && fastest <= 0) printf("%-24s not found (--fio PATH)\n", "fio");
     if (!json)
         printf("save: %.2f of the disk's speed; load by 3 ranks of what one saved: %.2f of a read's time from the "
@@ -219,7 +238,8 @@ static int bench_checkpoint(arguments *a) {
                "in the background: a step beside it takes %.3f of its time alone, %.3f on its core; copying and "
                "committing "
                "%.3f s\n",
-               best[WRITE] / best[SAVE], best[LOAD_DISK] / best[READ_DISK], best[LOAD_CACHED] / best[READ_CACHED],
-               best[STEP_BESIDE] / best[STEP], best[STEP_BESIDE_CPU] / best[STEP_CPU], best[STALL]);
+               median[WRITE] / median[SAVE], median[LOAD_DISK] / median[READ_DISK],
+               median[LOAD_CACHED] / median[READ_CACHED], median[STEP_BESIDE] / median[STEP],
+               median[STEP_BESIDE_CPU] / median[STEP_CPU], median[STALL]);
     return finish(FINE);
 }

@@ -2609,56 +2609,183 @@ static void test_odd_tables(void) {
     }
 }
 
-/* A file of so many bytes is synced by a thread while it is written. */
-static int first_sync_fails(void *x, int fd) {
-    return __atomic_fetch_add((int *)x, 1, __ATOMIC_RELAXED) ? dsi_sys_sync(NULL, fd) : -EIO;
+/* ---- large files, whose bytes go past the page cache ---- */
+enum { LARGE_FLOATS = (18 << 20) / 4 + 77, LARGE_BYTES = 3000001 };
+static float *large_floats;
+static unsigned char *large_bytes;
+static int large_hurt; /* `read` gives up in the middle */
+enum { TAKEN, OPEN_REFUSED, WRITE_REFUSED, SHORT, TOO_MUCH, DISK_FULL, DISK_FULL_AT_ONCE };
+typedef struct large_files {
+    int how;
+    long direct, calls, fail_at, refusals;
+    int fds[1024]; /* which of them are direct */
+} large_files;
+static int large_trips(void *x) {
+    large_files *l = (large_files *)x;
+    return __atomic_add_fetch(&l->calls, 1, __ATOMIC_RELAXED) == l->fail_at;
 }
-static int64_t write_fails_after_a_sync(void *x, int fd, const void *b, size_t n, int64_t at) {
-    if (at < (int64_t)40 << 20) return dsi_sys_write(NULL, fd, b, n, at);
-    while (!__atomic_load_n((int *)x, __ATOMIC_RELAXED)) usleep(1000);
-    return -ENOSPC;
+static int large_open(void *x, const char *path, int flags, unsigned mode) {
+    large_files *l = (large_files *)x;
+    const int direct = (flags & (O_ACCMODE | O_CREAT)) == O_WRONLY; /* the file's second descriptor */
+    int fd;
+    if (large_trips(x)) return -EIO;
+    if (direct && l->how == OPEN_REFUSED) return -EINVAL;
+    fd = dsi_sys_open(NULL, path, flags, mode);
+    if (direct) l->refusals += fd < 0;
+    if (fd >= 0 && fd < 1024) __atomic_store_n(&l->fds[fd], direct, __ATOMIC_RELAXED);
+    return fd;
+}
+static int64_t large_write(void *x, int fd, const void *b, size_t n, int64_t at) {
+    large_files *l = (large_files *)x;
+    const int direct = fd < 1024 && __atomic_load_n(&l->fds[fd], __ATOMIC_RELAXED);
+    if (large_trips(x)) return -EIO;
+    if (l->how == DISK_FULL_AT_ONCE || (l->how == DISK_FULL && at >= (int64_t)9 << 20)) return -ENOSPC;
+    if (!direct) return dsi_sys_write(NULL, fd, b, n, at);
+    __atomic_add_fetch(&l->direct, 1, __ATOMIC_RELAXED);
+    return l->how == WRITE_REFUSED ? -EINVAL
+           : l->how == SHORT       ? dsi_sys_write(NULL, fd, b, n / 2 / 4096 * 4096, at)
+           : l->how == TOO_MUCH    ? (int64_t)n + 1
+                                   : dsi_sys_write(NULL, fd, b, n, at);
+}
+static int large_sync(void *x, int fd) {
+    return large_trips(x) ? -EIO : dsi_sys_sync(NULL, fd);
+}
+static ds_status large_read(void *ctx, size_t begin, size_t count, void *out) {
+    (void)ctx;
+    if (large_hurt && begin > LARGE_FLOATS / 2) return DS_ERR_DEVICE;
+    memcpy(out, large_floats + begin, count * sizeof(float));
+    return DS_OK;
+}
+/* The tensor that is added first stands behind the other in the file, and neither ends with a sector. */
+static ds_status large_save(const ds_checkpoint_desc *d, const char *tag, int reads, ds_error *error) {
+    const size_t shapes[2][1] = {{LARGE_BYTES}, {LARGE_FLOATS}};
+    const ds_checkpoint_tensor bytes = {"bytes", DS_U8, shapes[0], 1, 0, LARGE_BYTES, large_bytes, NULL, NULL};
+    ds_checkpoint_tensor floats = {"floats", DS_F32, shapes[1], 1, 0, LARGE_FLOATS, large_floats, NULL, NULL};
+    ds_checkpoint_writer *w = NULL;
+    ds_status status = ds_checkpoint_begin(d, tag, &w, error);
+    if (status) return status;
+    if (reads) floats.data = NULL, floats.read = large_read;
+    ds_checkpoint_add(w, &bytes);
+    ds_checkpoint_add(w, &floats);
+    status = ds_checkpoint_commit(w, error);
+    return !status && d->background ? ds_checkpoint_finish(w, error) : status;
+}
+/* Whether a folder's newest tag is `tag` and holds all. */
+static int large_loads(const char *folder, const char *tag) {
+    ds_checkpoint_desc d;
+    ds_checkpoint *c = NULL;
+    float *floats = (float *)malloc(LARGE_FLOATS * sizeof(float));
+    unsigned char *bytes = (unsigned char *)malloc(LARGE_BYTES);
+    int same;
+    memset(&d, 0, sizeof d);
+    d.folder = folder;
+    same = floats && bytes && ds_checkpoint_open(&d, NULL, &c, NULL) == DS_OK && !strcmp(ds_checkpoint_tag(c), tag) &&
+           ds_checkpoint_read(c, "floats", 0, LARGE_FLOATS, DS_F32, floats) == DS_OK &&
+           ds_checkpoint_read(c, "bytes", 0, LARGE_BYTES, DS_U8, bytes) == DS_OK &&
+           !memcmp(floats, large_floats, LARGE_FLOATS * sizeof(float)) && !memcmp(bytes, large_bytes, LARGE_BYTES);
+    ds_checkpoint_close(c);
+    free(floats);
+    free(bytes);
+    return same;
+}
+static void use_large(ds_checkpoint_desc *d, large_files *l, const char *folder, int how) {
+    memset(d, 0, sizeof *d);
+    memset(l, 0, sizeof *l);
+    l->how = how;
+    d->folder = folder;
+    d->files.ctx = l;
+    d->files.open = large_open;
+    d->files.write = large_write;
+    d->files.sync = large_sync;
 }
 static void test_large(void) {
-    TEST(a_large_file_is_synced_while_it_is_written) {
-        const size_t count = (size_t)20 << 20, shape[1] = {(size_t)20 << 20};
-        float *data = (float *)malloc(count * sizeof *data), got[4];
-        char folder[FOLDER_BYTES];
-        int syncs = 0;
-        folder_of(folder, "large");
-        for (size_t i = 0; data && i < count; i++) data[i] = (float)i;
-        for (int fails = 2; data && fails >= -1; fails--) { /* -1: there is no thread for it */
-            ds_checkpoint_desc d;
-            ds_checkpoint_writer *w = NULL;
-            ds_checkpoint_tensor t = {"t", DS_F32, shape, 1, 0, count, data, NULL, NULL};
-            ds_checkpoint *c = NULL;
-            ds_error error = {DS_OK, ""};
-            memset(&d, 0, sizeof d);
-            d.folder = folder;
-            syncs = 0;
-            no_threads = fails < 0;
-            if (fails > 0) d.files.sync = first_sync_fails, d.files.ctx = &syncs;
-            if (fails > 1) d.files.write = write_fails_after_a_sync;
-            CHECK_EQ(ds_checkpoint_begin(&d, "tag", &w, &error), DS_OK);
-            if (!w) break;
-            ds_checkpoint_add(w, &t);
-            CHECK_EQ(ds_checkpoint_commit(w, &error), fails > 1 ? DS_ERR_SPACE : fails > 0 ? DS_ERR_IO : DS_OK);
-            no_threads = 0;
-            if (fails > 0) {
-                CHECK_HAS(error.message,
-                          fails > 1 ? "write to '" : "sync '"); /* the write's failure is the first told */
-                shell("test -z \"$(ls '%s')\"", folder);
-                continue;
+    char folder[FOLDER_BYTES], line[1024] = "";
+    ds_checkpoint_desc d;
+    ds_error error = {DS_OK, ""};
+    large_files l;
+    large_floats = (float *)malloc(LARGE_FLOATS * sizeof(float));
+    large_bytes = (unsigned char *)malloc(LARGE_BYTES);
+    if (!large_floats || !large_bytes) abort();
+    for (size_t i = 0; i < LARGE_FLOATS; i++) large_floats[i] = (float)i;
+    for (size_t i = 0; i < LARGE_BYTES; i++) large_bytes[i] = (unsigned char)(i * 7 + i / 251);
+    folder_of(folder, "large");
+    for (int how = TAKEN; how <= DISK_FULL_AT_ONCE; how++) {
+        static const char *const names[] = {"a_large_file_goes_past_the_page_cache",
+                                            "or_through_it_where_that_is_refused",
+                                            "or_refused_for_each_write",
+                                            "direct_writes_may_be_short",
+                                            "or_claim_too_much",
+                                            "a_disk_fills_up_in_a_large_file",
+                                            "a_disk_is_full_before_a_large_file"};
+        TEST_NAMED(names[how]) {
+            for (int k = 0; k < 4; k++) { /* 1: no threads; 2: `read`; 3: in the background */
+                const int full = how >= DISK_FULL;
+                shell("rm -rf '%s'", folder);
+                use_large(&d, &l, folder, how);
+                d.logger.log = keep_line;
+                d.logger.ctx = line;
+                d.background = k == 3;
+                line[0] = 0;
+                no_threads = k == 1;
+                CHECK_EQ(large_save(&d, "tag", k == 2, &error), full ? DS_ERR_SPACE : DS_OK);
+                no_threads = 0;
+                if (full) {
+                    CHECK_HAS(error.message, "write to '");
+                    shell("test -z \"$(ls '%s')\"", folder);
+                    continue;
+                }
+                CHECK(large_loads(folder, "tag"));
+                CHECK(how == OPEN_REFUSED ? l.direct == 0 : l.direct >= 20 || l.refusals);
+                CHECK((strstr(line, "takes no direct writes") != NULL) == (how == OPEN_REFUSED || l.refusals));
             }
-            CHECK_EQ(ds_checkpoint_open(&d, NULL, &c, &error), DS_OK);
-            if (!c) break;
-            CHECK_EQ(ds_checkpoint_verify(c), DS_OK);
-            CHECK_EQ(ds_checkpoint_read(c, "t", count - 4, 4, DS_F32, got), DS_OK);
-            CHECK(memcmp(got, data + count - 4, sizeof got) == 0);
-            ds_checkpoint_close(c);
+        }
+    }
+    TEST(a_large_file_whose_data_cannot_be_read) {
+        shell("rm -rf '%s'", folder);
+        use_large(&d, &l, folder, TAKEN);
+        large_hurt = 1;
+        CHECK_EQ(large_save(&d, "tag", 1, &error), DS_ERR_DEVICE);
+        large_hurt = 0;
+        CHECK_HAS(error.message, "tensor 'floats'");
+        shell("test -z \"$(ls '%s')\"", folder);
+    }
+    TEST(a_large_save_survives_every_fault) {
+        for (int kind = 0; kind < 2; kind++) {
+            int finished = 0, failures = 0;
+            for (long n = 1; n < 200 && !finished; n++) {
+                test_memory memory;
+                ds_status status;
+                memset(&memory, 0, sizeof memory);
+                shell("rm -rf '%s/new'", folder);
+                if (n == 1 || !large_loads(folder, "old")) {
+                    use_large(&d, &l, folder, TAKEN);
+                    CHECK_EQ(large_save(&d, "old", 0, &error), DS_OK);
+                }
+                use_large(&d, &l, folder, TAKEN);
+                use_memory(&d.allocator, &memory);
+                if (kind)
+                    l.fail_at = n;
+                else
+                    memory.fail_at = (size_t)n;
+                status = large_save(&d, "new", 0, &error);
+                CHECK_EQ(memory.live, 0);
+                CHECK_EQ(memory.mismatches, 0);
+                if (status) {
+                    failures++;
+                    CHECK_EQ(status, kind ? DS_ERR_IO : DS_ERR_MEMORY);
+                    CHECK(error.status == status && error.message[0]);
+                    CHECK(large_loads(folder, "old"));
+                    continue;
+                }
+                CHECK(large_loads(folder, "new"));
+                finished = kind ? l.calls < n : memory.calls < (size_t)n;
+            }
+            CHECK(finished && failures > 5);
         }
         shell("rm -rf '%s'", folder);
-        free(data);
     }
+    free(large_floats);
+    free(large_bytes);
 }
 
 /* Parts of 4 MiB and more are read by two threads. */
