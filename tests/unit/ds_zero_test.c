@@ -3,9 +3,9 @@
    request, which one that works does not do, and what follows from that (9). A fault in the middle of a pass that another
    call is the first to see (10). Where the fault stories make one call in some fail and not this one: the exchange of LAMB's
    norms, of the machines' names at a save and of the nodes, the pack of updated parameters, tables of a node, the text of the
-   dump (10; DS_TEST_KILLS=1 makes each fail). What an earlier check excludes, or the libraries that a machine has: an optimizer
+   dump (9; DS_TEST_KILLS=1 takes them). What an earlier check excludes, or the libraries that a machine has: an optimizer
    or schedule refused once it was accepted, a swap folder gone from the configuration, an error before the first row of memory
-   (10). A checkpoint of another tool with some of the counters alone (5). fast_init beside masters in memory (2). Memory that
+   (11). A checkpoint of another tool with some of the counters alone (5). fast_init beside masters in memory (2). Memory that
    is not locked: a child under another user tests it, which may not write down what it took (1). */
 #define DS_IMPLEMENTATION
 #include "ds_zero.h"
