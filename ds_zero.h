@@ -49,7 +49,8 @@ CONCEPTS
     more is sent; ranks then differ by up to the largest matrix. LAMB's parts exchange two numbers per grain in each step.
     The 1-bit optimizers work at stage 0: in their compressed phase gradients are not reduced at all, the optimizer averages
     its momenta with one bit per element, report.grad_norm is the root of the ranks' mean square, and nothing is clipped.
-    ZeroOneAdam's ranks differ between two averages, and a save there is refused. A freeze_step of 1 freezes a variance of
+    ZeroOneAdam's ranks differ between two averages, and a save there is refused; after one they agree to the rounding of
+    the local steps that it undoes, and a checkpoint has each rank's own values, too. A freeze_step of 1 freezes a variance of
     zero, as in DeepSpeed, whose first step only counts, too: give the warm-up as many steps as the variance needs.
     Small parameters stay whole at stage 3. [cfg: zero_optimization.stage3_param_persistence_threshold]
     Buckets. Gradients are copied as they come into buckets of zero_optimization.reduce_bucket_size elements (one tensor each
@@ -3097,6 +3098,47 @@ static ds_status dsi_zero_load_errors(ds_zero *z, ds_checkpoint *c) {
     return DS_OK;
 }
 
+/* ZeroOneAdam undoes local steps to a rounding, which is another on each rank: so that a resumed run has the same bits, each
+   rank's own parameters are kept, too. */
+static bool dsi_zero_drifts(const ds_zero *z) {
+    return z->world > 1 && strcmp(ds_optim_type_name(z->optim), "ZeroOneAdam") == 0;
+}
+
+static void dsi_zero_apart_name(const ds_zero *z, const dsi_zero_param *p, char *name, size_t room) {
+    snprintf(name, room, "optimizer.1bit.parameter.%zu", (size_t)(p - z->params));
+}
+
+static ds_status dsi_zero_apart_read(void *ctx, size_t begin, size_t count, void *out) {
+    dsi_zero_source *s = (dsi_zero_source *)ctx;
+    return dsi_zero_own_io(s->z, false, s->p, -1, begin - s->p->numel * (size_t)s->z->rank, count, (float *)out);
+}
+
+static ds_status dsi_zero_save_apart(ds_zero *z, ds_checkpoint_writer *w, dsi_zero_source *sources) {
+    for (size_t i = 0; dsi_zero_drifts(z) && i < z->n_params; i++) {
+        ds_checkpoint_tensor t;
+        size_t shape[2];
+        dsi_zero_param *p = &z->params[i];
+        if (p->tensor == DSI_ZERO_NONE) continue;
+        memset(&t, 0, sizeof t);
+        dsi_zero_apart_name(z, p, (char *)z->scratch, DSI_ZERO_CHUNK);
+        sources->z = z;
+        sources->p = p;
+        shape[0] = (size_t)z->world;
+        shape[1] = t.count = p->numel;
+        t.name = (char *)z->scratch;
+        t.begin = p->numel * (size_t)z->rank;
+        t.dtype = DS_F32;
+        t.shape = shape;
+        t.dims = 2;
+        t.read = dsi_zero_apart_read;
+        t.ctx = sources++;
+        if (ds_checkpoint_add(w, &t))
+            return dsi_zero_fail(z, ds_checkpoint_writer_error(w)->status, "%s",
+                                 ds_checkpoint_writer_error(w)->message);
+    }
+    return dsi_zero_save_errors(z, w, sources);
+}
+
 static ds_status dsi_zero_save_tensors(ds_zero *z, ds_checkpoint_writer *w, dsi_zero_source *sources) {
     char *name = (char *)z->scratch;
     for (size_t i = 0; i < z->n_params; i++) {
@@ -3121,7 +3163,7 @@ static ds_status dsi_zero_save_tensors(ds_zero *z, ds_checkpoint_writer *w, dsi_
                                      ds_checkpoint_writer_error(w)->message);
         }
     }
-    return dsi_zero_save_errors(z, w, sources);
+    return dsi_zero_save_apart(z, w, sources);
 }
 
 static const struct {
@@ -3224,7 +3266,7 @@ DS_API ds_status ds_zero_save(ds_zero *z, const char *folder, const char *tag, c
                              "ds_zero_save: between two averages of ZeroOneAdam each rank has parameters of its own; "
                              "save after step %lld of the optimizer, which took %lld",
                              (long long)ds_optim_local_until(z->optim), (long long)ds_optim_step_count(z->optim));
-    n_sources = z->n_params * (1 + DS_OPTIM_MAX_STATES) + dsi_zero_errors(z);
+    n_sources = z->n_params * (2 + DS_OPTIM_MAX_STATES) + dsi_zero_errors(z);
     snprintf(made, sizeof made, "global_step%lld", (long long)z->step);
     if ((status = ds_zero_save_finish(z)) || (status = dsi_zero_settle(z))) return status;
     d = dsi_zero_checkpoint_desc(z, folder);
@@ -3341,15 +3383,15 @@ static void dsi_zero_round(float *values, ds_dtype dtype, size_t count) {
     }
 }
 
-static ds_status dsi_zero_load_tensor(ds_zero *z, ds_checkpoint *c, dsi_zero_param *p, int array) {
+/* `name` holds row after row of the parameter's array; `row` is where the one to load begins. */
+static ds_status dsi_zero_load_tensor(ds_zero *z, ds_checkpoint *c, dsi_zero_param *p, int array, const char *name,
+                                      size_t row) {
     bool frozen = p->tensor == DSI_ZERO_NONE;
     size_t begin = frozen && p->whole ? 0 : p->own_begin,
            end = frozen && p->whole ? p->numel : p->own_begin + p->own_count;
-    char name[512];
     for (size_t at = begin; at < end;) {
         size_t n = end - at < DSI_ZERO_CHUNK ? end - at : DSI_ZERO_CHUNK;
-        ds_status status = ds_checkpoint_read(c, dsi_zero_saved_name(z, p, array, name, sizeof name), at, n,
-                                              frozen ? p->dtype : DS_F32, z->scratch);
+        ds_status status = ds_checkpoint_read(c, name, row + at, n, frozen ? p->dtype : DS_F32, z->scratch);
         if (status) return dsi_zero_fail(z, status, "load: %.480s", ds_checkpoint_error(c)->message);
         if (frozen)
             status = dsi_zero_own_raw(z, true, p, at, n * p->bytes_each, (char *)z->scratch);
@@ -3362,6 +3404,16 @@ static ds_status dsi_zero_load_tensor(ds_zero *z, ds_checkpoint *c, dsi_zero_par
         at += n;
     }
     return DS_OK;
+}
+
+/* The rank's own values of a parameter, where the checkpoint has those of as many ranks. */
+static ds_status dsi_zero_load_apart(ds_zero *z, ds_checkpoint *c, dsi_zero_param *p) {
+    char name[64];
+    ds_checkpoint_info info;
+    if (!dsi_zero_drifts(z) || p->tensor == DSI_ZERO_NONE) return DS_OK;
+    dsi_zero_apart_name(z, p, name, sizeof name);
+    if (ds_checkpoint_find(c, name, &info) || info.shape[0] != (size_t)z->world) return DS_OK;
+    return dsi_zero_load_tensor(z, c, p, -1, name, p->numel * (size_t)z->rank);
 }
 
 /* What the optimizer remembers; a failure changes nothing. */
@@ -3443,7 +3495,10 @@ DS_API ds_status ds_zero_load(ds_zero *z, const char *folder, const char *tag, c
     for (size_t i = 0; i < z->n_params && !status; i++) {
         dsi_zero_param *p = &z->params[i];
         int arrays = dsi_zero_load_arrays(z, p, brings);
-        for (int a = -1; a < arrays && !status; a++) status = dsi_zero_load_tensor(z, c, p, a);
+        char name[512];
+        for (int a = -1; a < arrays && !status; a++)
+            status = dsi_zero_load_tensor(z, c, p, a, dsi_zero_saved_name(z, p, a, name, sizeof name), 0);
+        if (!status) status = dsi_zero_load_apart(z, c, p);
     }
     if (!status) status = dsi_zero_load_errors(z, c);
     if (!status) dsi_zero_load_values(z, c, brings);
