@@ -2191,7 +2191,7 @@ static float dsi_optim_signs(const dsi_optim_simd *simd, const float *b, size_t 
     double sum = 0;
     float scale;
     for (size_t i = 0; i < n; i += DS_GRAIN) sum += dsi_optim_squares(simd, b + i, n - i < DS_GRAIN ? n - i : DS_GRAIN);
-    scale = n ? (float)(sqrt(sum) / sqrt((double)n)) : 0;
+    scale = (float)(sqrt(sum) / sqrt((double)n));
     for (size_t i = 0; i < n; i += 8) {
         unsigned byte = 0;
         for (size_t j = 0; j < 8; j++) {
@@ -3324,9 +3324,8 @@ DS_API ds_status ds_optim_step(ds_optim *o, const ds_optim_io *io, const ds_opti
         ds_optim_cancel(o);
         return status;
     }
-    status = ds_optim_end(o);
-    if (!status && p->scaler) status = ds_loss_scaler_update(p->scaler, false);
-    return status;
+    (void)ds_optim_end(o); /* it is open */
+    return p->scaler ? ds_loss_scaler_update(p->scaler, false) : DS_OK;
 }
 
 DS_API float *ds_optim_own_state(ds_optim *o, size_t tensor, size_t k) {
@@ -3540,10 +3539,10 @@ static double dsi_optim_schedule_cycle(const ds_schedule *s, int64_t k) {
         first || s->cycle_second_stair_count < 0 ? s->cycle_first_stair_count : s->cycle_second_stair_count;
     return stairs > 0 ? floor(scale * (double)stairs + 1e-9) / (double)stairs : scale; // a step begins on its first k
 }
-// Iterations of decay after the one cycle; 0 inside it.
+// Iterations of decay after the one cycle.
 static double dsi_optim_schedule_decayed(const ds_schedule *s, int64_t k) {
     double total = s->cycle_first_step_size + dsi_optim_schedule_second(s);
-    return (double)(k - 1) < total || s->decay_step_size == 0 ? 0 : ((double)k - total) / s->decay_step_size;
+    return s->decay_step_size == 0 ? 0 : ((double)k - total) / s->decay_step_size;
 }
 static bool dsi_optim_schedule_in_cycle(const ds_schedule *s, int64_t k) {
     return (double)(k - 1) < s->cycle_first_step_size + dsi_optim_schedule_second(s);
