@@ -1361,6 +1361,10 @@ static ds_status fake_adam(void *ctx, ds_optim_rule rule, const ds_optim_constan
     dsi_optim_x1.adam(&k->adam, &feed, s->master, s->state[0], s->state[1], s->count);
     return DS_OK;
 }
+static const char *describe_failure(void *ctx) {
+    (void)ctx;
+    return "the device is out of order";
+}
 static ds_optim_kernels fake_kernels(void *ctx) {
     ds_optim_kernels kernels;
     memset(&kernels, 0, sizeof kernels);
@@ -1418,7 +1422,8 @@ static void hooks(void) {
         desc.type = "AdamW", desc.groups = &p, desc.group_count = 1, desc.tensors = &tensor, desc.tensor_count = 1;
         for (int device = 0; device < 2; device++) {
             ds_optim *o = NULL;
-            ds_optim_slice x;
+            ds_optim_slice x, two[2];
+            ds_device gpu;
             memset(&x, 0, sizeof x);
             desc.kernels = device ? &kernels : NULL;
             if (!CHECK(ds_optim_create(&desc, &o, &e) == DS_OK)) break;
@@ -1430,8 +1435,23 @@ static void hooks(void) {
                 CHECK_HAS(ds_optim_error(o)->message, "device kernel failed");
                 ds_optim_cancel(o);
                 CHECK_EQ(ds_optim_step_count(o), 1);
+                two[0] = two[1] = x;
+                two[0].count = two[1].begin = DS_GRAIN, two[1].count = BIG - DS_GRAIN, two[1].on_host = true;
+                CHECK(ds_optim_begin(o, 1, 1, 0) == DS_OK && ds_optim_apply(o, two, 2) == DS_ERR_ARGUMENT);
+                CHECK_HAS(ds_optim_error(o)->message, "is of host memory");
+                ds_optim_cancel(o);
             }
             ds_optim_destroy(o);
+            for (int says = 0; device && says < 2; says++) { /* a device that has words for a failure, or none */
+                memset(&gpu, 0, sizeof gpu);
+                if (says) gpu.describe = describe_failure;
+                desc.device = &gpu;
+                if (!CHECK(ds_optim_create(&desc, &o, &e) == DS_OK)) break;
+                CHECK(ds_optim_begin(o, 1, 1, 0) == DS_OK && ds_optim_apply(o, &x, 1) == DS_ERR_DEVICE);
+                CHECK_EQ(strstr(ds_optim_error(o)->message, "out of order") != NULL, says);
+                ds_optim_destroy(o);
+            }
+            desc.device = NULL;
         }
         CHECK(memcmp(w[0], w[1], sizeof w[0]) == 0 && memcmp(s[0], s[1], sizeof s[0]) == 0);
         desc.type = "Muon";
@@ -1600,12 +1620,14 @@ static void corners(void) {
                 desc.own_states = true, desc.group.size = sizes[w], desc.group.exchange = broken_exchange,
                 desc.group.ctx = &left;
                 desc.masks = masks;
+                if (w == 0) desc.average.average = counted_average, desc.average.ctx = &left; /* though alone */
                 if (!CHECK(ds_optim_create(&desc, &o, &e) == DS_OK)) break;
                 for (int s = 0; s < 9; s++) CHECK(step(o, &m, &unchecked, NULL) == DS_OK);
                 for (size_t i = 0; i < 20; i++) CHECK(m.weights[0][i] == m.weights[0][i]);
                 CHECK(ds_optim_wants_local_gradients(o) && ds_optim_error_buffer(o, 0, 1, &n) &&
                       n * (size_t)sizes[w] >= 20);
                 CHECK(m.weights[0][5] != 6);
+                CHECK(sizes[w] > 1 || ds_optim_local_until(o) == 0);
                 ds_optim_reset_errors(o);
                 ds_optim_destroy(o);
                 desc.tensor_count = 0;
