@@ -28,7 +28,8 @@ OPTIONS
     DS_STATIC                                      off   private to that file; wherever a ds header is included
 
 WHAT IT DOES NOT DO
-    It keeps nothing after a crash: a swap file is scratch (ds_checkpoint.h keeps things). It does not compress.
+    It keeps nothing after a crash: a swap file is scratch (ds_checkpoint.h keeps things). It does not compress. A named
+    file that another program cuts short and the store then writes behind reads as zeros there; checksums tell.
 
 CONCEPTS
     A store is one file per rank and the tensors in it. The file is anonymous: it has no name, and is gone with the process
@@ -325,7 +326,8 @@ DS_API ds_status ds_offload_add(ds_offload *store, const char *name, size_t byte
                                 ds_offload_id *id);
 
 /* Moves bytes [offset, offset + bytes) of a tensor; any offset, size and address, aligned ones without a copy. A started
-   transfer's buffer must stay until its wait. Transfers of overlapping ranges take effect in the order of their starts.
+   transfer's buffer must stay until its wait, and after DS_ERR_TIMEOUT until a later wait or, from ds_offload_read and
+   ds_offload_write, until ds_offload_destroy. Transfers of overlapping ranges take effect in the order of their starts.
    Tickets are never 0, may be waited for once, in any order; a failed transfer says file, offset and tensor. */
 typedef uint64_t ds_offload_ticket;
 DS_API ds_status ds_offload_start_read(ds_offload *store, ds_offload_id id, size_t offset, size_t bytes, void *to,
@@ -811,10 +813,12 @@ DSI_FN uint32_t dsi_crc32c(uint32_t crc, const void *data, size_t bytes) {
     4096 /* of offsets in the file, of checksums, and of O_DIRECT unless the file system wants more */
 #define DSI_OFFLOAD_TRANSFERS 1024 /* started and not yet waited for */
 #define DSI_OFFLOAD_BOUNCES   2    /* buffers of a worker; a block that needs one waits for it */
-#ifndef O_DIRECT
-#define DSI_OFFLOAD_DIRECT 040000 /* gnu99 without _GNU_SOURCE does not show it */
-#else
+#if defined(O_DIRECT)
 #define DSI_OFFLOAD_DIRECT O_DIRECT
+#elif defined(__O_DIRECT) /* gnu99 without _GNU_SOURCE: glibc's own name; the number differs between machines */
+#define DSI_OFFLOAD_DIRECT __O_DIRECT
+#else
+#define DSI_OFFLOAD_DIRECT 040000
 #endif
 #ifndef O_TMPFILE
 #define DSI_OFFLOAD_TMPFILE (020000000 | O_DIRECTORY)
@@ -857,7 +861,7 @@ typedef enum dsi_offload_fault {
 } dsi_offload_fault;
 
 typedef struct dsi_offload_transfer {
-    bool used, done, write, spills;
+    bool used, done, write, spills, alone; /* alone: nobody will wait for it */
     uint64_t number;
     ds_offload_id id;
     char *memory;
@@ -949,6 +953,7 @@ static ds_status dsi_offload_refuse(ds_offload *s, int code, const char *doing) 
 
 static ds_status dsi_offload_report(ds_offload *s, const dsi_offload_transfer *t) {
     const dsi_offload_tensor *tensor = &s->tensors[t->id];
+    bool write = t->write;
     ds_status status = DS_ERR_IO;
     static const char *const reasons[] = {
         "",
@@ -964,8 +969,13 @@ static ds_status dsi_offload_report(ds_offload *s, const dsi_offload_transfer *t
         status = DS_ERR_MEMORY;
     else if (t->fault == DSI_OFFLOAD_ERRNO && (t->code == ENOSPC || t->code == EDQUOT || t->code == EFBIG))
         status = DS_ERR_SPACE;
+    if (t->spills && (t->fault_at < t->begin / s->block * s->block || t->fault_at >= dsi_round_up(t->end, s->block)))
+        for (size_t i = 0; i < s->n_tensors; i++) /* what was written out to make room is another's */
+            if (s->tensors[i].spills && t->fault_at >= s->tensors[i].offset &&
+                t->fault_at - s->tensors[i].offset < dsi_round_up(s->tensors[i].bytes, s->block))
+                tensor = &s->tensors[i], write = true;
     return dsi_fail(&s->error, status, "offload: rank %d: %s of tensor '%.100s', file '%.200s', offset %zu: %s",
-                    s->rank, t->write ? "write" : "read", tensor->name, dsi_offload_place(s), t->fault_at, why);
+                    s->rank, write ? "write" : "read", tensor->name, dsi_offload_place(s), t->fault_at, why);
 }
 
 // >>engines
@@ -1354,6 +1364,8 @@ static bool dsi_offload_settle(dsi_offload_worker *w, dsi_offload_slot *slot, ds
     int64_t n = slot->request.result;
     size_t from, bytes, changed;
     if (dsi_offload_again(w, slot)) return true;
+    if (s->direct && n > 0 && n < (int64_t)s->unit && !slot->patience) /* too short to go on from: once more */
+        return slot->patience = dsi_deadline(&s->clock, s->timeout), true;
     if (n < 0) return dsi_offload_set_fault(w, t, DSI_OFFLOAD_ERRNO, (int)-n, slot->at + slot->done), false;
     if ((size_t)n < slot->request.bytes && s->direct) n -= n % (int64_t)s->unit; /* go on from where O_DIRECT can */
     if (n == 0)
@@ -1507,6 +1519,10 @@ static void *dsi_offload_main(void *arg) {
             continue;
         }
         t = dsi_offload_number(s, w->passed + 1);
+        if (t->number != w->passed + 1) { /* left out: its place in the table is taken by one not waited for yet */
+            w->passed++;
+            continue;
+        }
         if (!dsi_offload_over(s, t->after)) { /* older, so every worker will come through it */
             pthread_cond_wait(&s->wake, &s->lock);
             continue;
@@ -1521,6 +1537,7 @@ static void *dsi_offload_main(void *arg) {
         w->passed++;
         if (--t->left == 0) {
             t->done = true;
+            t->used = !t->alone;
             pthread_cond_broadcast(&s->wake);
             pthread_cond_broadcast(&s->done);
         }
@@ -1625,8 +1642,24 @@ static size_t dsi_offload_pages(const ds_offload_desc *d, size_t block, size_t f
     return frames ? dsi_round_up(d->file_bytes, block) / block : 0;
 }
 
+/* Bytes that the probe moves at once. */
+static size_t dsi_offload_probe_bytes(size_t block, unsigned depth, unsigned workers) {
+    size_t bytes = dsi_mul((size_t)depth * workers, block), most = (size_t)64 << 20;
+    return bytes < most ? bytes : most > block ? most : block;
+}
+
+/* Tables are for the tensor of the probe too. */
+static void dsi_offload_tables(const ds_offload_desc *d, size_t block, unsigned depth, unsigned workers,
+                               size_t *tensors, size_t *file_bytes) {
+    size_t probe = d->probe > 0 ? dsi_offload_probe_bytes(block, depth, workers) : 0;
+    *tensors = d->tensors ? d->tensors : d->probe > 0;
+    *file_bytes = d->file_bytes > probe ? d->file_bytes : probe;
+}
+
 static ds_status dsi_offload_make_tables(ds_offload *s, const ds_offload_desc *d) {
-    if (!dsi_offload_grow_tensors(s, d->tensors) || !dsi_offload_grow_sums(s, d->file_bytes) ||
+    size_t tensors, file_bytes;
+    dsi_offload_tables(d, s->block, s->depth, s->n_workers, &tensors, &file_bytes);
+    if (!dsi_offload_grow_tensors(s, tensors) || !dsi_offload_grow_sums(s, file_bytes) ||
         !dsi_offload_grow_pages(s, dsi_offload_pages(d, s->block, s->n_frames)))
         return dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no memory for tables of %zu tensors in %zu bytes",
                         d->tensors, d->file_bytes);
@@ -1660,7 +1693,7 @@ static int dsi_offload_open(ds_offload *s, const ds_offload_desc *d, int direct)
     for (int n = 0; n < 100; n++) { /* a name for the moment between its making and its removal */
         snprintf(path, s->path_bytes, "%s/.ds_offload.%ld.%d.%d", d->folder, (long)getpid(), s->rank, n);
         fd = s->files.open(s->files.ctx, path, flags | O_CREAT | O_EXCL, 0600);
-        if (fd >= 0) (void)s->files.unlink(s->files.ctx, path);
+        if (fd >= 0 || fd == -EINVAL) (void)s->files.unlink(s->files.ctx, path); /* made, and then O_DIRECT refused */
         path[folder] = 0;
         if (fd != -EEXIST) break;
     }
@@ -1728,7 +1761,8 @@ static ds_status dsi_offload_start_workers(ds_offload *s) {
     int code = -ENOSYS;
     s->workers = (dsi_offload_worker *)dsi_alloc_zero(&s->allocator, s->n_workers * sizeof *s->workers);
     if (!s->workers) return dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no memory for %u workers", s->n_workers);
-    for (int e = 0; e < 3; e++) { /* one queue tells whether an engine works here */
+    for (int e = 0; e < 3; e++) { /* an engine works here when it gives every worker a queue */
+        unsigned queues = 0;
         if (given)
             e = 2;
         else if (any)
@@ -1737,8 +1771,14 @@ static ds_status dsi_offload_start_workers(ds_offload *s) {
             dsi_offload_take_engine(s, wanted);
         else
             continue;
-        code = s->aio.setup(s->aio.ctx, s->depth, &s->workers[0].queue);
+        while (queues < s->n_workers && (code = s->aio.setup(s->aio.ctx, s->depth, &s->workers[queues].queue)) == 0)
+            queues++;
         if (code == 0) break;
+        s->workers[queues].queue = NULL;
+        while (queues-- > 0) {
+            s->aio.teardown(s->aio.ctx, s->workers[queues].queue);
+            s->workers[queues].queue = NULL;
+        }
         dsi_log(&s->logger, "ds_offload", DS_LOG_INFO, 3, "engine %s refused: %s",
                 given ? "(the program's own)" : ds_offload_engine_name(order[e]), strerror(-code));
         if (code == -ENOMEM) break;
@@ -1758,8 +1798,6 @@ static ds_status dsi_offload_start_workers(ds_offload *s) {
             w->slots[k].request.fd = s->fd;
             w->slots[k].request.user = &w->slots[k];
         }
-        if (i > 0 && (code = s->aio.setup(s->aio.ctx, s->depth, &w->queue)) != 0)
-            return dsi_offload_refuse(s, code, "start asynchronous I/O for");
         code = dsi_offload_thread(w);
         if (code) return dsi_offload_refuse(s, -code, "start a thread for");
         w->started = true;
@@ -1801,19 +1839,20 @@ static void dsi_offload_shape(const ds_offload_desc *d, size_t *block, unsigned 
 }
 
 DS_API size_t ds_offload_memory(const ds_offload_desc *d) {
-    size_t block, frames, bytes = sizeof(ds_offload);
+    size_t block, frames, tensors, file_bytes, bytes = sizeof(ds_offload);
     unsigned depth, workers;
     dsi_offload_shape(d, &block, &depth, &workers, &frames);
     if (!d->folder) return bytes;
+    dsi_offload_tables(d, block, depth, workers, &tensors, &file_bytes);
     bytes += dsi_offload_path_room(d) + DSI_OFFLOAD_TRANSFERS * sizeof(dsi_offload_transfer);
     bytes +=
         workers * (sizeof(dsi_offload_worker) + depth * (sizeof(dsi_offload_slot) + 2 * sizeof(ds_offload_request *)));
     if (!d->aio.setup) bytes += workers * dsi_offload_queue_bytes(depth);
     bytes = dsi_add(bytes, dsi_mul(workers * DSI_OFFLOAD_BOUNCES, d->pin_memory && d->device.pinned_alloc ? 0 : block));
     bytes = dsi_add(bytes, dsi_mul(frames, sizeof(dsi_offload_frame)));
-    bytes = dsi_add(bytes, dsi_mul(d->tensors, sizeof(dsi_offload_tensor)));
+    bytes = dsi_add(bytes, dsi_mul(tensors, sizeof(dsi_offload_tensor)));
     bytes = dsi_add(bytes, dsi_mul(dsi_offload_pages(d, block, frames), sizeof(dsi_offload_page)));
-    if (d->checksums || DS_DEBUG) bytes = dsi_add(bytes, dsi_round_up(d->file_bytes, DSI_OFFLOAD_UNIT) / 1024);
+    if (d->checksums || DS_DEBUG) bytes = dsi_add(bytes, dsi_round_up(file_bytes, DSI_OFFLOAD_UNIT) / 1024);
     return dsi_add(bytes, dsi_mul(frames, d->pin_memory && d->device.pinned_alloc ? 0 : block));
 }
 
@@ -1933,7 +1972,7 @@ static int dsi_offload_reserve(ds_offload *s, size_t begin, size_t end) {
     return code < 0 ? (int)code : 0;
 }
 
-static ds_status dsi_offload_add_file(ds_offload *s, size_t bytes) {
+static ds_status dsi_offload_add_file(ds_offload *s, const char *name, size_t bytes) {
     size_t end = dsi_add(s->file_bytes, dsi_round_up(bytes, DSI_OFFLOAD_UNIT));
     int code;
     if (s->fd < 0)
@@ -1944,19 +1983,24 @@ static ds_status dsi_offload_add_file(ds_offload *s, size_t bytes) {
         return dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no memory for checksums of %zu bytes", end);
     if (end > s->file_bytes) {
         code = dsi_offload_reserve(s, s->file_bytes, end);
-        if (code < 0) return dsi_offload_refuse(s, code, "reserve space in");
+        if (code < 0) {
+            char doing[200];
+            snprintf(doing, sizeof doing, "reserve %zu bytes at offset %zu for tensor '%.100s' in", end - s->file_bytes,
+                     s->file_bytes, name);
+            return dsi_offload_refuse(s, code, doing);
+        }
     }
     s->file_bytes = end;
     return DS_OK;
 }
 
 /* A tensor that spills begins at a block and takes whole blocks of the file; `*offset`: where it begins. */
-static ds_status dsi_offload_add_pages(ds_offload *s, size_t bytes, size_t *offset) {
+static ds_status dsi_offload_add_pages(ds_offload *s, const char *name, size_t bytes, size_t *offset) {
     size_t begin = dsi_round_up(s->file_bytes, s->block), end = dsi_add(begin, dsi_round_up(bytes, s->block));
     if (end == SIZE_MAX || !dsi_offload_grow_pages(s, end / s->block))
         return dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no memory for a table of %zu bytes", end);
     *offset = begin;
-    return dsi_offload_add_file(s, end - s->file_bytes);
+    return dsi_offload_add_file(s, name, end - s->file_bytes);
 }
 
 static bool dsi_offload_under_way(ds_offload *s) {
@@ -1988,7 +2032,7 @@ DS_API ds_status ds_offload_add(ds_offload *s, const char *name, size_t bytes, d
         status = (t.memory = dsi_offload_take_host(s, dsi_round_up(bytes, DSI_OFFLOAD_UNIT), name)) ? DS_OK
                                                                                                     : s->error.status;
     else
-        status = t.spills ? dsi_offload_add_pages(s, bytes, &t.offset) : dsi_offload_add_file(s, bytes);
+        status = t.spills ? dsi_offload_add_pages(s, name, bytes, &t.offset) : dsi_offload_add_file(s, name, bytes);
     if (status) {
         dsi_release(&s->allocator, t.name, strlen(name) + 1);
         return status;
@@ -2003,12 +2047,14 @@ DS_API ds_status ds_offload_add(ds_offload *s, const char *name, size_t bytes, d
 /* The newest transfer under way that touches the same blocks and cannot go along with this one. */
 static uint64_t dsi_offload_conflict(ds_offload *s, const dsi_offload_transfer *t) {
     size_t begin = t->begin / s->unit * s->unit, end = dsi_round_up(t->end, s->unit);
+    uint64_t newest = 0;
     for (uint64_t k = s->started; k > 0 && s->started - k < DSI_OFFLOAD_TRANSFERS; k--) {
         const dsi_offload_transfer *o = dsi_offload_number(s, k);
-        if (o->used && !o->done && (o->write || t->write) && o->begin < end && dsi_round_up(o->end, s->unit) > begin)
-            return k;
+        if (o->used && !o->done && (o->write || t->write) && o->begin < end && dsi_round_up(o->end, s->unit) > begin &&
+            o->number > newest)
+            newest = o->number;
     }
-    return 0;
+    return newest;
 }
 
 /* Under the lock: waits until a transfer is over. False when the deadline comes first. */
@@ -2101,13 +2147,16 @@ static void dsi_offload_host_copy(const dsi_offload_tensor *tensor, const dsi_of
 
 /* Under the lock. */
 static ds_status dsi_offload_enter(ds_offload *s, dsi_offload_transfer *t) {
-    dsi_offload_transfer *slot = dsi_offload_number(s, s->started + 1);
+    uint64_t number = s->started + 1;
+    dsi_offload_transfer *slot;
     int64_t deadline = dsi_deadline(&s->clock, s->timeout);
     size_t bytes = t->end - t->begin;
+    while (dsi_offload_number(s, number)->used && number - s->started < DSI_OFFLOAD_TRANSFERS) number++;
+    slot = dsi_offload_number(s, number);
     if (slot->used)
         return dsi_fail(&s->error, DS_ERR_STATE, "offload: %d transfers were started and not waited for",
                         DSI_OFFLOAD_TRANSFERS);
-    t->number = s->started + 1;
+    t->number = number;
     if (t->spills && bytes) {
         if (!dsi_offload_mend(s, deadline)) return dsi_offload_late(s, t);
         if (!dsi_offload_place_pages(s, t, t->number, deadline)) {
@@ -2122,7 +2171,7 @@ static ds_status dsi_offload_enter(ds_offload *s, dsi_offload_transfer *t) {
         if (!t->spills) *(t->write ? &s->stats.bytes_written : &s->stats.bytes_read) += bytes;
     }
     *slot = *t;
-    s->started++;
+    s->started = number;
     pthread_cond_broadcast(&s->wake);
     return DS_OK;
 }
@@ -2145,13 +2194,12 @@ static ds_status dsi_offload_start(ds_offload *s, ds_offload_id id, size_t offse
     t.id = id;
     t.memory = memory;
     t.left = s->n_workers;
-    if (tensor->memory)
-        dsi_offload_host_copy(tensor, &t, offset, bytes);
-    else {
+    if (!tensor->memory) {
         t.begin = tensor->offset + offset;
         t.end = t.begin + bytes;
     }
     if (!s->locks) { /* a store without a disk: all is done */
+        dsi_offload_host_copy(tensor, &t, offset, bytes);
         *ticket = UINT64_MAX;
         return DS_OK;
     }
@@ -2159,6 +2207,7 @@ static ds_status dsi_offload_start(ds_offload *s, ds_offload_id id, size_t offse
     status = dsi_offload_enter(s, &t);
     if (!status) *ticket = t.number;
     pthread_mutex_unlock(&s->lock);
+    if (!status && tensor->memory) dsi_offload_host_copy(tensor, &t, offset, bytes);
     return status;
 }
 
@@ -2173,7 +2222,7 @@ DS_API ds_status ds_offload_start_write(ds_offload *s, ds_offload_id id, size_t 
 
 static dsi_offload_transfer *dsi_offload_of(ds_offload *s, ds_offload_ticket ticket) {
     dsi_offload_transfer *t = dsi_offload_number(s, ticket);
-    return ticket == 0 || ticket > s->started || s->started - ticket >= DSI_OFFLOAD_TRANSFERS || !t->used ? NULL : t;
+    return ticket == 0 || t->number != ticket || !t->used ? NULL : t;
 }
 
 DS_API ds_status ds_offload_wait(ds_offload *s, ds_offload_ticket ticket) {
@@ -2211,15 +2260,27 @@ DS_API ds_status ds_offload_test(ds_offload *s, ds_offload_ticket ticket, bool *
                         (unsigned long long)ticket);
 }
 
+/* Nobody has the ticket after a deadline has passed here: the transfer is forgotten when it ends. */
+static ds_status dsi_offload_finish(ds_offload *s, ds_offload_ticket ticket) {
+    ds_status status = ds_offload_wait(s, ticket);
+    if (status == DS_ERR_TIMEOUT) {
+        dsi_offload_transfer *t = dsi_offload_number(s, ticket);
+        pthread_mutex_lock(&s->lock);
+        t->alone = true;
+        t->used = !t->done;
+        pthread_mutex_unlock(&s->lock);
+    }
+    return status;
+}
 DS_API ds_status ds_offload_read(ds_offload *s, ds_offload_id id, size_t offset, size_t bytes, void *to) {
     ds_offload_ticket ticket;
     ds_status status = ds_offload_start_read(s, id, offset, bytes, to, &ticket);
-    return status ? status : ds_offload_wait(s, ticket);
+    return status ? status : dsi_offload_finish(s, ticket);
 }
 DS_API ds_status ds_offload_write(ds_offload *s, ds_offload_id id, size_t offset, size_t bytes, const void *from) {
     ds_offload_ticket ticket;
     ds_status status = ds_offload_start_write(s, id, offset, bytes, from, &ticket);
-    return status ? status : ds_offload_wait(s, ticket);
+    return status ? status : dsi_offload_finish(s, ticket);
 }
 
 // >>probe
@@ -2241,14 +2302,13 @@ static ds_status dsi_offload_rate(ds_offload *s, ds_offload_id id, char *memory,
 
 /* Before there is any tensor: a short one of all zeros is written and read, and the file is empty again. */
 static ds_status dsi_offload_probe(ds_offload *s, int64_t ns) {
-    size_t bytes = dsi_mul((size_t)s->depth * s->n_workers, s->block), most = (size_t)64 << 20;
+    size_t bytes = dsi_offload_probe_bytes(s->block, s->depth, s->n_workers);
     ds_offload_stats before = s->stats;
     uint64_t rate[2] = {0, 0};
     ds_offload_id id;
     char *memory;
     ds_status status;
     int code;
-    if (bytes > most) bytes = most > s->block ? most : s->block;
     memory = (char *)dsi_alloc_aligned(&s->allocator, bytes, DSI_OFFLOAD_UNIT);
     if (!memory) return dsi_fail(&s->error, DS_ERR_MEMORY, "offload: no memory for a probe of %zu bytes", bytes);
     if (!s->allocator.alloc) ds_offload_huge(memory, bytes);

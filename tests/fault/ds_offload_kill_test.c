@@ -144,7 +144,7 @@ static void full_disk(void) {
             ds_offload_get_stats(s, &stats);
             CHECK(stats.direct || log_lines > 0);
             CHECK(ds_offload_add(s, "much", 4 << 20, DS_OFFLOAD_NVME, &more) == DS_ERR_SPACE);
-            CHECK_HAS(ds_offload_error(s)->message, "reserve space in");
+            CHECK_HAS(ds_offload_error(s)->message, "reserve 4194304 bytes at offset 0 for tensor 'much' in");
             CHECK_HAS(ds_offload_error(s)->message, folder);
             ds_offload_destroy(s);
             d.files.reserve = no_reserve; /* a file system that promises what it does not have */

@@ -177,7 +177,8 @@ static void engines(void) {
 
 /* An engine that does what it is told to at the n-th request. */
 typedef struct trouble {
-    int at, kind; /* 1 EIO, 2 half, 3 EAGAIN, 4 EINTR, 5 nothing at all, 6 ENOSPC, 7 never, 8 submit refuses once */
+    int at,
+        kind; /* 1 EIO, 2 half, 3 EAGAIN, 4 EINTR, 5 nothing at all, 6 ENOSPC, 7 never, 8 submit refuses once, 12 says 512 bytes */
     int seen;
     ds_offload_request *queue[256];
     int count, refused;
@@ -214,12 +215,13 @@ static int trouble_submit(void *ctx, void *queue, ds_offload_request **requests,
             r->result = 0;
         else if (now == 6)
             r->result = -ENOSPC;
-        else if (now >= 9)
+        else if (now >= 9 && now < 12)
             r->result = now == 9 ? -ENOMEM : now == 10 ? -EDQUOT : -EFBIG;
         else {
             if (now == 2) bytes = bytes / 2 / 4096 * 4096 + (bytes < 8192 ? bytes / 2 : 0);
             r->result = r->write ? dsi_sys_write(NULL, r->fd, r->buffer, bytes, r->offset)
                                  : dsi_sys_read(NULL, r->fd, r->buffer, bytes, r->offset);
+            if (now == 12 && r->result > 512) r->result = 512;
         }
         if (now == 7)
             t->held = r;
@@ -344,7 +346,7 @@ static void least_recent_use(void) {
     }
 #undef SPENT
     TEST(what a store takes is what it says) {
-        for (int kind = 0; kind < 7; kind++) {
+        for (int kind = 0; kind < 8; kind++) {
             test_memory memory = {0};
             d = plain_desc();
             if (kind == 1) d.folder = NULL;
@@ -355,6 +357,7 @@ static void least_recent_use(void) {
             d.allocator.alloc = test_alloc;
             d.allocator.release = test_release;
             d.allocator.ctx = &memory;
+            if (kind == 7) d.probe = 1000000, d.checksums = true; /* whose tensor is larger than the program's */
             if (kind == 6) /* and three tensors in 1, 2 and 1 blocks of the file */
                 d.max_in_cpu = 16384, d.checksums = true, d.tensors = 3, d.file_bytes = 3 * 8192 + 4096;
             if (!CHECK(ds_offload_create(&d, &s, NULL) == DS_OK)) continue;
@@ -718,7 +721,11 @@ static int shaky_open(void *ctx, const char *path, int flags, unsigned mode) {
     int fault = shaky_fault(s, false);
     if (fault < 0) return fault;
     s->direct = flags & 040000;
-    if (s->refuse_direct && s->direct && !s->late) return -EINVAL;
+    if (s->refuse_direct && s->direct && !s->late) {
+        if (flags & O_CREAT)
+            (void)dsi_sys_close(NULL, dsi_sys_open(NULL, path, flags & ~040000, mode)); /* as Linux does */
+        return -EINVAL;
+    }
     if (s->refuse_anonymous && (flags & 020000000) == 020000000) return s->late ? -EISDIR : -EOPNOTSUPP;
     if (s->late && strstr(path, ".0.0")) return -EEXIST;
     return dsi_sys_open(NULL, path, flags, mode);
@@ -961,6 +968,108 @@ static void failing_engines(void) {
     }
 }
 
+static ds_offload_desc troubled(trouble *t) {
+    ds_offload_desc d = plain_desc();
+    memset(t, 0, sizeof *t);
+    d.aio.ctx = t;
+    d.aio.setup = trouble_setup;
+    d.aio.teardown = trouble_teardown;
+    d.aio.submit = trouble_submit;
+    d.aio.events = trouble_events;
+    return d;
+}
+
+static void tickets(void) {
+    enum { MANY = 2500 }; /* more than there are places */
+    static unsigned char data[8192], back[8192];
+    TEST(one transfer stays while many others come and go) {
+        trouble t;
+        model m;
+        ds_offload_ticket ticket;
+        ds_offload_desc d = troubled(&t);
+        int done = 0;
+        if (!make(&m, &d, DS_OFFLOAD_NVME)) break;
+        memset(data, 5, sizeof data);
+        CHECK(ds_offload_start_write(m.store, m.id[3], 0, 4096, data, &ticket) == DS_OK);
+        while (done < MANY && ds_offload_read(m.store, m.id[2], 8192, 4096, back) == DS_OK) done++;
+        CHECK_EQ(done, MANY);
+        CHECK(ds_offload_read(m.store, m.id[3], 0, 4096, back) == DS_OK && back[4095] == 5);
+        CHECK(ds_offload_wait(m.store, ticket) == DS_OK && ds_offload_wait(m.store, ticket) == DS_ERR_ARGUMENT);
+        end(&m);
+    }
+    TEST(what was not waited for to its end takes no place) {
+        trouble t;
+        model m;
+        ds_offload_desc d = troubled(&t);
+        int done = 0;
+        d.timeout = 100000000;
+        if (!make(&m, &d, DS_OFFLOAD_NVME)) break;
+        t.at = 1, t.kind = 7;
+        CHECK(ds_offload_read(m.store, m.id[3], 0, 4096, data) == DS_ERR_TIMEOUT);
+        __atomic_store_n(&t.let_go, 1, __ATOMIC_RELAXED);
+        while (done < MANY && ds_offload_read(m.store, m.id[2], 8192, 4096, back) == DS_OK) done++;
+        CHECK_EQ(done, MANY);
+        end(&m);
+    }
+    TEST(a transfer that is refused moves nothing) {
+        ds_offload *s = NULL;
+        ds_offload_id id;
+        ds_offload_ticket ticket[1025];
+        ds_offload_desc d = plain_desc();
+        if (!CHECK(ds_offload_create(&d, &s, NULL) == DS_OK)) break;
+        CHECK(ds_offload_add(s, "host", 16, DS_OFFLOAD_HOST, &id) == DS_OK);
+        for (int i = 0; i < 1024; i++) CHECK(ds_offload_start_read(s, id, 0, 0, back, &ticket[i]) == DS_OK);
+        memset(data, 9, 16);
+        CHECK(ds_offload_start_write(s, id, 0, 16, data, &ticket[1024]) == DS_ERR_STATE);
+        CHECK_HAS(ds_offload_error(s)->message, "1024 transfers were started and not waited for");
+        CHECK(ds_offload_wait(s, ticket[700]) == DS_OK);
+        CHECK(ds_offload_read(s, id, 0, 16, back) == DS_OK && back[0] == 0);
+        CHECK(ds_offload_write(s, id, 0, 16, data) == DS_OK);
+        CHECK(ds_offload_read(s, id, 0, 16, back) == DS_OK && back[15] == 9);
+        ds_offload_destroy(s);
+    }
+    TEST(a write that made room is named for what it is) {
+        trouble t;
+        ds_offload *s = NULL;
+        ds_offload_id first, second;
+        ds_offload_desc d = troubled(&t);
+        d.block_size = d.max_in_cpu = 4096;
+        if (!CHECK(ds_offload_create(&d, &s, NULL) == DS_OK)) break;
+        CHECK(ds_offload_add(s, "first", 4096, DS_OFFLOAD_SPILL, &first) == DS_OK);
+        CHECK(ds_offload_add(s, "second", 4096, DS_OFFLOAD_SPILL, &second) == DS_OK);
+        CHECK(ds_offload_write(s, first, 0, 4096, data) == DS_OK);
+        t.at = t.seen + 1, t.kind = 1;
+        CHECK(ds_offload_read(s, second, 0, 4096, back) == DS_ERR_IO);
+        CHECK_HAS(ds_offload_error(s)->message, "write of tensor 'first'");
+        CHECK(ds_offload_read(s, second, 0, 4096, back) == DS_OK);
+        ds_offload_destroy(s);
+    }
+    TEST(less than a block of the disk is moved again) {
+        trouble t;
+        model m;
+        ds_offload_desc d = troubled(&t);
+        if (!make(&m, &d, DS_OFFLOAD_NVME)) break;
+        for (int k = 0; k < 8192; k++) data[k] = (unsigned char)(k * 31 + k / 256);
+        for (int read = 0; read < 2; read++) {
+            t.at = t.seen + 1, t.kind = 12;
+            CHECK((read ? ds_offload_read(m.store, m.id[3], 0, 8192, back)
+                        : ds_offload_write(m.store, m.id[3], 0, 8192, data)) == DS_OK);
+            CHECK_EQ(t.seen, t.at + 1);
+        }
+        CHECK(memcmp(data, back, sizeof data) == 0);
+        end(&m);
+    }
+    TEST(a queue for the first worker and none for the last) {
+        ds_offload *s = NULL;
+        ds_offload_desc d = plain_desc();
+        d.queue_depth = 20000;
+        d.thread_count = 4;
+        d.block_size = 4096;
+        CHECK(ds_offload_create(&d, &s, NULL) == DS_OK); /* with whatever engine gives them all one */
+        ds_offload_destroy(s);
+    }
+}
+
 static void other_trouble(void) {
     TEST(a request that never ends : a deadline) {
         static trouble t;
@@ -1040,7 +1149,7 @@ static void other_trouble(void) {
             files.nothing = at == 4;
             if (ds_offload_add(s, "zeros", sizeof data, DS_OFFLOAD_NVME, &id)) {
                 CHECK((files.kind == 3 || files.nothing) && ds_offload_error(s)->status == DS_ERR_SPACE);
-                CHECK_HAS(ds_offload_error(s)->message, "reserve space in");
+                CHECK_HAS(ds_offload_error(s)->message, "for tensor 'zeros' in");
                 CHECK_EQ(dsi_sys_size(NULL, s->fd), 0); /* no space is held */
                 CHECK(ds_offload_add(s, "zeros", sizeof data, DS_OFFLOAD_NVME, &id) == DS_OK);
             } else
@@ -1275,6 +1384,7 @@ int main(int argc, char **argv) {
     failing_files();
     system_calls();
     failing_engines();
+    tickets();
     other_trouble();
     CHECK(rmdir(root) == 0); /* nothing may be left over */
     return test_end();
