@@ -113,7 +113,7 @@ coverage:
 	$(MAKE) test config=coverage
 	@tests/tools/coverage.sh
 
-bench: $(B)/ds $(B)/larger_than_memory
+bench: $(B)/ds $(B)/train_gpt $(B)/larger_than_memory
 	$(B)/ds bench config
 	$(B)/ds bench optim --threads $(shell nproc)
 	$(B)/ds bench comm
