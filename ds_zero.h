@@ -3061,23 +3061,29 @@ static ds_status dsi_zero_error_read(void *ctx, size_t begin, size_t count, void
     return DS_OK;
 }
 
+/* A tensor of which each rank has a row: `t` has its name and this rank's part. */
+static ds_status dsi_zero_save_row(ds_zero *z, ds_checkpoint_writer *w, ds_checkpoint_tensor *t,
+                                   dsi_zero_source *source) {
+    size_t shape[2];
+    shape[0] = (size_t)z->world;
+    shape[1] = t->count;
+    source->z = z;
+    t->dtype = DS_F32;
+    t->shape = shape;
+    t->dims = 2;
+    t->ctx = source;
+    if (ds_checkpoint_add(w, t) == DS_OK) return DS_OK;
+    return dsi_zero_fail(z, ds_checkpoint_writer_error(w)->status, "%s", ds_checkpoint_writer_error(w)->message);
+}
+
 static ds_status dsi_zero_save_errors(ds_zero *z, ds_checkpoint_writer *w, dsi_zero_source *sources) {
     for (size_t k = 0; k < dsi_zero_errors(z); k++) {
         ds_checkpoint_tensor t;
-        size_t shape[2];
+        ds_status status;
         (void)dsi_zero_error_row(z, k, &t, (char *)z->scratch, DSI_ZERO_CHUNK);
-        sources[k].z = z;
         sources[k].array = (int)k;
-        shape[0] = (size_t)z->world;
-        shape[1] = t.count;
-        t.dtype = DS_F32;
-        t.shape = shape;
-        t.dims = 2;
         t.read = dsi_zero_error_read;
-        t.ctx = &sources[k];
-        if (ds_checkpoint_add(w, &t))
-            return dsi_zero_fail(z, ds_checkpoint_writer_error(w)->status, "%s",
-                                 ds_checkpoint_writer_error(w)->message);
+        if ((status = dsi_zero_save_row(z, w, &t, &sources[k]))) return status;
     }
     return DS_OK;
 }
@@ -3116,25 +3122,17 @@ static ds_status dsi_zero_apart_read(void *ctx, size_t begin, size_t count, void
 static ds_status dsi_zero_save_apart(ds_zero *z, ds_checkpoint_writer *w, dsi_zero_source *sources) {
     for (size_t i = 0; dsi_zero_drifts(z) && i < z->n_params; i++) {
         ds_checkpoint_tensor t;
-        size_t shape[2];
+        ds_status status;
         dsi_zero_param *p = &z->params[i];
         if (p->tensor == DSI_ZERO_NONE) continue;
         memset(&t, 0, sizeof t);
         dsi_zero_apart_name(z, p, (char *)z->scratch, DSI_ZERO_CHUNK);
-        sources->z = z;
         sources->p = p;
-        shape[0] = (size_t)z->world;
-        shape[1] = t.count = p->numel;
         t.name = (char *)z->scratch;
         t.begin = p->numel * (size_t)z->rank;
-        t.dtype = DS_F32;
-        t.shape = shape;
-        t.dims = 2;
+        t.count = p->numel;
         t.read = dsi_zero_apart_read;
-        t.ctx = sources++;
-        if (ds_checkpoint_add(w, &t))
-            return dsi_zero_fail(z, ds_checkpoint_writer_error(w)->status, "%s",
-                                 ds_checkpoint_writer_error(w)->message);
+        if ((status = dsi_zero_save_row(z, w, &t, sources++))) return status;
     }
     return dsi_zero_save_errors(z, w, sources);
 }
