@@ -252,6 +252,15 @@ static int b_rename(void *x, const char *a, const char *b) {
 static int b_mkdir(void *x, const char *p, unsigned m) {
     return fails(x) ? -((broken_files *)x)->error : dsi_sys_mkdir(NULL, p, m);
 }
+static void break_files(ds_files *f, broken_files *b) {
+    f->ctx = b;
+    f->open = b_open;
+    f->read = b_read;
+    f->write = b_write;
+    f->sync = b_sync;
+    f->rename = b_rename;
+    f->mkdir = b_mkdir;
+}
 
 typedef struct session {
     ds_zero *z;
@@ -336,13 +345,7 @@ static long one_session(const char *zero, size_t memory_at, long file_at, int er
     d.allocator.alloc = test_alloc;
     d.allocator.release = test_release;
     d.allocator.ctx = &m;
-    d.files.open = b_open;
-    d.files.read = b_read;
-    d.files.write = b_write;
-    d.files.sync = b_sync;
-    d.files.rename = b_rename;
-    d.files.mkdir = b_mkdir;
-    d.files.ctx = &b;
+    break_files(&d.files, &b);
     a.good = true;
     a.expected = memory_at ? DS_ERR_MEMORY : error == ENOSPC ? DS_ERR_SPACE : DS_ERR_IO;
     if (!CHECK(ds_zero_create(&d, &a.z, &e) == DS_OK)) return 0;
@@ -656,15 +659,7 @@ static void *run_story(void *arg) {
     d.allocator.release = test_release;
     d.allocator.ctx = &a->memory;
     d.files.sync = no_sync;
-    if (a->files.at) {
-        d.files.ctx = &a->files;
-        d.files.open = b_open;
-        d.files.read = b_read;
-        d.files.write = b_write;
-        d.files.sync = b_sync;
-        d.files.rename = b_rename;
-        d.files.mkdir = b_mkdir;
-    }
+    if (a->files.at) break_files(&d.files, &a->files);
     d.logger.log = no_log;
     d.aio.ctx = &a->disk;
     d.aio.setup = setup;
