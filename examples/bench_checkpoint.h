@@ -10,30 +10,35 @@ typedef struct bench_disk {
     size_t bytes;
 } bench_disk;
 
+/* Lets the disk come to rest: nobody pays for blocks that another one freed, or for what another one has written. */
+static void bench_pause(void) {
+    const struct timespec rest = {0, 500000000};
+    sync();
+    (void)nanosleep(&rest, NULL);
+}
 /* Takes a file out of the page cache, so that reading it is reading the disk. */
 static void bench_forget(const char *path) {
     const int fd = open(path, O_RDONLY);
+    bench_pause();
     if (fd < 0) return;
     (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
     close(fd);
 }
-/* Removes what stands in the folder, and lets the disk come to rest: nobody pays for blocks that another one freed, or
-   for what another one has written. */
-static void bench_rest(const bench_disk *b) {
+/* Removes what stands in the folder. */
+static void bench_clear(const bench_disk *b) {
     static const char *const names[] = {"bench/rank-00000.safetensors", "bench/manifest.json", "bench", "latest",
                                         "plain"};
-    const struct timespec rest = {0, 500000000};
     char path[300];
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         snprintf(path, sizeof path, "%s/%s", b->folder, names[i]);
         (void)remove(path);
     }
-    sync();
-    (void)nanosleep(&rest, NULL);
+    bench_pause();
 }
-/* Seconds for a plain file of the same bytes: written in pieces of 1 MiB and synced, or read. 0 when it fails. */
-static double bench_plain(const bench_disk *b, bool write_it) {
-    const int fd = open(b->path, write_it ? O_CREAT | O_TRUNC | O_WRONLY : O_RDONLY, 0666);
+/* Seconds for a plain file of the same bytes: written in pieces of 1 MiB and synced, or as many read of any file. 0 when it
+   fails. */
+static double bench_plain(const bench_disk *b, const char *path, bool write_it) {
+    const int fd = open(path, write_it ? O_CREAT | O_TRUNC | O_WRONLY : O_RDONLY, 0666);
     const double start = seconds();
     bool good = fd >= 0;
     if (good && write_it) good = posix_fallocate(fd, 0, (off_t)b->bytes) == 0;
@@ -50,7 +55,7 @@ static double bench_fio(const bench_disk *b, bool direct) {
     char command[1200], line[512];
     double rate = 0;
     FILE *pipe;
-    bench_rest(b);
+    bench_clear(b);
     snprintf(
         command, sizeof command,
         "'%.300s' --name=ds --filename='%s/fio' --rw=write --bs=1M --size=%zu --ioengine=%s --iodepth=%d --direct=%d "
@@ -150,27 +155,38 @@ enum {
     FIO_DIRECT,
     BENCH_TIMES
 };
-static ds_status bench_round(const bench_disk *b, double t[BENCH_TIMES], ds_error *error) {
+/* The save's file read as it is, and loaded; each round begins with the other one. The first reading is not counted: below the
+   machine's own cache a virtual disk has another one, which is filled by it. */
+static ds_status bench_reads(const bench_disk *b, size_t round, double t[BENCH_TIMES], ds_error *error) {
+    ds_status status = DS_OK;
+    bench_forget(b->shard);
+    (void)bench_plain(b, b->shard, false);
+    for (size_t turn = 0; turn < 2 && !status; turn++) {
+        bench_forget(b->shard);
+        if ((round + turn) % 2)
+            t[READ_DISK] = bench_plain(b, b->shard, false);
+        else
+            status = bench_load(b, &t[LOAD_DISK], error);
+    }
+    t[READ_CACHED] = bench_plain(b, b->shard, false);
+    return status ? status : bench_load(b, &t[LOAD_CACHED], error);
+}
+static ds_status bench_round(const bench_disk *b, size_t round, double t[BENCH_TIMES], ds_error *error) {
     double none;
     bench_steps alone, beside;
     ds_status status;
     t[FIO] = bench_fio(b, false);
     t[FIO_DIRECT] = bench_fio(b, true);
-    bench_rest(b);
+    bench_clear(b);
     status = bench_save(b, false, &t[SAVE], &none, &beside, error);
-    bench_forget(b->shard);
-    if (!status) status = bench_load(b, &t[LOAD_DISK], error);
-    if (!status) status = bench_load(b, &t[LOAD_CACHED], error);
-    bench_rest(b);
-    t[WRITE] = bench_plain(b, true);
-    bench_forget(b->path);
-    t[READ_DISK] = bench_plain(b, false);
-    t[READ_CACHED] = bench_plain(b, false);
+    if (!status) status = bench_reads(b, round, t, error);
+    bench_clear(b);
+    t[WRITE] = bench_plain(b, b->path, true);
     memset(&alone, 0, sizeof alone);
     while (alone.count < 200) bench_step(&alone);
     t[STEP] = alone.wall / alone.count;
     t[STEP_CPU] = alone.cpu / alone.count;
-    bench_rest(b);
+    bench_clear(b);
     if (!status) status = bench_save(b, true, &none, &t[STALL], &beside, error);
     t[STEP_BESIDE] = beside.wall / (beside.count ? beside.count : 1);
     t[STEP_BESIDE_CPU] = beside.cpu / (beside.count ? beside.count : 1);
@@ -205,13 +221,13 @@ static int bench_checkpoint(arguments *a) {
     for (size_t i = 0; i < b.bytes / sizeof(float); i++) b.data[i] = (float)i;
     for (size_t round = 0; round < rounds && !status; round++) {
         double t[BENCH_TIMES];
-        status = bench_round(&b, t, &error);
+        status = bench_round(&b, round, t, &error);
         for (int k = 0; k < BENCH_TIMES; k++) times[k][round] = t[k];
     }
     for (int k = 0; k < BENCH_TIMES; k++) median[k] = aio_median(times[k], rounds);
     fastest = median[FIO_DIRECT] <= 0 || (median[FIO] > 0 && median[FIO] < median[FIO_DIRECT]) ? median[FIO]
                                                                                                : median[FIO_DIRECT];
-    bench_rest(&b);
+    bench_clear(&b);
     rmdir(b.folder);
     free(b.data);
     if (status || median[WRITE] <= 0 || median[READ_DISK] <= 0)
