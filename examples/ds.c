@@ -1249,13 +1249,18 @@ static int help(FILE *to) {
     return to == stdout ? finish(FINE) : USAGE;
 }
 
+static bool asks_help(const char *word) {
+    return !strcmp(word, "--help") || !strcmp(word, "-h");
+}
+
 int main(int argc, char **argv) {
     arguments a;
     if (argc < 2) return help(stderr);
-    if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h")) return help(stdout);
+    if (asks_help(argv[1])) return help(stdout);
     for (size_t i = 0; i < COMMANDS; i++) {
         if (strcmp(argv[1], commands[i].name)) continue;
-        if (argc > 2 && (!strcmp(argv[2], "--help") || !strcmp(argv[2], "-h"))) {
+        for (int k = 2; k < argc && (k == 2 || commands[i].run != run_run); k++) { /* a program that runs has its own */
+            if (!asks_help(argv[k])) continue;
             fputs(commands[i].help, stdout);
             return finish(FINE);
         }

@@ -39,6 +39,8 @@ status bench_comm 0 "$ds" bench comm --ranks 3 --bytes 100000 --rounds 1 --json
 [ "$(grep -o '"sent": [0-9]*, "theory": [0-9]*' "$scratch/out" | awk '$2 + 0 == $4 + 0' | wc -l)" -eq 8 ]
 check bench_comm_wire_bytes
 status bench_comm_ranks 2 "$ds" bench comm --ranks 0
+status bench_help 0 "$ds" bench comm --help
+status run_help_of_program 0 "$ds" run -n 1 "$ds" bench --help
 # the other figures: each prints JSON, with a figure above zero for each thing that it times
 status bench_optim 0 "$ds" bench optim --elements 1024000 --rounds 1 --rows 16 --json
 cp "$scratch/out" "$scratch/bench.json"
