@@ -77,8 +77,11 @@ CONCEPTS
     accumulators are on disk, too; sub_group_size elements of each array are in memory at a time, in as many sets of buffers
     as the pipelines use, or as offload_optimizer.buffer_count (when given) holds, at most 16. What is summed for the first
     sub-groups waits in these sets and never goes to disk (with LAMB it does). With pipeline_read all sets
-    are filled during a step's last backward pass; with pipeline_write the last writes go on while the next pass computes,
-    and one that fails is found at the next step, read or save. So more sets leave less I/O to the step itself. ratio: states of this part of the elements
+    are filled during a step's last backward pass. With pipeline_write a step returns before its update is over: whether it
+    counts, its norm and rate are settled, and a parameter is updated when the next pass fetches it, or all before that pass's
+    first gradient, so that the disk works while the model computes; read, save and load find all updated, and what fails
+    is the error of the call that waits for it. (Tensors that stay whole are updated in the step; with LAMB, Muon or an
+    optimizer of the client all are.) ns_step counts the step's own part of this. ratio: states of this part of the elements
     are offloaded, those of the others stay. fast_init: initial values go to disk through these buffers, many at once.
     Parameters on nvme are read through offload_param's buffer_count buffers of buffer_size elements, none larger or more
     than needed; max_in_cpu elements of them stay in memory, and 1e9 is the default: give 0 to have all on disk.
@@ -817,6 +820,7 @@ typedef struct dsi_zero_param {
     size_t own_begin, own_count;
     size_t norm_at; /* of its first grain among the own ones */
     size_t shard;   /* where the own part stands in the arrays of states and accumulators, in elements */
+    size_t place;   /* in z->order */
     size_t home;    /* where the own part stands in z->home, in bytes; stage 3, not whole */
     bool whole;     /* kept whole on every rank */
     bool external;  /* in the model's own memory */
@@ -934,6 +938,7 @@ struct ds_zero {
     size_t near_parts;        /* ranks of a node that share a copy of the parameters; 1: none is kept */
     bool quantize_weights, quantize_gradients;
     bool by_norm, one_bit; /* of the optimizer */
+    bool clients;          /* it is the client's own */
     bool local;            /* this step's gradients are not reduced: the optimizer averages its momenta by itself */
     size_t levels;         /* accumulators: one, with world_invariant one for each bit of the micro-batch's number */
     bool overlap, contiguous, sparse, elastic, ignore_unused, gather_by_broadcast, reduce_whole, hooks, gather_on_save,
@@ -973,6 +978,9 @@ struct ds_zero {
     size_t n_sets, turn, set_limit; /* set_limit: buffer_count of states when given */
     size_t ahead;                   /* sub-groups whose arrays are read before the step, each into its own set */
     size_t since;                   /* transfers since one of a set was started */
+    size_t updated;                 /* tensors of z->order that have the last step's values */
+    size_t next_sub, next_place;    /* the sub-group to update next, and the first tensor in it */
+    size_t in_step;                 /* tensors of z->order that a step itself updates */
     int64_t probe;
     bool fast_init;
     double ratio;
@@ -1255,24 +1263,26 @@ static bool dsi_zero_has_master(const dsi_zero_param *p) {
    parts of parameters that are not kept whole, in the same order, frozen ones last. */
 static void dsi_zero_layout_shard(ds_zero *z) {
     size_t at = 0, home = 0, n = 0;
-    for (int round = 0; round < 3; round++) {
+    for (int round = 0; round < 6; round++) {
         for (size_t i = 0; i < z->n_params; i++) {
             dsi_zero_param *p = &z->params[i];
             int class_ = p->tensor == DSI_ZERO_NONE ? 2 : dsi_zero_has_master(p) ? 0 : 1;
-            if (class_ != round) continue;
+            if (2 * class_ + !p->whole != round) continue;
             if (!p->whole) {
                 p->home = home;
                 home += dsi_round_up(p->own_count * p->bytes_each, DSI_ZERO_ALIGN);
             }
-            if (round == 2) continue;
+            if (class_ == 2) continue;
             p->shard = at;
             at += dsi_zero_grains(p->own_count) * DS_GRAIN;
+            p->place = n;
             z->order[n++] = i;
         }
-        if (round == 0) z->shard_half = at;
+        if (round == 1) z->shard_half = at;
     }
     z->shard_total = at;
     z->home_bytes = home;
+    z->updated = n;
 }
 
 /* Where in shard space offloading begins: states of the elements before it stay on the device. Not inside of a tensor that
@@ -1516,20 +1526,27 @@ static ds_status dsi_zero_set_start(ds_zero *z, dsi_zero_set *set, const dsi_zer
     return DS_OK;
 }
 
-/* While the last backward pass of a step goes on, the first sub-groups' arrays come from the disk; their gradients are not
-   there yet. [cfg: zero_optimization.offload_optimizer.pipeline_read] */
+/* Whether nothing of a set is under way. */
+static bool dsi_zero_set_rests(const ds_zero *z, const dsi_zero_set *set) {
+    bool done = true;
+    for (size_t i = 0; i < set->tickets && done; i++)
+        if (ds_offload_test(z->store[set->of[i]], set->ticket[i], &done)) return true; /* waiting tells why */
+    return done;
+}
+
+/* While the last backward pass of a step goes on, the first sub-groups' arrays come from the disk, each once its set has
+   written what it held; their gradients are not there yet. [cfg: zero_optimization.offload_optimizer.pipeline_read] */
 static ds_status dsi_zero_read_ahead(ds_zero *z) {
     ds_status status = DS_OK;
     if (!z->pipeline_read || z->micro + 1 < z->accumulation) return DS_OK;
-    for (; z->ahead < z->n_sets && !status; z->ahead++) {
+    for (; z->ahead < z->n_sets && !status && dsi_zero_set_rests(z, &z->sets[z->ahead]); z->ahead++) {
         if ((status = dsi_zero_set_wait(z, &z->sets[z->ahead]))) break;
         status = dsi_zero_set_start(z, &z->sets[z->ahead], &z->subs[z->ahead], DSI_ZERO_IN);
     }
     return status;
 }
 
-/* All sub-groups are on disk as the last step left them: its writes may go on until their buffers are needed again. */
-static ds_status dsi_zero_settle(ds_zero *z) {
+static ds_status dsi_zero_sets_wait(ds_zero *z) {
     ds_status status = DS_OK;
     for (size_t i = 0; i < z->n_sets && !status; i++) status = dsi_zero_set_wait(z, &z->sets[i]);
     return status;
@@ -1540,7 +1557,7 @@ static ds_status dsi_zero_settle(ds_zero *z) {
 static ds_status dsi_zero_keep_pace(ds_zero *z) {
     if (++z->since < DSI_ZERO_APART) return DS_OK;
     z->since = 0;
-    return dsi_zero_settle(z);
+    return dsi_zero_sets_wait(z);
 }
 
 /* The next lane, free to be filled. */
@@ -1758,19 +1775,30 @@ static ds_status dsi_zero_gather_wait(ds_zero *z, dsi_zero_param *p) {
     return dsi_zero_ended(z, DS_OK);
 }
 
+static ds_status dsi_zero_catch_up(ds_zero *z, size_t count);
+
+static bool dsi_zero_is_new(const ds_zero *z, const dsi_zero_param *p) {
+    return p->tensor == DSI_ZERO_NONE || p->place < z->updated;
+}
+
 /* Brings what the trace says comes next: gathers within the prefetch window, reads from disk within twice that. How far
-   depends on counts alone, so that all ranks start the same gathers in the same order. */
+   depends on counts alone, so that all ranks start the same gathers in the same order. While an update is left over, that
+   is one tensor where it has a way to go: it overlaps with the computation on this one. */
 static ds_status dsi_zero_prefetch(ds_zero *z) {
     const dsi_zero_trace *t = &z->traces[z->pass];
     size_t window = 0, limit = z->home ? z->prefetch : 2 * z->prefetch;
     if (!z->following || !z->prefetch) return DS_OK;
+    if (z->updated < z->n_train && z->position < t->count && (z->parts > 1 || !z->home)) {
+        ds_status status = dsi_zero_catch_up(z, z->params[t->fetched[z->position]].place + 1);
+        if (status) return status;
+    }
     z->sweep++;
     for (size_t i = z->position; i < t->count && window < limit; i++) {
         dsi_zero_param *p = &z->params[t->fetched[i]];
         ds_status status = DS_OK;
         if (p->fetches || p->sweep == z->sweep) continue;
         p->sweep = z->sweep; /* counts once */
-        if (window + p->numel > limit) break;
+        if (window + p->numel > limit || !dsi_zero_is_new(z, p)) break;
         if (p->where == DSI_ZERO_ABSENT) {
             if (dsi_add(z->live_elements, p->numel) > z->max_live) break;
             status = dsi_zero_gather_read(z, p);
@@ -2256,6 +2284,7 @@ DS_API ds_status ds_zero_fetch(ds_zero *z, size_t index, void *stream) {
         return dsi_zero_ended(z, DS_OK);
     }
     if ((status = dsi_zero_trace_add(z, index))) return status;
+    if (!dsi_zero_is_new(z, p) && (status = dsi_zero_catch_up(z, p->place + 1))) return status;
     z->fetches++;
     if (p->fetches == 0 && p->where != DSI_ZERO_LIVE) {
         z->fetches_waited++;
@@ -2310,6 +2339,7 @@ static ds_status dsi_zero_end_gradients(ds_zero *z) {
                                  "zero_optimization.ignore_unused_parameters is false",
                                  p->name, p->given, p->contributions);
     }
+    if ((status = dsi_zero_catch_up(z, z->n_train))) return status;
     for (size_t i = 0; i < z->n_train; i++) { /* in bucket order, so that each bucket opens when its turn comes */
         dsi_zero_param *p = &z->params[z->bucket_order[i]];
         bool none = p->given == 0;
@@ -2367,9 +2397,9 @@ static ds_status dsi_zero_grad_of(ds_zero *z, size_t index, const char *doing, d
     if ((*out)->given == (*out)->contributions)
         return dsi_zero_fail(z, DS_ERR_STATE, "%s of '%s': it has its %d gradients of this micro-batch already", doing,
                              (*out)->name, (*out)->contributions);
-    if (z->t_gradient) return DS_OK;
-    z->t_gradient = dsi_now(&z->clock);
-    return dsi_zero_read_ahead(z);
+    if (!z->t_gradient) z->t_gradient = dsi_now(&z->clock);
+    status = dsi_zero_catch_up(z, z->n_train); /* the accumulators are to be written */
+    return status ? status : dsi_zero_read_ahead(z);
 }
 
 /* The engine reads after what `stream` has to do, and what comes on it then finds the memory free. */
@@ -2706,30 +2736,66 @@ static ds_status dsi_zero_sub_read(ds_zero *z, size_t g, size_t ahead) {
     return g < dsi_zero_kept_subs(z) ? DS_OK : dsi_zero_set_start(z, set, &z->subs[g], DSI_ZERO_IN_GRADIENTS);
 }
 
-/* Walks the sub-groups. What is on disk streams through sets of buffers, sub-group g through set g % n_sets, so that reading
-   the next ones, updating this one and writing the last go on at once: a set is read into again one sub-group after its
-   write began. The last writes go on while the next pass computes.
+/* The update walks the sub-groups, and may stop between two of them and go on later. What is on disk streams through sets
+   of buffers, sub-group g through set g % n_sets, so that reading the next ones, updating this one and writing the last go
+   on at once: a set is read into again one sub-group after its write began.
    [cfg: zero_optimization.offload_optimizer.pipeline_read, .pipeline_write] */
-static ds_status dsi_zero_update(ds_zero *z) {
-    bool disk = z->n_sets > 0;
-    size_t cursor = 0, ahead = z->ahead, lag = z->pipeline_write ? 1 : 0;
-    size_t first = z->pipeline_read ? z->n_sets : disk;
+static ds_status dsi_zero_update_begin(ds_zero *z) {
+    size_t ahead = z->ahead, first = z->pipeline_read ? z->n_sets : z->n_sets > 0;
     ds_status status = DS_OK;
-    z->ahead = 0;
+    z->ahead = z->updated = z->next_sub = z->next_place = 0;
     for (size_t g = 0; g < first && !status; g++) status = dsi_zero_sub_read(z, g, ahead);
-    for (size_t g = 0; g < z->n_subs && !status; g++) {
-        dsi_zero_set none, view, *set = disk ? &z->sets[g % z->n_sets] : &none;
-        size_t next = z->pipeline_read ? g + z->n_sets - lag : g + 1;
-        memset(&none, 0, sizeof none);
-        if (disk && (status = dsi_zero_set_wait(z, set))) break;
-        view = dsi_zero_view(z, &z->subs[g], set);
-        if ((status = dsi_zero_update_sub(z, &z->subs[g], &view, &z->stages[g % 2], &cursor)) || !disk) continue;
-        if ((status = dsi_zero_set_start(z, set, &z->subs[g], DSI_ZERO_OUT))) break;
-        if (!z->pipeline_write && (status = dsi_zero_set_wait(z, set))) break;
-        if (next >= first && next < z->n_subs) status = dsi_zero_sub_read(z, next, 0);
-    }
+    return status;
+}
+
+static ds_status dsi_zero_update_next(ds_zero *z) {
+    size_t g = z->next_sub++, next = g + 1;
+    dsi_zero_set none, view, *set = z->n_sets ? &z->sets[g % z->n_sets] : &none;
+    bool disk = z->n_sets > 0;
+    ds_status status;
+    memset(&none, 0, sizeof none);
+    if (z->pipeline_read) next = g + z->n_sets - (z->pipeline_write ? 1 : 0);
+    if (disk && (status = dsi_zero_set_wait(z, set))) return status;
+    view = dsi_zero_view(z, &z->subs[g], set);
+    status = dsi_zero_update_sub(z, &z->subs[g], &view, &z->stages[g % 2], &z->next_place);
+    if (status || !disk) return status;
+    if ((status = dsi_zero_set_start(z, set, &z->subs[g], DSI_ZERO_OUT))) return status;
+    if (!z->pipeline_write && (status = dsi_zero_set_wait(z, set))) return status;
+    if (z->pipeline_read && next < z->n_sets) return DS_OK; /* the update began with that */
+    return next < z->n_subs ? dsi_zero_sub_read(z, next, 0) : DS_OK;
+}
+
+/* Goes on until the first `count` tensors of z->order are new. */
+static ds_status dsi_zero_update_to(ds_zero *z, size_t count) {
+    size_t end = count < z->n_train ? z->params[z->order[count]].shard : z->shard_total;
+    ds_status status = DS_OK;
+    while (z->next_sub < z->n_subs && z->subs[z->next_sub].begin < end && !status) status = dsi_zero_update_next(z);
     for (size_t i = 0; i < 2; i++) dsi_zero_follow(z, z->stages[i].stream, z->stream);
+    if ((status = dsi_zero_ended(z, status))) {
+        ds_optim_cancel(z->optim);
+        return status;
+    }
+    z->updated = count;
+    if (count == z->n_train && !z->measuring) (void)ds_optim_end(z->optim); /* it is open */
+    return DS_OK;
+}
+
+/* Where the disk holds the states and pipeline_write allows it, a step ends before its update does: a tensor is updated when
+   it is first fetched, so that the disk reads and writes while the next pass computes. What is left is done before the
+   first gradient of a pass, and before anything else looks at values or states. All ranks say the same `count`, which
+   decides what they gather. Tensors that every rank has whole come first in z->order: the step does and gathers those. */
+static ds_status dsi_zero_catch_up(ds_zero *z, size_t count) {
+    ds_status status;
+    if (count <= z->updated) return DS_OK;
+    status = dsi_zero_update_to(z, count);
+    dsi_zero_follow(z, z->stream, z->fetching);
     return dsi_zero_ended(z, status);
+}
+
+/* The last step is done, and all sub-groups are on disk. */
+static ds_status dsi_zero_settle(ds_zero *z) {
+    ds_status status = dsi_zero_catch_up(z, z->n_train);
+    return status ? status : dsi_zero_sets_wait(z);
 }
 
 /* One all-gather, or with allgather_partitions false a broadcast from each rank. [cfg: ...allgather_partitions] */
@@ -2889,18 +2955,17 @@ static ds_status dsi_zero_apply(ds_zero *z, double norm, double inverse) {
     if (status) return dsi_zero_fail(z, status, "optimizer step: %s", ds_optim_error(z->optim)->message);
     if (z->by_norm) { /* LAMB: the norms of whole tensors, from the parts of all ranks */
         z->measuring = true;
-        status = dsi_zero_update(z);
+        if (!(status = dsi_zero_update_begin(z))) status = dsi_zero_update_to(z, z->n_train);
         z->measuring = false;
         if (!status && (status = ds_optim_combine(z->optim)))
             dsi_zero_die(z, status, "optimizer step", ds_optim_error(z->optim)->message);
     }
-    if (!status) status = dsi_zero_update(z);
+    if (!status) status = dsi_zero_update_begin(z);
     if (status) {
         ds_optim_cancel(z->optim);
         return status;
     }
-    (void)ds_optim_end(z->optim); /* it is open */
-    if ((status = dsi_zero_gather_updated(z))) return status;
+    if ((status = dsi_zero_update_to(z, z->in_step)) || (status = dsi_zero_gather_updated(z))) return status;
     dsi_zero_follow(z, z->stream, z->fetching);
     dsi_zero_forget_near(z);
     ds_optim_schedule_step(z->optim);
@@ -3904,6 +3969,7 @@ static ds_status dsi_zero_make_optimizer(ds_zero *z, const ds_zero_desc *d, ds_e
     for (size_t i = 0; i < n_groups && !status && schedule.kind != DS_SCHEDULE_NONE; i++)
         if ((status = ds_optim_set_schedule(z->optim, i, &schedule)))
             dsi_fail(error, status, "scheduler: %.480s", ds_optim_error(z->optim)->message);
+    z->clients = d->optimizer != NULL; /* which may look at the learning rate while it updates */
     z->one_bit = !status && ds_optim_error_buffers(z->optim) > 0;
     if (z->one_bit && z->parts > 1)
         status =
@@ -4263,6 +4329,12 @@ static ds_status dsi_zero_size_sets(ds_zero *z, ds_error *error) {
     }
     z->n_sets = wanted < z->n_subs ? wanted : z->n_subs;
     if (z->n_sets == 1) z->pipeline_read = z->pipeline_write = false;
+    z->in_step = z->acc_disk && z->pipeline_write && !z->by_norm && !z->clients ? 0 : z->n_train;
+    for (size_t k = 0; k < z->n_train; k++) {
+        const dsi_zero_param *p = &z->params[z->order[k]];
+        if (p->whole && z->in_step <= k) z->in_step = k + 1;
+        if (p->uncut) z->in_step = z->n_train;
+    }
     return DS_OK;
 }
 

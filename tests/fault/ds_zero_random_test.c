@@ -47,6 +47,12 @@ static const char *const zeros[] = {
     "\"stage3_max_reuse_distance\": 0, \"reduce_bucket_size\": 1",
     "\"stage\": 3, \"stage3_param_persistence_threshold\": 0, \"offload_param\": {\"device\": \"nvme\", \"nvme_path\": "
     "\"build\"}, \"stage3_max_live_parameters\": 6000",
+    "\"stage\": 3, \"stage3_param_persistence_threshold\": 0, \"sub_group_size\": 1024, \"offload_optimizer\": "
+    "{\"device\": \"nvme\", \"nvme_path\": \"build\", \"pipeline_read\": true, \"pipeline_write\": true}",
+    "\"stage\": 3, \"stage3_param_persistence_threshold\": 100, \"sub_group_size\": 2048, "
+    "\"stage3_max_live_parameters\": 6000, \"offload_optimizer\": {\"device\": \"nvme\", \"nvme_path\": "
+    "\"build\", \"pipeline_write\": true}, \"offload_param\": {\"device\": \"nvme\", \"nvme_path\": "
+    "\"build\", \"max_in_cpu\": 0}",
 };
 
 static ds_zero *engine(const walker *w, const char *zero, ds_comm *comm, void **slots, ds_config **config,

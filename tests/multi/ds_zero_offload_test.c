@@ -260,6 +260,140 @@ static void everything(void) {
     }
 }
 
+/* ---- an update that goes on after its step ---- */
+
+typedef struct pair {
+    ds_zero *z[2]; /* an engine that ends the update in the step, and one that need not */
+    ds_config *config[2];
+    void *slots[2][N_PARAMS];
+} pair;
+
+static const char *const late_pipes[2] = {", \"pipeline_read\": true",
+                                          ", \"pipeline_read\": true, \"pipeline_write\": true"};
+
+static bool pair_open(pair *q, setting s, int threshold) {
+    memset(q, 0, sizeof *q);
+    for (int k = 0; k < 2; k++) {
+        ds_error e = {DS_OK, ""};
+        ds_zero_param params[N_PARAMS];
+        ds_zero_desc d;
+        memset(&d, 0, sizeof d);
+        snprintf(zero, sizeof zero,
+                 ", \"stage3_param_persistence_threshold\": %d, \"sub_group_size\": 1024, \"offload_optimizer\": "
+                 "{\"device\": \"nvme\", \"nvme_path\": \"%s\"%s}, "
+                 "\"stage3_gather_16bit_weights_on_model_save\": true",
+                 threshold, folder(), late_pipes[k]);
+        s.zero = zero;
+        q->config[k] = config_of(&s, &e);
+        if (!CHECK(q->config[k] != NULL)) return printf("  %s\n", e.message), false;
+        describe(params, q->slots[k], ds_zero_model_dtype(q->config[k]), &s);
+        d.config = q->config[k];
+        d.params = params;
+        d.n_params = N_PARAMS;
+        if (!CHECK(ds_zero_create(&d, &q->z[k], &e) == DS_OK)) return printf("  %s\n", e.message), false;
+    }
+    return true;
+}
+
+static void pair_close(pair *q) {
+    for (int k = 0; k < 2; k++) {
+        ds_zero_destroy(q->z[k]);
+        ds_config_free(q->config[k]);
+    }
+}
+
+/* A step; returns what its pass showed at the fetches, folded. */
+static uint64_t pair_step(pair *q, int k, ds_zero_pass pass, uint64_t seed) {
+    static float gradient[129 * 64];
+    uint64_t seen = 1469598103934665603u;
+    ds_zero *z = q->z[k];
+    CHECK(ds_zero_begin(z, pass) == DS_OK);
+    for (size_t i = 0; i < N_PARAMS; i++) {
+        CHECK(ds_zero_fetch(z, i, NULL) == DS_OK);
+        for (size_t e = 0; e < numel(i); e++) {
+            uint32_t bits;
+            memcpy(&bits, (const float *)q->slots[k][i] + e, sizeof bits);
+            seen = (seen ^ bits) * 1099511628211u;
+        }
+        CHECK(ds_zero_release(z, i) == DS_OK);
+    }
+    for (size_t i = N_PARAMS; i-- > 0 && pass == DS_ZERO_TRAIN;) {
+        for (size_t e = 0; e < numel(i); e++) gradient[e] = (float)(test_uniform(&seed) - 0.5);
+        CHECK(ds_zero_grad(z, i, gradient, NULL) == DS_OK);
+    }
+    CHECK(ds_zero_end(z) == DS_OK);
+    if (pass == DS_ZERO_TRAIN) CHECK(ds_zero_step(z, NULL) == DS_OK);
+    return seen;
+}
+
+static bool same_files(const char *a, const char *b) {
+    FILE *f[2] = {fopen(a, "rb"), fopen(b, "rb")};
+    int x = 0, y = 0;
+    while (f[0] && f[1] && x == y && x != EOF) x = fgetc(f[0]), y = fgetc(f[1]);
+    for (int k = 0; k < 2; k++)
+        if (f[k]) fclose(f[k]);
+    return f[0] && f[1] && x == y;
+}
+
+/* All values and states of both, which the reads complete. */
+static bool pair_same(pair *q) {
+    static float a[129 * 64], b[129 * 64];
+    bool same = true;
+    for (size_t i = N_PARAMS; i-- > 0;)
+        for (int state = -1; state < 2; state++) {
+            CHECK(ds_zero_read(q->z[0], i, state, 0, numel(i), a) == DS_OK);
+            CHECK(ds_zero_read(q->z[1], i, state, 0, numel(i), b) == DS_OK);
+            same = same && memcmp(a, b, numel(i) * sizeof *a) == 0;
+        }
+    return same;
+}
+
+static void left_over(int threshold) {
+    /* the rate changes from step to step: what is updated late takes that of its own step */
+    setting s = setting_of(1, 3, 1, 1, "fp32");
+    char name[128], path[2][300], file[2][320];
+    pair q;
+    s.top = ", \"gradient_clipping\": 0.5, \"scheduler\": {\"type\": \"WarmupLR\", \"params\": "
+            "{\"warmup_num_steps\": 10, \"warmup_type\": \"linear\"}}";
+    for (int k = 0; k < 2; k++)
+        snprintf(path[k], sizeof path[k], "%s/ds_zero_late_%ld_%d", folder(), (long)getpid(), k),
+            snprintf(file[k], sizeof file[k], "%.299s/model", path[k]);
+    snprintf(name, sizeof name, "a step ends before its update, each call finds it done: threshold %d", threshold);
+    TEST_NAMED(name) {
+        char command[700];
+        if (!pair_open(&q, s, threshold)) break;
+        for (uint64_t step = 0; step < 12; step++) {
+            ds_zero_stats left, all;
+            uint64_t seen[2];
+            for (int k = 0; k < 2; k++) seen[k] = pair_step(&q, k, DS_ZERO_TRAIN, step + 1);
+            CHECK_EQ(seen[0], seen[1]);
+            ds_zero_get_stats(q.z[1], &left);
+            for (int k = 0; k < 2; k++) { /* one call right after the step */
+                if (step % 6 == 1) CHECK(ds_zero_save(q.z[k], path[k], "t", NULL, 0) == DS_OK);
+                if (step % 6 == 2) CHECK(ds_zero_load(q.z[k], path[0], "t", NULL, NULL) == DS_OK);
+                if (step % 6 == 3) seen[k] = pair_step(&q, k, DS_ZERO_EVALUATE, 0);
+                if (step % 6 == 4) CHECK(ds_zero_save_16bit_model(q.z[k], file[k]) == DS_OK);
+            }
+            CHECK_EQ(seen[0], seen[1]);
+            if (step % 6 == 0) continue; /* the next pass finds it */
+            CHECK(pair_same(&q));
+            ds_zero_get_stats(q.z[1], &all);
+            if (step % 6 == 5) /* two states of 16 sub-groups, of which 4 are of whole tensors */
+                CHECK(all.swap.bytes_written - left.swap.bytes_written >= 10 * 2 * 1024 * sizeof(float));
+        }
+        CHECK(same_files(file[0], file[1]));
+        pair_close(&q);
+        snprintf(command, sizeof command, "rm -r %s %s", path[0], path[1]);
+        CHECK(system(command) == 0);
+    }
+    snprintf(name, sizeof name, "an engine goes while an update is left: threshold %d", threshold);
+    TEST_NAMED(name) {
+        if (!pair_open(&q, s, threshold)) break;
+        for (int k = 0; k < 2; k++) pair_step(&q, k, DS_ZERO_TRAIN, 1);
+        pair_close(&q);
+    }
+}
+
 int main(int argc, char **argv) {
     test_begin(argc, argv);
     for (int world = 1; world <= 3; world += 2) {
@@ -269,5 +403,7 @@ int main(int argc, char **argv) {
         parameters("fp32", world);
     }
     everything();
+    left_over(0);
+    left_over(2000);
     return test_end();
 }
