@@ -1133,7 +1133,8 @@ typedef struct dsi_optim_simd {
     void (*axpy)(float *y, const float *x, float a, size_t n);         // y = x * a + y
     void (*mix)(float *y, const float *x, float a, float b, size_t n); // y = x * a + y * b
     void (*add)(float *y, const float *x, size_t n);
-    double (*norm)(const dsi_optim_feed *f, size_t n); // sum of the gradient's squares
+    double (*norm)(const dsi_optim_feed *f, size_t n);                        // sum of the gradient's squares
+    void (*norm_two)(const dsi_optim_feed *f, size_t apart, double norms[2]); // of two grains
     void (*widen)(float *to, const void *from, ds_dtype dtype, float factor, size_t n);
     void (*narrow)(void *to, ds_dtype dtype, const float *from, size_t n); // to 16 bits
     void (*tile)(const float *a, const float *b, size_t k, float *c); // c (6, columns) = a (k, 6)^T * b (k, columns)
@@ -1179,6 +1180,10 @@ static double dsi_optim_norm_x1(const dsi_optim_feed *f, size_t n) {
     double lane[16] = {0};
     dsi_optim_norm_from(lane, f, 0, n);
     return dsi_optim_fold(lane);
+}
+static void dsi_optim_norm_two_x1(const dsi_optim_feed *f, size_t apart, double norms[2]) {
+    const dsi_optim_feed second = dsi_optim_feed_at(f, apart);
+    norms[0] = dsi_optim_norm_x1(f, DS_GRAIN), norms[1] = dsi_optim_norm_x1(&second, DS_GRAIN);
 }
 static void dsi_optim_tile_x1(const float *a, const float *b, size_t k, float *c) {
     memset(c, 0, sizeof(float) * 6 * 8);
@@ -1368,11 +1373,12 @@ static void dsi_optim_measure_x1(const ds_optim_constants *k, const dsi_optim_fe
         DSI_OPTIM_EACH(L) dsi_optim_##L##_give(&f, i, dsi_optim_##L##_load(from + i));                                 \
         if (i < n) dsi_optim_narrow_x1(dsi_optim_feed_at(&f, i).out, dtype, from + i, n - i);                          \
     }                                                                                                                  \
-    static const dsi_optim_simd dsi_optim_##L = {                                                                      \
-        DSI_OPTIM_LEVEL_##L,  DSI_OPTIM_TILE_##L, dsi_optim_adam_##L,    dsi_optim_sgd_##L,     dsi_optim_adagrad_##L, \
-        dsi_optim_lion_##L,   dsi_optim_lamb_##L, dsi_optim_moments_##L, dsi_optim_measure_##L, dsi_optim_trust_##L,   \
-        dsi_optim_axpy_##L,   dsi_optim_mix_##L,  dsi_optim_add_##L,     dsi_optim_norm_##L,    dsi_optim_widen_##L,   \
-        dsi_optim_narrow_##L, dsi_optim_tile_##L};
+    static const dsi_optim_simd dsi_optim_##L = {DSI_OPTIM_LEVEL_##L, DSI_OPTIM_TILE_##L,    dsi_optim_adam_##L,       \
+                                                 dsi_optim_sgd_##L,   dsi_optim_adagrad_##L, dsi_optim_lion_##L,       \
+                                                 dsi_optim_lamb_##L,  dsi_optim_moments_##L, dsi_optim_measure_##L,    \
+                                                 dsi_optim_trust_##L, dsi_optim_axpy_##L,    dsi_optim_mix_##L,        \
+                                                 dsi_optim_add_##L,   dsi_optim_norm_##L,    dsi_optim_norm_two_##L,   \
+                                                 dsi_optim_widen_##L, dsi_optim_narrow_##L,  dsi_optim_tile_##L};
 
 #define DSI_OPTIM_LEVEL_x1  DS_OPTIM_LEVEL_SCALAR
 #define DSI_OPTIM_LEVEL_x8  DS_OPTIM_LEVEL_AVX2
@@ -1416,11 +1422,31 @@ DSI_OPTIM_LEVEL(x1, )
         sums[0] = dsi_optim_fold(lanes[0]), sums[1] = dsi_optim_fold(lanes[1]);                                        \
     }
 // A gradient's norm. The loop stands here for each dtype, as it would wait for a branch.
-#define DSI_OPTIM_NORM_AT(L, at, half)                                                                                 \
+#define DSI_OPTIM_NORM_AT(L, at, half, sums)                                                                           \
     dsi_optim_##L##_ahead_of(f, at);                                                                                   \
-    dsi_optim_##L##_square(sums + (half), sums + (half) + 1, dsi_optim_##L##_grad(&f, at));
-#define DSI_OPTIM_NORM_x8  DSI_OPTIM_NORM_AT(x8, i, 0) DSI_OPTIM_NORM_AT(x8, i + 8, 2)
-#define DSI_OPTIM_NORM_x16 DSI_OPTIM_NORM_AT(x16, i, 0)
+    dsi_optim_##L##_square((sums) + (half), (sums) + (half) + 1, dsi_optim_##L##_grad(&f, at));
+#define DSI_OPTIM_NORM_x8(at, sums)  DSI_OPTIM_NORM_AT(x8, at, 0, sums) DSI_OPTIM_NORM_AT(x8, (at) + 8, 2, sums)
+#define DSI_OPTIM_NORM_x16(at, sums) DSI_OPTIM_NORM_AT(x16, at, 0, sums)
+#define DSI_OPTIM_NORM_BF16(L, TARGET, SUMS)                                                                           \
+    TARGET static size_t dsi_optim_norm_bf16_##L(const dsi_optim_feed *f, size_t n, SUMS *sums) {                      \
+        dsi_optim_odd_even_##L a;                                                                                      \
+        size_t i = 0;                                                                                                  \
+        memset(&a, 0, sizeof a);                                                                                       \
+        for (; n - i >= 16; i += 16) dsi_optim_##L##_odd_even(&a, f, i);                                               \
+        dsi_optim_##L##_together(&a, sums);                                                                            \
+        return i;                                                                                                      \
+    }                                                                                                                  \
+    TARGET static void dsi_optim_norm_bf16_two_##L(const dsi_optim_feed *f, size_t apart, SUMS *one, SUMS *two) {      \
+        dsi_optim_odd_even_##L a, b;                                                                                   \
+        memset(&a, 0, sizeof a), memset(&b, 0, sizeof b);                                                              \
+        for (size_t i = 0; i < DS_GRAIN; i += 16)                                                                      \
+            dsi_optim_##L##_odd_even(&a, f, i), dsi_optim_##L##_odd_even(&b, f, i + apart);                            \
+        dsi_optim_##L##_together(&a, one), dsi_optim_##L##_together(&b, two);                                          \
+    }
+#define DSI_OPTIM_NORM_TWO(L)                                                                                          \
+    for (size_t i = 0; i < DS_GRAIN; i += 16) {                                                                        \
+        DSI_OPTIM_NORM_##L(i, one) DSI_OPTIM_NORM_##L(i + apart, two)                                                  \
+    }
 #define DSI_OPTIM_NORM(L, TARGET, SUMS)                                                                                \
     TARGET static double dsi_optim_norm_##L(const dsi_optim_feed *feed, size_t n) {                                    \
         dsi_optim_feed f = *feed;                                                                                      \
@@ -1429,11 +1455,11 @@ DSI_OPTIM_LEVEL(x1, )
         size_t i = 0;                                                                                                  \
         if (f.grad_dtype == DS_F32) {                                                                                  \
             for (f.grad_dtype = DS_F32; n - i >= 16; i += 16) {                                                        \
-                DSI_OPTIM_NORM_##L                                                                                     \
+                DSI_OPTIM_NORM_##L(i, sums)                                                                            \
             }                                                                                                          \
         } else if (f.grad_dtype == DS_F16) {                                                                           \
             for (f.grad_dtype = DS_F16; n - i >= 16; i += 16) {                                                        \
-                DSI_OPTIM_NORM_##L                                                                                     \
+                DSI_OPTIM_NORM_##L(i, sums)                                                                            \
             }                                                                                                          \
         } else                                                                                                         \
             i = dsi_optim_norm_bf16_##L(&f, n, sums);                                                                  \
@@ -1441,6 +1467,19 @@ DSI_OPTIM_LEVEL(x1, )
         dsi_optim_##L##_lanes(lane, sums);                                                                             \
         dsi_optim_norm_from(lane, feed, i, n);                                                                         \
         return dsi_optim_fold(lane);                                                                                   \
+    }                                                                                                                  \
+    TARGET static void dsi_optim_norm_two_##L(const dsi_optim_feed *feed, size_t apart, double norms[2]) {             \
+        dsi_optim_feed f = *feed;                                                                                      \
+        SUMS one[4] = {{0}, {0}, {0}, {0}}, two[4] = {{0}, {0}, {0}, {0}};                                             \
+        if (f.grad_dtype == DS_F32) {                                                                                  \
+            f.grad_dtype = DS_F32;                                                                                     \
+            DSI_OPTIM_NORM_TWO(L)                                                                                      \
+        } else if (f.grad_dtype == DS_F16) {                                                                           \
+            f.grad_dtype = DS_F16;                                                                                     \
+            DSI_OPTIM_NORM_TWO(L)                                                                                      \
+        } else                                                                                                         \
+            dsi_optim_norm_bf16_two_##L(&f, apart, one, two);                                                          \
+        norms[0] = dsi_optim_##L##_fold(one), norms[1] = dsi_optim_##L##_fold(two);                                    \
     }
 
 #if DSI_OPTIM_X86
@@ -1490,24 +1529,25 @@ DSI_OPTIM_AVX2 static inline double dsi_optim_x8_fold(const __m256d *sums) {
     return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
 }
 // A word of two bf16 is two fp32 after a shift or a mask, so their sums are apart until the end.
-DSI_OPTIM_AVX2 static size_t dsi_optim_norm_bf16_x8(const dsi_optim_feed *f, size_t n, __m256d *sums) {
-    const __m256 factor = _mm256_set1_ps(f->factor);
+typedef struct dsi_optim_odd_even_x8 {
+    __m256d even[2], odd[2];
+} dsi_optim_odd_even_x8;
+DSI_OPTIM_AVX2 static inline void dsi_optim_x8_odd_even(dsi_optim_odd_even_x8 *a, const dsi_optim_feed *f, size_t i) {
     const __m256i upper = _mm256_set1_epi32((int)0xFFFF0000);
-    __m256d even[2] = {{0}, {0}}, odd[2] = {{0}, {0}};
-    size_t i = 0;
-    for (; n - i >= 16; i += 16) {
-        const uint16_t *at = (const uint16_t *)f->grad + i;
-        const __m256i pairs = _mm256_loadu_si256((const __m256i *)(const void *)at);
-        dsi_optim_x8_ahead_of(*f, i);
-        dsi_optim_x8_square(even, even + 1, _mm256_mul_ps(_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)), factor));
-        dsi_optim_x8_square(odd, odd + 1, _mm256_mul_ps(_mm256_castsi256_ps(_mm256_and_si256(pairs, upper)), factor));
-    }
+    const __m256 factor = _mm256_set1_ps(f->factor);
+    const __m256i pairs = _mm256_loadu_si256((const __m256i *)(const void *)((const uint16_t *)f->grad + i));
+    const __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+    const __m256 odd = _mm256_castsi256_ps(_mm256_and_si256(pairs, upper));
+    dsi_optim_x8_ahead_of(*f, i);
+    dsi_optim_x8_square(a->even, a->even + 1, _mm256_mul_ps(even, factor));
+    dsi_optim_x8_square(a->odd, a->odd + 1, _mm256_mul_ps(odd, factor));
+}
+DSI_OPTIM_AVX2 static inline void dsi_optim_x8_together(const dsi_optim_odd_even_x8 *a, __m256d *sums) {
     for (int k = 0; k < 2; k++) {
-        const __m256d low = _mm256_unpacklo_pd(even[k], odd[k]), high = _mm256_unpackhi_pd(even[k], odd[k]);
+        const __m256d low = _mm256_unpacklo_pd(a->even[k], a->odd[k]), high = _mm256_unpackhi_pd(a->even[k], a->odd[k]);
         sums[2 * k] = _mm256_permute2f128_pd(low, high, 0x20);
         sums[2 * k + 1] = _mm256_permute2f128_pd(low, high, 0x31);
     }
-    return i;
 }
 
 // Six rows of two vectors stay in registers over the whole of k, so each element is one chain of fused multiply-adds
@@ -1586,29 +1626,33 @@ DSI_OPTIM_AVX512 static inline double dsi_optim_x16_fold(const __m512d *sums) {
     const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
     return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
 }
-DSI_OPTIM_AVX512 static size_t dsi_optim_norm_bf16_x16(const dsi_optim_feed *f, size_t n, __m512d *sums) {
-    const __m256 factor = _mm256_set1_ps(f->factor);
+typedef struct dsi_optim_odd_even_x16 {
+    __m512d even, odd;
+} dsi_optim_odd_even_x16;
+// a conversion fills a vector from half a one, so what it takes is loaded by halves
+DSI_OPTIM_AVX512 static inline void dsi_optim_x16_odd_even(dsi_optim_odd_even_x16 *a, const dsi_optim_feed *f,
+                                                           size_t i) {
     const __m256i upper = _mm256_set1_epi32((int)0xFFFF0000);
+    const __m256 factor = _mm256_set1_ps(f->factor);
+    const __m256i pairs = _mm256_loadu_si256((const __m256i *)(const void *)((const uint16_t *)f->grad + i));
+    const __m512d e = _mm512_cvtps_pd(_mm256_mul_ps(_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)), factor));
+    const __m512d o = _mm512_cvtps_pd(_mm256_mul_ps(_mm256_castsi256_ps(_mm256_and_si256(pairs, upper)), factor));
+    a->even = _mm512_fmadd_pd(e, e, a->even), a->odd = _mm512_fmadd_pd(o, o, a->odd);
+}
+DSI_OPTIM_AVX512 static inline void dsi_optim_x16_together(const dsi_optim_odd_even_x16 *a, __m512d *sums) {
     const __m512i first = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11),
                   second = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
-    __m512d even = {0}, odd = {0};
-    size_t i = 0;
-    for (; n - i >= 16; i += 16) { // a conversion fills a vector from half a one, so what it takes is loaded by halves
-        const __m256i pairs = _mm256_loadu_si256((const __m256i *)(const void *)((const uint16_t *)f->grad + i));
-        const __m512d e = _mm512_cvtps_pd(_mm256_mul_ps(_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)), factor));
-        const __m512d o = _mm512_cvtps_pd(_mm256_mul_ps(_mm256_castsi256_ps(_mm256_and_si256(pairs, upper)), factor));
-        even = _mm512_fmadd_pd(e, e, even), odd = _mm512_fmadd_pd(o, o, odd);
-    }
-    sums[0] = _mm512_permutex2var_pd(even, first, odd);
-    sums[1] = _mm512_permutex2var_pd(even, second, odd);
-    return i;
+    sums[0] = _mm512_permutex2var_pd(a->even, first, a->odd);
+    sums[1] = _mm512_permutex2var_pd(a->even, second, a->odd);
 }
 DSI_OPTIM_TILE(x8, DSI_OPTIM_AVX2)
 DSI_OPTIM_TILE(x16, DSI_OPTIM_AVX512)
 DSI_OPTIM_MEASURE(x8, DSI_OPTIM_AVX2, __m256d)
+DSI_OPTIM_NORM_BF16(x8, DSI_OPTIM_AVX2, __m256d)
 DSI_OPTIM_NORM(x8, DSI_OPTIM_AVX2, __m256d)
 DSI_OPTIM_LEVEL(x8, DSI_OPTIM_AVX2)
 DSI_OPTIM_MEASURE(x16, DSI_OPTIM_AVX512, __m512d)
+DSI_OPTIM_NORM_BF16(x16, DSI_OPTIM_AVX512, __m512d)
 DSI_OPTIM_NORM(x16, DSI_OPTIM_AVX512, __m512d)
 DSI_OPTIM_LEVEL(x16, DSI_OPTIM_AVX512)
 #if !defined(__clang__)
@@ -1645,16 +1689,27 @@ static const float *dsi_optim_grad(const dsi_optim_simd *simd, const void *grad,
     simd->widen(buffer, grad, dtype, factor, n);
     return buffer;
 }
+// Of each grain; `step` apart lie the results. A lane's sum is one chain of additions, which is slower than the memory, so two
+// grains go at a time: one of the first half and one of the second, as the processor fetches ahead for each of two distant
+// streams and is misled by two near ones.
+enum { DSI_OPTIM_NORM_HALF = 128 }; // grains
 static void dsi_optim_norms(const dsi_optim_simd *simd, const void *grad, ds_dtype dtype, size_t count, float factor,
-                            double *per_grain) {
+                            double *per_grain, size_t step) {
     const dsi_optim_feed f = {grad, dtype, DS_F32, factor, false, NULL};
-    for (size_t i = 0; i < count; i += DS_GRAIN) {
+    const size_t half = count / (2 * DS_GRAIN), twice = half < DSI_OPTIM_NORM_HALF ? 0 : half;
+    double two[2];
+    for (size_t g = 0; g < twice; g++) {
+        const dsi_optim_feed part = dsi_optim_feed_at(&f, g * DS_GRAIN);
+        simd->norm_two(&part, half * DS_GRAIN, two);
+        per_grain[g * step] = two[0], per_grain[(g + half) * step] = two[1];
+    }
+    for (size_t i = 2 * twice * DS_GRAIN; i < count; i += DS_GRAIN) {
         const dsi_optim_feed part = dsi_optim_feed_at(&f, i);
-        per_grain[i / DS_GRAIN] = simd->norm(&part, count - i < DS_GRAIN ? count - i : DS_GRAIN);
+        per_grain[i / DS_GRAIN * step] = simd->norm(&part, count - i < DS_GRAIN ? count - i : DS_GRAIN);
     }
 }
 DS_API void ds_optim_norm_grains(const void *grad, ds_dtype dtype, size_t count, float factor, double *per_grain) {
-    dsi_optim_norms(dsi_optim_kernels_of(DS_OPTIM_LEVEL_BEST), grad, dtype, count, factor, per_grain);
+    dsi_optim_norms(dsi_optim_kernels_of(DS_OPTIM_LEVEL_BEST), grad, dtype, count, factor, per_grain, 1);
 }
 // `step` apart lie the partials, so that LAMB's pairs need no copy.
 static double dsi_optim_tree(double *sums, size_t n, size_t step) {
@@ -1987,7 +2042,7 @@ static void dsi_optim_mirror(ds_optim *o, float *c, size_t n, float add) {
 static double dsi_optim_sum_of_squares(ds_optim *o, const dsi_optim_item *item, const float *x) {
     double *const sums = o->sums + 2 * item->first_grain;
     if (!dsi_optim_by_kernels(o)) {
-        dsi_optim_norms(o->simd, x, DS_F32, item->count, 1.0f, sums);
+        dsi_optim_norms(o->simd, x, DS_F32, item->count, 1.0f, sums, 1);
         return dsi_optim_tree(sums, item->grains, 1);
     }
     DSI_OPTIM_ON_DEVICE(table->norm_grains(table->ctx, x, DS_F32, item->count, 1.0f, o->device_sums, o->stream));
@@ -2982,15 +3037,11 @@ static void dsi_optim_grain(const dsi_optim_job *job, const ds_optim_slice *s, s
     const dsi_optim_item *item = &o->items[s->tensor];
     const size_t at = grain * DS_GRAIN, n = s->count - at < DS_GRAIN ? s->count - at : DS_GRAIN;
     double *sums = o->sums ? o->sums + 2 * (item->first_grain + s->begin / DS_GRAIN + grain) : NULL;
-    const float factor = job->what == DSI_OPTIM_NORM ? job->factor : item->constants->adam.factor;
+    const float factor = item->constants->adam.factor;
     float buffer[DS_GRAIN], *state[DS_OPTIM_MAX_STATES] = {NULL, NULL, NULL};
     dsi_optim_feed f = {
         dsi_optim_at(s->grad, s->grad_dtype, at), s->grad_dtype, s->weights16_dtype, factor, false, NULL};
     ds_optim_pass pass;
-    if (job->what == DSI_OPTIM_NORM) {
-        sums[0] = o->simd->norm(&f, n);
-        return;
-    }
     if (s->weights16) f.out = (char *)s->weights16 + at * DS_DTYPE_SIZE(s->weights16_dtype);
     f.past = s->count >= DSI_OPTIM_PAST_CACHES && (uintptr_t)f.out % 64 == 0;
     pass = item->pass;
@@ -3012,15 +3063,23 @@ static void dsi_optim_grain(const dsi_optim_job *job, const ds_optim_slice *s, s
     }
 }
 
+static void dsi_optim_norm_of(const dsi_optim_job *job, const ds_optim_slice *s, size_t begin, size_t end) {
+    const size_t at = begin * DS_GRAIN, n = (end * DS_GRAIN < s->count ? end * DS_GRAIN : s->count) - at;
+    const ds_optim *o = job->o;
+    double *sums = o->sums + 2 * (o->items[s->tensor].first_grain + s->begin / DS_GRAIN + begin);
+    dsi_optim_norms(o->simd, dsi_optim_at(s->grad, s->grad_dtype, at), s->grad_dtype, n, job->factor, sums, 2);
+}
+
 // Grains of all slices in one row, cut among the workers.
 static void dsi_optim_share(void *arg, size_t begin, size_t end, unsigned worker) {
     const dsi_optim_job *job = (const dsi_optim_job *)arg;
     size_t first = 0;
     (void)worker;
     for (size_t i = 0; i < job->count && first < end; i++) {
-        size_t n = dsi_optim_slice_grains(job, &job->slices[i]);
-        for (size_t g = begin > first ? begin - first : 0; g < n && first + g < end; g++)
-            dsi_optim_grain(job, &job->slices[i], g);
+        const size_t n = dsi_optim_slice_grains(job, &job->slices[i]), from = begin > first ? begin - first : 0;
+        const size_t to = end - first < n ? end - first : n;
+        if (job->what == DSI_OPTIM_NORM && from < to) dsi_optim_norm_of(job, &job->slices[i], from, to);
+        for (size_t g = from; g < to && job->what != DSI_OPTIM_NORM; g++) dsi_optim_grain(job, &job->slices[i], g);
         first += n;
     }
 #if DSI_OPTIM_X86
@@ -3690,6 +3749,8 @@ DS_API int64_t ds_optim_schedule_count(const ds_optim *o) {
 #undef DSI_OPTIM_MEASURE_x16
 #undef DSI_OPTIM_NORM
 #undef DSI_OPTIM_NORM_AT
+#undef DSI_OPTIM_NORM_BF16
+#undef DSI_OPTIM_NORM_TWO
 #undef DSI_OPTIM_NORM_x8
 #undef DSI_OPTIM_NORM_x16
 #undef DSI_OPTIM_AVX2

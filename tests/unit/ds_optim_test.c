@@ -838,8 +838,8 @@ static void pieces(void) {
         for (size_t i = 0; i < BIG; i++) x[i] = wild(&seed);
         for (int level = DS_OPTIM_LEVEL_AVX2; level <= DS_OPTIM_LEVEL_AVX512; level++) {
             if (!has_level((ds_optim_level)level)) continue;
-            dsi_optim_norms(&dsi_optim_x1, x, DS_F32, BIG, 0.3f, one);
-            dsi_optim_norms(dsi_optim_kernels_of((ds_optim_level)level), x, DS_F32, BIG, 0.3f, other);
+            dsi_optim_norms(&dsi_optim_x1, x, DS_F32, BIG, 0.3f, one, 1);
+            dsi_optim_norms(dsi_optim_kernels_of((ds_optim_level)level), x, DS_F32, BIG, 0.3f, other, 1);
             CHECK(memcmp(one, other, 6 * sizeof *one) == 0);
         }
         ds_optim_norm_grains(x, DS_F32, BIG, 1, one);
@@ -862,6 +862,29 @@ static void pieces(void) {
         }
         CHECK(ds_optim_clip_coefficient(3, 0) == 1 && ds_optim_clip_coefficient(0.5, 1) == 1);
         CHECK(ds_optim_clip_coefficient(4, 2) == 1 / ((4 + 1e-6) / 2));
+    }
+    TEST(norms_of_two_grains_at_a_time) { /* from 256 grains on; the same bits as one by one */
+        enum { LONG = 261 * DS_GRAIN + 37, GRAINS = 262 };
+        static const ds_dtype dtypes[] = {DS_F32, DS_F16, DS_BF16};
+        static uint16_t half[LONG];
+        static float x[LONG];
+        double norms[2 * GRAINS];
+        uint64_t seed = 19;
+        for (size_t i = 0; i < LONG; i++) x[i] = wild(&seed), half[i] = (uint16_t)(seed >> 20 & 0xBBFF);
+        for (int level = DS_OPTIM_LEVEL_SCALAR; level <= DS_OPTIM_LEVEL_AVX512; level++) {
+            if (!has_level((ds_optim_level)level)) continue;
+            for (size_t d = 0; d < 3; d++) {
+                const dsi_optim_feed f = {dtypes[d] == DS_F32 ? (void *)x : half, dtypes[d], DS_F32, 0.3f, false, NULL};
+                size_t same = 0;
+                dsi_optim_norms(dsi_optim_kernels_of((ds_optim_level)level), f.grad, f.grad_dtype, LONG, 0.3f, norms,
+                                2);
+                for (size_t g = 0; g < GRAINS; g++) {
+                    const dsi_optim_feed part = dsi_optim_feed_at(&f, g * DS_GRAIN);
+                    same += norms[2 * g] == dsi_optim_norm_x1(&part, g + 1 < GRAINS ? DS_GRAIN : 37);
+                }
+                CHECK(same == GRAINS);
+            }
+        }
     }
     TEST(loss_scaler_refuses) {
         ds_loss_scaler_params p;
