@@ -586,8 +586,7 @@ DS_API ds_status ds_comm_quantized_reduce_scatter_on(ds_comm *node, ds_comm *acr
                                                      void *stream);
 
 /* The same arithmetic on a GPU, for a caller whose buffers are there; ds_kernels.cu fills it. All pointers are device
-   memory; calls order work on the stream and return. Quantized bytes and parameters are those of the two functions above
-   bit for bit; a 1-bit scale may differ in its last bit, its norm being summed by grains of 1,024. */
+   memory; calls order work on the stream and return. All bits are those of the functions above. */
 #define DS_COMM_KERNEL_RANKS 64
 typedef struct ds_comm_kernels {
     void *ctx;
@@ -1073,19 +1072,23 @@ DSI_COMM_AVX2 static size_t dsi_comm_pair_avx2(const void *a, const void *b, ds_
     }
     return i;
 }
-/* error += in (which may be NULL), and each lane gets the squares of every eighth element. */
+/* error += in (which may be NULL), and each lane gets the squares of every sixteenth element. */
 DSI_COMM_AVX2 static size_t dsi_comm_feed_avx2(float *error, const float *in, size_t n, double *lane) {
-    __m256d low = _mm256_loadu_pd(lane), high = _mm256_loadu_pd(lane + 4);
+    __m256d sum[4];
     size_t i = 0;
-    for (; n - i >= 8; i += 8) {
-        __m256 x = _mm256_loadu_ps(error + i);
-        __m256d a, b;
-        if (in) x = _mm256_add_ps(x, _mm256_loadu_ps(in + i));
-        if (in) _mm256_storeu_ps(error + i, x);
-        a = _mm256_cvtps_pd(_mm256_castps256_ps128(x)), b = _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1));
-        low = _mm256_add_pd(low, _mm256_mul_pd(a, a)), high = _mm256_add_pd(high, _mm256_mul_pd(b, b));
-    }
-    _mm256_storeu_pd(lane, low), _mm256_storeu_pd(lane + 4, high);
+    for (int j = 0; j < 4; j++) sum[j] = _mm256_loadu_pd(lane + 4 * j);
+    for (; n - i >= 16; i += 16)
+        for (int j = 0; j < 4; j += 2) {
+            float *to = error + i + 4 * j;
+            __m256 x = _mm256_loadu_ps(to);
+            __m256d a, b;
+            if (in) x = _mm256_add_ps(x, _mm256_loadu_ps(in + i + 4 * j));
+            if (in) _mm256_storeu_ps(to, x);
+            a = _mm256_cvtps_pd(_mm256_castps256_ps128(x)), b = _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1));
+            sum[j] = _mm256_add_pd(sum[j], _mm256_mul_pd(a, a));
+            sum[j + 1] = _mm256_add_pd(sum[j + 1], _mm256_mul_pd(b, b));
+        }
+    for (int j = 0; j < 4; j++) _mm256_storeu_pd(lane + 4 * j, sum[j]);
     return i;
 }
 /* One byte of signs for eight elements, the first in the highest bit; what sign and scale leave over stays in x. */
@@ -3152,25 +3155,55 @@ DS_API ds_comm_one_bit ds_comm_one_bit_sizes(int world, size_t count) {
     return sizes;
 }
 
-/* error += in (which may be NULL). The squares go to eight lanes by turns, so that their sum has one order; `begin` is
-   where the elements lie in the whole. */
-static void dsi_comm_feed(float *error, const float *in, size_t count, double lane[8], size_t begin) {
-    size_t i = 0;
+/* A sum of squares in the one order of norms: sixteen lanes of a grain, which fold by halves, and a binary tree over grains. */
+typedef struct dsi_comm_norm {
+    double lane[16], level[DSI_COMM_LEVELS * 2];
+    size_t count; /* elements so far */
+} dsi_comm_norm;
+static void dsi_comm_norm_grain(dsi_comm_norm *s) {
+    size_t grain = (s->count - 1) / DS_GRAIN, l = 0;
+    double sum;
+    for (size_t half = 8; half; half /= 2)
+        for (size_t j = 0; j < half; j++) s->lane[j] += s->lane[j + half];
+    for (sum = s->lane[0]; grain >> l & 1; l++) sum = s->level[l] + sum;
+    s->level[l] = sum;
+    memset(s->lane, 0, sizeof s->lane);
+}
+static double dsi_comm_norm_end(dsi_comm_norm *s) {
+    const size_t grains = s->count / DS_GRAIN + (s->count % DS_GRAIN != 0);
+    double sum = 0;
+    bool some = false;
+    if (s->count % DS_GRAIN) dsi_comm_norm_grain(s);
+    for (size_t l = 0; grains >> l; l++) {
+        if (!(grains >> l & 1)) continue;
+        sum = some ? s->level[l] + sum : s->level[l];
+        some = true;
+    }
+    return sum;
+}
+/* error += in (which may be NULL), whose squares go on with the sum. */
+static void dsi_comm_feed(dsi_comm_norm *s, float *error, const float *in, size_t count) {
+    while (count) {
+        const size_t at = s->count % DS_GRAIN, n = count < DS_GRAIN - at ? count : DS_GRAIN - at;
+        size_t i = 0;
 #if DSI_COMM_X86
-    if (dsi_comm_avx2() && begin % 8 == 0) i = dsi_comm_feed_avx2(error, in, count, lane);
+        if (dsi_comm_avx2() && at % 16 == 0) i = dsi_comm_feed_avx2(error, in, n, s->lane);
 #endif
-    for (; i < count; i++) {
-        if (in) error[i] += in[i];
-        lane[(begin + i) % 8] += (double)error[i] * (double)error[i];
+        for (; i < n; i++) {
+            if (in) error[i] += in[i];
+            s->lane[(at + i) % 16] += (double)error[i] * (double)error[i];
+        }
+        s->count += n;
+        if (s->count % DS_GRAIN == 0) dsi_comm_norm_grain(s);
+        error += n, count -= n;
+        if (in) in += n;
     }
 }
 /* Packs the signs of `x` and leaves there what they and the scale |x| / sqrt(count), which is returned, have lost. */
-static float dsi_comm_compress(float *x, size_t count, double lane[8], unsigned char *signs) {
+static float dsi_comm_compress(float *x, size_t count, dsi_comm_norm *squares, unsigned char *signs) {
     float scale;
     size_t i = 0;
-    for (size_t half = 4; half; half /= 2)
-        for (size_t j = 0; j < half; j++) lane[j] += lane[j + half];
-    scale = count ? (float)sqrt(lane[0] / (double)count) : 0.0f;
+    scale = count ? (float)sqrt(dsi_comm_norm_end(squares) / (double)count) : 0.0f;
 #if DSI_COMM_X86
     if (dsi_comm_avx2()) i = dsi_comm_signs_avx2(x, count, scale, signs);
 #endif
@@ -3199,11 +3232,12 @@ DS_API ds_status ds_comm_one_bit_all_reduce(ds_comm *comm, const float *in, floa
     unsigned char *mine = (unsigned char *)scratch, *theirs = mine + dsi_round_up(each * (size_t)comm->world, 16);
     float *values = (float *)(void *)(theirs + (theirs - mine)), scale;
     float level[DSI_COMM_LEVELS][DSI_COMM_BLOCK], average[DSI_COMM_BLOCK];
-    double lane[8] = {0}, server_lane[8] = {0};
+    dsi_comm_norm squares, server_squares;
     ds_status status;
-    dsi_comm_feed(worker_error, in, count, lane, 0);
-    dsi_comm_feed(worker_error + count, NULL, sizes.padded - count, lane, count);
-    scale = dsi_comm_compress(worker_error, sizes.padded, lane, theirs);
+    memset(&squares, 0, sizeof squares), memset(&server_squares, 0, sizeof server_squares);
+    dsi_comm_feed(&squares, worker_error, in, count);
+    dsi_comm_feed(&squares, worker_error + count, NULL, sizes.padded - count);
+    scale = dsi_comm_compress(worker_error, sizes.padded, &squares, theirs);
     for (size_t at = 0; at < bytes; at += part) { /* a message: the scale, then signs */
         unsigned char *to = mine + at / part * each;
         memcpy(to, &scale, sizeof scale);
@@ -3221,9 +3255,9 @@ DS_API ds_status ds_comm_one_bit_all_reduce(ds_comm *comm, const float *in, floa
         }
         dsi_comm_divide_f32(average, dsi_comm_fold_f32(level, comm->views, comm->world, DS_F32, 0, n, DS_COMM_SUM),
                             comm->world, n);
-        dsi_comm_feed(server_error + begin, average, n, server_lane, begin);
+        dsi_comm_feed(&server_squares, server_error + begin, average, n);
     }
-    scale = dsi_comm_compress(server_error, sizes.chunk, server_lane, mine + sizeof scale);
+    scale = dsi_comm_compress(server_error, sizes.chunk, &server_squares, mine + sizeof scale);
     memcpy(mine, &scale, sizeof scale);
     if ((status = ds_comm_all_gather(comm, mine, theirs, each, NULL, DS_U8)) != DS_OK) return status;
     for (size_t i = 0; i < count; i += sizes.chunk) {

@@ -708,7 +708,7 @@ int main(int argc, char **argv) {
         enum { WORLD = 3, COUNT = 5000 };
         const ds_comm_one_bit sizes = ds_comm_one_bit_sizes(WORLD, COUNT);
         const size_t bytes = sizes.padded / 8, part = sizes.chunk / 8;
-        std::vector<float> error[WORLD], in[WORLD], server(sizes.chunk), got(sizes.padded), mean(sizes.chunk);
+        std::vector<float> error[WORLD], in[WORLD], server(sizes.chunk), mean(sizes.chunk);
         std::vector<double> grains(sizes.padded / DS_GRAIN + 1);
         std::vector<uint8_t> signs(bytes), all(WORLD * part);
         std::vector<float> scales(WORLD);
@@ -723,17 +723,18 @@ int main(int argc, char **argv) {
             CHECK_EQ(comm_kernels.compress(NULL, (float *)e.at, (float *)x.at, COUNT, sizes.padded,
                                            (uint8_t *)d_signs.at, (float *)d_scale.at, (double *)d_grains.at, NULL),
                      DS_OK);
-            double lane[8] = {0};
-            dsi_comm_feed(error[r].data(), in[r].data(), COUNT, lane, 0);
-            dsi_comm_feed(error[r].data() + COUNT, NULL, sizes.padded - COUNT, lane, COUNT);
-            const float scale = dsi_comm_compress(error[r].data(), sizes.padded, lane, signs.data());
+            dsi_comm_norm squares = {};
+            dsi_comm_feed(&squares, error[r].data(), in[r].data(), COUNT);
+            dsi_comm_feed(&squares, error[r].data() + COUNT, NULL, sizes.padded - COUNT);
+            dsi_comm_norm ended = squares;
+            const double sum = dsi_comm_norm_end(&ended);
+            d_grains.back(grains.data());
+            CHECK_EQ(memcmp(&grains[0], &sum, sizeof sum), 0); // its last bit, which a scale seldom shows
+            const float scale = dsi_comm_compress(error[r].data(), sizes.padded, &squares, signs.data());
             d_scale.back(&scales[r]);
             CHECK(d_signs.equals(signs.data()));
-            CHECK_NEAR(scales[r], scale, 1.2e-7 * (double)scale);
-            e.back(got.data());
-            for (size_t i = 0; i < sizes.padded;
-                 i++) // both subtract their scale: one rounding each, and the scales' bit
-                CHECK_NEAR(got[i], error[r][i], 1.2e-7 * fmax(fabs((double)got[i]), (double)scale));
+            CHECK_EQ(memcmp(&scales[r], &scale, sizeof scale), 0);
+            CHECK(e.equals(error[r].data()));
             memcpy(&all[r * part], signs.data() + part, part); // what rank 1 receives
         }
         on_device s(server.data(), sizes.chunk * 4), a(all.data(), all.size()), sc(scales.data(), WORLD * 4);
