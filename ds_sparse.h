@@ -1260,6 +1260,9 @@ typedef struct dsi_sparse_simd {
     float (*dot)(const float *a, const float *b, size_t n);
     void (*widen)(float *to, const void *from, ds_dtype dtype, float factor, size_t n);  // any n
     void (*narrow)(void *to, ds_dtype dtype, const float *from, float factor, size_t n); // any n
+    // (rows, any columns) of `from` times factor, turned; rows by 8
+    void (*turn)(float *to, size_t to_row, const float *from, size_t from_row, size_t rows, size_t columns,
+                 float factor);
 } dsi_sparse_simd;
 
 static float dsi_sparse_fold(float *lane) {
@@ -1383,17 +1386,19 @@ static float dsi_sparse_fold(float *lane) {
             dsi_sparse_##L##_store(x + i, dsi_sparse_##L##_mul(dsi_sparse_##L##_load(x + i), f));                      \
     }                                                                                                                  \
     TARGET static float dsi_sparse_dot_##L(const float *a, const float *b, size_t n) {                                 \
-        float lane[DSI_SPARSE_LANES] = {0};                                                                            \
-        for (size_t i = 0; i < n; i += DSI_SPARSE_LANES)                                                               \
-            for (size_t w = 0; w < DSI_SPARSE_LANES; w += dsi_sparse_##L##_width)                                      \
-                dsi_sparse_##L##_store(lane + w, dsi_sparse_##L##_fma(dsi_sparse_##L##_load(a + i + w),                \
-                                                                      dsi_sparse_##L##_load(b + i + w),                \
-                                                                      dsi_sparse_##L##_load(lane + w)));               \
+        float lane[DSI_SPARSE_LANES];                                                                                  \
+        for (size_t w = 0; w < DSI_SPARSE_LANES; w += dsi_sparse_##L##_width) {                                        \
+            dsi_sparse_##L##_t sum = dsi_sparse_##L##_set(0.0f);                                                       \
+            for (size_t i = w; i < n; i += DSI_SPARSE_LANES)                                                           \
+                sum = dsi_sparse_##L##_fma(dsi_sparse_##L##_load(a + i), dsi_sparse_##L##_load(b + i), sum);           \
+            dsi_sparse_##L##_store(lane + w, sum);                                                                     \
+        }                                                                                                              \
         return dsi_sparse_fold(lane);                                                                                  \
     }                                                                                                                  \
     static const dsi_sparse_simd dsi_sparse_##L = {                                                                    \
-        DSI_SPARSE_LEVEL_##L,    dsi_sparse_product_##L, dsi_sparse_softmax_##L, dsi_sparse_gradients_##L,             \
-        dsi_sparse_multiply_##L, dsi_sparse_dot_##L,     dsi_sparse_widen_##L,   dsi_sparse_narrow_##L};
+        DSI_SPARSE_LEVEL_##L,     dsi_sparse_product_##L,  dsi_sparse_softmax_##L,                                     \
+        dsi_sparse_gradients_##L, dsi_sparse_multiply_##L, dsi_sparse_dot_##L,                                         \
+        dsi_sparse_widen_##L,     dsi_sparse_narrow_##L,   dsi_sparse_turn_##L};
 
 #define DSI_SPARSE_LEVEL_x1  DS_SPARSE_LEVEL_SCALAR
 #define DSI_SPARSE_LEVEL_x8  DS_SPARSE_LEVEL_AVX2
@@ -1427,6 +1432,11 @@ static void dsi_sparse_narrow_x1(void *to, ds_dtype dtype, const float *from, fl
         for (size_t i = 0; i < n; i++) half[i] = dsi_f16_of_f32(from[i] * factor);
     else
         for (size_t i = 0; i < n; i++) ((float *)to)[i] = from[i] * factor;
+}
+static void dsi_sparse_turn_x1(float *to, size_t to_row, const float *from, size_t from_row, size_t rows,
+                               size_t columns, float factor) {
+    for (size_t e = 0; e < columns; e++)
+        for (size_t r = 0; r < rows; r++) to[e * to_row + r] = from[r * from_row + e] * factor;
 }
 DSI_SPARSE_LEVEL(x1, )
 
@@ -1483,9 +1493,35 @@ DSI_SPARSE_AVX2 static void dsi_sparse_narrow_x8(void *to, ds_dtype dtype, const
     }
     dsi_sparse_narrow_x1(half + i, dtype, from + i, factor, n - i);
 }
+// 8 x 8 at a time: halves of two rows four apart meet in a vector, pairs and then fours of lanes change places.
+DSI_SPARSE_AVX2 static __m256 dsi_sparse_halves_x8(const float *low, const float *high, __m256 factor) {
+    return _mm256_mul_ps(_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1),
+                         factor);
+}
+DSI_SPARSE_AVX2 static void dsi_sparse_turn_x8(float *to, size_t to_row, const float *from, size_t from_row,
+                                               size_t rows, size_t columns, float factor) {
+    const __m256 f = _mm256_set1_ps(factor);
+    size_t e = 0;
+    for (; columns - e >= 4; e += 4)
+        for (size_t r = 0; r < rows; r += 8) {
+            const float *x = from + r * from_row + e;
+            const __m256 a = dsi_sparse_halves_x8(x, x + 4 * from_row, f);
+            const __m256 b = dsi_sparse_halves_x8(x + from_row, x + 5 * from_row, f);
+            const __m256 c = dsi_sparse_halves_x8(x + 2 * from_row, x + 6 * from_row, f);
+            const __m256 d = dsi_sparse_halves_x8(x + 3 * from_row, x + 7 * from_row, f);
+            const __m256 ab = _mm256_unpacklo_ps(a, b), ab2 = _mm256_unpackhi_ps(a, b);
+            const __m256 cd = _mm256_unpacklo_ps(c, d), cd2 = _mm256_unpackhi_ps(c, d);
+            _mm256_storeu_ps(to + e * to_row + r, _mm256_shuffle_ps(ab, cd, 0x44));
+            _mm256_storeu_ps(to + (e + 1) * to_row + r, _mm256_shuffle_ps(ab, cd, 0xEE));
+            _mm256_storeu_ps(to + (e + 2) * to_row + r, _mm256_shuffle_ps(ab2, cd2, 0x44));
+            _mm256_storeu_ps(to + (e + 3) * to_row + r, _mm256_shuffle_ps(ab2, cd2, 0xEE));
+        }
+    dsi_sparse_turn_x1(to + e * to_row, to_row, from + e, from_row, rows, columns - e, factor);
+}
 // they are bound by memory, so the wider level has no versions of its own
 #define dsi_sparse_widen_x16  dsi_sparse_widen_x8
 #define dsi_sparse_narrow_x16 dsi_sparse_narrow_x8
+#define dsi_sparse_turn_x16   dsi_sparse_turn_x8
 
 // A tile of c stays in registers while a and b go by: R rows (a macro that lists them) of V vectors (likewise).
 #define DSI_SPARSE_LIST4(DO, L, V) DO(L, V, 0) DO(L, V, 1) DO(L, V, 2) DO(L, V, 3)
@@ -1853,27 +1889,12 @@ static void dsi_sparse_unpack(const dsi_sparse_call *c, void *to, const ds_spars
         s->simd->narrow((char *)to + dsi_sparse_offset(c, stride, unit, i * s->block + r), c->io->dtype,
                         from + r * s->width, factor, s->desc.head_dim);
 }
-// (rows, width) times factor to (head_dim, columns), 4 x 4 at a time where SSE is there (as it is on every x86-64). Rows
-// past the block are zeros already, and so become the columns up to the padded rows.
+// (rows, width) times factor to (head_dim, columns). Rows past the block are zeros already, and so become the columns up
+// to the padded rows.
 static void dsi_sparse_turn(const ds_sparse *s, const float *from, size_t width, float factor, float *to) {
     const size_t d = s->desc.head_dim, rows = s->rows, columns = s->columns;
-    size_t e = 0;
-#if DSI_SPARSE_X86
-    const __m128 f = _mm_set1_ps(factor);
-    for (; e + 4 <= d; e += 4)
-        for (size_t r = 0; r < rows; r += 4) {
-            __m128 x0 = _mm_loadu_ps(from + r * width + e), x1 = _mm_loadu_ps(from + (r + 1) * width + e);
-            __m128 x2 = _mm_loadu_ps(from + (r + 2) * width + e), x3 = _mm_loadu_ps(from + (r + 3) * width + e);
-            _MM_TRANSPOSE4_PS(x0, x1, x2, x3);
-            _mm_storeu_ps(to + e * columns + r, _mm_mul_ps(x0, f));
-            _mm_storeu_ps(to + (e + 1) * columns + r, _mm_mul_ps(x1, f));
-            _mm_storeu_ps(to + (e + 2) * columns + r, _mm_mul_ps(x2, f));
-            _mm_storeu_ps(to + (e + 3) * columns + r, _mm_mul_ps(x3, f));
-        }
-#endif
-    for (; e < d; e++)
-        for (size_t r = 0; r < rows; r++) to[e * columns + r] = from[r * width + e] * factor;
-    for (e = 0; rows < columns && e < d; e++) memset(to + e * columns + rows, 0, (columns - rows) * sizeof *to);
+    s->simd->turn(to, columns, from, width, rows, d, factor);
+    for (size_t e = 0; rows < columns && e < d; e++) memset(to + e * columns + rows, 0, (columns - rows) * sizeof *to);
 }
 
 static void dsi_sparse_add_mask(float *x, size_t step, const float *mask, size_t n, ds_sparse_mask mode) {
@@ -2076,33 +2097,35 @@ static void dsi_sparse_forward_rows(void *arg, size_t begin, size_t end, unsigne
 // k and lse. A unit as a whole takes five products for each pair of blocks; when there are fewer units than workers,
 // rows (d_q) and columns (d_k, d_v) are shared out instead, at seven. Either way each gradient is summed in the same
 // order, so the bits are the same.
+static void dsi_sparse_pack_block(const dsi_sparse_call *c, size_t unit, size_t i, float *scratch) {
+    const ds_sparse *s = c->s;
+    const dsi_sparse_unit *u = &s->units[unit];
+    const size_t natural = i * s->rows * s->width, turned = i * s->desc.head_dim * s->columns;
+    const size_t fill = dsi_sparse_fill_of(c, i);
+    const float *from, *d_out;
+    size_t row, d_row;
+    dsi_sparse_pack(c, c->io->q, &c->in, unit, i, s->desc.scale, u->q + natural);
+    from = dsi_sparse_ready(c, c->io->k, &c->in, unit, i, u->k + natural, &row);
+    dsi_sparse_turn(s, from, row, 1.0f, u->k_turned + turned);
+    from = dsi_sparse_ready(c, c->io->v, &c->in, unit, i, scratch, &row);
+    dsi_sparse_turn(s, from, row, 1.0f, u->v_turned + turned);
+    d_out = dsi_sparse_ready(c, c->io->d_out, &c->out, unit, i, u->d_out + natural, &d_row);
+    from = dsi_sparse_ready(c, c->io->out, &c->out, unit, i, scratch, &row);
+    memset(u->d_q + natural, 0, s->rows * s->width * sizeof *u->d_q);
+    for (size_t r = 0; r < s->rows; r++) {
+        const float *lse = c->io->lse + 2 * ((c->first + unit) * c->tokens + i * s->block + r);
+        const bool none = r >= fill || lse[0] == -INFINITY;
+        // against +inf every exponential is 0: rows that saw nothing pass nothing on
+        u->lse[2 * (i * s->rows + r)] = none ? INFINITY : lse[0];
+        u->lse[2 * (i * s->rows + r) + 1] = none ? 0.0f : lse[1];
+        u->delta[i * s->rows + r] = s->simd->dot(d_out + r * d_row, from + r * row, s->width);
+    }
+}
 static void dsi_sparse_pack_backward(void *arg, size_t begin, size_t end, unsigned worker) {
     const dsi_sparse_call *c = (const dsi_sparse_call *)arg;
-    const ds_sparse *s = c->s;
-    float *scratch = s->scratch[worker].one;
     for (size_t index = begin; index < end; index++) {
         size_t i, unit = dsi_sparse_item(c, index, &i);
-        const dsi_sparse_unit *u = &s->units[unit];
-        const size_t natural = i * s->rows * s->width, turned = i * s->desc.head_dim * s->columns;
-        const size_t fill = dsi_sparse_fill_of(c, i);
-        const float *from, *d_out;
-        size_t row, d_row;
-        dsi_sparse_pack(c, c->io->q, &c->in, unit, i, s->desc.scale, u->q + natural);
-        from = dsi_sparse_ready(c, c->io->k, &c->in, unit, i, u->k + natural, &row);
-        dsi_sparse_turn(s, from, row, 1.0f, u->k_turned + turned);
-        from = dsi_sparse_ready(c, c->io->v, &c->in, unit, i, scratch, &row);
-        dsi_sparse_turn(s, from, row, 1.0f, u->v_turned + turned);
-        d_out = dsi_sparse_ready(c, c->io->d_out, &c->out, unit, i, u->d_out + natural, &d_row);
-        from = dsi_sparse_ready(c, c->io->out, &c->out, unit, i, scratch, &row);
-        memset(u->d_q + natural, 0, s->rows * s->width * sizeof *u->d_q);
-        for (size_t r = 0; r < s->rows; r++) {
-            const float *lse = c->io->lse + 2 * ((c->first + unit) * c->tokens + i * s->block + r);
-            const bool none = r >= fill || lse[0] == -INFINITY;
-            // against +inf every exponential is 0: rows that saw nothing pass nothing on
-            u->lse[2 * (i * s->rows + r)] = none ? INFINITY : lse[0];
-            u->lse[2 * (i * s->rows + r) + 1] = none ? 0.0f : lse[1];
-            u->delta[i * s->rows + r] = s->simd->dot(d_out + r * d_row, from + r * row, s->width);
-        }
+        dsi_sparse_pack_block(c, unit, i, c->s->scratch[worker].one);
     }
 }
 // Probabilities of blocks i and j in x->scores, gradients of their scores in x->d_scores.
@@ -2197,6 +2220,7 @@ static void dsi_sparse_backward_units(void *arg, size_t begin, size_t end, unsig
     for (size_t unit = begin; unit < end; unit++) {
         const dsi_sparse_unit *u = &s->units[unit];
         if (c->io->d_relative) memset(u->d_relative, 0, (2 * c->io->relative_reach + 1) * sizeof(float));
+        for (size_t i = 0; i < c->blocks; i++) dsi_sparse_pack_block(c, unit, i, s->scratch[worker].one);
         for (size_t j = 0; j < c->blocks; j++) dsi_sparse_backward_column(c, unit, j, &s->scratch[worker], true);
         for (size_t i = 0; i < c->blocks; i++)
             dsi_sparse_unpack(c, c->io->d_q, &c->in, unit, i, s->desc.scale, u->d_q + i * s->rows * s->width);
@@ -2275,7 +2299,7 @@ DS_API ds_status ds_sparse_forward_on(ds_sparse *s, const ds_sparse_io *io, void
     for (; c.first < c.batch * s->heads; c.first += c.units) {
         c.units = c.batch * s->heads - c.first;
         if (c.units > s->workers) c.units = s->workers;
-        dsi_sparse_for(&c, c.units * c.blocks, dsi_sparse_pack_forward);
+        if (!c.direct || c.tokens % s->block) dsi_sparse_for(&c, c.units * c.blocks, dsi_sparse_pack_forward);
         dsi_sparse_for(&c, c.units * c.blocks, dsi_sparse_forward_rows);
     }
     return DS_OK;
@@ -2299,10 +2323,10 @@ DS_API ds_status ds_sparse_backward_on(ds_sparse *s, const ds_sparse_io *io, voi
     for (; c.first < c.batch * s->heads; c.first += c.units) {
         c.units = c.batch * s->heads - c.first;
         if (c.units > s->workers) c.units = s->workers;
-        dsi_sparse_for(&c, c.units * c.blocks, dsi_sparse_pack_backward);
         if (c.units == s->workers || io->d_relative) {
             dsi_sparse_for(&c, c.units, dsi_sparse_backward_units);
         } else {
+            dsi_sparse_for(&c, c.units * c.blocks, dsi_sparse_pack_backward);
             dsi_sparse_for(&c, c.units * c.blocks, dsi_sparse_backward_rows);
             dsi_sparse_for(&c, c.units * c.blocks, dsi_sparse_backward_columns);
         }
@@ -2355,6 +2379,7 @@ DS_API double ds_sparse_flops(const ds_sparse *s, size_t batch, size_t seq_len, 
 #undef DSI_SPARSE_X86
 #undef DSI_SPARSE_ZERO
 #undef dsi_sparse_narrow_x16
+#undef dsi_sparse_turn_x16
 #undef dsi_sparse_widen_x16
 #undef dsi_sparse_x16_add
 #undef dsi_sparse_x16_fma
