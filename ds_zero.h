@@ -894,7 +894,7 @@ typedef struct dsi_zero_stage {
 
 typedef struct dsi_zero_lane {
     char *memory;
-    ds_offload_ticket ticket; /* of a write; 0: none */
+    ds_offload_ticket ticket; /* of a write, or of a read ahead; 0: none */
 } dsi_zero_lane;
 
 struct ds_zero {
@@ -967,8 +967,8 @@ struct ds_zero {
     char *acc;                             /* NULL: on disk, or the reduced gradient stays in its bucket */
     bool acc_disk;
     dsi_zero_lane lanes[DSI_ZERO_LANES];
-    size_t lane, lane_elements;
-    dsi_zero_buffer *pool_buffers; /* (n_pool) */
+    size_t lane, lane_used, lane_elements; /* lanes taken and used so far; between them are those that read ahead */
+    dsi_zero_buffer *pool_buffers;         /* (n_pool) */
     size_t n_pool, pool_bytes, pool_next;
     char *resident; /* memory of whole parameters that the engine owns */
     size_t resident_bytes;
@@ -1560,21 +1560,22 @@ static ds_status dsi_zero_keep_pace(ds_zero *z) {
     return dsi_zero_sets_wait(z);
 }
 
+static ds_status dsi_zero_lane_wait(ds_zero *z, dsi_zero_lane *lane, const char *doing) {
+    ds_status status = lane->ticket ? ds_offload_wait(z->store[0], lane->ticket) : DS_OK;
+    lane->ticket = 0;
+    return status ? dsi_zero_disk_failed(z, 0, status, doing, "gradients") : DS_OK;
+}
+
 /* The next lane, free to be filled. */
 static ds_status dsi_zero_lane_take(ds_zero *z, dsi_zero_lane **lane) {
-    dsi_zero_lane *l = *lane = &z->lanes[z->lane++ % DSI_ZERO_LANES];
-    ds_status status = l->ticket ? ds_offload_wait(z->store[0], l->ticket) : DS_OK;
-    l->ticket = 0;
-    return status ? dsi_zero_disk_failed(z, 0, status, "swap-out", "gradients") : DS_OK;
+    *lane = &z->lanes[z->lane++ % DSI_ZERO_LANES];
+    return dsi_zero_lane_wait(z, *lane, "swap-out");
 }
 
 /* All gradients that went to disk are there. */
 static ds_status dsi_zero_lanes_land(ds_zero *z) {
     ds_status status = DS_OK;
-    for (size_t i = 0; i < DSI_ZERO_LANES && !status; i++) {
-        dsi_zero_lane *lane;
-        status = dsi_zero_lane_take(z, &lane);
-    }
+    for (size_t i = 0; i < DSI_ZERO_LANES && !status; i++) status = dsi_zero_lane_wait(z, &z->lanes[i], "swap-out");
     return status;
 }
 
@@ -1990,7 +1991,8 @@ static ds_status dsi_zero_acc_io(ds_zero *z, bool write, dsi_zero_lane *lane, si
         status = ds_offload_start_write(z->store[0], z->disk[DSI_ZERO_GRAD], at * each, count * each, lane->memory,
                                         &lane->ticket);
     else
-        status = ds_offload_read(z->store[0], z->disk[DSI_ZERO_GRAD], at * each, count * each, lane->memory);
+        status = ds_offload_start_read(z->store[0], z->disk[DSI_ZERO_GRAD], at * each, count * each, lane->memory,
+                                       &lane->ticket);
     return status ? dsi_zero_disk_failed(z, 0, status, write ? "swap-out" : "swap-in", "gradients") : DS_OK;
 }
 
@@ -2021,6 +2023,7 @@ static ds_status dsi_zero_acc_swap(ds_zero *z, const dsi_zero_param *p, char *pi
             if (!(m >> k & 1u)) continue;
             if ((status = dsi_zero_lane_take(z, &lane))) break;
             status = dsi_zero_acc_io(z, false, lane, k * z->shard_total + at, count);
+            if (!status) status = dsi_zero_lane_wait(z, lane, "swap-in");
             (void)ds_optim_accumulate(piece, DS_F32, lane->memory, DS_F32, count);
         }
         if (status) return status;
@@ -2037,18 +2040,46 @@ static ds_status dsi_zero_acc_swap(ds_zero *z, const dsi_zero_param *p, char *pi
     if (done == count) return DS_OK;
     at += done;
     count -= done;
-    if ((status = dsi_zero_lane_take(z, &lane))) return status;
-    if (add && (status = dsi_zero_acc_io(z, false, lane, at, count))) return status;
+    if (add) {
+        lane = &z->lanes[z->lane_used % DSI_ZERO_LANES];
+        status = dsi_zero_lane_wait(z, lane, "swap-in");
+    } else
+        status = dsi_zero_lane_take(z, &lane);
+    if (status) return status;
+    z->lane_used = add ? z->lane_used + 1 : z->lane;
     dsi_zero_acc_add(z, lane->memory, piece + done * DS_DTYPE_SIZE(z->wire), count, add,
                      norms ? norms + done / DS_GRAIN : NULL);
     return dsi_zero_acc_io(z, true, lane, k * z->shard_total + at, count);
+}
+
+/* Starts reading the sums that a bucket's pieces will be added to, as many as there are lanes, in the order in which
+   dsi_zero_bucket_finish comes to them; `j` and `at` are where the next one stands. */
+static ds_status dsi_zero_acc_ahead(ds_zero *z, const dsi_zero_bucket *bucket, size_t *j, size_t *at) {
+    size_t kept = dsi_zero_kept_subs(z) ? z->subs[dsi_zero_kept_subs(z) - 1].end : 0;
+    ds_status status = DS_OK;
+    if (z->invariant || z->micro == 0) return DS_OK;
+    while (*j < bucket->count && z->lane - z->lane_used < DSI_ZERO_LANES && !status) {
+        const dsi_zero_param *p = &z->params[z->bucket_order[bucket->first + *j]];
+        size_t left = p->own_count - *at, n = left < z->lane_elements ? left : z->lane_elements;
+        size_t begin = p->shard + *at, skip = begin < kept ? kept - begin : 0;
+        dsi_zero_lane *lane;
+        *at = n < left ? *at + n : 0;
+        if (n == left) ++*j;
+        if (skip >= n) continue; /* its sum waits in a set */
+        status = dsi_zero_lane_take(z, &lane);
+        if (!status) status = dsi_zero_acc_io(z, false, lane, begin + skip, n - skip);
+    }
+    return status;
 }
 
 /* Takes a reduced bucket's own pieces into the accumulators. */
 static ds_status dsi_zero_bucket_finish(ds_zero *z, size_t b) {
     dsi_zero_bucket *bucket = &z->buckets[b];
     size_t each = DS_DTYPE_SIZE(z->wire), step = z->acc_disk ? z->lane_elements : DSI_ZERO_CHUNK;
-    int64_t start = dsi_now(&z->clock);
+    size_t ahead = 0, ahead_at = 0; /* the next sum to read */
+    int64_t start;
+    if (z->acc_disk && dsi_zero_acc_ahead(z, bucket, &ahead, &ahead_at)) return z->error.status;
+    start = dsi_now(&z->clock);
     if (bucket->handle && ds_comm_wait(z->comm, bucket->handle))
         return dsi_zero_comm_failed(z, "gradient reduction", NULL);
     bucket->handle = 0;
@@ -2064,9 +2095,10 @@ static ds_status dsi_zero_bucket_finish(ds_zero *z, size_t b) {
             size_t n = p->own_count - at < step ? p->own_count - at : step;
             char *chunk = z->gpu ? dsi_zero_pull(z, piece, p->own_count, each, at) : piece + at * each;
             ds_status status = dsi_zero_ended(z, DS_OK);
-            if (!status && z->acc_disk)
+            if (!status && z->acc_disk) {
                 status = dsi_zero_acc_swap(z, p, chunk, at, n);
-            else if (!status)
+                if (!status) status = dsi_zero_acc_ahead(z, bucket, &ahead, &ahead_at);
+            } else if (!status)
                 dsi_zero_add_up(z, false, p->shard + at, chunk, n);
             if (status) return status;
         }
