@@ -303,7 +303,8 @@ DS_API ds_status ds_checkpoint_set_number(ds_checkpoint_writer *writer, const ch
 DS_API ds_status ds_checkpoint_set_integer(ds_checkpoint_writer *writer, const char *key, int64_t value);
 DS_API ds_status ds_checkpoint_set_bytes(ds_checkpoint_writer *writer, const char *key, const void *data, size_t bytes);
 /* Writes this rank's shard, syncs, and lets the group's first rank write manifest, rename and point `latest` to the tag.
-   On failure of any rank all return an error that names it and the previous checkpoint stands. Frees the writer, but
+   On failure of any rank all return an error that names it and the previous checkpoint stands. (Should the file system fail
+   for good between the last rename and its sync, `latest` may name the new one, which is whole.) Frees the writer, but
    when it succeeds with `background` (then ds_checkpoint_finish does). */
 DS_API ds_status ds_checkpoint_commit(ds_checkpoint_writer *writer, ds_error *error);
 /* Waits for the thread and commits; frees the writer. Errors as commit's. */
