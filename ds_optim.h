@@ -341,7 +341,7 @@ typedef struct ds_optim_table {
     const char *name;
     ds_optim_work work;
     size_t state_count;
-    const char *state_names[DS_OPTIM_MAX_STATES];
+    const char *state_names[DS_OPTIM_MAX_STATES]; /* of each state */
     void (*measure)(const ds_optim_pass *pass, const float *grad, const float *master, float *const *state,
                     size_t count, double sums[2]);
     void (*update)(const ds_optim_pass *pass, const float *grad, float *master, float *const *state, size_t count);
@@ -503,7 +503,7 @@ DS_API int64_t ds_optim_local_until(const ds_optim *o);
 /* True when clipping may not be used from the next step on (the 1-bit optimizers after their freeze). */
 DS_API bool ds_optim_refuses_clipping(const ds_optim *o);
 
-/* Steps taken so far; t of the next step is this plus 1. */
+/* Steps taken so far; t of the next step is this plus 1. At most 2^53 may be set, as for schedules. */
 DS_API int64_t ds_optim_step_count(const ds_optim *o);
 DS_API ds_status ds_optim_set_step_count(ds_optim *o, int64_t count);
 
@@ -583,7 +583,8 @@ DS_API double ds_optim_norm_tree(double *grains, size_t n);
 /* 1 / max(1, (norm + 1e-6) / max_norm), as DeepSpeed's ZeRO does; 1 when max_norm is 0. */
 DS_API double ds_optim_clip_coefficient(double norm, double max_norm);
 
-/* ---- elementwise; exact by definition, at the best SIMD level; arrays may not overlap but where to == from ---- */
+/* ---- elementwise; exact by definition, at the best SIMD level; arrays may not overlap, but to == from where `to` has
+   no larger elements ---- */
 
 /* DS_F32, DS_F16, DS_BF16 in any pair; to nearest even. */
 DS_API ds_status ds_optim_cast(void *to, ds_dtype to_dtype, const void *from, ds_dtype from_dtype, size_t count);
@@ -654,7 +655,7 @@ typedef struct ds_schedule {
     double lr_range_test_min_lr, lr_range_test_step_rate; /* LRRangeTest; a negative minimum: the group's own rate */
     int64_t lr_range_test_step_size;
     bool lr_range_test_staircase;
-    double (*custom)(void *ctx, int64_t k, double base_lr); /* DS_SCHEDULE_CUSTOM */
+    double (*custom)(void *ctx, int64_t k, double base_lr); /* DS_SCHEDULE_CUSTOM: a finite rate, else begin refuses */
     void *ctx;
 } ds_schedule;
 
@@ -2639,9 +2640,22 @@ static ds_status dsi_optim_check(const ds_optim_desc *d, ds_error *error) {
         if (!dsi_optim_is_float(t->weights_dtype))
             return dsi_fail(error, DS_ERR_ARGUMENT, "ds_optim: tensor \"%s\": weights are fp32, fp16 or bf16", t->name);
     }
+    for (size_t i = 0; i < d->table_count; i++)
+        if (!d->tables || !d->tables[i].name)
+            return dsi_fail(error, DS_ERR_ARGUMENT, "ds_optim: table %zu of %zu has no name", i, d->table_count);
     if (d->group.size > 1 && !d->group.exchange)
         return dsi_fail(error, DS_ERR_ARGUMENT, "ds_optim: a group of %d ranks without exchange", d->group.size);
     return DS_OK;
+}
+static ds_status dsi_optim_check_table(const ds_optim_table *t, ds_error *error) {
+    bool fits = t->update && t->state_count <= DS_OPTIM_MAX_STATES && t->work <= DS_OPTIM_WHOLE &&
+                (t->work == DS_OPTIM_BY_NORM) == (t->measure != NULL);
+    for (size_t k = 0; fits && k < t->state_count; k++) fits = t->state_names[k] != NULL;
+    if (fits) return DS_OK;
+    return dsi_fail(error, DS_ERR_ARGUMENT,
+                    "ds_optim: table \"%s\" needs update, at most %d states with their names, and measure exactly for "
+                    "BY_NORM",
+                    t->name, DS_OPTIM_MAX_STATES);
 }
 
 static bool dsi_optim_is_hidden(const ds_optim_tensor *t) {
@@ -2652,7 +2666,23 @@ static bool dsi_optim_is_hidden(const ds_optim_tensor *t) {
     return t->rows > 1 && t->cols > 1;
 }
 
-// Copies tables and tensors, and settles which optimizer takes each tensor.
+// False without memory; *to is left then.
+static bool dsi_optim_copy_text(ds_optim *o, const char **to, const char *text) {
+    const size_t length = strlen(text) + 1;
+    char *copy = (char *)dsi_optim_take(o, length, 1);
+    if (copy) *to = (const char *)memcpy(copy, text, length);
+    return copy != NULL;
+}
+// Of the user's array and its texts nothing is needed after create.
+static ds_status dsi_optim_copy_table(ds_optim *o, const ds_optim_table *table) {
+    ds_optim_table *copy = (ds_optim_table *)dsi_optim_take(o, 1, sizeof *copy);
+    if (!copy) return DS_ERR_MEMORY;
+    o->table = (const ds_optim_table *)memcpy(copy, table, sizeof *copy);
+    for (size_t k = 0; k < table->state_count; k++)
+        if (!dsi_optim_copy_text(o, &copy->state_names[k], table->state_names[k])) return DS_ERR_MEMORY;
+    return dsi_optim_copy_text(o, &copy->name, table->name) ? DS_OK : DS_ERR_MEMORY;
+}
+// Copies groups and tensors, and settles which optimizer takes each tensor.
 static ds_status dsi_optim_register(ds_optim *o, const ds_optim_desc *d) {
     const size_t groups = d->group_count;
     o->groups = (ds_optim_params *)dsi_optim_take(o, groups, sizeof *o->groups);
@@ -2664,13 +2694,9 @@ static ds_status dsi_optim_register(ds_optim *o, const ds_optim_desc *d) {
     for (size_t g = 0; g < groups; g++) o->groups[g] = d->groups[g], o->base_lr[g] = d->groups[g].lr;
     for (size_t i = 0; i < d->tensor_count; i++) {
         dsi_optim_item *item = &o->items[i];
-        size_t length = strlen(d->tensors[i].name) + 1;
-        char *name = (char *)dsi_optim_take(o, length, 1);
         bool aux = dsi_optim_is(o, DSI_OPTIM_MATRIX) && !dsi_optim_is_hidden(&d->tensors[i]);
-        if (!name) return DS_ERR_MEMORY;
-        memcpy(name, d->tensors[i].name, length);
         item->tensor = d->tensors[i];
-        item->tensor.name = name;
+        if (!dsi_optim_copy_text(o, &item->tensor.name, d->tensors[i].name)) return DS_ERR_MEMORY;
         item->count = item->tensor.rows * item->tensor.cols;
         item->grains = dsi_optim_grains(item->count);
         item->first_grain = o->grains;
@@ -2784,11 +2810,7 @@ DS_API ds_status ds_optim_create_(const ds_optim_desc *desc, ds_optim **out, ds_
     for (size_t i = 0; desc->type && i < desc->table_count; i++)
         if (strcmp(desc->type, desc->tables[i].name) == 0) table = &desc->tables[i], entry = NULL;
     if (!table && !entry) return dsi_optim_unknown(desc, error);
-    if (table && (!table->update || table->state_count > DS_OPTIM_MAX_STATES || table->work > DS_OPTIM_WHOLE ||
-                  (table->work == DS_OPTIM_BY_NORM) != (table->measure != NULL)))
-        return dsi_fail(error, DS_ERR_ARGUMENT,
-                        "ds_optim: table \"%s\" needs update, at most %d states, and measure exactly for BY_NORM",
-                        table->name, DS_OPTIM_MAX_STATES);
+    if (table && (status = dsi_optim_check_table(table, error)) != DS_OK) return status;
     if ((status = dsi_optim_check_kernels(desc, entry, error)) != DS_OK) return status;
     if (!dsi_optim_kernels_of(desc->level))
         return dsi_fail(error, DS_ERR_UNSUPPORTED, "ds_optim: this machine lacks the SIMD level that is forced (%d)",
@@ -2800,11 +2822,7 @@ DS_API ds_status ds_optim_create_(const ds_optim_desc *desc, ds_optim **out, ds_
     o->entry = entry;
     o->table = entry ? &entry->table : table;
     o->simd = dsi_optim_kernels_of(desc->level);
-    if (table) { // the user's array need not outlive this call
-        ds_optim_table *copy = (ds_optim_table *)dsi_optim_take(o, 1, sizeof *copy);
-        if (copy) o->table = (const ds_optim_table *)memcpy(copy, table, sizeof *copy);
-        status = copy ? DS_OK : DS_ERR_MEMORY;
-    }
+    if (table) status = dsi_optim_copy_table(o, table);
     if (!status) status = dsi_optim_register(o, desc);
     if (!status) status = dsi_optim_workers(o);
     if (!status) status = dsi_optim_scratch(o);
@@ -2906,10 +2924,14 @@ DS_API ds_status ds_optim_set_group_params(ds_optim *o, size_t group, const ds_o
 DS_API int64_t ds_optim_step_count(const ds_optim *o) {
     return o->step;
 }
+// A count of steps is exact in double to 2^53, and from there no run comes to the end of an int64_t.
+static bool dsi_optim_countable(int64_t count) {
+    return count >= 0 && count <= (int64_t)1 << 53;
+}
 DS_API ds_status ds_optim_set_step_count(ds_optim *o, int64_t count) {
-    if (count < 0 || o->open)
-        return dsi_fail(&o->error, DS_ERR_ARGUMENT, "ds_optim_set_step_count: %lld is negative, or a step is open",
-                        (long long)count);
+    if (!dsi_optim_countable(count) || o->open)
+        return dsi_fail(&o->error, DS_ERR_ARGUMENT,
+                        "ds_optim_set_step_count: %lld is not in 0..2^53, or a step is open", (long long)count);
     o->step = count;
     return DS_OK;
 }
@@ -2962,6 +2984,13 @@ DS_API ds_status ds_optim_begin(ds_optim *o, double inv_scale, double clip_coeff
                         "ds_optim_begin: inv_scale %g must be positive, clip_coefficient %g in 0..1, grad_norm %g not "
                         "negative, all finite; skip a step that overflowed",
                         inv_scale, clip_coefficient, grad_norm);
+    for (size_t g = 0; g < o->desc.group_count; g++)
+        if (!dsi_optim_range(o->groups[g].lr, -DBL_MAX, DBL_MAX) ||
+            !dsi_optim_range(o->groups[g].beta1, -DBL_MAX, DBL_MAX))
+            return dsi_fail(
+                &o->error, DS_ERR_ARGUMENT,
+                "ds_optim_begin: group %zu: its schedule gives the rate %g and beta1 %g, which must be finite", g,
+                o->groups[g].lr, o->groups[g].beta1);
     for (size_t g = 0; g < o->desc.group_count; g++) {
         const double clip = clip_coefficient * ds_optim_clip_coefficient(grad_norm, dsi_optim_own_clip(o, g));
         if (clip < 1 && ds_optim_refuses_clipping(o))
@@ -3412,6 +3441,12 @@ static uint64_t dsi_optim_get64(const unsigned char *in, size_t word) {
     for (int i = 0; i < 8; i++) value |= (uint64_t)in[word * 8 + (size_t)i] << (8 * i);
     return value;
 }
+static double dsi_optim_get_double(const unsigned char *in, size_t word) {
+    const uint64_t bits = dsi_optim_get64(in, word);
+    double value;
+    memcpy(&value, &bits, 8);
+    return value;
+}
 // FNV-1a over what the saved words belong to: the optimizer, and each tensor's name and shape.
 static uint64_t dsi_optim_hash(uint64_t h, const char *text, size_t a, size_t b) {
     for (; *text; text++) h = (h ^ (unsigned char)*text) * 0x100000001B3u;
@@ -3454,13 +3489,18 @@ DS_API ds_status ds_optim_load(ds_optim *o, const void *bytes, size_t count) {
         return dsi_fail(&o->error, DS_ERR_INPUT,
                         "ds_optim_load: saved from another optimizer than %s, or from other tensors",
                         ds_optim_type_name(o));
-    if ((int64_t)dsi_optim_get64(in, 2) < 0 || (int64_t)dsi_optim_get64(in, 3) < 0)
-        return dsi_fail(&o->error, DS_ERR_INPUT, "ds_optim_load: a step count is negative");
-    o->step = (int64_t)dsi_optim_get64(in, 2);
-    for (size_t i = 0; i < scalars; i++) {
-        uint64_t word = dsi_optim_get64(in, 4 + i);
-        memcpy(&o->items[i / DSI_OPTIM_SCALARS].scalar[i % DSI_OPTIM_SCALARS], &word, 8);
+    if (!dsi_optim_countable((int64_t)dsi_optim_get64(in, 2)) || !dsi_optim_countable((int64_t)dsi_optim_get64(in, 3)))
+        return dsi_fail(&o->error, DS_ERR_INPUT, "ds_optim_load: a step count is not in 0..2^53");
+    for (size_t i = 0; i < scalars && dsi_optim_zero_one(o); i++) {
+        const size_t k = i % DSI_OPTIM_SCALARS;
+        const double value = dsi_optim_get_double(in, 4 + i);
+        if ((k == DSI_OPTIM_INTERVAL || k == DSI_OPTIM_LOCAL_INTERVAL) && !dsi_optim_range(value, 1, 1e18))
+            return dsi_fail(&o->error, DS_ERR_INPUT, "ds_optim_load: \"%s\": an interval of %g steps",
+                            o->items[i / DSI_OPTIM_SCALARS].tensor.name, value);
     }
+    o->step = (int64_t)dsi_optim_get64(in, 2);
+    for (size_t i = 0; i < scalars; i++)
+        o->items[i / DSI_OPTIM_SCALARS].scalar[i % DSI_OPTIM_SCALARS] = dsi_optim_get_double(in, 4 + i);
     return ds_optim_set_schedule_count(o, (int64_t)dsi_optim_get64(in, 3));
 }
 
@@ -3506,7 +3546,7 @@ DS_API ds_status ds_loss_scaler_update(ds_loss_scaler *s, bool overflow) {
         int64_t stable = s->iteration - s->last_overflow - 1;
         bool grow = stable > 0 && stable % p->window == 0;
         if (grow || p->consecutive_hysteresis) s->hysteresis_left = p->hysteresis;
-        if (grow) s->scale *= p->factor;
+        if (grow && s->scale <= DBL_MAX / p->factor) s->scale *= p->factor; // from infinity there is no way back
     }
     s->iteration++;
     return status;
@@ -3671,8 +3711,9 @@ DS_API ds_status ds_optim_set_schedule(ds_optim *o, size_t group, const ds_sched
     return DS_OK;
 }
 DS_API ds_status ds_optim_set_schedule_count(ds_optim *o, int64_t count) {
-    if (count < 0)
-        return dsi_fail(&o->error, DS_ERR_ARGUMENT, "ds_optim_set_schedule_count: %lld is negative", (long long)count);
+    if (!dsi_optim_countable(count))
+        return dsi_fail(&o->error, DS_ERR_ARGUMENT, "ds_optim_set_schedule_count: %lld is not in 0..2^53",
+                        (long long)count);
     o->schedule_count = count;
     for (size_t g = 0; g < o->desc.group_count; g++) dsi_optim_follow(o, g);
     return DS_OK;

@@ -1738,6 +1738,10 @@ static ds_status create_of(const char *type, const ds_optim_params *p, ds_optim_
     if (group) desc.group = *group;
     return ds_optim_create(&desc, o, NULL);
 }
+static double fixed_rate(void *ctx, int64_t k, double base_lr) {
+    (void)k, (void)base_lr;
+    return *(const double *)ctx;
+}
 static void rest(void) {
     TEST(elementwise_refuses_whole_numbers_and_keeps_what_is_there) {
         float x[3] = {1, 2, 3};
@@ -1974,6 +1978,138 @@ static void rest(void) {
         ds_loss_scaler_params_default(&p);
         p.factor = INFINITY;
         CHECK(ds_loss_scaler_init(&s, &p, NULL) == DS_ERR_ARGUMENT);
+    }
+    TEST(loss_scale_stays_finite) { /* window 1 and no gradients: it doubles until it cannot, and comes back */
+        ds_loss_scaler s;
+        ds_loss_scaler_params p;
+        ds_loss_scaler_params_default(&p);
+        p.window = 1, p.hysteresis = 1;
+        CHECK(ds_loss_scaler_init(&s, &p, NULL) == DS_OK);
+        for (int i = 0; i < 3000; i++) CHECK(ds_loss_scaler_update(&s, false) == DS_OK);
+        CHECK(s.scale == ldexp(1, 1023));
+        CHECK(ds_loss_scaler_update(&s, true) == DS_OK && s.scale == ldexp(1, 1022));
+    }
+    TEST(a_schedule_that_is_not_finite_is_refused) {
+        static const double rates[] = {NAN, INFINITY, -INFINITY};
+        for (int i = 0; i < 4; i++) {
+            static model m;
+            ds_optim_params p;
+            ds_schedule s;
+            ds_optim *o = NULL;
+            memset(&m, 0, sizeof m);
+            m.count = 1, m.tensors[0].name = "w", m.tensors[0].rows = 1, m.tensors[0].cols = 4;
+            m.grads[0][0] = 1;
+            ds_optim_params_default("Adam", &p);
+            if (!CHECK(create_of("Adam", &p, m.tensors, 1, NULL, &o) == DS_OK)) break;
+            CHECK(ds_schedule_default("OneCycle", &s, NULL) == DS_OK);
+            if (i < 3)
+                s.kind = DS_SCHEDULE_CUSTOM, s.custom = fixed_rate, s.ctx = (void *)(uintptr_t)&rates[i];
+            else
+                s.cycle_min_mom = NAN;
+            CHECK(ds_optim_set_schedule(o, 0, &s) == DS_OK);
+            CHECK(step(o, &m, NULL, NULL) == DS_ERR_ARGUMENT && ds_optim_step_count(o) == 0 && m.weights[0][0] == 0);
+            CHECK_HAS(ds_optim_error(o)->message, "group 0");
+            CHECK_HAS(ds_optim_error(o)->message, i < 3 ? "must be finite" : "beta1");
+            s.kind = DS_SCHEDULE_NONE;
+            CHECK(ds_optim_set_group_params(o, 0, &p) == DS_OK && ds_optim_set_schedule(o, 0, &s) == DS_OK);
+            CHECK(step(o, &m, NULL, NULL) == DS_OK && m.weights[0][0] < 0);
+            ds_optim_destroy(o);
+        }
+    }
+    TEST(counts_end_at_two_to_the_53) {
+        const int64_t most = (int64_t)1 << 53;
+        for (int schedule = 0; schedule < 2; schedule++) {
+            static model m;
+            unsigned char saved[64];
+            ds_optim_params p;
+            ds_optim *o = NULL;
+            memset(&m, 0, sizeof m);
+            m.count = 1, m.tensors[0].name = "w", m.tensors[0].rows = 1, m.tensors[0].cols = 4;
+            m.grads[0][0] = 1;
+            ds_optim_params_default("AdamW", &p);
+            if (!CHECK(create_of("AdamW", &p, m.tensors, 1, NULL, &o) == DS_OK)) break;
+            ds_optim_save(o, saved);
+            CHECK(ds_optim_set_step_count(o, most + 1) == DS_ERR_ARGUMENT &&
+                  ds_optim_set_step_count(o, INT64_MAX) == DS_ERR_ARGUMENT && ds_optim_step_count(o) == 0);
+            CHECK(ds_optim_set_schedule_count(o, INT64_MAX) == DS_ERR_ARGUMENT && ds_optim_schedule_count(o) == 0);
+            CHECK(ds_optim_set_step_count(o, most) == DS_OK && ds_optim_set_schedule_count(o, most) == DS_OK);
+            CHECK(step(o, &m, NULL, NULL) == DS_OK && ds_optim_step_count(o) == most + 1 && m.weights[0][0] < 0);
+            memset(saved + 16 + 8 * schedule, 0xFF, 7), saved[23 + 8 * schedule] = 0x7F;
+            CHECK(ds_optim_load(o, saved, ds_optim_save_bytes(o)) == DS_ERR_INPUT);
+            CHECK_HAS(ds_optim_error(o)->message, "2^53");
+            CHECK(ds_optim_step_count(o) == most + 1);
+            ds_optim_destroy(o);
+        }
+    }
+    TEST(saved_intervals_are_checked) { /* ZeroOneAdam divides by them */
+        static const double bad[] = {0, -1, NAN, INFINITY};
+        for (size_t i = 0; i < 8; i++) {
+            static model m;
+            unsigned char saved[256], word[8];
+            size_t at;
+            const double one = 1;
+            ds_optim_params p;
+            ds_optim *o = NULL;
+            memset(&m, 0, sizeof m);
+            m.count = 1, m.tensors[0].name = "w", m.tensors[0].rows = 1, m.tensors[0].cols = 4;
+            ds_optim_params_default("ZeroOneAdam", &p);
+            if (!CHECK(create_of("ZeroOneAdam", &p, m.tensors, 1, NULL, &o) == DS_OK)) break;
+            CHECK(ds_optim_set_step_count(o, 7) == DS_OK && ds_optim_save_bytes(o) <= sizeof saved);
+            ds_optim_save(o, saved);
+            memcpy(word, &one, 8); /* the two intervals are 1, the rest is 0 */
+            for (at = 32; memcmp(saved + at, word, 8) != 0; at += 8) continue;
+            for (at += 8; i >= 4 && memcmp(saved + at, word, 8) != 0; at += 8) continue;
+            memcpy(saved + at - (i < 4 ? 8 : 0), &bad[i % 4], 8);
+            saved[16] = 3; /* step */
+            CHECK(ds_optim_load(o, saved, ds_optim_save_bytes(o)) == DS_ERR_INPUT && ds_optim_step_count(o) == 7);
+            CHECK_HAS(ds_optim_error(o)->message, "\"w\": an interval of ");
+            CHECK(step(o, &m, NULL, NULL) == DS_OK && ds_optim_step_count(o) == 8);
+            ds_optim_destroy(o);
+        }
+    }
+    TEST(users_texts_may_go_after_create) {
+        char name[] = "Mine", state[] = "sum";
+        ds_optim_table tables[2] = {
+            {"Other", DS_OPTIM_WHOLE, 0, {NULL, NULL, NULL}, NULL, doubled, NULL},
+            {NULL, DS_OPTIM_WHOLE, 1, {NULL, NULL, NULL}, NULL, doubled, NULL},
+        };
+        ds_optim_tensor tensor = {"w", 1, 20, 0, DS_F32, DS_OPTIM_MUON_AUTO};
+        ds_optim_params p;
+        ds_optim_desc desc;
+        ds_optim *o = NULL;
+        ds_error e = {DS_OK, ""};
+        memset(&desc, 0, sizeof desc);
+        ds_optim_params_default(NULL, &p);
+        desc.type = "Mine", desc.groups = &p, desc.group_count = 1, desc.tensors = &tensor, desc.tensor_count = 1;
+        desc.table_count = 2;
+        CHECK(ds_optim_create(&desc, &o, &e) == DS_ERR_ARGUMENT && !o);
+        CHECK_HAS(e.message, "table 0 of 2");
+        desc.tables = tables;
+        CHECK(ds_optim_create(&desc, &o, &e) == DS_ERR_ARGUMENT && !o);
+        CHECK_HAS(e.message, "table 1 of 2");
+        tables[1].name = name;
+        CHECK(ds_optim_create(&desc, &o, &e) == DS_ERR_ARGUMENT && !o); /* a state without a name */
+        CHECK_HAS(e.message, "their names");
+        tables[1].state_names[0] = state;
+        if (!CHECK(ds_optim_create(&desc, &o, &e) == DS_OK)) break;
+        name[0] = state[0] = '?';
+        CHECK_STR(ds_optim_type_name(o), "Mine");
+        CHECK_STR(ds_optim_state_name(o, 0, 0), "sum");
+        ds_optim_destroy(o);
+    }
+    TEST(narrowed_in_place) {
+        static float x[3 * DS_GRAIN + 5], keep[3 * DS_GRAIN + 5];
+        uint16_t *const half = (uint16_t *)(void *)x;
+        for (int bf16 = 0; bf16 < 2; bf16++) {
+            uint64_t seed = 6;
+            for (size_t i = 0; i < 3 * DS_GRAIN + 5; i++) x[i] = keep[i] = (float)test_uniform(&seed);
+            CHECK(ds_optim_cast(half, bf16 ? DS_BF16 : DS_F16, x, DS_F32, 3 * DS_GRAIN + 5) == DS_OK);
+            for (size_t i = 0; i < 3 * DS_GRAIN + 5; i++) {
+                uint16_t got;
+                memcpy(&got, (const char *)x + 2 * i, 2);
+                CHECK(got == (bf16 ? dsi_bf16_of_f32(keep[i]) : dsi_f16_of_f32(keep[i])));
+            }
+        }
     }
     TEST(schedules_at_their_ends) {
         ds_schedule s;
