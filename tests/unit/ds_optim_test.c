@@ -1738,6 +1738,14 @@ static ds_status create_of(const char *type, const ds_optim_params *p, ds_optim_
     if (group) desc.group = *group;
     return ds_optim_create(&desc, o, NULL);
 }
+/* A model of one tensor of four, whose first gradient is 1. */
+static bool one_tensor(model *m, const char *type, ds_optim_params *p, ds_optim **o) {
+    memset(m, 0, sizeof *m);
+    m->count = 1, m->tensors[0].name = "w", m->tensors[0].rows = 1, m->tensors[0].cols = 4;
+    m->grads[0][0] = 1;
+    ds_optim_params_default(type, p);
+    return create_of(type, p, m->tensors, 1, NULL, o) == DS_OK;
+}
 static double fixed_rate(void *ctx, int64_t k, double base_lr) {
     (void)k, (void)base_lr;
     return *(const double *)ctx;
@@ -1996,11 +2004,7 @@ static void rest(void) {
             ds_optim_params p;
             ds_schedule s;
             ds_optim *o = NULL;
-            memset(&m, 0, sizeof m);
-            m.count = 1, m.tensors[0].name = "w", m.tensors[0].rows = 1, m.tensors[0].cols = 4;
-            m.grads[0][0] = 1;
-            ds_optim_params_default("Adam", &p);
-            if (!CHECK(create_of("Adam", &p, m.tensors, 1, NULL, &o) == DS_OK)) break;
+            if (!CHECK(one_tensor(&m, "Adam", &p, &o))) break;
             CHECK(ds_schedule_default("OneCycle", &s, NULL) == DS_OK);
             if (i < 3)
                 s.kind = DS_SCHEDULE_CUSTOM, s.custom = fixed_rate, s.ctx = (void *)(uintptr_t)&rates[i];
@@ -2023,11 +2027,7 @@ static void rest(void) {
             unsigned char saved[64];
             ds_optim_params p;
             ds_optim *o = NULL;
-            memset(&m, 0, sizeof m);
-            m.count = 1, m.tensors[0].name = "w", m.tensors[0].rows = 1, m.tensors[0].cols = 4;
-            m.grads[0][0] = 1;
-            ds_optim_params_default("AdamW", &p);
-            if (!CHECK(create_of("AdamW", &p, m.tensors, 1, NULL, &o) == DS_OK)) break;
+            if (!CHECK(one_tensor(&m, "AdamW", &p, &o))) break;
             ds_optim_save(o, saved);
             CHECK(ds_optim_set_step_count(o, most + 1) == DS_ERR_ARGUMENT &&
                   ds_optim_set_step_count(o, INT64_MAX) == DS_ERR_ARGUMENT && ds_optim_step_count(o) == 0);
@@ -2050,10 +2050,7 @@ static void rest(void) {
             const double one = 1;
             ds_optim_params p;
             ds_optim *o = NULL;
-            memset(&m, 0, sizeof m);
-            m.count = 1, m.tensors[0].name = "w", m.tensors[0].rows = 1, m.tensors[0].cols = 4;
-            ds_optim_params_default("ZeroOneAdam", &p);
-            if (!CHECK(create_of("ZeroOneAdam", &p, m.tensors, 1, NULL, &o) == DS_OK)) break;
+            if (!CHECK(one_tensor(&m, "ZeroOneAdam", &p, &o))) break;
             CHECK(ds_optim_set_step_count(o, 7) == DS_OK && ds_optim_save_bytes(o) <= sizeof saved);
             ds_optim_save(o, saved);
             memcpy(word, &one, 8); /* the two intervals are 1, the rest is 0 */
