@@ -38,11 +38,11 @@ static double zb_compute(const zb_case *c) {
     return best;
 }
 
-/* One rank's training; the shortest step in seconds, negative when it failed. *moved, unless NULL: what a step reads from and
-   writes to the disk, in bytes. */
+/* Bytes that a step reads from and writes to the disk. */
 typedef struct zb_moved {
     size_t read, written;
 } zb_moved;
+/* One rank's training; the shortest step in seconds, negative when it failed. `moved` may be NULL. */
 static double zb_train(const zb_case *c, int rank, ds_comm *comm, zb_moved *moved) {
     float *gradient;
     char text[1024], names[64][32];
