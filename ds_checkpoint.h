@@ -1803,7 +1803,7 @@ DSI_FN uint32_t dsi_crc32c(uint32_t crc, const void *data, size_t bytes) {
 #define DSI_CHECKPOINT_LARGE      ((size_t)16 << 20) /* data of a file that is written past the page cache */
 #define DSI_CHECKPOINT_BUCKETS    ((size_t)8)
 #define DSI_CHECKPOINT_BUCKET     ((size_t)1 << 20)
-#define DSI_CHECKPOINT_PAGE       ((size_t)2 << 20) /* a huge page: a disk reads from one up to twice as fast */
+#define DSI_CHECKPOINT_PAGE       ((size_t)2 << 20) /* a huge page: O_DIRECT from one is up to twice as fast */
 #define DSI_CHECKPOINT_SECTOR     ((size_t)4096)    /* what O_DIRECT asks of addresses, sizes and offsets */
 #define DSI_CHECKPOINT_CHUNK      ((size_t)65536)   /* elements that ds_checkpoint_tensor.read gives at once */
 #define DSI_CHECKPOINT_PATH       4096
