@@ -273,8 +273,9 @@ __device__ void one_element(const ds_optim_constants &all, const part &s, float 
         }
     }
 }
-/* One chunk of one part a block, four elements a thread and turn. Bytes an element, fp32 gradient: Adam 28, SGD, Adagrad
-   and Lion 20, LAMB's update 16; 2 less for a 16-bit gradient, 2 more for 16-bit weights. */
+/* One chunk of one part a block, four elements a thread and turn. Bytes an element, fp32 gradient: Adam 28, SGD with
+   momentum, Adagrad and Lion 20, SGD without 12; 2 less for a 16-bit gradient. LAMB's update 16. 2 more for 16-bit
+   weights. Bound by memory. */
 template <int RULE> __global__ void __launch_bounds__(THREADS) update(ds_optim_constants c, parts all) {
     const part &s = *part_of(all, blockIdx.x);
     const bool reads_grad = RULE != DS_OPTIM_RULE_LAMB_UPDATE;
@@ -301,7 +302,8 @@ __device__ double fold(double sum) {
     return sum;
 }
 /* LAMB's first phase: moments, and the squares of weights and direction by grain. Sixteen threads to a grain: thread l
-   adds elements l, l + 16, ... in order. 24 bytes an element, fp32 gradient. */
+   adds elements l, l + 16, ... in order. 24 bytes an element, fp32 gradient, 2 less for a 16-bit one, and 16 a grain: bound
+   by memory where fp64 has half the rate of fp32, else (as sm_75 and sm_86) by its two fp64 operations an element. */
 __global__ void __launch_bounds__(THREADS) lamb_measure(ds_optim_constants c, parts all) {
     const part &s = *part_of(all, blockIdx.x);
     const size_t lane = threadIdx.x % LANES, grains = (s.count + DS_GRAIN - 1) / DS_GRAIN;
@@ -390,12 +392,13 @@ ds_status call_update(void *ctx, ds_optim_rule rule, const ds_optim_constants *c
 }
 
 // >>muon
-// y = x * a + y * b: 12 bytes an element.
+// y = x * a + y * b: 12 bytes an element, bound by memory.
 __global__ void mix(float *y, const float *x, float a, float b, size_t count) {
     for (size_t i = first_index(); i < count; i += stride()) y[i] = ptx_fma(x[i], a, ptx_mul(y[i], b));
 }
 /* c = alpha * a * op(b) + beta * c, in tiles of 64 x 64 by 256 threads, 16 of k at a time through shared memory: each
-   element is one chain of fused multiply-adds in the order of k, as on the CPU. Bound by fp32 arithmetic. */
+   element is one chain of fused multiply-adds in the order of k, as on the CPU. 2 k flops an element of c for k / 8 bytes,
+   most from the second level's cache, and 4 of c (8 with beta): bound by fp32 arithmetic. */
 enum { TILE = 64, DEPTH = 16 };
 template <bool TRANSPOSE>
 __global__ void __launch_bounds__(THREADS)
@@ -433,7 +436,8 @@ __global__ void __launch_bounds__(THREADS)
         }
 }
 /* A tile of 32 x 32 through shared memory, turned: `to` (cols, rows) = `from` (rows, cols) transposed, 8 bytes an element.
-   MIRROR: of one square, what is below the diagonal = what is above it, and `add` goes to the diagonal; half of that. */
+   MIRROR: of one square, what is below the diagonal = what is above it, and `add` goes to the diagonal; half of that. Bound
+   by memory. */
 enum { SIDE = 32 };
 template <bool MIRROR>
 __global__ void __launch_bounds__(THREADS) turn(float *to, const float *from, size_t rows, size_t cols, float add) {
@@ -490,8 +494,9 @@ ds_status call_multiply(void *ctx, bool transpose, size_t m, size_t n, size_t k,
 }
 
 // >>gradients
-/* Sums of squares by grain, sixteen threads to one, in the CPU's order: one read of the gradient, 2 or 4 bytes an element.
-   An element that is not finite makes its sum so; nothing else can. */
+/* Sums of squares by grain, sixteen threads to one, in the CPU's order: one read of the gradient, 2 or 4 bytes an element,
+   and 8 a grain; bound by memory, but for fp64's slow units as lamb_measure. An element that is not finite makes its sum so;
+   nothing else can. */
 __global__ void __launch_bounds__(THREADS)
     norm_grains(const void *grad, ds_dtype dtype, size_t count, float factor, double *per_grain, size_t grains) {
     const size_t lane = threadIdx.x % LANES;
@@ -508,7 +513,8 @@ __global__ void __launch_bounds__(THREADS)
     }
 }
 /* Neighbours are added until one is left, as ds_optim_norm_tree does; one block, in place: a piece is read before any of
-   it is written, and pieces go upwards. 32 bytes for each grain in all, so 1/128 of what norm_grains reads. */
+   it is written, and pieces go upwards. 24 bytes for each grain in all, 1/170 of what norm_grains reads of fp32: bound by
+   the latency of its log2 n turns. */
 __global__ void norm_tree(double *sums, size_t n) {
     for (; n > 1; n = n / 2 + n % 2)
         for (size_t begin = 0; begin < n / 2 + n % 2; begin += blockDim.x) {
@@ -521,7 +527,7 @@ __global__ void norm_tree(double *sums, size_t n) {
             __syncthreads();
         }
 }
-// Bytes an element: the two types' sizes; accumulate reads `to` too, scale reads and writes one.
+// Bytes an element: the two types' sizes; accumulate reads `to` too, scale reads and writes one. Bound by memory.
 template <int HOW>
 __global__ void convert(void *to, ds_dtype t, const void *from, ds_dtype f, float factor, bool wide, size_t count) {
     for (size_t i = 4 * first_index(); i < count; i += 4 * stride()) {
@@ -581,7 +587,7 @@ __device__ bool not_negative(float x) { // x >= 0, denormals too
     const uint32_t bits = dsi_bits_of_f32(x);
     return bits <= 0x7F800000u || bits == 0x80000000u;
 }
-/* error += in, and the sums of squares of what it came to: as norm_grains. 12 bytes an element. */
+/* error += in, and the sums of squares of what it came to: as norm_grains. 12 bytes an element, bound by memory. */
 __global__ void __launch_bounds__(THREADS)
     one_bit_add(float *error, const float *in, size_t count, size_t padded, double *per_grain, size_t grains) {
     const size_t lane = threadIdx.x % LANES;
@@ -598,7 +604,7 @@ __global__ void __launch_bounds__(THREADS)
     }
 }
 /* The scale from the norm, a sign for each element, eight to a byte with the first in the highest bit, and what they lose.
-   8 1/8 bytes an element. */
+   8 1/8 bytes an element, bound by memory. */
 __global__ void one_bit_signs(float *error, size_t padded, uint8_t *signs, float *scale, const double *sum) {
     const float s = ptx_narrow(ptx_sqrt64(ptx_div64(*sum, (double)padded)));
     if (first_index() == 0) *scale = s;
@@ -625,7 +631,8 @@ __device__ float combined(ds_comm_op op, float a, float b) {
     if (op == DS_COMM_MAX) return b > a || b != b ? b : a;
     return ptx_add(a, b);
 }
-/* Ranks' arrays are added in one binary tree over their numbers. Bytes an element: the type's size for each, and the result's. */
+/* Ranks' arrays are added in one binary tree over their numbers. Bytes an element: the type's size for each, and the
+   result's; bound by memory. */
 __global__ void sum_ranks(sources in, unsigned world, ds_dtype dtype, void *out, ds_dtype out_dtype, ds_comm_op op,
                           size_t count) {
     for (size_t i = first_index(); i < count; i += stride()) {
@@ -644,7 +651,8 @@ __global__ void sum_ranks(sources in, unsigned world, ds_dtype dtype, void *out,
         store(out_dtype, out, i, op == DS_COMM_AVERAGE ? ptx_div(sum, (float)world) : sum);
     }
 }
-/* Ranks are added in one binary tree over their numbers, by a binary counter. 8 + ranks / 8 bytes an element. */
+/* Ranks are added in one binary tree over their numbers, by a binary counter. 8 + ranks / 8 bytes an element, bound by
+   memory. */
 __global__ void one_bit_average(float *error, const uint8_t *signs, const float *scales, unsigned world, size_t chunk) {
     for (size_t i = first_index(); i < chunk; i += stride()) {
         float level[16], sum = 0;
@@ -662,6 +670,7 @@ __global__ void one_bit_average(float *error, const uint8_t *signs, const float 
         error[i] = ptx_add(error[i], ptx_div(sum, (float)world));
     }
 }
+// 4 1/8 bytes an element, bound by memory.
 __global__ void one_bit_expand(float *to, const uint8_t *signs, const float *scale, size_t count) {
     for (size_t i = first_index(); i < count; i += stride()) to[i] = signed_scale(signs, i, *scale);
 }
@@ -681,7 +690,8 @@ __device__ int quantized(float x, float middle, float scale, float half) {
     const float most = ptx_add(half, -1);
     return ptx_int(q < -half ? -half : q > most ? most : q);
 }
-/* One group a block. The second read of the values is the cache's: 2 or 4 bytes an element in, 1 or 1/2 out. */
+/* One group a block. The second read of the values is the cache's: 2 or 4 bytes an element in, 1 or 1/2 out, and 4 a group
+   (8 asymmetric). Bound by memory. */
 __global__ void __launch_bounds__(THREADS)
     quantize(int bits, bool asymmetric, const void *in, ds_dtype dtype, size_t each, int8_t *packed, float *params) {
     DSI_SHARED(float, shared);
@@ -713,7 +723,7 @@ __global__ void __launch_bounds__(THREADS)
         packed[(from + i) / 2] = (int8_t)(first * 16 + (second & 15));
     }
 }
-// 1 or 1/2 bytes an element in, 2 or 4 out.
+// 1 or 1/2 bytes an element in and 4 a group (8 asymmetric), 2 or 4 out; bound by memory.
 __global__ void dequantize(int bits, bool asymmetric, const int8_t *packed, const float *params, size_t each, void *out,
                            ds_dtype dtype, size_t count) {
     for (size_t i = first_index(); i < count; i += stride()) {
@@ -787,7 +797,7 @@ ds_status call_dequantize(void *ctx, ds_comm_blocks form, const int8_t *packed, 
 }
 
 // >>rows
-// Rows of T by index, one block to a row in turn: each byte is read and written once, and 4 bytes of index a row.
+// Rows of T by index, one block to a row in turn: 2 bytes moved for each of a row, and 4 of index; bound by memory.
 template <class T, bool GATHER>
 __global__ void __launch_bounds__(THREADS)
     move_rows(T *to, const T *from, const uint32_t *rows, size_t count, size_t width) {
@@ -993,8 +1003,9 @@ template <int KIND> __device__ void *head_of(void *p, const ds_sparse_strides &s
     return (typename element<KIND>::type *)p + at.b * s.batch + at.h * s.head;
 }
 
-/* Online softmax over chunks of KEYS keys. Reads q once, k and v once for each row of blocks that sees them, from the
-   second level's cache for all but the first; 4 flops a score and head_dim: bound by the tensor cores. */
+/* Online softmax over chunks of KEYS keys. Bytes: q and out once, 8 of lse a row; k and v once for each 64 rows (or a block's,
+   if those are fewer) that see them, from the second level's cache for all but the first. 4 flops a score and head_dim:
+   bound by the tensor cores, in fp32 by its fused multiply-adds. */
 template <int KIND, int D, int KEYS> __global__ void __launch_bounds__(128) attention_forward(DSI_PARAM attention a) {
     typedef typename element<KIND>::type E;
     enum { LD = shape<KIND, D>::LD, PLD = KEYS + shape<KIND, D>::PAD };
@@ -1075,8 +1086,9 @@ __device__ void take_statistics(float *lse, float *delta, size_t token0, unsigne
     }
 }
 /* With P = exp(scores - lse), dP = d_out v^T and d_scores = P (dP - delta): rows give d_q = scale d_scores k; columns, on
-   the turned scores, d_k = scale d_scores^T q and d_v = P^T d_out. P is computed anew. 6 flops a score and head_dim for
-   rows, 8 for columns, both bound by the tensor cores. */
+   the turned scores, d_k = scale d_scores^T q and d_v = P^T d_out. P is computed anew. Bytes: the own side's two arrays and
+   its gradients once, the other side's as k and v above, and for delta out and d_out again. 6 flops a score and head_dim for
+   rows, 8 for columns: bound as attention_forward. */
 template <int KIND, int D, bool COLUMNS>
 __global__ void __launch_bounds__(128) attention_backward(DSI_PARAM attention a) {
     typedef typename element<KIND>::type E;
