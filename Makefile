@@ -67,12 +67,16 @@ $(B)/tests/%: tests/%.c
 	$(CC) -std=gnu99 $(COMMON) -o $@ $< $(LIBS)
 
 # the same on a GPU; and on the emulated one, for a test
-GPU_CODE := $(foreach sm,75 80 90 100,-gencode arch=compute_$(sm),code=sm_$(sm)) -gencode arch=compute_100,code=compute_100
+# the GPUs of today that this nvcc knows, and PTX of the last of them for those to come
+GPU_SM = $(filter $(patsubst sm_%,%,$(shell $(NVCC) --list-gpu-code)),75 80 90 100)
+GPU_CODE = $(foreach sm,$(GPU_SM),-gencode arch=compute_$(sm),code=sm_$(sm)) \
+    -gencode arch=compute_$(lastword $(GPU_SM)),code=compute_$(lastword $(GPU_SM))
+GPU_FLAGS := -O3 -std=c++14 -I. -Xcompiler -Wall,-Wextra,-Werror -Werror all-warnings
 EMULATED := -std=gnu++17 -Itests/emulate -fno-strict-aliasing -ffp-contract=off
 $(B)/train_gpt_gpu: examples/train_gpt.c examples/gpt_gpu.cu examples/gpt.h examples/gpt_gpu.h ds_kernels.cu $(HEADERS)
 	@[ -n "$(NVCC)" ] || { echo 'nvcc was not found; install the CUDA toolkit'; exit 1; }
 	@mkdir -p $(@D)
-	$(NVCC) -O3 -I. -Xcompiler -Wall,-Wextra $(GPU_CODE) -c -o $@.cu.o examples/gpt_gpu.cu
+	$(NVCC) $(GPU_FLAGS) $(GPU_CODE) -c -o $@.cu.o examples/gpt_gpu.cu
 	$(CC) -std=gnu99 $(COMMON) -DEXAMPLE_GPU=1 -c -o $@.c.o examples/train_gpt.c
 	$(NVCC) -o $@ $@.cu.o $@.c.o $(filter -l%,$(LIBS)) -lcublas
 
@@ -133,7 +137,7 @@ kernels: $(B)/ds_kernels.o
 $(B)/ds_kernels.o: ds_kernels.cu
 	@[ -n "$(NVCC)" ] || { echo 'nvcc was not found; install the CUDA toolkit'; exit 1; }
 	@mkdir -p $(@D)
-	$(NVCC) -O3 -I. -Xcompiler -Wall,-Wextra $(GPU_CODE) -c -o $@ $<
+	$(NVCC) $(GPU_FLAGS) $(GPU_CODE) -c -o $@ $<
 
 # `make gpu-test`: the tests of the kernels on this machine's GPU, and under compute-sanitizer
 gpu-test: $(B)/gpu_test
