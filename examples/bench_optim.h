@@ -114,7 +114,8 @@ static double optim_shapes(optim_case *c, size_t elements, size_t threads, bool 
     return all;
 }
 
-static bool optim_open(const optim_case *c, size_t elements, size_t threads, ds_optim **out, ds_error *error) {
+static bool optim_open(const optim_case *c, size_t elements, size_t threads, ds_optim_level level, ds_optim **out,
+                       ds_error *error) {
     ds_optim_params group;
     ds_optim_desc desc;
     ds_optim_tensor *tensors = (ds_optim_tensor *)calloc(c->tensors, sizeof *tensors);
@@ -129,6 +130,7 @@ static bool optim_open(const optim_case *c, size_t elements, size_t threads, ds_
     desc.tensor_count = c->tensors;
     desc.own_states = true;
     desc.threads = (unsigned)threads;
+    desc.level = level;
     for (size_t i = 0; tensors && i < c->tensors; i++) {
         tensors[i].name = "tensor";
         tensors[i].rows = 1;
@@ -148,8 +150,8 @@ static int by_size(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 /* The best of the rounds, with the ceilings measured between them: as often, over as much memory. */
-static bool optim_measure(optim_case *c, size_t elements, size_t threads, size_t rounds, float *memory,
-                          ds_error *error) {
+static bool optim_measure(optim_case *c, size_t elements, size_t threads, ds_optim_level level, size_t rounds,
+                          float *memory, ds_error *error) {
     ds_optim_options options = {1.0, NULL, false};
     ds_optim_io *io = (ds_optim_io *)calloc(c->tensors, sizeof *io);
     const size_t each = elements / c->tensors, width = c->mixed ? 2 : 4;
@@ -174,7 +176,7 @@ static bool optim_measure(optim_case *c, size_t elements, size_t threads, size_t
         io[i].weights_dtype = io[i].grad_dtype = c->mixed ? DS_BF16 : DS_F32;
     }
     if (!io || !shares) error->status = DS_ERR_MEMORY;
-    if (io && shares && optim_open(c, elements, threads, &o, error))
+    if (io && shares && optim_open(c, elements, threads, level, &o, error))
         for (size_t r = 0; r <= rounds && !error->status; r++) { /* the first round touches the states */
             double start = seconds(), took, rmw, bound;
             if (ds_optim_step(o, io, &options, NULL)) *error = *ds_optim_error(o);
@@ -303,7 +305,9 @@ static int bench_optim(arguments *a) {
     muon_case matrices[MATRICES] = {{"plain", DS_OPTIM_NS_STANDARD, false, 0},
                                     {"Gram", DS_OPTIM_NS_GRAM, false, 0},
                                     {"plain, linked BLAS", DS_OPTIM_NS_STANDARD, true, 0}};
-    size_t elements, threads, rounds, rows;
+    static const char *const levels[] = {"best", "scalar", "avx2", "avx512"}; /* as ds_optim_level counts them */
+    const char *wanted = option(a, "--level", "best");
+    size_t elements, threads, rounds, rows, level = 0;
     ds_error error = {DS_OK, ""};
     float *memory;
     void *block = NULL;
@@ -313,7 +317,10 @@ static int bench_optim(arguments *a) {
     if (!number(option(a, "--elements", "16777216"), &elements) || !number(option(a, "--threads", "1"), &threads) ||
         !number(option(a, "--rounds", "9"), &rounds) || !number(option(a, "--rows", "384"), &rows))
         return usage(a, "a whole number is wanted after each option", NULL);
+    if (!wanted) return usage(a, "a level is wanted after --level", NULL);
     if ((status = operands(a, 1)) != FINE) return status;
+    while (level < 4 && strcmp(wanted, levels[level]) != 0) level++;
+    if (level == 4) return usage(a, "a level is one of best, scalar, avx2 and avx512, not", wanted);
     if (elements < 1024000 || elements > (size_t)1 << 34 || !threads || threads > 64 || !rounds || !rows || rows > 8192)
         return usage(a, "at least 1,024,000 elements, 1 to 64 threads and 1 to 8,192 rows are wanted", NULL);
     floats = 6 * elements > 8 * rows * rows ? 6 * elements : 8 * rows * rows;
@@ -324,8 +331,8 @@ static int bench_optim(arguments *a) {
     memory = (float *)block;
     if (memory) memset(memory, 0, floats * sizeof *memory); /* its pages are there before anything is timed */
     for (size_t i = 0; i < CASES && !error.status; i++)
-        optim_measure(&cases[i], elements, threads, rounds, memory, &error);
-    if (!error.status) optim_measure(&small, 1024000, threads, 20 * rounds, memory, &error);
+        optim_measure(&cases[i], elements, threads, (ds_optim_level)level, rounds, memory, &error);
+    if (!error.status) optim_measure(&small, 1024000, threads, (ds_optim_level)level, 20 * rounds, memory, &error);
     for (size_t i = 0; !error.status && i < 8 * rows * rows; i++)
         memory[i] = (float)((i * 2654435761u >> 12) % 2048) / 1024 - 1;
 #if EXAMPLE_USE_CBLAS

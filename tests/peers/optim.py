@@ -1,13 +1,17 @@
 """Times of PyTorch's and DeepSpeed's optimizer steps on this machine, best of many, as lines of name and milliseconds.
-usage: optim.py ELEMENTS THREADS ROUNDS. Needs torch; DeepSpeed's lines need deepspeed (0.19.6) and a C++ compiler."""
+usage: optim.py ELEMENTS THREADS ROUNDS [best | avx2]. Needs torch; DeepSpeed's lines need deepspeed (0.19.6) and a C++ compiler.
+With avx2 they are built as DeepSpeed builds them where there is no AVX-512."""
 import os
 import sys
+import tempfile
 import time
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import torch
 
 elements, threads, rounds = (int(a) for a in sys.argv[1:4])
+if sys.argv[4:] == ["avx2"]:  # its builds are kept apart
+    os.environ["TORCH_EXTENSIONS_DIR"] = os.path.join(tempfile.gettempdir(), "deepspeed_avx2")
 torch.set_num_threads(threads)
 
 
@@ -56,8 +60,12 @@ say("torch_thousand_fused", best(torch.optim.AdamW(small, lr=1e-4, fused=True).s
 
 try:
     from deepspeed.ops.adam import DeepSpeedCPUAdam
+    from deepspeed.ops.op_builder.builder import OpBuilder
 except ImportError:
     sys.exit(0)
+if sys.argv[4:] == ["avx2"]:  # what simd_width() and cpu_arch() of its builder give on such a machine
+    OpBuilder.simd_width = lambda self: "-D__AVX256__"
+    OpBuilder.cpu_arch = lambda self: "-march=x86-64-v3"
 say("deepspeed_cpuadam_fp32", best(DeepSpeedCPUAdam([p], lr=1e-4).step))
 half = parameter(elements, torch.bfloat16)
 say("deepspeed_cpuadam_bf16", best(DeepSpeedCPUAdam([half], lr=1e-4).step))

@@ -1,16 +1,18 @@
 #!/bin/bash
 # ds_optim.h beside PyTorch's and DeepSpeed's optimizers, in turns, best of all rounds. PYTHON names an interpreter that has torch
-# and, for DeepSpeed's lines, deepspeed 0.19.6. environment: PYTHON (python3), B (build), ELEMENTS, THREADS, TURNS, ROUNDS
+# and, for DeepSpeed's lines, deepspeed 0.19.6. LEVEL=avx2 runs ours at that level and builds DeepSpeed's kernels as it does where
+# there is no AVX-512. environment: PYTHON (python3), B (build), ELEMENTS, THREADS, TURNS, ROUNDS, LEVEL (best)
 set -u
 cd "$(dirname "$0")/../.."
-B=${B:-build} python=${PYTHON:-python3} elements=${ELEMENTS:-16777216} threads=${THREADS:-$(nproc)}
+B=${B:-build} python=${PYTHON:-python3} elements=${ELEMENTS:-16777216} threads=${THREADS:-$(nproc)} level=${LEVEL:-best}
 "$python" -c 'import torch' 2>/dev/null || { echo "no torch: give PYTHON=..., an interpreter that has it"; exit 0; }
 PATH=$(dirname "$python"):$PATH # DeepSpeed's build looks for ninja
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 for _ in $(seq "${TURNS:-3}"); do
-    "$B/ds" bench optim --elements "$elements" --threads "$threads" --rounds "${ROUNDS:-7}" >>"$work/ours" || exit 1
-    "$python" tests/peers/optim.py "$elements" "$threads" "${ROUNDS:-7}" >>"$work/theirs" 2>"$work/err" || { tail -5 "$work/err"; exit 1; }
+    "$B/ds" bench optim --elements "$elements" --threads "$threads" --rounds "${ROUNDS:-7}" --level "$level" \
+        >>"$work/ours" || exit 1
+    "$python" tests/peers/optim.py "$elements" "$threads" "${ROUNDS:-7}" "$level" >>"$work/theirs" 2>"$work/err" || { tail -5 "$work/err"; exit 1; }
 done
 ours() { # its line: the name, two blanks or more, bytes per element, milliseconds
     awk -v k="$1" 'index($0, k "  ") == 1 {split(substr($0, length(k) + 1), f, " "); if (!best || f[2] < best) best = f[2]}

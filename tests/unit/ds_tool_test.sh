@@ -53,6 +53,8 @@ cp "$scratch/out" "$scratch/bench.json"
 check bench_sparse_rows
 status bench_sparse_json 0 "$ds" json "$scratch/bench.json"
 status bench_optim_elements 2 "$ds" bench optim --elements 7
+status bench_optim_level 2 "$ds" bench optim --level avx9
+says bench_optim_level err "best, scalar, avx2 and avx512, not avx9"
 status no_command 2 "$ds"
 status unknown_command 2 "$ds" frobnicate
 status unknown_option 2 "$ds" config --frobnicate "$scratch/good.json"
