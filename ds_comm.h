@@ -529,6 +529,19 @@ DS_API void ds_comm_tree_sum_f32(float *out, const void *const *inputs, int inpu
 DS_API ds_status ds_comm_sparse_all_reduce(ds_comm *comm, void *table, size_t rows, size_t width, ds_dtype dtype,
                                            ds_comm_op op, bool *sparse);
 
+/* The same for a table of fp32, fp16 or bf16 in memory of desc.device, by desc.kernels, with the same bits and bytes on the
+   wire; without kernels, or beyond DS_COMM_KERNEL_RANKS ranks, the whole table is reduced. Rows that some rank filled are
+   summed `piece` at a time (from 1 on, alike on all ranks), which bounds the scratch: device_bytes of the device's memory,
+   host_bytes of the host's, best pinned; both aligned to 16. The table is read after what `stream` has to do, and the sums
+   are there when the stream is through; scratch may be used again at once. */
+typedef struct ds_comm_sparse {
+    size_t device_bytes, host_bytes;
+} ds_comm_sparse;
+DS_API ds_comm_sparse ds_comm_sparse_sizes(int world, size_t rows, size_t width, ds_dtype dtype, size_t piece);
+DS_API ds_status ds_comm_sparse_all_reduce_on(ds_comm *comm, void *table, size_t rows, size_t width, ds_dtype dtype,
+                                              ds_comm_op op, size_t piece, void *device, void *host, bool *sparse,
+                                              void *stream);
+
 /*---- compressed collectives: outside the promise of equal sums ---------------------------------------------------*/
 
 /* The 1-bit all-reduce of 1-bit Adam (arXiv:2102.02888), 0/1 Adam and 1-bit LAMB, with error feedback. The buffer is
@@ -588,6 +601,7 @@ DS_API ds_status ds_comm_quantized_reduce_scatter_on(ds_comm *node, ds_comm *acr
 /* The same arithmetic on a GPU, for a caller whose buffers are there; ds_kernels.cu fills it. All pointers are device
    memory; calls order work on the stream and return. All bits are those of the functions above. */
 #define DS_COMM_KERNEL_RANKS 64
+#define DS_COMM_NO_ROW       0xFFFFFFFFu
 typedef struct ds_comm_kernels {
     void *ctx;
     /* error[count] += in[count]; signs and scale of error[padded], which keeps what they lose. grains: padded / 1,024,
@@ -606,6 +620,13 @@ typedef struct ds_comm_kernels {
        DS_COMM_KERNEL_RANKS of them; `inputs` itself is host memory */
     ds_status (*sum)(void *ctx, const void *const *inputs, int input_count, ds_dtype dtype, void *out,
                      ds_dtype out_dtype, ds_comm_op op, size_t count, void *stream);
+    /* flags[rows] = 1 where a row is not all zero bits, else 0 */
+    ds_status (*flag_rows)(void *ctx, const void *table, size_t rows, size_t row_bytes, uint8_t *flags, void *stream);
+    /* to[i] = from[rows[i]], or zeros where that is DS_COMM_NO_ROW; to[rows[i]] = from[i], each row once */
+    ds_status (*gather_rows)(void *ctx, void *to, const void *from, const uint32_t *rows, size_t count,
+                             size_t row_bytes, void *stream);
+    ds_status (*scatter_rows)(void *ctx, void *to, const void *from, const uint32_t *rows, size_t count,
+                              size_t row_bytes, void *stream);
 } ds_comm_kernels;
 extern void ds_cuda_comm_kernels(ds_comm_kernels *out); /* in ds_kernels.cu */
 
@@ -3521,6 +3542,174 @@ DS_API ds_status ds_comm_quantized_reduce_scatter_on(ds_comm *node, ds_comm *acr
     if (status) return status;
     return dsi_comm_sum_packed(node, nodes, groups, count, across ? got : packed, across ? got_params : params, out,
                                one, dtype, stream);
+}
+
+// >>sparse rows on a device
+
+/* On a device the host has only flags and indices: it merges the ranks' rows, a piece at a time, and kernels do the rest. */
+typedef struct dsi_comm_rows {
+    ds_comm *comm;
+    char *table;
+    size_t rows, width, row_bytes, piece;
+    ds_dtype dtype;
+    ds_comm_op op;
+    void *stream;
+    /* of the device: this rank's flags, then what `moves` says, rows to send (and sums), rows of all, one of each rank */
+    uint8_t *device_flags;
+    uint32_t *device_moves;
+    char *mine, *values, *spread;
+    /* of the host: what all ranks bring, the next row of each and where they end, indices of all and then this rank's, flags,
+       and (piece) rows of the union, (piece) of this rank's, (world, piece) places in `values` */
+    dsi_comm_table *tables;
+    size_t *next, *ends, *counts;
+    uint64_t *indices;
+    uint8_t *flags;
+    uint32_t *moves;
+} dsi_comm_rows;
+
+/* Cuts scratch into the parts above; both begin at NULL when only sizes are asked for. */
+static ds_comm_sparse dsi_comm_rows_place(dsi_comm_rows *s, size_t world, char *device, char *host) {
+    const size_t moves = dsi_round_up(dsi_mul(dsi_mul(world + 2, s->piece), sizeof(uint32_t)), 16);
+    const size_t piece = dsi_round_up(dsi_mul(s->piece, s->row_bytes), 16), all = dsi_round_up(s->rows, 16);
+    const size_t heads = dsi_round_up(world * sizeof *s->tables + (3 * world + 1) * sizeof(size_t), 16);
+    ds_comm_sparse sizes;
+    sizes.device_bytes = dsi_add(dsi_add(all, moves), dsi_mul(2 * world + 1, piece));
+    sizes.host_bytes = dsi_add(dsi_add(heads, dsi_mul(3 * sizeof *s->indices, all)), dsi_add(all, moves));
+    if (!device) return sizes;
+    s->device_flags = (uint8_t *)device;
+    s->device_moves = (uint32_t *)(void *)(device + all);
+    s->mine = device + all + moves;
+    s->values = s->mine + piece;
+    s->spread = s->values + world * piece;
+    s->tables = (dsi_comm_table *)(void *)host;
+    s->next = (size_t *)(void *)(s->tables + world);
+    s->ends = s->next + world;
+    s->counts = s->ends + world;
+    s->indices = (uint64_t *)(void *)(host + heads);
+    s->flags = (uint8_t *)(s->indices + 3 * all);
+    s->moves = (uint32_t *)(void *)(s->flags + all);
+    return sizes;
+}
+DS_API ds_comm_sparse ds_comm_sparse_sizes(int world, size_t rows, size_t width, ds_dtype dtype, size_t piece) {
+    dsi_comm_rows s;
+    memset(&s, 0, sizeof s);
+    s.rows = rows;
+    s.row_bytes = dsi_mul(width, DS_DTYPE_SIZE(dtype));
+    s.piece = piece;
+    return dsi_comm_rows_place(&s, world > 0 ? (size_t)world : 1, NULL, NULL);
+}
+
+/* Flags come to the host and become this rank's indices, behind room for those of all. */
+static ds_status dsi_comm_rows_find(dsi_comm_rows *s, size_t *own) {
+    ds_comm *c = s->comm;
+    const ds_comm_kernels *k = &c->kernels;
+    uint64_t *mine = s->indices + 2 * s->rows;
+    ds_status status =
+        dsi_comm_kernel(c, k->flag_rows(k->ctx, s->table, s->rows, s->row_bytes, s->device_flags, s->stream));
+    if (!status) status = dsi_comm_device_copy(c, s->flags, s->device_flags, s->rows, s->stream);
+    *own = 0;
+    for (size_t i = 0; i < s->rows && !status; i++)
+        if (s->flags[i]) mine[(*own)++] = i;
+    return status ? dsi_comm_state(c) : DS_OK;
+}
+/* The next rows of the union, at most a piece: fills `moves` and counts, and returns how many there are. */
+static size_t dsi_comm_rows_merge(dsi_comm_rows *s) {
+    const size_t world = (size_t)s->comm->world;
+    uint32_t *united = s->moves, *own = united + s->piece, *places = own + s->piece;
+    size_t n = 0, sent = 0;
+    memset(s->counts, 0, world * sizeof *s->counts);
+    for (; n < s->piece; n++) {
+        uint64_t row = UINT64_MAX;
+        for (size_t r = 0; r < world; r++)
+            if (s->next[r] < s->ends[r] && s->indices[s->next[r]] < row) row = s->indices[s->next[r]];
+        if (row == UINT64_MAX) break;
+        united[n] = (uint32_t)row;
+        for (size_t r = 0; r < world; r++) {
+            const bool has = s->next[r] < s->ends[r] && s->indices[s->next[r]] == row;
+            places[r * s->piece + n] = has ? (uint32_t)s->counts[r] : DS_COMM_NO_ROW;
+            if (has && r == (size_t)s->comm->rank) own[s->counts[r]] = (uint32_t)row;
+            s->next[r] += has;
+            s->counts[r] += has;
+        }
+    }
+    for (size_t r = 0; r < world; r++) { /* ranks' rows stand one behind the other in `values` */
+        for (size_t i = 0; i < n; i++)
+            if (places[r * s->piece + i] != DS_COMM_NO_ROW) places[r * s->piece + i] += (uint32_t)sent;
+        sent += s->counts[r];
+    }
+    return n;
+}
+/* A piece of n rows: to the others, beside theirs (a rank without a row has zeros there), added, and back. The call in the
+   middle waits for the stream, so that `moves` may be written again after it. */
+static ds_status dsi_comm_rows_sum(dsi_comm_rows *s, size_t n) {
+    ds_comm *c = s->comm;
+    const ds_comm_kernels *k = &c->kernels;
+    const size_t world = (size_t)c->world, sent = s->counts[c->rank];
+    const uint32_t *own = s->device_moves + s->piece, *places = own + s->piece;
+    ds_status status = dsi_comm_kernel(c, c->device.copy(c->device.ctx, s->device_moves, s->moves,
+                                                         (world + 2) * s->piece * sizeof *s->moves, s->stream));
+    if (!status)
+        status = dsi_comm_kernel(c, k->gather_rows(k->ctx, s->mine, s->table, own, sent, s->row_bytes, s->stream));
+    for (size_t r = 0; r < world; r++) s->counts[r] *= s->width;
+    if (!status) {
+        ds_comm_call call;
+        memset(&call, 0, sizeof call);
+        call.kind = DS_COMM_ALL_GATHER;
+        call.in = s->mine, call.out = s->values, call.counts = s->counts, call.dtype = s->dtype;
+        call.on_device = true, call.stream = s->stream;
+        status = ds_comm_run(c, &call);
+    }
+    for (size_t r = 0; r < world && !status; r++) {
+        c->views[r] = s->spread + r * s->piece * s->row_bytes;
+        status = dsi_comm_kernel(c, k->gather_rows(k->ctx, s->spread + r * s->piece * s->row_bytes, s->values,
+                                                   places + r * s->piece, n, s->row_bytes, s->stream));
+    }
+    if (!status)
+        status = dsi_comm_kernel(
+            c, k->sum(k->ctx, c->views, c->world, s->dtype, s->mine, s->dtype, s->op, n * s->width, s->stream));
+    if (status) return status;
+    return dsi_comm_kernel(c, k->scatter_rows(k->ctx, s->table, s->mine, s->device_moves, n, s->row_bytes, s->stream));
+}
+DS_API ds_status ds_comm_sparse_all_reduce_on(ds_comm *comm, void *table, size_t rows, size_t width, ds_dtype dtype,
+                                              ds_comm_op op, size_t piece, void *device, void *host, bool *sparse,
+                                              void *stream) {
+    const ds_comm_kernels *k = &comm->kernels;
+    const size_t w = (size_t)comm->world;
+    const bool able = k->flag_rows && k->gather_rows && k->scatter_rows && k->sum && comm->device.copy &&
+                      comm->world <= DS_COMM_KERNEL_RANKS && rows < DS_COMM_NO_ROW;
+    dsi_comm_table own_table = {0, 0, 0, 0, 0};
+    dsi_comm_rows s;
+    size_t own = 2 * rows, total = 0, n; /* a rank that cannot says so by more rows than pay */
+    ds_status status = DS_OK;
+    if (sparse) *sparse = false;
+    if ((op != DS_COMM_SUM && op != DS_COMM_AVERAGE) || (unsigned)dtype > DS_BF16 || !piece || !device || !host)
+        return dsi_fail(&comm->error, DS_ERR_ARGUMENT,
+                        "ds_comm_sparse_all_reduce_on: a sum or average of fp32, fp16 or bf16 with scratch, in pieces "
+                        "of 1 row or more");
+    memset(&s, 0, sizeof s);
+    s.comm = comm, s.table = (char *)table, s.rows = rows, s.width = width, s.piece = piece;
+    s.row_bytes = dsi_mul(width, DS_DTYPE_SIZE(dtype));
+    s.dtype = dtype, s.op = op, s.stream = stream;
+    (void)dsi_comm_rows_place(&s, w, (char *)device, (char *)host);
+    if (able && (status = dsi_comm_rows_find(&s, &own)) != DS_OK) return status;
+    own_table.filled = own, own_table.rows = rows, own_table.width = width;
+    own_table.dtype = (uint32_t)dtype, own_table.op = (uint32_t)op;
+    if ((status = dsi_comm_sparse_meet(comm, &own_table, s.tables, s.counts)) != DS_OK) return status;
+    for (size_t r = 0; r < w; r++) {
+        s.next[r] = total;
+        s.ends[r] = total += s.counts[r];
+    }
+    if (w == 1 || dsi_mul(total, s.row_bytes + sizeof *s.indices) >= 2 * rows * s.row_bytes) {
+        ds_comm_call call;
+        memset(&call, 0, sizeof call);
+        call.kind = DS_COMM_ALL_REDUCE, call.in = call.out = table, call.count = rows * width;
+        call.dtype = dtype, call.op = op, call.on_device = true, call.stream = stream;
+        return ds_comm_run(comm, &call);
+    }
+    status = ds_comm_all_gather(comm, s.indices + 2 * rows, s.indices, 0, s.counts, DS_U64);
+    while (!status && (n = dsi_comm_rows_merge(&s)) != 0) status = dsi_comm_rows_sum(&s, n);
+    if (sparse) *sparse = !status;
+    return status;
 }
 
 // >>environment

@@ -23,7 +23,8 @@
    gradients    norms by grain, whose sums also tell an overflow; their tree; casts, accumulation, scaling
    messages     ds_comm_kernels: 1-bit compression with error feedback, blocks of 8 or 4 bits
    attention    ds_sparse_kernels: block-sparse (dense: one of its layouts), forward and backward
-   token rows   ds_cuda_gather_rows(to, from, rows, count, row_bytes, stream): to[i] = from[rows[i]], and
+   token rows   ds_comm_kernels, for tables whose gradients have few rows: which those are, gather and scatter. On their own:
+                ds_cuda_gather_rows(to, from, rows, count, row_bytes, stream): to[i] = from[rows[i]], and
                 ds_cuda_scatter_rows: to[rows[i]] = from[i], each row once; rows: uint32_t on the device. For layers that
                 see part of the tokens (random-LTD)
    device       memory, pinned memory, copies, streams, events
@@ -797,19 +798,50 @@ ds_status call_dequantize(void *ctx, ds_comm_blocks form, const int8_t *packed, 
 }
 
 // >>rows
-// Rows of T by index, one block to a row in turn: 2 bytes moved for each of a row, and 4 of index; bound by memory.
+__device__ bool not_zero(uint4 x) {
+    return x.x | x.y | x.z | x.w;
+}
+__device__ bool not_zero(uint8_t x) {
+    return x;
+}
+/* Which rows hold a bit that is not zero, a warp to a row in turn: each byte is read once, until one is found, and 1 written
+   a row. Bound by memory. */
+template <class T>
+__global__ void __launch_bounds__(THREADS) flag_rows(const T *table, size_t rows, size_t width, uint8_t *flags) {
+    for (size_t r = first_index() / 32; r < rows; r += stride() / 32) { // the same for a whole warp
+        bool any = false;
+        for (size_t i = 0; i < width && !any; i += 32) {
+            const size_t at = i + threadIdx.x % 32;
+            any = __any_sync(0xFFFFFFFFu, at < width && not_zero(table[r * width + at]));
+        }
+        if (threadIdx.x % 32 == 0) flags[r] = any;
+    }
+}
+// Rows of T by index, one block to a row in turn: 2 bytes moved for each of a row, and 4 of index; bound by memory. A row
+// gathered from DS_COMM_NO_ROW is zeros.
 template <class T, bool GATHER>
 __global__ void __launch_bounds__(THREADS)
     move_rows(T *to, const T *from, const uint32_t *rows, size_t count, size_t width) {
     for (size_t r = blockIdx.x; r < count; r += gridDim.x)
         for (size_t i = threadIdx.x; i < width; i += THREADS)
             if (GATHER)
-                to[r * width + i] = from[rows[r] * width + i];
+                to[r * width + i] = rows[r] == DS_COMM_NO_ROW ? T() : from[rows[r] * width + i];
             else
                 to[rows[r] * width + i] = from[r * width + i];
 }
+ds_status call_flag_rows(void *ctx, const void *table, size_t rows, size_t bytes, uint8_t *flags, void *on) {
+    use(ctx);
+    const unsigned n = blocks(rows * 32);
+    if (!rows) return DS_OK;
+    if (bytes % 16 == 0 && aligned(table, 16))
+        DSI_LAUNCH(flag_rows<uint4>, n, THREADS, 0, (cudaStream_t)on, (const uint4 *)table, rows, bytes / 16, flags);
+    else
+        DSI_LAUNCH(flag_rows<uint8_t>, n, THREADS, 0, (cudaStream_t)on, (const uint8_t *)table, rows, bytes, flags);
+    return launched();
+}
 template <bool GATHER>
-ds_status call_rows(void *to, const void *from, const uint32_t *rows, size_t count, size_t bytes, void *on) {
+ds_status call_rows(void *ctx, void *to, const void *from, const uint32_t *rows, size_t count, size_t bytes, void *on) {
+    use(ctx);
     const cudaStream_t stream = (cudaStream_t)on;
     const unsigned n = count < 65536 ? (unsigned)count : 65536u;
     if (!count || !bytes) return DS_OK;
@@ -1320,6 +1352,9 @@ extern "C" void ds_cuda_comm_kernels(ds_comm_kernels *out) {
     out->quantize = call_quantize;
     out->dequantize = call_dequantize;
     out->sum = call_sum;
+    out->flag_rows = call_flag_rows;
+    out->gather_rows = call_rows<true>;
+    out->scatter_rows = call_rows<false>;
 }
 extern "C" void ds_cuda_sparse_kernels(ds_sparse_kernels *out) {
     out->ctx = here();
@@ -1328,11 +1363,11 @@ extern "C" void ds_cuda_sparse_kernels(ds_sparse_kernels *out) {
 }
 extern "C" ds_status ds_cuda_gather_rows(void *to, const void *from, const uint32_t *rows, size_t count,
                                          size_t row_bytes, void *stream) {
-    return call_rows<true>(to, from, rows, count, row_bytes, stream);
+    return call_rows<true>(NULL, to, from, rows, count, row_bytes, stream);
 }
 extern "C" ds_status ds_cuda_scatter_rows(void *to, const void *from, const uint32_t *rows, size_t count,
                                           size_t row_bytes, void *stream) {
-    return call_rows<false>(to, from, rows, count, row_bytes, stream);
+    return call_rows<false>(NULL, to, from, rows, count, row_bytes, stream);
 }
 extern "C" void ds_cuda_device(ds_device *out) {
     out->ctx = here();

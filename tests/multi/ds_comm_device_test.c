@@ -163,6 +163,38 @@ static ds_status device_sum(void *ctx, const void *const *inputs, int input_coun
     dsi_comm_sum_run(&s, count);
     return count_call(d);
 }
+static ds_status device_flag_rows(void *ctx, const void *table, size_t rows, size_t row_bytes, uint8_t *flags,
+                                  void *stream) {
+    device *d = (device *)ctx;
+    ds_status status = count_call(d);
+    (void)stream;
+    for (size_t i = 0; i < rows && !status; i++)
+        reach(d, flags)[i] = !dsi_comm_zero_row(reach(d, table) + i * row_bytes, row_bytes);
+    return status;
+}
+static ds_status device_gather_rows(void *ctx, void *to, const void *from, const uint32_t *rows, size_t count,
+                                    size_t row_bytes, void *stream) {
+    device *d = (device *)ctx;
+    ds_status status = count_call(d);
+    const uint32_t *which = (const uint32_t *)(const void *)reach(d, rows);
+    (void)stream;
+    for (size_t i = 0; i < count && !status; i++)
+        if (which[i] == DS_COMM_NO_ROW)
+            memset(reach(d, to) + i * row_bytes, 0, row_bytes);
+        else
+            memcpy(reach(d, to) + i * row_bytes, reach(d, from) + which[i] * row_bytes, row_bytes);
+    return status;
+}
+static ds_status device_scatter_rows(void *ctx, void *to, const void *from, const uint32_t *rows, size_t count,
+                                     size_t row_bytes, void *stream) {
+    device *d = (device *)ctx;
+    ds_status status = count_call(d);
+    const uint32_t *which = (const uint32_t *)(const void *)reach(d, rows);
+    (void)stream;
+    for (size_t i = 0; i < count && !status; i++)
+        memcpy(reach(d, to) + which[i] * row_bytes, reach(d, from) + i * row_bytes, row_bytes);
+    return status;
+}
 static void device_table(device *d, ds_device *out) {
     memset(out, 0, sizeof *out);
     out->ctx = d;
@@ -345,6 +377,9 @@ static ds_comm_desc device_desc(device *d, int pinned, int kernels) {
     d->kernels.sum = device_sum;
     d->kernels.quantize = device_quantize;
     d->kernels.dequantize = device_dequantize;
+    d->kernels.flag_rows = device_flag_rows;
+    d->kernels.gather_rows = device_gather_rows;
+    d->kernels.scatter_rows = device_scatter_rows;
     memset(&desc, 0, sizeof desc);
     desc.timeout = (int64_t)20 * 1000000000;
     desc.stage_bytes = STAGE;
@@ -617,8 +652,61 @@ static void *quantized_main(void *arg) {
     free(scratch);
     return NULL;
 }
+/* Tables of rows on device memory: the bits and the bytes on the wire of those in host memory, in pieces of any size, and
+   whole where that is less. */
+enum { ROWS = 70, WIDTH = 6 };
+static bool sparse_row(int rank, size_t row, int how) {
+    if (how == 3) return true; /* too many: the whole table */
+    if (how == 4) return rank == 2 && row == 69;
+    return row % 9 == 1 || (row + (size_t)rank) % 13 == 0; /* some of all ranks, some of one */
+}
+static void *sparse_main(void *arg) {
+    static const size_t pieces[] = {1, 4, 100, 4, 4};
+    quantized *q = (quantized *)arg;
+    const size_t bytes = ROWS * WIDTH * DS_DTYPE_SIZE(q->dtype);
+    const ds_comm_sparse room = ds_comm_sparse_sizes(4, ROWS, WIDTH, q->dtype, 100);
+    void *device_table = NULL, *scratch = NULL, *host = malloc(room.host_bytes);
+    char *table = (char *)malloc(bytes);
+    uint64_t seed = (uint64_t)ds_comm_rank(q->comm);
+    q->d->fail_at = -q->d->fail_at;
+    (void)device_alloc(q->d, bytes, &device_table);
+    (void)device_alloc(q->d, room.device_bytes, &scratch);
+    q->d->calls = 0;
+    q->d->fail_at = -q->d->fail_at;
+    for (int how = 0; how < 5 && !q->status; how++) {
+        const ds_comm_op op = how % 2 ? DS_COMM_AVERAGE : DS_COMM_SUM;
+        const ds_comm_kind kind = how == 3 ? DS_COMM_ALL_REDUCE : DS_COMM_ALL_GATHER;
+        ds_comm_stats before, between, after;
+        bool sparse[2] = {false, false};
+        for (size_t i = 0; i < ROWS * WIDTH; i++)
+            dsi_comm_value_store(table, q->dtype, i,
+                                 sparse_row(ds_comm_rank(q->comm), i / WIDTH, how)
+                                     ? (float)((double)(test_random(&seed) >> 11) * 0x1p-53 - 0.5)
+                                     : 0.0f);
+        memcpy(reach(q->d, device_table), table, bytes);
+        ds_comm_get_stats(q->comm, &before);
+        q->status = ds_comm_sparse_all_reduce(q->comm, table, ROWS, WIDTH, q->dtype, op, &sparse[0]);
+        ds_comm_get_stats(q->comm, &between);
+        if (!q->status)
+            q->status = ds_comm_sparse_all_reduce_on(q->comm, device_table, ROWS, WIDTH, q->dtype, op, pieces[how],
+                                                     scratch, host, &sparse[1], NULL);
+        ds_comm_get_stats(q->comm, &after);
+        if (q->status) {
+            snprintf(q->text, sizeof q->text, "%s", ds_comm_error(q->comm)->message);
+            break;
+        }
+        q->bad += memcmp(table, reach(q->d, device_table), bytes) != 0 || sparse[0] != (how != 3);
+        q->bad +=
+            sparse[1] != sparse[0] || between.bytes_sent[kind] == before.bytes_sent[kind] ||
+            after.bytes_sent[kind] - between.bytes_sent[kind] != between.bytes_sent[kind] - before.bytes_sent[kind];
+    }
+    ds_comm_destroy(q->comm);
+    free(table);
+    free(host);
+    return NULL;
+}
 /* The status of rank 1, whose call `fail` to the device fails (0: none). */
-static ds_status quantized_run(ds_dtype dtype, int fail, int *calls) {
+static ds_status quantized_run(void *(*rank_main)(void *), ds_dtype dtype, int fail, int *calls) {
     static device ds[4];
     ds_comm *comms[4];
     quantized q[4];
@@ -636,7 +724,7 @@ static ds_status quantized_run(ds_dtype dtype, int fail, int *calls) {
         q[r].dtype = dtype;
     }
     ds[1].fail_at = fail;
-    for (int r = 0; r < 4; r++) CHECK(pthread_create(&threads[r], NULL, quantized_main, &q[r]) == 0);
+    for (int r = 0; r < 4; r++) CHECK(pthread_create(&threads[r], NULL, rank_main, &q[r]) == 0);
     for (int r = 0; r < 4; r++) pthread_join(threads[r], NULL);
     *calls = ds[1].calls;
     for (int r = 0; r < 4; r++) {
@@ -858,10 +946,46 @@ int main(int argc, char **argv) {
     TEST(quantized_on_device) {
         static const ds_dtype dtypes[] = {DS_F32, DS_F16, DS_BF16};
         int calls = 0, most;
-        for (int k = 0; k < 3; k++) CHECK_EQ(quantized_run(dtypes[k], 0, &calls), DS_OK);
+        for (int k = 0; k < 3; k++) CHECK_EQ(quantized_run(quantized_main, dtypes[k], 0, &calls), DS_OK);
         most = calls;
         CHECK(most > 20);
-        for (int fail = 1; fail <= most; fail++) CHECK_EQ(quantized_run(DS_F32, fail, &calls), DS_ERR_DEVICE);
+        for (int fail = 1; fail <= most; fail++)
+            CHECK_EQ(quantized_run(quantized_main, DS_F32, fail, &calls), DS_ERR_DEVICE);
+    }
+    TEST(rows_on_device) {
+        static const ds_dtype dtypes[] = {DS_F32, DS_F16, DS_BF16};
+        int calls = 0, most;
+        for (int k = 0; k < 3; k++) CHECK_EQ(quantized_run(sparse_main, dtypes[k], 0, &calls), DS_OK);
+        most = calls;
+        CHECK(most > 100);
+        for (int fail = 1; fail <= most; fail += 3)
+            CHECK_EQ(quantized_run(sparse_main, DS_F32, fail, &calls), DS_ERR_DEVICE);
+    }
+    TEST(rows_without_kernels) { /* whole, with the same sums */
+        device d;
+        ds_comm_desc desc;
+        ds_comm *comm = NULL;
+        const ds_comm_sparse room = ds_comm_sparse_sizes(1, 2, 4, DS_F32, 1);
+        void *table = NULL, *host = malloc(room.host_bytes);
+        bool sparse = true;
+        CHECK(device_make(&d) == 0);
+        desc = device_desc(&d, 1, 0);
+        CHECK(ds_comm_create(&desc, &comm, NULL) == DS_OK);
+        CHECK(device_alloc(&d, room.device_bytes, &table) == DS_OK);
+        memset(reach(&d, table), 1, 32);
+        CHECK_EQ(ds_comm_sparse_all_reduce_on(comm, table, 2, 4, DS_F32, DS_COMM_SUM, 1, table, host, &sparse, NULL),
+                 DS_OK);
+        CHECK(!sparse && reach(&d, table)[31] == 1);
+        CHECK_EQ(ds_comm_sparse_all_reduce_on(comm, table, 2, 4, DS_F32, DS_COMM_MAX, 1, table, host, NULL, NULL),
+                 DS_ERR_ARGUMENT);
+        CHECK_EQ(ds_comm_sparse_all_reduce_on(comm, table, 2, 4, DS_F32, DS_COMM_SUM, 0, table, host, NULL, NULL),
+                 DS_ERR_ARGUMENT);
+        CHECK_EQ(ds_comm_sparse_all_reduce_on(comm, table, 2, 4, DS_F64, DS_COMM_SUM, 1, table, host, NULL, NULL),
+                 DS_ERR_ARGUMENT);
+        CHECK_HAS(ds_comm_error(comm)->message, "pieces of 1 row or more");
+        ds_comm_destroy(comm);
+        free(host);
+        device_end(&d);
     }
     TEST(quantized_without_kernels) {
         device d;

@@ -867,6 +867,34 @@ int main(int argc, char **argv) {
             CHECK(back.equals(wide.data()));
         }
     }
+    TEST(rows_of_sparse_tables) { // one bit of a row is enough; a place without a row is zeros
+        static const size_t widths[] = {1, 6, 16, 100, 528, 2048};
+        for (size_t width : widths)
+            for (size_t shift = 0; shift < 2; shift++) {
+                enum { ROWS = 37, PLACES = 50 };
+                std::vector<char> table(ROWS * width), some(PLACES * width);
+                std::vector<uint8_t> flags(ROWS);
+                std::vector<uint32_t> places(PLACES);
+                for (size_t r = 0; r < ROWS; r++) {
+                    flags[r] = r % 3 != 0;
+                    if (flags[r]) table[r * width + (r * 41) % width] = (char)(1 << r % 8);
+                }
+                for (uint32_t i = 0; i < PLACES; i++) {
+                    places[i] = i % 7 == 2 ? DS_COMM_NO_ROW : i * 5 % ROWS;
+                    if (i % 7 != 2) memcpy(&some[i * width], &table[places[i] * width], width);
+                }
+                const std::vector<uint8_t> ones(ROWS, 9);
+                const std::vector<char> full(PLACES * width, 1);
+                on_device t(table.data(), table.size(), shift), f(ones.data(), ROWS), to(full.data(), full.size());
+                on_device p(places.data(), 4 * PLACES);
+                CHECK_EQ(comm_kernels.flag_rows(NULL, t.at, ROWS, width, (uint8_t *)f.at, NULL), DS_OK);
+                CHECK(f.equals(flags.data()));
+                CHECK_EQ(comm_kernels.gather_rows(NULL, to.at, t.at, (uint32_t *)p.at, PLACES, width, NULL), DS_OK);
+                CHECK(to.equals(some.data()));
+            }
+        CHECK_EQ(comm_kernels.flag_rows(NULL, NULL, 0, 16, NULL, NULL), DS_OK);
+        CHECK_EQ(comm_kernels.scatter_rows(NULL, NULL, NULL, NULL, 0, 16, NULL), DS_OK);
+    }
     TEST(attention) {
         static const attention_case cases[] = {
             {DS_F32, "fixed", 16, 96, 32, true, false},   {DS_F32, "dense", 32, 64, 64, false, true},
