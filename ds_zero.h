@@ -102,8 +102,8 @@ ON A GPU
     offload_param come while the model computes, and new weights go up while the CPU updates the next piece. With
     offload_optimizer gradients come down bucket by bucket and the CPU updates (with ratio both sides do); a sub-group is
     then at most 4 Mi elements. The CPU also updates, from states in host memory, for an optimizer that the kernels lack
-    (log id 12): the 1-bit family, one of your own, and Muon with some of its states offloaded. sparse_gradients has no
-    effect: reduced whole, the bits are the same.
+    (log id 12): the 1-bit family, one of your own, and Muon with some of its states offloaded. With
+    sparse_gradients kernels find, send and add the rows, if the communicator has .kernels.
 
 STEP BY STEP
     1. ds_config_parse the JSON; ds_zero_unclaimed(config) names keys that nothing acts on: stop there.
@@ -124,8 +124,8 @@ ERRORS
     error: report.skipped. Log ids: 2 step skipped, 3 a parameter that does not fit the arena, 4 memory not pinned,
     5 reduction at the step's boundary, 9 fewer swap buffers than the pipelines want, 6 times of a
     step (wall_clock_breakdown), 7 the step (every steps_per_print), 8 the state at create (dump_state), 10 a load of
-    what is not ds's own, 11 another comm_backend_name than the communicator's, 12 the CPU updates for the GPU, 13 a key
-    that has no effect on a GPU, 14 round_robin_gradients, which has none.
+    what is not ds's own, 11 another comm_backend_name than the communicator's, 12 the CPU updates for the GPU,
+    14 round_robin_gradients, which has no effect.
 
 THREADS
     One thread at a time per engine. Several engines may live in one process.
@@ -1024,6 +1024,8 @@ struct ds_zero {
 
     ds_optim *optim;
     char *one_bit_scratch;
+    char *rows_device, *rows_host; /* of sparse tables on a GPU */
+    size_t rows_bytes[2];
     size_t one_bit_bytes;
     ds_group model; /* the other parts of the model; size 0 or 1: none */
     ds_loss_scaler scaler;
@@ -2118,6 +2120,12 @@ static bool dsi_zero_bucket_add(ds_zero *z, const dsi_zero_bucket *bucket, char 
     return true;
 }
 
+/* Rows of a sparse table that are summed at a time on a GPU. */
+static size_t dsi_zero_rows_at_once(const dsi_zero_param *p) {
+    const size_t rows = p->shape[0], most = DSI_ZERO_CHUNK / (p->numel / rows) + 1;
+    return rows < most ? rows : most;
+}
+
 /* Two hops of four bits: inside the node, then across. [cfg: zero_optimization.zero_quantized_gradients] */
 static ds_status dsi_zero_reduce_quantized(ds_zero *z, const dsi_zero_bucket *bucket, char *memory) {
     size_t each = DS_DTYPE_SIZE(z->wire), n = bucket->stride;
@@ -2160,8 +2168,12 @@ static ds_status dsi_zero_bucket_launch(ds_zero *z, size_t b) {
     call.native = z->native;
     if (first->sparse) { /* alone in its bucket, which is the whole table */
         size_t rows = first->shape[0];
-        if (ds_comm_sparse_all_reduce(z->comm, memory, rows, first->numel / rows, z->wire, DS_COMM_SUM, NULL))
-            return dsi_zero_comm_failed(z, "gradient reduction", first->name);
+        status =
+            z->gpu ? ds_comm_sparse_all_reduce_on(z->comm, memory, rows, first->numel / rows, z->wire, DS_COMM_SUM,
+                                                  dsi_zero_rows_at_once(first), z->rows_device, z->rows_host, NULL,
+                                                  z->stream)
+                   : ds_comm_sparse_all_reduce(z->comm, memory, rows, first->numel / rows, z->wire, DS_COMM_SUM, NULL);
+        if (status) return dsi_zero_comm_failed(z, "gradient reduction", first->name);
         z->ns_reduce += dsi_now(&z->clock) - start;
         return DS_OK;
     }
@@ -3761,9 +3773,6 @@ static ds_status dsi_zero_configure(ds_zero *z, const ds_config *c, ds_error *er
     z->hooks = z->stage != 1 || c->zero_optimization.grad_hooks;
     z->contiguous = c->zero_optimization.contiguous_gradients;
     z->sparse = c->sparse_gradients;
-    if (z->gpu && z->sparse)
-        dsi_log(&z->logger, "ds_zero", DS_LOG_INFO, 13,
-                "sparse_gradients: on a GPU tables are reduced whole, with the same result");
     if (c->zero_optimization.round_robin_gradients)
         dsi_log(&z->logger, "ds_zero", DS_LOG_INFO, 14,
                 "zero_optimization.round_robin_gradients: each rank copies a like share of each tensor in any case");
@@ -3898,7 +3907,7 @@ static ds_status dsi_zero_register(ds_zero *z, const ds_zero_desc *d, ds_error *
         p->bytes_each = DS_DTYPE_SIZE(from->dtype);
         p->group = from->group;
         p->contributions = from->contributions > 0 ? from->contributions : 1;
-        p->sparse = from->sparse && z->sparse && from->dims > 0 && p->numel && !from->frozen && !z->gpu;
+        p->sparse = from->sparse && z->sparse && from->dims > 0 && p->numel && !from->frozen;
         p->slot = from->slot;
         p->grains = dsi_zero_grains(p->numel);
         p->whole = z->stage < 3 || p->numel <= z->persistence;
@@ -4390,6 +4399,18 @@ static ds_status dsi_zero_size_pool(ds_zero *z, ds_error *error) {
                                          : DS_OK;
 }
 
+/* What the largest sparse table needs on a GPU. */
+static void dsi_zero_size_rows(ds_zero *z) {
+    for (size_t i = 0; i < z->n_params && z->gpu && z->world > 1; i++) {
+        const dsi_zero_param *p = &z->params[i];
+        ds_comm_sparse most;
+        if (!p->sparse) continue;
+        most = ds_comm_sparse_sizes(z->world, p->shape[0], p->numel / p->shape[0], z->wire, dsi_zero_rows_at_once(p));
+        if (most.device_bytes > z->rows_bytes[0]) z->rows_bytes[0] = most.device_bytes;
+        if (most.host_bytes > z->rows_bytes[1]) z->rows_bytes[1] = most.host_bytes;
+    }
+}
+
 static ds_status dsi_zero_memory(ds_zero *z, const ds_zero_desc *d, bool take, ds_error *error) {
     ds_zero_tier states = z->state_tier, gradients = dsi_zero_acc_tier(z), near = dsi_zero_near(z);
     size_t each = DS_DTYPE_SIZE(z->wire), small = 0, big = 0, n = 0;
@@ -4500,6 +4521,9 @@ static ds_status dsi_zero_memory(ds_zero *z, const ds_zero_desc *d, bool take, d
         }
     }
     DSI_ZERO_ROW(z->quantized, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->quantized_bytes, "quantized messages")
+    dsi_zero_size_rows(z);
+    DSI_ZERO_ROW(z->rows_device, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->rows_bytes[0], "rows of sparse gradients")
+    DSI_ZERO_ROW(z->rows_host, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->rows_bytes[1], "indices of sparse gradients")
     DSI_ZERO_ROW(z->one_bit_scratch, DS_ZERO_BUCKETS, near, z->one_bit_bytes, "the compressed average")
     DSI_ZERO_ROW(z->losses, DS_ZERO_BOOKKEEPING, near, (size_t)z->accumulation * sizeof(double), "losses")
 #undef DSI_ZERO_ROW
@@ -4933,6 +4957,8 @@ DS_API void ds_zero_destroy(ds_zero *z) {
     dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->gather_pack, z->gather_pack_elements * 4);
     dsi_zero_put(z, DS_ZERO_PARAMS, DS_ZERO_DEVICE, z->near, z->near_bytes);
     dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->quantized, z->quantized_bytes);
+    dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->rows_device, z->rows_bytes[0]);
+    dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->rows_host, z->rows_bytes[1]);
     dsi_zero_put(z, DS_ZERO_BUCKETS, near, z->one_bit_scratch, z->one_bit_bytes);
     dsi_zero_put(z, DS_ZERO_BUCKETS, near, z->scratch, DSI_ZERO_CHUNK * sizeof(float));
     for (size_t n = 0; n < 2; n++) {

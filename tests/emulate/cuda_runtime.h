@@ -6,7 +6,7 @@
    does something else. Shared memory is as long as the launch says and holds NaN when a block begins. Device memory ends
    at a page that faults, and all of it faults outside launches, copies and fills: a CPU that touches it crashes. Work on a
    stream is put off until something waits for it, in any order that streams and events allow; memory that is neither
-   device nor pinned is copied at the call, as CUDA does it. One host thread at a time. emu::calls counts launches;
+   device nor pinned is copied at the call, as CUDA does it. One host thread at a time. emu::calls and emu::sites count launches;
    emu::fail_at makes one call of the runtime fail, emu::refuses all of them, emu::no_image every launch. */
 #ifndef DS_EMULATED
 #define DS_EMULATED 1
@@ -98,7 +98,7 @@ struct thread {
 };
 inline uint64_t seed = 1;
 inline std::string failure; // of the last launch that failed
-inline std::map<std::string, size_t> calls;
+inline std::map<std::string, size_t> calls, sites; // launches of each kernel, and by each first argument of a launch
 inline dim3 grid, block;
 inline uint3 block_index;
 inline thread *now;
@@ -358,6 +358,7 @@ inline void launch(const char *name, dim3 grid_, dim3 block_, size_t bytes, void
     }
     const size_t from = text.find_first_not_of('('), to = text.find_first_of("<)", from);
     calls[text.substr(from, to == std::string::npos ? to : to - from)]++;
+    sites[text]++;
     if (block_.x * block_.y * block_.z > 1024 || !block_.x || !grid_.x || bytes > 99 << 10) {
         failure = text + ": a launch that no GPU takes";
         broken = true;

@@ -2,6 +2,7 @@
 // The same training as on the CPU must give the same bits, every kernel must be reached, and what fails must say so.
 #include "../../ds_kernels.cu"
 #include "ds_zero_run.h"
+#include "ds_sparse.h"
 #include <dlfcn.h>
 #include <map>
 #include <string>
@@ -22,6 +23,7 @@ static gate engine_gate, comm_gate, model_gate;
 static ds_device inner;
 static ds_optim_kernels inner_optim;
 static ds_comm_kernels inner_comm;
+static ds_sparse_kernels inner_sparse;
 
 struct entered { // the model's own calls are not those that CUDA fails
     ds_status status;
@@ -142,6 +144,27 @@ static ds_comm_kernels gate_comm(gate *g) {
                       void *s) { return pass(c, inner_comm.dequantize, f, in, p, out, d, n, s); };
     k.sum = [](void *c, const void *const *in, int w, ds_dtype d, void *out, ds_dtype o, ds_comm_op op, size_t n,
                void *s) { return pass(c, inner_comm.sum, in, w, d, out, o, op, n, s); };
+    k.flag_rows = [](void *c, const void *table, size_t rows, size_t each, uint8_t *flags, void *s) {
+        return pass(c, inner_comm.flag_rows, table, rows, each, flags, s);
+    };
+    k.gather_rows = [](void *c, void *to, const void *from, const uint32_t *rows, size_t n, size_t each, void *s) {
+        return pass(c, inner_comm.gather_rows, to, from, rows, n, each, s);
+    };
+    k.scatter_rows = [](void *c, void *to, const void *from, const uint32_t *rows, size_t n, size_t each, void *s) {
+        return pass(c, inner_comm.scatter_rows, to, from, rows, n, each, s);
+    };
+    return k;
+}
+
+static ds_sparse_kernels gate_sparse(gate *g) {
+    ds_sparse_kernels k;
+    k.ctx = g;
+    k.forward = [](void *c, const ds_sparse_grid *grid, const ds_sparse_io *io, void *s) {
+        return pass(c, inner_sparse.forward, grid, io, s);
+    };
+    k.backward = [](void *c, const ds_sparse_grid *grid, const ds_sparse_io *io, void *s) {
+        return pass(c, inner_sparse.backward, grid, io, s);
+    };
     return k;
 }
 
@@ -308,11 +331,127 @@ static bool train_large(const setting *s, std::vector<float> *out) {
     return good;
 }
 
+// Attention, whose q, k and v are the model's parameters, trained for two steps by a fixed gradient of its output. The kernels
+// of attention run in either case: on the engine's own memory, or, for an engine on the CPU, on copies of its weights.
+static bool train_attention(const setting *s, std::vector<float> *out) {
+    enum { HEADS = 2, TOKENS = 48, D = 32, COUNT = HEADS * TOKENS * D };
+    static const char *const matrices[3] = {"q", "k", "v"};
+    const ds_device *const m = &model_device;
+    ds_error error = {DS_OK, ""};
+    ds_config *config = config_of(s, &error);
+    ds_zero_param params[3];
+    ds_zero_desc d;
+    ds_zero *z = NULL;
+    ds_sparse_params how;
+    ds_sparse_layout *layout = NULL;
+    ds_sparse_desc desc;
+    ds_sparse_kernels kernels = gate_sparse(&model_gate);
+    ds_sparse *attention = NULL;
+    ds_sparse_io io;
+    void *slots[3] = {0}, *memory[9] = {0}, *stream = NULL; // weights, gradients; out, d_out, lse
+    std::vector<float> wide(COUNT);
+    std::vector<char> host(COUNT * sizeof(float));
+    const ds_dtype dtype = config ? ds_zero_model_dtype(config) : DS_F32;
+    const size_t bytes = COUNT * DS_DTYPE_SIZE(dtype);
+    bool good = config != NULL;
+    memset(params, 0, sizeof params), memset(&d, 0, sizeof d), memset(&desc, 0, sizeof desc), memset(&io, 0, sizeof io);
+    for (size_t i = 0; i < 3; i++) {
+        params[i].name = matrices[i], params[i].dims = 2, params[i].dtype = dtype;
+        params[i].shape[0] = HEADS * TOKENS, params[i].shape[1] = D;
+        params[i].slot = &slots[i], params[i].init = init, params[i].ctx = (void *)(uintptr_t)i;
+    }
+    d.config = config, d.params = params, d.n_params = 3, d.device = s->device, d.kernels = s->kernels;
+    good = good && !ds_zero_create(&d, &z, &error) && !m->stream_create(m->ctx, &stream);
+    for (void *&x : memory) good = good && !m->alloc(m->ctx, COUNT * sizeof(float), &x);
+    good = good && !ds_sparse_params_default("fixed", &how, NULL);
+    how.heads = HEADS, how.block = 16, how.num_local_blocks = 2;
+    good = good && !ds_sparse_layout_create(&how, TOKENS, NULL, &layout, &error);
+    desc.layout = layout, desc.head_dim = D, desc.causal = true, desc.kernels = &kernels, desc.device = m;
+    good = good && !ds_sparse_create(&desc, &attention, &error);
+    for (size_t e = 0; e < COUNT; e++) wide[e] = gradient(3, e, 0, 0, 0, 0);
+    ds_optim_cast(host.data(), dtype, wide.data(), DS_F32, COUNT);
+    good = good && !m->copy(m->ctx, memory[7], host.data(), bytes, stream);
+    io.dtype = dtype, io.d_q = memory[3], io.d_k = memory[4], io.d_v = memory[5];
+    io.out = memory[6], io.d_out = memory[7], io.lse = (float *)memory[8];
+    for (int micro = 0; micro < s->steps * s->accumulation && good; micro++) {
+        const void *now[3];
+        good = !ds_zero_begin(z, DS_ZERO_TRAIN);
+        for (size_t i = 0; i < 3; i++) {
+            good = good && !ds_zero_fetch(z, i, stream);
+            if (good && !s->device) good = !m->copy(m->ctx, memory[i], slots[i], bytes, stream);
+            now[i] = s->device ? slots[i] : memory[i];
+        }
+        io.q = now[0], io.k = now[1], io.v = now[2];
+        good = good && !ds_sparse_forward_on(attention, &io, stream) && !ds_sparse_backward_on(attention, &io, stream);
+        for (size_t i = 0; i < 3 && good; i++) {
+            if (!s->device) good = !m->copy(m->ctx, host.data(), memory[3 + i], bytes, stream);
+            if (!s->device) good = good && !m->synchronize(m->ctx, stream);
+            good = good && !ds_zero_grad(z, i, s->device ? memory[3 + i] : host.data(), stream);
+            good = good && !ds_zero_release(z, i);
+        }
+        good = good && !ds_zero_end(z);
+        if ((micro + 1) % s->accumulation == 0) good = good && !ds_zero_step(z, NULL);
+    }
+    for (size_t i = 0; i < 3; i++) {
+        out[i].assign(COUNT, 0);
+        good = good && !ds_zero_read(z, i, -1, 0, COUNT, out[i].data());
+    }
+    if (!good) printf("  '%s' '%s'\n", error.message, z ? ds_zero_error(z)->message : "");
+    ds_sparse_destroy(attention);
+    ds_sparse_layout_destroy(layout);
+    ds_zero_destroy(z);
+    ds_config_free(config);
+    for (void *x : memory)
+        if (x) m->release(m->ctx, x, COUNT * sizeof(float));
+    if (stream) m->stream_destroy(m->ctx, stream);
+    return good;
+}
+
+// What ds_kernels.cu has, by its own text: the names of its kernels, and what its launches name.
+static std::string text_of(const char *path) {
+    std::string text;
+    FILE *const f = fopen(path, "r");
+    char piece[4096];
+    if (!CHECK(f != NULL)) return text;
+    for (size_t n; (n = fread(piece, 1, sizeof piece, f)) > 0;) text.append(piece, n);
+    fclose(f);
+    return text;
+}
+// `at` is before a parenthesis that opens: the place after the one that closes it.
+static size_t after_parentheses(const std::string &text, size_t at) {
+    int depth = 0;
+    for (at = text.find('(', at); at < text.size(); at++) {
+        depth += text[at] == '(' ? 1 : text[at] == ')' ? -1 : 0;
+        if (!depth) return at + 1;
+    }
+    return text.size();
+}
+static std::vector<std::string> names_of_kernels(const std::string &text) {
+    std::vector<std::string> kernels;
+    for (size_t at = 0; (at = text.find("__global__ void", at)) != std::string::npos;) {
+        const size_t bounds = text.find("__launch_bounds__", at);
+        at = text.find_first_not_of(" \n", at + strlen("__global__ void"));
+        if (at == bounds) at = text.find_first_not_of(" \n", after_parentheses(text, at));
+        kernels.push_back(text.substr(at, text.find('(', at) - at));
+    }
+    return kernels;
+}
+static std::vector<std::string> sites_of_launches(const std::string &text) {
+    std::vector<std::string> sites;
+    for (size_t at = 0; (at = text.find(" DSI_LAUNCH(", at)) != std::string::npos; at++) {
+        const size_t from = at + strlen(" DSI_LAUNCH("), end = text[from] == '(' ? after_parentheses(text, from) : from;
+        if (text.compare(at - strlen("#define"), strlen("#define"), "#define"))
+            sites.push_back(text.substr(from, text.find(',', end) - from));
+    }
+    return sites;
+}
+
 int main(int argc, char **argv) {
     test_begin(argc, argv);
     ds_cuda_device(&inner);
     ds_cuda_optim_kernels(&inner_optim);
     ds_cuda_comm_kernels(&inner_comm);
+    ds_cuda_sparse_kernels(&inner_sparse);
     device = gate_device(&engine_gate);
     comm_device = gate_device(&comm_gate);
     model_device = gate_device(&model_gate);
@@ -446,6 +585,34 @@ int main(int argc, char **argv) {
             run_both(&s, 400 + k);
             CHECK(same_bits(&s));
         }
+    }
+    TEST(rows_of_sparse_gradients) {
+        static const char *const precisions[] = {"fp32", "bf16", "fp16"};
+        for (int stage = 0; stage <= 3; stage++)
+            for (int how = 0; how < 3; how++) {
+                setting s = setting_of(2 + how % 2, stage, 1 + how % 2, 3, precisions[(stage + how) % 3]);
+                const size_t found = emu::calls["flag_rows"], moved = emu::calls["move_rows"];
+                size_t planned[2] = {0, 0}, own = 0;
+                s.sparse = 2; // rows of 61 elements and of 40, which are moved 16 bytes at a time
+                s.top = how == 1 ? ", \"sparse_gradients\": true, \"ds\": {\"world_invariant\": true}"
+                                 : ", \"sparse_gradients\": true";
+                s.tied = how == 2;
+                if (how == 1) s.world = 4;
+                run_both(&s, 600u + 10u * (unsigned)stage + (unsigned)how);
+                CHECK(same_bits(&s));
+                // once a table, micro-batch and rank; rows are taken, spread beside the others', and put back
+                const size_t times = (size_t)(2 * s.world * s.accumulation * s.steps), world = (size_t)s.world;
+                CHECK_EQ(emu::calls["flag_rows"] - found, times);
+                CHECK(emu::calls["move_rows"] - moved >= times * (world + 1));
+                for (int r = 0; r < s.world; r++) {
+                    own += on_gpu[r].memory.peak;
+                    for (int c = 0; c < DS_ZERO_CLASSES; c++)
+                        for (int t = 0; t < 2; t++) planned[t] += on_gpu[r].plan.bytes[c][t];
+                    CHECK(memcmp(&on_gpu[r].plan, &on_gpu[r].stats.peak, sizeof on_gpu[r].plan) == 0);
+                }
+                CHECK_EQ(planned[DS_ZERO_DEVICE], engine_gate.peak);
+                CHECK_EQ(planned[DS_ZERO_HOST], own + engine_gate.pinned_peak);
+            }
     }
     TEST(an_overflow_skips_the_step) {
         setting s = setting_of(2, 3, 1, 3, "fp16");
@@ -615,11 +782,37 @@ int main(int argc, char **argv) {
         run(&s, on_gpu);
         CHECK_HAS(on_gpu[0].message, "every member");
     }
-    TEST(the_engine_reaches_each_kernel) {
-        static const char *const kernels[] = {"update",   "lamb_measure", "norm_grains", "convert",
-                                              "quantize", "dequantize",   "sum_ranks",   "mix",
-                                              "multiply", "turn",         "norm_tree"};
-        for (const char *k : kernels) CHECK(test_.argc > 1 || emu::calls[k] > 0);
+    TEST(attention_between_weights_and_gradients_of_the_engine) {
+        static const char *const precisions[] = {"fp32", "bf16", "fp16"};
+        for (int stage = 0; stage <= 3; stage += 3)
+            for (int p = 0; p < 3; p++) {
+                setting s = setting_of(1, stage, 2, 2, precisions[p]);
+                std::vector<float> beside[3], within[3];
+                s.zero = stage == 3 ? ", \"stage3_param_persistence_threshold\": 0" : "";
+                emu::seed = 700u + (unsigned)(stage + p);
+                CHECK(train_attention(&s, beside));
+                s = with_gpu(s);
+                memset(&engine_gate, 0, sizeof engine_gate);
+                CHECK(train_attention(&s, within));
+                for (int i = 0; i < 3; i++) CHECK(beside[i] == within[i]);
+                CHECK(beside[0] != beside[1] && beside[1] != beside[2]);
+                CHECK(!engine_gate.bytes && !engine_gate.pinned && !model_gate.bytes && !emu::broken);
+            }
+    }
+    TEST(each_kernel_is_reached) {
+        // by the engine, and those of attention by ds_sparse on the engine's weights: every name and every launch that
+        // stands in ds_kernels.cu
+        static const char *const not_yet[] = {"one_bit_add", "one_bit_signs", "one_bit_average", "one_bit_expand"};
+        const std::string text = text_of("ds_kernels.cu");
+        const std::vector<std::string> kernels = names_of_kernels(text), launches = sites_of_launches(text);
+        CHECK(kernels.size() > 15 && launches.size() > kernels.size());
+        for (const std::vector<std::string> *list : {&kernels, &launches})
+            for (const std::string &k : *list) {
+                bool later = test_.argc > 1; // not all tests ran
+                for (const char *name : not_yet) later = later || k == name;
+                if (!later && !CHECK((list == &kernels ? emu::calls : emu::sites)[k] > 0))
+                    printf("  nobody launches %s\n", k.c_str());
+            }
     }
     return test_end();
 }

@@ -40,7 +40,7 @@ typedef struct setting {
     int shuffled;                     /* gradients come in another order than that of registration reversed */
     const char *optimizer;            /* NULL: AdamW; else the type and "params" */
     int leaf;                         /* gradients and losses depend on micro * world + rank and the step alone */
-    int sparse;                       /* parameter 2 is a table of rows, most of them without a gradient */
+    int sparse;                       /* 1: parameter 2 is a table of rows, most without a gradient; 2: so is 6 */
     const char *hyper;                /* more of optimizer.params, beginning with a comma */
     const char *load, *save;          /* folders: before the first step, after the last */
     unsigned workers;                 /* of a pool for the updates; 0: none */
@@ -67,7 +67,8 @@ static inline setting setting_of(int world, int stage, int accumulation, int ste
 static float given(const setting *s, size_t i, size_t e, int rank, int micro, int step, int contribution) {
     if (s->overflow_step && i == 5 && e == 77 && rank == s->overflow_rank && step == s->overflow_step)
         return (float)INFINITY;
-    if (s->sparse && i == 2 && (e / shapes[2][1] + (size_t)(rank + step)) % 10) return 0.0f;
+    if (((s->sparse && i == 2) || (s->sparse == 2 && i == 6)) && (e / shapes[i][1] + (size_t)(rank + step)) % 10)
+        return 0.0f;
     if (s->leaf) return gradient(i, e, 0, micro * s->world + rank, step, contribution);
     return gradient(i, e, rank, micro, step, contribution);
 }
@@ -128,6 +129,7 @@ static void describe(ds_zero_param *params, void **slots, ds_dtype dtype, const 
         params[i].ctx = (void *)(uintptr_t)i;
     }
     params[2].sparse = s->sparse != 0;
+    params[6].sparse = s->sparse == 2;
     if (s->tied) params[2].contributions = 2;
     if (s->frozen) params[s->frozen].frozen = true;
 }
