@@ -97,7 +97,7 @@ struct thread {
     unsigned mask;
 };
 inline uint64_t seed = 1;
-inline std::string failure; // of the last launch that failed
+inline std::string failure;                        // of the last launch that failed
 inline std::map<std::string, size_t> calls, sites; // launches of each kernel, and by each first argument of a launch
 inline dim3 grid, block;
 inline uint3 block_index;
