@@ -558,6 +558,12 @@ DS_API ds_comm_one_bit ds_comm_one_bit_sizes(int world, size_t count);
    zeros and are kept by the caller from call to call; scratch has scratch_bytes, aligned to 16. Collective. */
 DS_API ds_status ds_comm_one_bit_all_reduce(ds_comm *comm, const float *in, float *out, size_t count,
                                             float *worker_error, float *server_error, void *scratch);
+/* The same where all of these are memory of desc.device, by desc.kernels (else DS_ERR_UNSUPPORTED), with the same bits:
+   `in` is read after what `stream` has to do, and `out` is there when the stream is through. Scales go by all_gathers of
+   their own: as many bytes, in four calls. */
+DS_API size_t ds_comm_one_bit_scratch_on(int world, size_t count);
+DS_API ds_status ds_comm_one_bit_all_reduce_on(ds_comm *comm, const float *in, float *out, size_t count,
+                                               float *worker_error, float *server_error, void *scratch, void *stream);
 
 /* Block quantization, as ZeRO++ has it (arXiv:2306.10209): `count` fp16, bf16 or fp32 values in `groups` equal groups of
    consecutive ones. 8 bits: a signed byte each; 4 bits: two in a byte, the first in the upper half. Symmetric:
@@ -3456,16 +3462,7 @@ DS_API ds_status ds_comm_quantized_reduce_scatter(ds_comm *node, ds_comm *across
     return DS_OK;
 }
 
-DS_API size_t ds_comm_quantized_scratch_on(int devices, int nodes, size_t count, size_t groups) {
-    return dsi_add(ds_comm_quantized_scratch(devices * nodes, count, groups),
-                   dsi_mul(2 * sizeof(float) * (size_t)nodes, count));
-}
-static ds_status dsi_comm_check_device(ds_comm *c, size_t count, ds_dtype dtype, size_t groups, size_t multiple) {
-    if (!c->device.copy || !c->kernels.quantize || !c->kernels.dequantize || !c->kernels.sum)
-        return dsi_fail(&c->error, DS_ERR_UNSUPPORTED,
-                        "quantized collective on device memory: the communicator lacks desc.device or desc.kernels");
-    return dsi_comm_check_groups(c, count, dtype, groups, multiple);
-}
+/* What the calls on device memory below are made of. */
 static ds_status dsi_comm_run_on(ds_comm *c, ds_comm_kind kind, const void *in, void *out, size_t count, ds_dtype dtype,
                                  void *stream) {
     ds_comm_call call;
@@ -3479,6 +3476,58 @@ static ds_status dsi_comm_kernel(ds_comm *c, ds_status status) {
     if (!status) return DS_OK;
     (void)dsi_comm_device_failed(c, status);
     return dsi_comm_state(c);
+}
+
+static size_t dsi_comm_one_bit_grains(size_t padded) {
+    return padded / DS_GRAIN + (padded % DS_GRAIN != 0);
+}
+DS_API size_t ds_comm_one_bit_scratch_on(int world, size_t count) {
+    const size_t padded = ds_comm_one_bit_sizes(world, count).padded;
+    /* sums by grain; a scale for each rank and one's own; signs sent and received */
+    return dsi_add(dsi_mul(dsi_comm_one_bit_grains(padded), sizeof(double)),
+                   ((size_t)(world > 0 ? world : 1) + 1) * sizeof(float) + padded / 8 * 2);
+}
+DS_API ds_status ds_comm_one_bit_all_reduce_on(ds_comm *comm, const float *in, float *out, size_t count,
+                                               float *worker_error, float *server_error, void *scratch, void *stream) {
+    const ds_comm_kernels *k = &comm->kernels;
+    const ds_comm_one_bit sizes = ds_comm_one_bit_sizes(comm->world, count);
+    const size_t bytes = sizes.padded / 8, part = sizes.chunk / 8;
+    double *const grains = (double *)scratch;
+    float *const scales = (float *)(void *)(grains + dsi_comm_one_bit_grains(sizes.padded));
+    float *const scale = scales + comm->world;
+    uint8_t *const mine = (uint8_t *)(scale + 1), *const theirs = mine + bytes;
+    ds_status status;
+    if (!comm->device.copy || !k->compress || !k->average || !k->expand)
+        return dsi_fail(&comm->error, DS_ERR_UNSUPPORTED,
+                        "1-bit all-reduce on device memory: the communicator lacks desc.device or desc.kernels");
+    if (!part) return DS_OK;
+    status =
+        dsi_comm_kernel(comm, k->compress(k->ctx, worker_error, in, count, sizes.padded, mine, scale, grains, stream));
+    if (!status) status = dsi_comm_run_on(comm, DS_COMM_ALL_TO_ALL, mine, theirs, part, DS_U8, stream);
+    if (!status) status = dsi_comm_run_on(comm, DS_COMM_ALL_GATHER, scale, scales, 1, DS_F32, stream);
+    if (!status)
+        status =
+            dsi_comm_kernel(comm, k->average(k->ctx, server_error, theirs, scales, comm->world, sizes.chunk, stream));
+    if (!status)
+        status =
+            dsi_comm_kernel(comm, k->compress(k->ctx, server_error, NULL, 0, sizes.chunk, mine, scale, grains, stream));
+    if (!status) status = dsi_comm_run_on(comm, DS_COMM_ALL_GATHER, mine, theirs, part, DS_U8, stream);
+    if (!status) status = dsi_comm_run_on(comm, DS_COMM_ALL_GATHER, scale, scales, 1, DS_F32, stream);
+    for (size_t i = 0, r = 0; i < count && !status; i += sizes.chunk, r++)
+        status = dsi_comm_kernel(comm, k->expand(k->ctx, out + i, theirs + r * part, scales + r,
+                                                 count - i < sizes.chunk ? count - i : sizes.chunk, stream));
+    return status;
+}
+
+DS_API size_t ds_comm_quantized_scratch_on(int devices, int nodes, size_t count, size_t groups) {
+    return dsi_add(ds_comm_quantized_scratch(devices * nodes, count, groups),
+                   dsi_mul(2 * sizeof(float) * (size_t)nodes, count));
+}
+static ds_status dsi_comm_check_device(ds_comm *c, size_t count, ds_dtype dtype, size_t groups, size_t multiple) {
+    if (!c->device.copy || !c->kernels.quantize || !c->kernels.dequantize || !c->kernels.sum)
+        return dsi_fail(&c->error, DS_ERR_UNSUPPORTED,
+                        "quantized collective on device memory: the communicator lacks desc.device or desc.kernels");
+    return dsi_comm_check_groups(c, count, dtype, groups, multiple);
 }
 DS_API ds_status ds_comm_quantized_all_gather_on(ds_comm *comm, const void *in, void *out, size_t count, ds_dtype dtype,
                                                  size_t groups, void *scratch, void *stream) {

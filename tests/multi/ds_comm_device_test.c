@@ -144,6 +144,49 @@ static ds_status device_dequantize(void *ctx, ds_comm_blocks form, const int8_t 
                            reach(d, out), dtype, count);
     return status;
 }
+static float *floats(const device *d, const void *p) {
+    return (float *)(void *)reach(d, p);
+}
+static ds_status device_compress(void *ctx, float *error, const float *in, size_t count, size_t padded, uint8_t *signs,
+                                 float *scale, double *grains, void *stream) {
+    device *d = (device *)ctx;
+    ds_status status = count_call(d);
+    dsi_comm_norm squares;
+    (void)stream;
+    if (status) return status;
+    memset(&squares, 0, sizeof squares);
+    memset(reach(d, grains), 0xFF, (padded + DS_GRAIN - 1) / DS_GRAIN * sizeof *grains); /* its to write */
+    dsi_comm_feed(&squares, floats(d, error), in ? floats(d, in) : NULL, count);
+    dsi_comm_feed(&squares, floats(d, error) + count, NULL, padded - count);
+    *floats(d, scale) = dsi_comm_compress(floats(d, error), padded, &squares, (unsigned char *)reach(d, signs));
+    return DS_OK;
+}
+static ds_status device_average(void *ctx, float *error, const uint8_t *signs, const float *scales, int world,
+                                size_t chunk, void *stream) {
+    device *d = (device *)ctx;
+    ds_status status = count_call(d);
+    float *values[4] = {NULL};
+    const void *views[4];
+    (void)stream;
+    for (int r = 0; r < world && !status; r++) {
+        views[r] = values[r] = (float *)malloc(chunk * sizeof(float));
+        dsi_comm_expand(values[r], (const unsigned char *)reach(d, signs) + (size_t)r * (chunk / 8),
+                        floats(d, scales)[r], chunk);
+    }
+    if (status) return status;
+    ds_comm_tree_sum_f32(values[0], views, world, DS_F32, chunk);
+    for (size_t i = 0; i < chunk; i++) floats(d, error)[i] += values[0][i] / (float)world;
+    for (int r = 0; r < world; r++) free(values[r]);
+    return DS_OK;
+}
+static ds_status device_expand(void *ctx, float *to, const uint8_t *signs, const float *scale, size_t count,
+                               void *stream) {
+    device *d = (device *)ctx;
+    ds_status status = count_call(d);
+    (void)stream;
+    if (!status) dsi_comm_expand(floats(d, to), (const unsigned char *)reach(d, signs), *floats(d, scale), count);
+    return status;
+}
 static ds_status device_sum(void *ctx, const void *const *inputs, int input_count, ds_dtype dtype, void *out,
                             ds_dtype out_dtype, ds_comm_op op, size_t count, void *stream) {
     device *d = (device *)ctx;
@@ -380,6 +423,9 @@ static ds_comm_desc device_desc(device *d, int pinned, int kernels) {
     d->kernels.flag_rows = device_flag_rows;
     d->kernels.gather_rows = device_gather_rows;
     d->kernels.scatter_rows = device_scatter_rows;
+    d->kernels.compress = device_compress;
+    d->kernels.average = device_average;
+    d->kernels.expand = device_expand;
     memset(&desc, 0, sizeof desc);
     desc.timeout = (int64_t)20 * 1000000000;
     desc.stage_bytes = STAGE;
@@ -705,38 +751,81 @@ static void *sparse_main(void *arg) {
     free(host);
     return NULL;
 }
-/* The status of rank 1, whose call `fail` to the device fails (0: none). */
-static ds_status quantized_run(void *(*rank_main)(void *), ds_dtype dtype, int fail, int *calls) {
+/* The 1-bit all-reduce: three turns with their errors, of buffers that fill no chunk, one chunk, several grains. */
+static void *one_bit_main(void *arg) {
+    quantized *q = (quantized *)arg;
+    static const size_t counts[] = {5, 128, 5000};
+    enum { MOST = 5120 };
+    const int world = ds_comm_world(q->comm);
+    const size_t room = ds_comm_one_bit_sizes(world, MOST).scratch_bytes;
+    const size_t room_on = ds_comm_one_bit_scratch_on(world, MOST);
+    float *host[3]; /* values, worker and server errors */
+    void *on[4], *scratch = malloc(room);
+    uint64_t seed = (uint64_t)ds_comm_rank(q->comm);
+    q->d->fail_at = -q->d->fail_at;
+    for (int k = 0; k < 4; k++) (void)device_alloc(q->d, k < 3 ? MOST * sizeof(float) : room_on, &on[k]);
+    for (int k = 0; k < 3; k++) host[k] = (float *)malloc(MOST * sizeof(float));
+    q->d->calls = 0;
+    q->d->fail_at = -q->d->fail_at;
+    for (int turn = 0; turn < 9 && !q->status; turn++) {
+        const size_t n = counts[turn / 3];
+        const ds_comm_one_bit sizes = ds_comm_one_bit_sizes(world, n);
+        for (int k = 0; k < 3 && turn % 3 == 0; k++) {
+            memset(host[k], 0, MOST * sizeof(float));
+            memset(reach(q->d, on[k]), 0, MOST * sizeof(float));
+        }
+        for (size_t i = 0; i < n; i++) host[0][i] = (float)((double)(test_random(&seed) >> 11) * 0x1p-53 - 0.5);
+        memcpy(reach(q->d, on[0]), host[0], n * sizeof(float));
+        q->status = ds_comm_one_bit_all_reduce(q->comm, host[0], host[0], n, host[1], host[2], scratch);
+        if (!q->status)
+            q->status = ds_comm_one_bit_all_reduce_on(q->comm, (float *)on[0], (float *)on[0], n, (float *)on[1],
+                                                      (float *)on[2], on[3], NULL);
+        if (q->status) snprintf(q->text, sizeof q->text, "%s", ds_comm_error(q->comm)->message);
+        for (int k = 0; k < 3 && !q->status; k++)
+            q->bad += memcmp(host[k], reach(q->d, on[k]),
+                             (k == 0   ? n
+                              : k == 1 ? sizes.padded
+                                       : sizes.chunk) *
+                                 sizeof(float)) != 0;
+    }
+    ds_comm_destroy(q->comm);
+    for (int k = 0; k < 3; k++) free(host[k]);
+    free(scratch);
+    return NULL;
+}
+/* The status of rank 1 (or the only one), whose call `fail` to the device fails (0: none). */
+static ds_status run_on_device(void *(*rank_main)(void *), int world, ds_dtype dtype, int fail, int *calls) {
     static device ds[4];
     ds_comm *comms[4];
     quantized q[4];
     pthread_t threads[4];
+    const int one = world > 1;
     memset(q, 0, sizeof q);
-    for (int r = 0; r < 4; r++) {
+    for (int r = 0; r < world; r++) {
         ds_comm_desc desc;
         CHECK(device_make(&ds[r]) == 0);
         desc = device_desc(&ds[r], 1, 1);
-        if (r == 0) CHECK(ds_comm_threads_create(&desc, 4, comms, NULL) == DS_OK);
+        if (r == 0) CHECK(ds_comm_threads_create(&desc, world, comms, NULL) == DS_OK);
         comms[r]->device = desc.device; /* each has its own here */
         comms[r]->kernels = *desc.kernels;
         q[r].comm = comms[r];
         q[r].d = &ds[r];
         q[r].dtype = dtype;
     }
-    ds[1].fail_at = fail;
-    for (int r = 0; r < 4; r++) CHECK(pthread_create(&threads[r], NULL, rank_main, &q[r]) == 0);
-    for (int r = 0; r < 4; r++) pthread_join(threads[r], NULL);
-    *calls = ds[1].calls;
-    for (int r = 0; r < 4; r++) {
+    ds[one].fail_at = fail;
+    for (int r = 0; r < world; r++) CHECK(pthread_create(&threads[r], NULL, rank_main, &q[r]) == 0);
+    for (int r = 0; r < world; r++) pthread_join(threads[r], NULL);
+    *calls = ds[one].calls;
+    for (int r = 0; r < world; r++) {
         CHECK_EQ(q[r].bad, 0);
-        CHECK(q[r].status == DS_OK || (fail && (q[r].status == DS_ERR_PEER || r == 1)));
+        CHECK(q[r].status == DS_OK || (fail && (q[r].status == DS_ERR_PEER || r == one)));
         device_end(&ds[r]);
     }
-    if (q[1].status) {
-        CHECK_HAS(q[1].text, "rank ");
-        CHECK_HAS(q[1].text, "the fake device says no");
+    if (q[one].status) {
+        CHECK_HAS(q[one].text, "rank ");
+        CHECK_HAS(q[one].text, "the fake device says no");
     }
-    return q[1].status;
+    return q[one].status;
 }
 
 int main(int argc, char **argv) {
@@ -946,20 +1035,20 @@ int main(int argc, char **argv) {
     TEST(quantized_on_device) {
         static const ds_dtype dtypes[] = {DS_F32, DS_F16, DS_BF16};
         int calls = 0, most;
-        for (int k = 0; k < 3; k++) CHECK_EQ(quantized_run(quantized_main, dtypes[k], 0, &calls), DS_OK);
+        for (int k = 0; k < 3; k++) CHECK_EQ(run_on_device(quantized_main, 4, dtypes[k], 0, &calls), DS_OK);
         most = calls;
         CHECK(most > 20);
         for (int fail = 1; fail <= most; fail++)
-            CHECK_EQ(quantized_run(quantized_main, DS_F32, fail, &calls), DS_ERR_DEVICE);
+            CHECK_EQ(run_on_device(quantized_main, 4, DS_F32, fail, &calls), DS_ERR_DEVICE);
     }
     TEST(rows_on_device) {
         static const ds_dtype dtypes[] = {DS_F32, DS_F16, DS_BF16};
         int calls = 0, most;
-        for (int k = 0; k < 3; k++) CHECK_EQ(quantized_run(sparse_main, dtypes[k], 0, &calls), DS_OK);
+        for (int k = 0; k < 3; k++) CHECK_EQ(run_on_device(sparse_main, 4, dtypes[k], 0, &calls), DS_OK);
         most = calls;
         CHECK(most > 100);
         for (int fail = 1; fail <= most; fail += 3)
-            CHECK_EQ(quantized_run(sparse_main, DS_F32, fail, &calls), DS_ERR_DEVICE);
+            CHECK_EQ(run_on_device(sparse_main, 4, DS_F32, fail, &calls), DS_ERR_DEVICE);
     }
     TEST(rows_without_kernels) { /* whole, with the same sums */
         device d;
@@ -987,6 +1076,14 @@ int main(int argc, char **argv) {
         free(host);
         device_end(&d);
     }
+    TEST(one_bit_on_device) {
+        int calls = 0, most;
+        for (int world = 1; world <= 4; world++) CHECK_EQ(run_on_device(one_bit_main, world, DS_F32, 0, &calls), DS_OK);
+        most = calls;
+        CHECK(most > 20);
+        for (int fail = 1; fail <= most; fail += 3)
+            CHECK_EQ(run_on_device(one_bit_main, 4, DS_F32, fail, &calls), DS_ERR_DEVICE);
+    }
     TEST(quantized_without_kernels) {
         device d;
         ds_comm_desc desc;
@@ -998,9 +1095,12 @@ int main(int argc, char **argv) {
         CHECK_EQ(ds_comm_quantized_all_gather_on(comm, x, x, 8, DS_F32, 1, x, NULL), DS_ERR_UNSUPPORTED);
         CHECK_HAS(ds_comm_error(comm)->message, "lacks desc.device or desc.kernels");
         CHECK_EQ(ds_comm_quantized_reduce_scatter_on(comm, NULL, x, x, 8, DS_F32, 1, x, NULL), DS_ERR_UNSUPPORTED);
+        CHECK_EQ(ds_comm_one_bit_all_reduce_on(comm, x, x, 0, x, x, x, NULL), DS_ERR_UNSUPPORTED);
+        CHECK_HAS(ds_comm_error(comm)->message, "1-bit all-reduce on device memory: the communicator lacks");
         ds_comm_destroy(comm);
         desc = device_desc(&d, 1, 1);
         CHECK(ds_comm_create(&desc, &comm, NULL) == DS_OK);
+        CHECK_EQ(ds_comm_one_bit_all_reduce_on(comm, x, x, 0, x, x, x, NULL), DS_OK);
         CHECK_EQ(ds_comm_quantized_all_gather_on(comm, x, x, 8, DS_F64, 1, x, NULL), DS_ERR_ARGUMENT);
         CHECK_EQ(ds_comm_quantized_all_gather_on(comm, x, x, 8, DS_F32, 0, x, NULL), DS_ERR_ARGUMENT);
         CHECK_EQ(ds_comm_quantized_reduce_scatter_on(comm, NULL, x, x, 9, DS_F32, 3, x, NULL), DS_ERR_ARGUMENT);
