@@ -19,7 +19,8 @@
 
    WHAT IT HAS
    optimizers   Adam, AdamW, SGD, Adagrad, Lion and LAMB's two phases over any number of slices in one launch, with
-                unscaling, clipping and 16-bit weights in the same pass; Muon by its parts
+                unscaling, clipping and 16-bit weights in the same pass; so the 1-bit family's warm-up, and its compressed
+                phase by parts, as Muon
    gradients    norms by grain, whose sums also tell an overflow; their tree; casts, accumulation, scaling
    messages     ds_comm_kernels: 1-bit compression with error feedback, blocks of 8 or 4 bits
    attention    ds_sparse_kernels: block-sparse (dense: one of its layouts), forward and backward
@@ -227,7 +228,7 @@ void use(void *ctx) {
 // >>optimizers
 // What the kernels need of a ds_optim_part; `first` is the number of the chunks of all parts before it.
 struct part {
-    float *master, *state[2];
+    float *master, *state[DS_OPTIM_MAX_STATES];
     const void *grad;
     void *weights16;
     double *sums;
@@ -254,8 +255,16 @@ __device__ const part *part_of(const parts &all, size_t b) {
     }
     return &list[low];
 }
+// LAMB's direction; 1-bit LAMB takes it with and without weight decay.
+__device__ float trust(const ds_optim_constants &c, float p, float m, float v) {
+    float u;
+    DSI_OPTIM_TRUST(cu, u, p, m, v)
+    return u;
+}
+// w: state[2], what 0/1 Adam's local steps have moved
 template <int RULE>
-__device__ void one_element(const ds_optim_constants &all, const part &s, float g, float &p, float &m, float &v) {
+__device__ void one_element(const ds_optim_constants &all, const part &s, float g, float &p, float &m, float &v,
+                            float &w) {
     if (RULE == DS_OPTIM_RULE_ADAM) {
         const ds_optim_adam &c = all.adam;
         DSI_OPTIM_ADAM(cu, g, p, m, v)
@@ -267,32 +276,47 @@ __device__ void one_element(const ds_optim_constants &all, const part &s, float 
             DSI_OPTIM_ADAGRAD(cu, g, p, m)
         } else if (RULE == DS_OPTIM_RULE_LION) {
             DSI_OPTIM_LION(cu, g, p, m)
+        } else if (RULE == DS_OPTIM_RULE_ONE_BIT_UNDO) {
+            p = ptx_add(p, -w);
+            w = ptx_mul(w, ptx_add(ptx_sqrt(v), c.eps_out));
+        } else if (RULE == DS_OPTIM_RULE_ONE_BIT_REDO) {
+            m = -ptx_div(w, s.rate);
+            p = ptx_add(p, ptx_div(w, ptx_add(ptx_sqrt(v), c.eps_out)));
+            w = 0;
         } else {
-            float u;
-            DSI_OPTIM_TRUST(cu, u, p, m, v)
+            if (RULE == DS_OPTIM_RULE_ONE_BIT_WARM) {
+                DSI_OPTIM_MOMENTS(cu, g, m, v)
+            }
+            const float u = trust(c, p, m, v);
             p = ptx_fma(u, s.rate, p);
+            if (RULE == DS_OPTIM_RULE_ONE_BIT_MOVE) w = ptx_fma(u, s.rate, w);
         }
     }
 }
-/* One chunk of one part a block, four elements a thread and turn. Bytes an element, fp32 gradient: Adam 28, SGD with
-   momentum, Adagrad and Lion 20, SGD without 12; 2 less for a 16-bit gradient. LAMB's update 16. 2 more for 16-bit
-   weights. Bound by memory. */
+/* One chunk of one part a block, four elements a thread and turn. Bytes an element, fp32 gradient: Adam and the 1-bit
+   family's warm-up 28, SGD with momentum, Adagrad and Lion 20, SGD without 12; 2 less for a 16-bit gradient. LAMB's update
+   16; 0/1 Adam's local step 24, undone 20, done again 24. 2 more for 16-bit weights. Bound by memory. */
 template <int RULE> __global__ void __launch_bounds__(THREADS) update(ds_optim_constants c, parts all) {
     const part &s = *part_of(all, blockIdx.x);
-    const bool reads_grad = RULE != DS_OPTIM_RULE_LAMB_UPDATE;
-    const bool second = RULE == DS_OPTIM_RULE_ADAM || RULE == DS_OPTIM_RULE_LAMB_UPDATE;
+    const bool warm = RULE == DS_OPTIM_RULE_ONE_BIT_WARM, move = RULE == DS_OPTIM_RULE_ONE_BIT_MOVE;
+    const bool undo = RULE == DS_OPTIM_RULE_ONE_BIT_UNDO, redo = RULE == DS_OPTIM_RULE_ONE_BIT_REDO;
+    const bool reads_grad = RULE < DS_OPTIM_RULE_LAMB_MEASURE || warm, third = move || undo || redo;
+    const bool reads_first = !undo && !redo, writes_first = reads_grad || redo;
+    const bool second = RULE == DS_OPTIM_RULE_ADAM || RULE >= DS_OPTIM_RULE_LAMB_UPDATE;
     const size_t begin = (blockIdx.x - s.first) * CHUNK;
     for (size_t i = begin + 4 * threadIdx.x; i < begin + CHUNK && i < s.count; i += 4 * THREADS) {
         const size_t n = s.count - i;
-        float g[4] = {0, 0, 0, 0}, p[4], m[4] = {0, 0, 0, 0}, v[4] = {0, 0, 0, 0};
+        float g[4] = {0, 0, 0, 0}, p[4], m[4] = {0, 0, 0, 0}, v[4] = {0, 0, 0, 0}, w[4] = {0, 0, 0, 0};
         if (reads_grad) load4(s.grad_dtype, s.grad, i, n, s.wide, g);
         load4(DS_F32, s.master, i, n, s.wide, p);
-        if (s.state[0]) load4(DS_F32, s.state[0], i, n, s.wide, m);
+        if (reads_first && s.state[0]) load4(DS_F32, s.state[0], i, n, s.wide, m);
         if (second) load4(DS_F32, s.state[1], i, n, s.wide, v);
-        for (unsigned e = 0; e < 4; e++) one_element<RULE>(c, s, ptx_mul(g[e], c.adam.factor), p[e], m[e], v[e]);
+        if (third) load4(DS_F32, s.state[2], i, n, s.wide, w);
+        for (unsigned e = 0; e < 4; e++) one_element<RULE>(c, s, ptx_mul(g[e], c.adam.factor), p[e], m[e], v[e], w[e]);
         store4(DS_F32, s.master, i, n, s.wide, p);
-        if (reads_grad && s.state[0]) store4(DS_F32, s.state[0], i, n, s.wide, m);
-        if (RULE == DS_OPTIM_RULE_ADAM) store4(DS_F32, s.state[1], i, n, s.wide, v);
+        if (writes_first && s.state[0]) store4(DS_F32, s.state[0], i, n, s.wide, m);
+        if (RULE == DS_OPTIM_RULE_ADAM || warm) store4(DS_F32, s.state[1], i, n, s.wide, v);
+        if (third) store4(DS_F32, s.state[2], i, n, s.wide, w);
         if (s.weights16) store4(s.weights_dtype, s.weights16, i, n, s.wide, p);
     }
 }
@@ -328,15 +352,53 @@ __global__ void __launch_bounds__(THREADS) lamb_measure(ds_optim_constants c, pa
         if (lane == 0) s.sums[2 * grain] = weights, s.sums[2 * grain + 1] = direction;
     }
 }
+/* 1-bit LAMB, compressed phase: the averaged momentum, taken back to its size, becomes the momentum; the gradient that would
+   have led there goes into a fresh variance, which is compared with the frozen one. Lanes and bounds as above; 28 bytes an
+   element, and 24 a grain. */
+__global__ void __launch_bounds__(THREADS) one_bit_lamb(ds_optim_constants c, parts all) {
+    const part &s = *part_of(all, blockIdx.x);
+    const size_t lane = threadIdx.x % LANES, grains = (s.count + DS_GRAIN - 1) / DS_GRAIN;
+    const unsigned mask = 0xFFFFu << (threadIdx.x & 16);
+    ds_optim_constants plain = c; // without weight decay
+    plain.l2 = 0;
+    for (size_t k = threadIdx.x / LANES; k < CHUNK / DS_GRAIN; k += THREADS / LANES) {
+        const size_t grain = (blockIdx.x - s.first) * (CHUNK / DS_GRAIN) + k, begin = grain * DS_GRAIN;
+        const size_t end = begin + DS_GRAIN < s.count ? begin + DS_GRAIN : s.count;
+        double squares[2] = {0, 0};
+        float largest = 0;
+        if (grain >= grains) break;
+        for (size_t i = begin + lane; i < end; i += LANES) {
+            const float p = s.master[i], v = s.state[1][i], m = ptx_div(((const float *)s.grad)[i], s.rate);
+            const float g = ptx_div(ptx_fma(s.state[0][i], -c.beta1, m), c.one_minus_beta1);
+            const float fresh = ptx_fma(ptx_mul(g, g), c.one_minus_beta2, ptx_mul(s.state[2][i], c.beta2));
+            const float ratio = ptx_div(ptx_add(ptx_sqrt(v), c.eps_out), ptx_add(ptx_sqrt(fresh), c.eps_out));
+            const double u = ptx_wide(trust(plain, p, m, v)), decayed = ptx_wide(trust(c, p, m, v));
+            s.state[0][i] = m;
+            s.state[2][i] = fresh;
+            if (ratio > largest) largest = ratio;
+            squares[0] = ptx_fma64(u, u, squares[0]); // the products are exact
+            squares[1] = ptx_fma64(decayed, decayed, squares[1]);
+        }
+        for (int half = LANES / 2; half; half /= 2) {
+            const float other = __shfl_down_sync(mask, largest, half, LANES);
+            if (other > largest) largest = other;
+        }
+        squares[0] = fold(squares[0]);
+        squares[1] = fold(squares[1]);
+        if (lane == 0)
+            s.sums[3 * grain] = squares[0], s.sums[3 * grain + 1] = squares[1],
+                       s.sums[3 * grain + 2] = ptx_wide(largest);
+    }
+}
 part part_from(const ds_optim_part &from, size_t first) {
     const ds_optim_slice &s = from.slice;
     part p;
-    p.master = s.master, p.state[0] = s.state[0], p.state[1] = s.state[1];
+    p.master = s.master, p.state[0] = s.state[0], p.state[1] = s.state[1], p.state[2] = s.state[2];
     p.grad = s.grad, p.weights16 = s.weights16, p.sums = from.sums;
     p.count = s.count, p.first = first, p.rate = from.rate;
     p.grad_dtype = s.grad_dtype, p.weights_dtype = s.weights16_dtype;
     p.wide = wide_of(DS_F32, s.master) && wide_of(DS_F32, s.state[0]) && wide_of(DS_F32, s.state[1]) &&
-             wide_of(s.grad_dtype, s.grad) && wide_of(s.weights16_dtype, s.weights16);
+             wide_of(DS_F32, s.state[2]) && wide_of(s.grad_dtype, s.grad) && wide_of(s.weights16_dtype, s.weights16);
     return p;
 }
 void launch_update(ds_optim_rule rule, unsigned n, const ds_optim_constants &c, const parts &all, cudaStream_t stream) {
@@ -346,7 +408,20 @@ void launch_update(ds_optim_rule rule, unsigned n, const ds_optim_constants &c, 
     case DS_OPTIM_RULE_ADAGRAD: DSI_LAUNCH(update<DS_OPTIM_RULE_ADAGRAD>, n, THREADS, 0, stream, c, all); break;
     case DS_OPTIM_RULE_LION: DSI_LAUNCH(update<DS_OPTIM_RULE_LION>, n, THREADS, 0, stream, c, all); break;
     case DS_OPTIM_RULE_LAMB_MEASURE: DSI_LAUNCH(lamb_measure, n, THREADS, 0, stream, c, all); break;
-    case DS_OPTIM_RULE_LAMB_UPDATE: DSI_LAUNCH(update<DS_OPTIM_RULE_LAMB_UPDATE>, n, THREADS, 0, stream, c, all);
+    case DS_OPTIM_RULE_LAMB_UPDATE: DSI_LAUNCH(update<DS_OPTIM_RULE_LAMB_UPDATE>, n, THREADS, 0, stream, c, all); break;
+    case DS_OPTIM_RULE_ONE_BIT_WARM:
+        DSI_LAUNCH(update<DS_OPTIM_RULE_ONE_BIT_WARM>, n, THREADS, 0, stream, c, all);
+        break;
+    case DS_OPTIM_RULE_ONE_BIT_MOVE:
+        DSI_LAUNCH(update<DS_OPTIM_RULE_ONE_BIT_MOVE>, n, THREADS, 0, stream, c, all);
+        break;
+    case DS_OPTIM_RULE_ONE_BIT_UNDO:
+        DSI_LAUNCH(update<DS_OPTIM_RULE_ONE_BIT_UNDO>, n, THREADS, 0, stream, c, all);
+        break;
+    case DS_OPTIM_RULE_ONE_BIT_REDO:
+        DSI_LAUNCH(update<DS_OPTIM_RULE_ONE_BIT_REDO>, n, THREADS, 0, stream, c, all);
+        break;
+    case DS_OPTIM_RULE_ONE_BIT_LAMB: DSI_LAUNCH(one_bit_lamb, n, THREADS, 0, stream, c, all);
     }
 }
 // A list too long for a kernel's arguments goes to device memory, in copies small enough not to wait for the stream.
@@ -372,7 +447,7 @@ ds_status call_update(void *ctx, ds_optim_rule rule, const ds_optim_constants *c
     parts all;
     void *list = NULL;
     size_t chunks = 0;
-    if ((unsigned)rule > DS_OPTIM_RULE_LAMB_UPDATE || count > 0x7FFFFFFF) return DS_ERR_ARGUMENT;
+    if ((unsigned)rule > DS_OPTIM_RULE_ONE_BIT_LAMB || count > 0x7FFFFFFF) return DS_ERR_ARGUMENT;
     for (size_t i = 0; i < count; i++) {
         if (!is_float(from[i].slice.grad_dtype) || !from[i].slice.count) return DS_ERR_ARGUMENT;
         if (count <= PARTS) all.own[i] = part_from(from[i], chunks);

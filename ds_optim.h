@@ -75,7 +75,8 @@
 
    1-BIT    follows DeepSpeed 0.19.6: the first step only counts (its gradient has no effect), there is no bias correction,
    and while ds_optim_wants_local_gradients() the gradient must not be averaged over ranks. Slices are whole tensors, in
-   one order on all ranks.
+   one order on all ranks. With kernels moments, errors and what is averaged stay on the device, with the CPU's bits when
+   desc.average has them (ds_comm_one_bit_all_reduce_on).
 
    ERRORS   Each call returns ds_status; ds_optim_error() has the text. Log ids: 1 error feedback reset at another world
    size (warning), 2 SIMD level chosen (debug), 3 step skipped (info).
@@ -350,9 +351,11 @@ typedef struct ds_optim_table {
 
 /* The average over ranks with one bit per element that the 1-bit optimizers use in their compressed phase; NULL members:
    the header's own over desc.group. buffer, worker_error: count elements, a multiple of 8 * ranks; server_error:
-   count / ranks. Replaces buffer by the average of what the ranks sent. (Tang et al. 2021) */
+   count / ranks. Replaces buffer by the average of what the ranks sent. (Tang et al. 2021) With kernels they are device
+   memory, to be read after what `stream` has to do, and several ranks need an average of the caller's. */
 typedef struct ds_optim_average {
-    ds_status (*average)(void *ctx, float *buffer, float *worker_error, float *server_error, size_t count);
+    ds_status (*average)(void *ctx, float *buffer, float *worker_error, float *server_error, size_t count,
+                         void *stream); /* NULL without kernels */
     void *ctx;
 } ds_optim_average;
 
@@ -395,21 +398,30 @@ typedef struct ds_optim_constants {
 } ds_optim_constants;
 
 /* What a kernel does to each slice. LAMB takes two: MEASURE updates the moments and sums squares of weights and of the
-   direction by grain, UPDATE takes the direction times `rate`. */
+   direction by grain, UPDATE takes the direction times `rate`. The 1-bit family: WARM updates the moments and takes their
+   direction times `rate`. 0/1 Adam's local steps: MOVE takes it too and adds it to state[2]; UNDO takes state[2] back and
+   turns it into units of the momentum; REDO makes the momentum of it and takes it again, `rate` being the sum of the rates.
+   LAMB: `grad` is the averaged momentum times `rate`; it becomes the momentum, state[2] the variance that it implies, and
+   sums are the squares of the direction without and with weight decay and the largest ratio of the two variances. */
 typedef enum ds_optim_rule {
     DS_OPTIM_RULE_ADAM = 0,
     DS_OPTIM_RULE_SGD = 1,
     DS_OPTIM_RULE_ADAGRAD = 2,
     DS_OPTIM_RULE_LION = 3,
     DS_OPTIM_RULE_LAMB_MEASURE = 4,
-    DS_OPTIM_RULE_LAMB_UPDATE = 5
+    DS_OPTIM_RULE_LAMB_UPDATE = 5,
+    DS_OPTIM_RULE_ONE_BIT_WARM = 6,
+    DS_OPTIM_RULE_ONE_BIT_MOVE = 7,
+    DS_OPTIM_RULE_ONE_BIT_UNDO = 8,
+    DS_OPTIM_RULE_ONE_BIT_REDO = 9,
+    DS_OPTIM_RULE_ONE_BIT_LAMB = 10
 } ds_optim_rule;
 
 /* A slice with what its rule needs besides. */
 typedef struct ds_optim_part {
     ds_optim_slice slice;
-    float rate;   /* LAMB_UPDATE: -rate * trust ratio */
-    double *sums; /* LAMB_MEASURE: two for each of the slice's grains */
+    float rate;   /* LAMB_UPDATE: -rate * trust ratio; ONE_BIT_*: as said above */
+    double *sums; /* LAMB_MEASURE: two for each of the slice's grains; ONE_BIT_LAMB: three */
 } ds_optim_part;
 
 /* GPU kernels over the same formulas; ds_kernels.cu fills it. All pointers are device memory; calls order work on the
@@ -459,10 +471,11 @@ typedef struct ds_optim_desc {
     ds_group group; /* BY_NORM partials and the 1-bit average; zeroed: one rank */
     ds_optim_average average;
     ds_optim_gemm gemm;
-    const float *const *masks;       /* 1-bit family: exp_avg_mask per tensor, whole, the caller's; may be NULL */
+    const float *const *masks;       /* 1-bit family: exp_avg_mask per tensor, whole, the caller's; may be NULL, and
+                                        with kernels must be */
     const ds_optim_kernels *kernels; /* Adam, AdamW, SGD, Adagrad, Lion, Lamb: slices are device memory unless they say
-                                        on_host. Muon: with all_on_device; `gemm` is not called */
-    const ds_device *device;         /* with kernels, for Lamb and Muon: where sums and scratch are */
+                                        on_host. Muon (`gemm` is not called), 1-bit family: with all_on_device */
+    const ds_device *device;         /* with kernels, for all but the first five: where sums and scratch are */
     bool all_on_device;              /* no slice will be on_host */
     ds_allocator allocator;
     ds_logger logger;
@@ -567,11 +580,12 @@ DS_API void ds_optim_save(const ds_optim *o, void *bytes);
 DS_API ds_status ds_optim_load(ds_optim *o, const void *bytes, size_t count);
 
 /* The 1-bit family's error feedback, of this rank alone: buffers i < count, `which` 0 worker, 1 server, 2 what OneBitLamb's
-   padding holds. Contents may be saved and written back through the pointer at the same world size. After a resume at another size call
-   ds_optim_reset_errors (or skip loading: they start as zero), which logs id 1. */
+   padding holds. Contents may be saved and written back through the pointer (with kernels, of desc.device's memory) at the
+   same world size. After a resume at another size call ds_optim_reset_errors (or skip loading: they start as zero), which
+   logs id 1; only a device can fail there. */
 DS_API size_t ds_optim_error_buffers(const ds_optim *o);
 DS_API float *ds_optim_error_buffer(ds_optim *o, size_t i, int which, size_t *count);
-DS_API void ds_optim_reset_errors(ds_optim *o);
+DS_API ds_status ds_optim_reset_errors(ds_optim *o);
 
 /* ---- norms and clipping; pure ---- */
 
@@ -1840,7 +1854,7 @@ struct ds_optim {
     bool open, combined;
     float *gradient;                   // of the largest whole tensor
     ds_optim_part *parts;              // with kernels
-    char *device_memory;               // sums of Lamb or Muon, then Muon's scratch
+    char *device_memory;               // sums of grains, then scratch of Muon or the 1-bit family
     double *device_sums, *pinned_sums; // the former, and on their way back
     size_t device_bytes, sum_bytes;
     void *stream;                                                   // of the call that is open
@@ -1992,8 +2006,8 @@ static void dsi_optim_product_share(void *arg, size_t begin, size_t end, unsigne
         }
     }
 }
-// Muon's parts, here or by the kernels, in the same order and with the same bits. On a device the rest of a call does nothing
-// once something failed.
+// Parts of the optimizers that take whole tensors, here or by the kernels, in the same order and with the same bits. On a
+// device the rest of a call does nothing once something failed.
 static bool dsi_optim_by_kernels(const ds_optim *o) {
     return o->desc.kernels && o->desc.all_on_device;
 }
@@ -2009,6 +2023,12 @@ static void dsi_optim_move(ds_optim *o, float *to, const float *from, size_t cou
         DSI_OPTIM_ON_DEVICE(device->copy(device->ctx, to, from, count * sizeof(float), o->stream));
     else
         memcpy(to, from, count * sizeof(float));
+}
+static void dsi_optim_clear(ds_optim *o, float *x, size_t count) {
+    if (dsi_optim_by_kernels(o))
+        DSI_OPTIM_ON_DEVICE(device->fill(device->ctx, x, 0, count * sizeof(float), o->stream));
+    else
+        memset(x, 0, count * sizeof(float));
 }
 static void dsi_optim_times(ds_optim *o, float *x, float factor, size_t count) {
     if (dsi_optim_by_kernels(o))
@@ -2039,18 +2059,35 @@ static void dsi_optim_mirror(ds_optim *o, float *c, size_t n, float add) {
         c[i * n + i] += add;
     }
 }
+// One rule over one slice; its 16-bit weights are made at the end of the step.
+static void dsi_optim_rule(ds_optim *o, ds_optim_rule rule, const ds_optim_slice *s, float rate) {
+    ds_optim_part part;
+    memset(&part, 0, sizeof part);
+    part.slice = *s;
+    part.slice.weights16 = NULL;
+    part.rate = rate;
+    part.sums = o->device_sums;
+    if (s->count)
+        DSI_OPTIM_ON_DEVICE(table->update(table->ctx, rule, o->items[s->tensor].constants, &part, 1, o->stream));
+}
+// Of the device's sums the first `count`, on the host; valid unless something failed.
+static const double *dsi_optim_sums(ds_optim *o, size_t count) {
+    DSI_OPTIM_ON_DEVICE(device->copy(device->ctx, o->pinned_sums, o->device_sums, count * sizeof(double), o->stream));
+    DSI_OPTIM_ON_DEVICE(device->synchronize(device->ctx, o->stream));
+    return o->pinned_sums;
+}
 // The sum of squares, as norms are summed; not finite exactly when an element is not.
 static double dsi_optim_sum_of_squares(ds_optim *o, const dsi_optim_item *item, const float *x) {
     double *const sums = o->sums + 2 * item->first_grain;
+    const double *sum;
     if (!dsi_optim_by_kernels(o)) {
         dsi_optim_norms(o->simd, x, DS_F32, item->count, 1.0f, sums, 1);
         return dsi_optim_tree(sums, item->grains, 1);
     }
     DSI_OPTIM_ON_DEVICE(table->norm_grains(table->ctx, x, DS_F32, item->count, 1.0f, o->device_sums, o->stream));
     DSI_OPTIM_ON_DEVICE(table->norm_tree(table->ctx, o->device_sums, item->grains, o->stream));
-    DSI_OPTIM_ON_DEVICE(device->copy(device->ctx, o->pinned_sums, o->device_sums, sizeof(double), o->stream));
-    DSI_OPTIM_ON_DEVICE(device->synchronize(device->ctx, o->stream));
-    return o->device_status ? 0 : o->pinned_sums[0];
+    sum = dsi_optim_sums(o, 1);
+    return o->device_status ? 0 : *sum;
 }
 static void dsi_optim_multiply(ds_optim *o, bool transpose, bool symmetric, size_t m, size_t n, size_t k, float alpha,
                                const float *a, const float *b, float beta, float *c) {
@@ -2070,6 +2107,12 @@ static void dsi_optim_multiply(ds_optim *o, bool transpose, bool symmetric, size
     dsi_optim_parallel(o, (m + 5) / 6, dsi_optim_pack_share, &x);
     dsi_optim_parallel(o, (n + o->simd->tile_columns - 1) / o->simd->tile_columns, dsi_optim_product_share, &x);
     if (symmetric) dsi_optim_mirror(o, c, n, -0.0f); // which adds nothing, to a zero of either sign too
+}
+
+static ds_status dsi_optim_device_failed(ds_optim *o) {
+    const ds_device *d = o->desc.device;
+    return dsi_fail(&o->error, o->device_status, "ds_optim: the device kernel failed%s%.300s",
+                    d && d->describe ? ": " : "", d && d->describe ? d->describe(d->ctx) : "");
 }
 
 // Newton-Schulz: with X X^T = R, each step is X = Z X, Z = aI + bR + cR^2, which drives X's singular values to about one.
@@ -2154,7 +2197,7 @@ static ds_status dsi_optim_whole_muon(ds_optim *o, dsi_optim_item *item, const d
     dsi_optim_mix(o, s->master, grad, (float)(-p->lr * shape), 1, s->count);
     return DS_OK;
 }
-// One allocation of device memory: sums of the largest tensor, then gradient, matrices and squares.
+// One allocation of device memory: sums of grains, then what else an optimizer needs there.
 static ds_status dsi_optim_device_take(ds_optim *o, size_t sums, size_t floats) {
     const ds_device *d = o->desc.device;
     void *memory = NULL;
@@ -2163,6 +2206,7 @@ static ds_status dsi_optim_device_take(ds_optim *o, size_t sums, size_t floats) 
     o->device_bytes = dsi_add(o->sum_bytes, dsi_mul(floats, sizeof(float)));
     if ((status = d->alloc(d->ctx, o->device_bytes, &memory))) return status;
     o->device_memory = (char *)memory, o->device_sums = (double *)memory;
+    if (!sums) return DS_OK;
     if ((status = d->pinned_alloc(d->ctx, o->sum_bytes, &memory))) return status;
     o->pinned_sums = (double *)memory;
     return DS_OK;
@@ -2268,7 +2312,8 @@ static ds_status dsi_optim_compress(ds_optim *o, float *b, float *worker_error, 
     const size_t bytes = sizeof(float) + n / 8, part = sizeof(float) + chunk / 8;
     float *own = b + rank * chunk, scale;
     ds_status status;
-    if (o->desc.average.average) return o->desc.average.average(o->desc.average.ctx, b, worker_error, server_error, n);
+    if (o->desc.average.average)
+        return o->desc.average.average(o->desc.average.ctx, b, worker_error, server_error, n, o->stream);
     if (ranks == 1 || !n) return DS_OK;
     o->simd->add(b, worker_error, n);
     scale = dsi_optim_signs(o->simd, b, n, o->packed + sizeof scale, worker_error);
@@ -2299,21 +2344,26 @@ static ds_status dsi_optim_average_item(ds_optim *o, const dsi_optim_item *item,
     const float *mask = o->desc.masks ? o->desc.masks[tensor] : NULL;
     ds_status status;
     if (dsi_optim_ranks(o) == 1 && !o->desc.average.average) return DS_OK;
-    memcpy(o->average, x, item->count * sizeof(float));
-    memset(o->average + item->count, 0, (item->padded - item->count) * sizeof(float));
+    dsi_optim_move(o, o->average, x, item->count);
+    dsi_optim_clear(o, o->average + item->count, item->padded - item->count);
+    if (o->device_status) return o->device_status;
     status =
         dsi_optim_compress(o, o->average, o->worker_error + item->error_begin, o->server_error + server, item->padded);
     if (status)
         return dsi_fail(&o->error, status, "ds_optim_apply: the compressed average of \"%s\" failed",
                         item->tensor.name);
-    memcpy(x, o->average, item->count * sizeof(float));
+    dsi_optim_move(o, x, o->average, item->count);
     for (size_t i = 0; mask && i < item->count; i++) x[i] *= mask[i];
     return DS_OK;
 }
-// master -= rate * (m / (sqrt(v) + eps) + decay * master); `moved` (may be NULL) gets the same change.
-static void dsi_optim_direct(const dsi_optim_item *item, const ds_optim_slice *s, float minus_rate, float *moved) {
-    const ds_optim_constants *k = item->constants;
+// master -= rate * (m / (sqrt(v) + eps) + decay * master); `moved` (may be NULL, else state[2]) gets the same change.
+static void dsi_optim_direct(ds_optim *o, const ds_optim_slice *s, float minus_rate, float *moved) {
+    const ds_optim_constants *k = o->items[s->tensor].constants;
     float direction[DS_GRAIN];
+    if (dsi_optim_by_kernels(o)) {
+        dsi_optim_rule(o, moved ? DS_OPTIM_RULE_ONE_BIT_MOVE : DS_OPTIM_RULE_LAMB_UPDATE, s, minus_rate);
+        return;
+    }
     for (size_t i = 0; i < s->count; i += DS_GRAIN) {
         const size_t n = s->count - i < DS_GRAIN ? s->count - i : DS_GRAIN;
         k->simd->trust(k, direction, s->master + i, s->state[0] + i, s->state[1] + i, n);
@@ -2325,26 +2375,50 @@ static ds_status dsi_optim_whole_one_bit_adam(ds_optim *o, dsi_optim_item *item,
     const ds_optim_constants *k = item->constants;
     ds_status status;
     if (!s->count) return DS_OK;
-    o->simd->mix(s->state[0], grad, k->one_minus_beta1, k->beta1, s->count);
+    dsi_optim_mix(o, s->state[0], grad, k->one_minus_beta1, k->beta1, s->count);
     if ((status = dsi_optim_average_item(o, item, s->state[0])) != DS_OK) return status;
-    dsi_optim_direct(item, s, k->minus_lr, NULL);
+    dsi_optim_direct(o, s, k->minus_lr, NULL);
     return DS_OK;
 }
 // The accumulated local change, in units of the momentum, is averaged; the local steps are undone and done again alike.
-static ds_status dsi_optim_synchronize(ds_optim *o, dsi_optim_item *item, const ds_optim_slice *s) {
-    const float eps = item->constants->eps_out, rates = (float)item->scalar[DSI_OPTIM_RATES];
+static void dsi_optim_undo(ds_optim *o, const ds_optim_slice *s, float eps) {
     float *moved = s->state[2];
-    ds_status status;
+    if (dsi_optim_by_kernels(o)) {
+        dsi_optim_rule(o, DS_OPTIM_RULE_ONE_BIT_UNDO, s, 0);
+        return;
+    }
     o->simd->axpy(s->master, moved, -1, s->count);
     for (size_t i = 0; i < s->count; i++) moved[i] *= sqrtf(s->state[1][i]) + eps;
-    if ((status = dsi_optim_average_item(o, item, moved)) != DS_OK) return status;
+}
+static void dsi_optim_redo(ds_optim *o, const ds_optim_slice *s, float eps, float rates) {
+    float *moved = s->state[2];
+    if (dsi_optim_by_kernels(o)) {
+        dsi_optim_rule(o, DS_OPTIM_RULE_ONE_BIT_REDO, s, rates);
+        return;
+    }
     for (size_t i = 0; i < s->count; i++) {
         s->state[0][i] = -(moved[i] / rates);
         s->master[i] += moved[i] / (sqrtf(s->state[1][i]) + eps);
     }
     memset(moved, 0, s->count * sizeof(float));
+}
+static ds_status dsi_optim_synchronize(ds_optim *o, dsi_optim_item *item, const ds_optim_slice *s) {
+    ds_status status;
+    dsi_optim_undo(o, s, item->constants->eps_out);
+    if ((status = dsi_optim_average_item(o, item, s->state[2])) != DS_OK) return status;
+    dsi_optim_redo(o, s, item->constants->eps_out, (float)item->scalar[DSI_OPTIM_RATES]);
     item->scalar[DSI_OPTIM_RATES] = 0;
     return DS_OK;
+}
+// A step of the variance, too: the kernel takes the gradient as it came.
+static void dsi_optim_warm(ds_optim *o, const ds_optim_slice *s, const float *grad) {
+    const ds_optim_constants *k = o->items[s->tensor].constants;
+    if (dsi_optim_by_kernels(o)) {
+        dsi_optim_rule(o, DS_OPTIM_RULE_ONE_BIT_WARM, s, k->minus_lr);
+        return;
+    }
+    o->simd->moments(k, grad, s->state[0], s->state[1], s->count);
+    dsi_optim_direct(o, s, k->minus_lr, NULL);
 }
 static ds_status dsi_optim_whole_zero_one(ds_optim *o, dsi_optim_item *item, const ds_optim_slice *s, float *grad) {
     const ds_optim_constants *k = item->constants;
@@ -2354,17 +2428,16 @@ static ds_status dsi_optim_whole_zero_one(ds_optim *o, dsi_optim_item *item, con
     ds_status status = DS_OK;
     double *scalar = item->scalar;
     if (!frozen && t % (int64_t)scalar[DSI_OPTIM_INTERVAL] == 0) {
-        o->simd->moments(k, grad, s->state[0], s->state[1], s->count);
+        dsi_optim_warm(o, s, grad);
         scalar[DSI_OPTIM_COUNTER]++;
         if (scalar[DSI_OPTIM_COUNTER] == (double)p->var_update_scaler)
             scalar[DSI_OPTIM_COUNTER] = 0, scalar[DSI_OPTIM_INTERVAL] *= 2;
-    } else {
-        if (!frozen && s->count) status = dsi_optim_average_item(o, item, grad);
-        if (status) return status;
-        o->simd->mix(s->state[0], grad, k->one_minus_beta1, k->beta1, s->count);
+        return DS_OK;
     }
+    if (!frozen && s->count && (status = dsi_optim_average_item(o, item, grad))) return status;
+    dsi_optim_mix(o, s->state[0], grad, k->one_minus_beta1, k->beta1, s->count);
     if (frozen) scalar[DSI_OPTIM_RATES] += p->lr;
-    dsi_optim_direct(item, s, k->minus_lr, frozen ? s->state[2] : NULL);
+    dsi_optim_direct(o, s, k->minus_lr, frozen ? s->state[2] : NULL);
     if (!frozen) return DS_OK;
     if (t % (int64_t)scalar[DSI_OPTIM_LOCAL_INTERVAL] == 0 && s->count) status = dsi_optim_synchronize(o, item, s);
     if (status) return status;
@@ -2380,9 +2453,9 @@ static ds_status dsi_optim_whole_zero_one(ds_optim *o, dsi_optim_item *item, con
 static void dsi_optim_fuse(ds_optim *o, const ds_optim_slice *s, const float *grad) {
     const dsi_optim_item *item = &o->items[s->tensor];
     float *fused = o->average + item->error_begin;
-    memcpy(fused, s->state[0], s->count * sizeof(float));
-    o->simd->mix(fused, grad, item->constants->one_minus_beta1, item->constants->beta1, s->count);
-    o->simd->widen(fused, fused, DS_F32, (float)item->scalar[DSI_OPTIM_SCALING], s->count);
+    dsi_optim_move(o, fused, s->state[0], s->count);
+    dsi_optim_mix(o, fused, grad, item->constants->one_minus_beta1, item->constants->beta1, s->count);
+    dsi_optim_times(o, fused, (float)item->scalar[DSI_OPTIM_SCALING], s->count);
 }
 static ds_status dsi_optim_average_fused(ds_optim *o) {
     ds_status status = dsi_optim_compress(o, o->average, o->worker_error, o->server_error, o->error_count);
@@ -2396,15 +2469,18 @@ static double dsi_optim_lamb_factor(const ds_optim_params *p, double factor, dou
     if (factor < last * (1 - p->factor_threshold)) factor = last * (1 - p->factor_threshold);
     return factor;
 }
-static ds_status dsi_optim_whole_one_bit_lamb(ds_optim *o, dsi_optim_item *item, const ds_optim_slice *s, float *grad) {
+// Takes the averaged momentum and the variance that it implies. Squares of the direction without and with weight decay, and
+// the largest ratio, are added up grain by grain.
+typedef struct dsi_optim_found {
+    double plain, squares, ratio;
+} dsi_optim_found;
+static dsi_optim_found dsi_optim_imply(ds_optim *o, const dsi_optim_item *item, const ds_optim_slice *s,
+                                       const float *fused, float scaling) {
     const ds_optim_constants *k = item->constants;
-    const ds_optim_params *p = item->pass.params;
-    const float *mask = o->desc.masks ? o->desc.masks[s->tensor] : NULL, *fused = o->average + item->error_begin;
-    const float scaling = (float)item->scalar[DSI_OPTIM_SCALING];
-    double factor = 0, sum = 0, plain_sum = 0;
+    const float *mask = o->desc.masks ? o->desc.masks[s->tensor] : NULL;
+    dsi_optim_found found = {0, 0, 0};
     ds_optim_constants plain = *k;
     float fresh[DS_GRAIN], direction[DS_GRAIN];
-    (void)grad;
     plain.l2 = 0;
     for (size_t at = 0; at < s->count; at += DS_GRAIN) {
         const size_t n = s->count - at < DS_GRAIN ? s->count - at : DS_GRAIN;
@@ -2416,21 +2492,47 @@ static ds_status dsi_optim_whole_one_bit_lamb(ds_optim *o, dsi_optim_item *item,
         memcpy(m, fresh, n * sizeof(float));
         for (size_t i = 0; i < n; i++) {
             double ratio = (double)((sqrtf(v[i]) + k->eps_out) / (sqrtf(real[i]) + k->eps_out));
-            if (ratio > factor) factor = ratio;
+            if (ratio > found.ratio) found.ratio = ratio;
         }
         o->simd->trust(&plain, direction, s->master + at, m, v, n);
-        plain_sum += dsi_optim_squares(o->simd, direction, n);
+        found.plain += dsi_optim_squares(o->simd, direction, n);
         o->simd->trust(k, direction, s->master + at, m, v, n);
-        sum += dsi_optim_squares(o->simd, direction, n);
+        found.squares += dsi_optim_squares(o->simd, direction, n);
     }
+    return found;
+}
+static dsi_optim_found dsi_optim_imply_on_device(ds_optim *o, const dsi_optim_item *item, const ds_optim_slice *s,
+                                                 const float *fused, float scaling) {
+    dsi_optim_found found = {0, 0, 0};
+    ds_optim_slice averaged = *s;
+    const double *sums;
+    averaged.grad = fused, averaged.grad_dtype = DS_F32;
+    dsi_optim_rule(o, DS_OPTIM_RULE_ONE_BIT_LAMB, &averaged, scaling);
+    sums = dsi_optim_sums(o, 3 * item->grains);
+    for (size_t g = 0; g < item->grains && !o->device_status; g++, sums += 3) {
+        found.plain += sums[0];
+        found.squares += sums[1];
+        if (sums[2] > found.ratio) found.ratio = sums[2];
+    }
+    return found;
+}
+static ds_status dsi_optim_whole_one_bit_lamb(ds_optim *o, dsi_optim_item *item, const ds_optim_slice *s, float *grad) {
+    const ds_optim_params *p = item->pass.params;
+    const float *fused = o->average + item->error_begin, scaling = (float)item->scalar[DSI_OPTIM_SCALING];
+    dsi_optim_found found;
+    double factor;
+    (void)grad;
     if (!s->count) return DS_OK;
+    found = dsi_optim_by_kernels(o) ? dsi_optim_imply_on_device(o, item, s, fused, scaling)
+                                    : dsi_optim_imply(o, item, s, fused, scaling);
+    factor = found.ratio;
     if (p->weight_decay > 0) {
-        double share = sqrt(plain_sum) / sqrt(sum);
+        double share = sqrt(found.plain) / sqrt(found.squares);
         if (!(share < 1)) share = 1;
         factor = factor * share + (1 - share);
     }
     factor = item->scalar[DSI_OPTIM_FACTOR] = dsi_optim_lamb_factor(p, factor, item->scalar[DSI_OPTIM_FACTOR]);
-    dsi_optim_direct(item, s, (float)(-p->lr * item->scalar[DSI_OPTIM_COEFF] * factor), NULL);
+    dsi_optim_direct(o, s, (float)(-p->lr * item->scalar[DSI_OPTIM_COEFF] * factor), NULL);
     return DS_OK;
 }
 
@@ -2457,13 +2559,35 @@ static void dsi_optim_end_lamb(ds_optim *o) {
         scalar[DSI_OPTIM_SCALING] = scalar[DSI_OPTIM_RMS] > 0 ? all / (double)count / scalar[DSI_OPTIM_RMS] : 1;
     }
 }
+// Rare, so that a device is waited for.
+static ds_status dsi_optim_clear_errors(ds_optim *o) {
+    o->device_status = DS_OK;
+    dsi_optim_clear(o, o->worker_error, o->error_count);
+    dsi_optim_clear(o, o->server_error, o->error_count / (size_t)dsi_optim_ranks(o));
+    if (dsi_optim_by_kernels(o)) DSI_OPTIM_ON_DEVICE(device->synchronize(device->ctx, o->stream));
+    return o->device_status ? dsi_optim_device_failed(o) : DS_OK;
+}
 // Called when the step count has advanced.
-static void dsi_optim_one_bit_end(ds_optim *o) {
+static ds_status dsi_optim_one_bit_end(ds_optim *o) {
     if (dsi_optim_fused(o)) dsi_optim_end_lamb(o);
-    if (dsi_optim_zero_one(o) && o->step == dsi_optim_freeze_step(o)) { // errors change their meaning
-        memset(o->worker_error, 0, o->error_count * sizeof(float));
-        memset(o->server_error, 0, o->error_count / (size_t)dsi_optim_ranks(o) * sizeof(float));
-    }
+    if (dsi_optim_zero_one(o) && o->step == dsi_optim_freeze_step(o))
+        return dsi_optim_clear_errors(o); // they change their meaning
+    return DS_OK;
+}
+// Sums for each grain: two of LAMB's measure, three of its compressed phase. All floats begin as zero.
+static ds_status dsi_optim_one_bit_device(ds_optim *o, size_t whole, size_t average) {
+    const ds_device *d = o->desc.device;
+    const size_t sums = dsi_optim_fused(o) ? dsi_mul(3, o->grains) : 0, errors = dsi_round_up(o->error_count, 64);
+    const size_t server = dsi_round_up(o->error_count / (size_t)dsi_optim_ranks(o), 64);
+    const size_t floats = dsi_add(dsi_add(dsi_round_up(whole, 64), errors), dsi_add(server, average));
+    ds_status status = dsi_optim_device_take(o, sums, floats);
+    if (status) return status;
+    o->gradient = (float *)(void *)(o->device_memory + o->sum_bytes);
+    o->worker_error = o->gradient + dsi_round_up(whole, 64);
+    o->server_error = o->worker_error + errors;
+    o->average = o->server_error + server;
+    status = d->fill(d->ctx, o->gradient, 0, floats * sizeof(float), NULL);
+    return status ? status : d->synchronize(d->ctx, NULL);
 }
 static ds_status dsi_optim_one_bit_scratch(ds_optim *o) {
     const size_t ranks = (size_t)dsi_optim_ranks(o);
@@ -2471,7 +2595,7 @@ static ds_status dsi_optim_one_bit_scratch(ds_optim *o) {
                                     : ranks % 4 == 0 ? 2 * ranks
                                     : ranks % 2 == 0 ? 4 * ranks
                                                      : 8 * ranks);
-    size_t elements = 0, largest = 0;
+    size_t elements = 0, largest = 0, whole = 0;
     if (!dsi_optim_is(o, DSI_OPTIM_ONE_BIT)) return DS_OK;
     for (size_t i = 0; i < o->desc.tensor_count; i++) {
         dsi_optim_item *item = &o->items[i];
@@ -2479,6 +2603,7 @@ static ds_status dsi_optim_one_bit_scratch(ds_optim *o) {
         item->error_begin = elements;
         elements += dsi_optim_fused(o) ? item->count : item->padded;
         if (item->padded > largest) largest = item->padded;
+        if (item->count > whole) whole = item->count;
         if (dsi_optim_fused(o))
             item->scalar[DSI_OPTIM_FACTOR] = 1;
         else
@@ -2486,6 +2611,7 @@ static ds_status dsi_optim_one_bit_scratch(ds_optim *o) {
     }
     o->error_count = dsi_round_up(elements, divider);
     if (dsi_optim_fused(o)) largest = o->error_count;
+    if (dsi_optim_by_kernels(o)) return dsi_optim_one_bit_device(o, whole, largest);
     o->worker_error = (float *)dsi_optim_take(o, o->error_count, sizeof(float));
     o->server_error = (float *)dsi_optim_take(o, o->error_count / ranks, sizeof(float));
     o->average = (float *)dsi_optim_take(o, largest, sizeof(float));
@@ -2509,12 +2635,11 @@ DS_API float *ds_optim_error_buffer(ds_optim *o, size_t i, int which, size_t *co
     *count = which ? n / ranks : n;
     return which ? o->server_error + begin / ranks : o->worker_error + begin;
 }
-DS_API void ds_optim_reset_errors(ds_optim *o) {
-    if (!dsi_optim_is(o, DSI_OPTIM_ONE_BIT)) return;
-    memset(o->worker_error, 0, o->error_count * sizeof(float));
-    memset(o->server_error, 0, o->error_count / (size_t)dsi_optim_ranks(o) * sizeof(float));
+DS_API ds_status ds_optim_reset_errors(ds_optim *o) {
+    if (!dsi_optim_is(o, DSI_OPTIM_ONE_BIT)) return DS_OK;
     dsi_log(&o->desc.logger, "ds_optim", DS_LOG_WARNING, 1,
             "the error feedback of %s starts from zero: it belongs to one world size", ds_optim_type_name(o));
+    return dsi_optim_clear_errors(o);
 }
 
 static void dsi_optim_fed_one_bit_adam(const ds_optim_pass *pass, const dsi_optim_feed *f, float *master,
@@ -2752,28 +2877,34 @@ static ds_status dsi_optim_scratch(ds_optim *o) {
 // The rule of the kernels that an optimizer takes, or -1.
 static int dsi_optim_rule_of(const dsi_optim_entry *entry) {
     if (!entry) return -1;
-    return entry->fed == dsi_optim_fed_adam      ? (int)DS_OPTIM_RULE_ADAM
-           : entry->fed == dsi_optim_fed_sgd     ? (int)DS_OPTIM_RULE_SGD
-           : entry->fed == dsi_optim_fed_adagrad ? (int)DS_OPTIM_RULE_ADAGRAD
-           : entry->fed == dsi_optim_fed_lion    ? (int)DS_OPTIM_RULE_LION
-           : entry->fed == dsi_optim_fed_lamb    ? (int)DS_OPTIM_RULE_LAMB_UPDATE
-                                                 : -1;
+    return entry->fed == dsi_optim_fed_adam           ? (int)DS_OPTIM_RULE_ADAM
+           : entry->fed == dsi_optim_fed_sgd          ? (int)DS_OPTIM_RULE_SGD
+           : entry->fed == dsi_optim_fed_adagrad      ? (int)DS_OPTIM_RULE_ADAGRAD
+           : entry->fed == dsi_optim_fed_lion         ? (int)DS_OPTIM_RULE_LION
+           : entry->fed == dsi_optim_fed_one_bit_adam ? (int)DS_OPTIM_RULE_ONE_BIT_WARM
+           : entry->table.measure                     ? (int)DS_OPTIM_RULE_LAMB_UPDATE
+                                                      : -1;
 }
 static ds_status dsi_optim_device_scratch(ds_optim *o) {
     if (!o->desc.kernels) return DS_OK;
     o->parts = (ds_optim_part *)dsi_optim_take(o, o->desc.tensor_count, sizeof(ds_optim_part));
     if (!o->parts) return DS_ERR_MEMORY;
-    return o->table->measure ? dsi_optim_device_take(o, dsi_mul(2, o->grains), 0) : DS_OK;
+    if (!o->table->measure || dsi_optim_fused(o)) return DS_OK; // the latter has them
+    return dsi_optim_device_take(o, dsi_mul(2, o->grains), 0);
 }
 static ds_status dsi_optim_check_kernels(const ds_optim_desc *d, const dsi_optim_entry *entry, ds_error *error) {
-    const bool muon = entry && entry->whole == dsi_optim_whole_muon;
+    const bool whole = entry && entry->whole, one_bit = entry && (entry->facts & DSI_OPTIM_ONE_BIT);
     if (!d->kernels) return DS_OK;
-    if (d->own_states || (dsi_optim_rule_of(entry) < 0 && !(muon && d->all_on_device)))
+    if (d->own_states || (whole ? !d->all_on_device : dsi_optim_rule_of(entry) < 0))
         return dsi_fail(error, DS_ERR_UNSUPPORTED,
                         "ds_optim: device kernels serve Adam, AdamW, SGD, Adagrad, Lion and Lamb over slices only, and "
-                        "Muon with all_on_device");
-    if ((muon || entry->table.measure) && !d->device)
-        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_optim: the kernels of Lamb and Muon need desc.device");
+                        "Muon and the 1-bit family with all_on_device");
+    if ((whole || entry->table.measure) && !d->device)
+        return dsi_fail(error, DS_ERR_ARGUMENT,
+                        "ds_optim: the kernels of Lamb, Muon and the 1-bit family need desc.device");
+    if (one_bit && (d->masks || (d->group.size > 1 && !d->average.average)))
+        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_optim: with kernels the 1-bit family %s",
+                        d->masks ? "takes no masks" : "needs desc.average for several ranks");
     return DS_OK;
 }
 
@@ -3162,16 +3293,33 @@ static ds_status dsi_optim_whole(ds_optim *o, const ds_optim_slice *s) {
     if (!status && s->weights16) dsi_optim_parallel(o, item->grains, dsi_optim_convert_share, &c);
     return status;
 }
-static ds_status dsi_optim_whole_on_device(ds_optim *o, const ds_optim_slice *s) {
-    dsi_optim_item *item = &o->items[s->tensor];
-    ds_status status;
-    DSI_OPTIM_ON_DEVICE(table->cast(table->ctx, o->gradient, DS_F32, s->grad, s->grad_dtype, s->count, o->stream));
-    dsi_optim_times(o, o->gradient, item->constants->adam.factor, s->count);
-    if ((status = item->entry->whole(o, item, s, o->gradient))) return status;
-    if (s->weights16)
+static void dsi_optim_give_on_device(ds_optim *o, const ds_optim_slice *s) {
+    if (s->weights16 && s->count)
         DSI_OPTIM_ON_DEVICE(
             table->cast(table->ctx, s->weights16, s->weights16_dtype, s->master, DS_F32, s->count, o->stream));
-    return o->device_status;
+}
+static ds_status dsi_optim_whole_on_device(ds_optim *o, bool measure, const ds_optim_slice *s) {
+    dsi_optim_item *item = &o->items[s->tensor];
+    ds_status status = DS_OK;
+    if (measure || !dsi_optim_fused(o)) {
+        DSI_OPTIM_ON_DEVICE(table->cast(table->ctx, o->gradient, DS_F32, s->grad, s->grad_dtype, s->count, o->stream));
+        dsi_optim_times(o, o->gradient, item->constants->adam.factor, s->count);
+    }
+    if (measure)
+        dsi_optim_fuse(o, s, o->gradient);
+    else if (!(status = item->entry->whole(o, item, s, o->gradient)))
+        dsi_optim_give_on_device(o, s);
+    return status;
+}
+// 1-bit LAMB's last step of the warm-up: as dsi_optim_fed_one_bit_lamb.
+static void dsi_optim_freeze_on_device(ds_optim *o, const ds_optim_slice *s) {
+    const dsi_optim_item *item = &o->items[s->tensor];
+    const double *sums;
+    if (!s->count) return;
+    dsi_optim_move(o, s->state[2], s->state[1], s->count);
+    DSI_OPTIM_ON_DEVICE(table->norm_grains(table->ctx, s->state[0], DS_F32, s->count, 1.0f, o->device_sums, o->stream));
+    sums = dsi_optim_sums(o, item->grains);
+    for (size_t g = 0; g < item->grains && !o->device_status; g++) o->sums[2 * (item->first_grain + g)] = sums[g];
 }
 
 static bool dsi_optim_takes_kernels(const ds_optim *o, const ds_optim_slice *slices, size_t count) {
@@ -3180,43 +3328,42 @@ static bool dsi_optim_takes_kernels(const ds_optim *o, const ds_optim_slice *sli
 // Slices that share constants, and so a rule, are one call of the table; tensors that are taken whole, several each.
 static ds_status dsi_optim_on_device(ds_optim *o, bool measure, const ds_optim_slice *slices, size_t count,
                                      void *stream) {
-    const ds_optim_kernels *table = o->desc.kernels;
-    const ds_device *d = o->desc.device;
+    const bool counts = dsi_optim_is(o, DSI_OPTIM_ONE_BIT) && o->step == 0; // as on the CPU, that step does no more
     ds_status status = DS_OK;
     o->stream = stream, o->device_status = DS_OK;
-    for (size_t g = 0; g < 2 * o->desc.group_count; g++) {
+    for (size_t i = 0; i < count && counts; i++) dsi_optim_give_on_device(o, &slices[i]);
+    for (size_t g = 0; g < 2 * o->desc.group_count && !counts; g++) {
         const ds_optim_constants *k = &o->constants[g];
         ds_optim_rule rule = DS_OPTIM_RULE_LAMB_MEASURE;
         size_t n = 0;
         for (size_t i = 0; i < count && !status; i++) {
             const dsi_optim_item *item = &o->items[slices[i].tensor];
             ds_optim_part *part = &o->parts[n];
-            if (item->constants != k || !slices[i].count) continue;
-            if (dsi_optim_now_whole(o, item)) {
-                status = dsi_optim_whole_on_device(o, &slices[i]);
-                continue;
-            }
+            if (item->constants != k) continue;
+            if (dsi_optim_now_whole(o, item)) status = dsi_optim_whole_on_device(o, measure, &slices[i]);
+            if (dsi_optim_now_whole(o, item) || !slices[i].count) continue;
             if (!measure) rule = (ds_optim_rule)dsi_optim_rule_of(item->entry);
             part->slice = slices[i];
-            part->rate = 0, part->sums = NULL;
+            part->rate = k->minus_lr, part->sums = NULL;
             if (rule == DS_OPTIM_RULE_LAMB_MEASURE)
                 part->sums = o->device_sums + 2 * (item->first_grain + slices[i].begin / DS_GRAIN);
             if (rule == DS_OPTIM_RULE_LAMB_UPDATE)
                 part->rate = (float)(-k->rate * dsi_optim_trust_ratio(item->pass.params, item->pass.norm));
             if (++n < o->desc.tensor_count) continue;
-            status = table->update(table->ctx, rule, k, o->parts, n, stream);
+            DSI_OPTIM_ON_DEVICE(table->update(table->ctx, rule, k, o->parts, n, stream));
             n = 0;
         }
-        if (n && !status) status = table->update(table->ctx, rule, k, o->parts, n, stream);
+        if (n && !status) DSI_OPTIM_ON_DEVICE(table->update(table->ctx, rule, k, o->parts, n, stream));
     }
-    if (!status) return DS_OK;
-    return dsi_fail(&o->error, status, "ds_optim: the device kernel failed%s%.300s", d && d->describe ? ": " : "",
-                    d && d->describe ? d->describe(d->ctx) : "");
+    for (size_t i = 0; i < count && !measure && dsi_optim_fused(o) && o->step + 1 == dsi_optim_freeze_step(o); i++)
+        dsi_optim_freeze_on_device(o, &slices[i]);
+    return o->device_status ? dsi_optim_device_failed(o) : status;
 }
 static ds_status dsi_optim_measure_on_device(ds_optim *o, const ds_optim_slice *slices, size_t count, void *stream) {
     const ds_device *d = o->desc.device;
     ds_status status = dsi_optim_on_device(o, true, slices, count, stream);
-    if (!status) status = d->copy(d->ctx, o->pinned_sums, o->device_sums, 2 * sizeof(double) * o->grains, stream);
+    if (status || (dsi_optim_fused(o) && dsi_optim_compressing(o))) return status; // the latter fused momenta
+    status = d->copy(d->ctx, o->pinned_sums, o->device_sums, 2 * sizeof(double) * o->grains, stream);
     if (!status) status = d->synchronize(d->ctx, stream);
     if (status) return dsi_fail(&o->error, status, "ds_optim_measure: the device failed");
     for (size_t i = 0; i < count; i++) {
@@ -3237,8 +3384,8 @@ DS_API ds_status ds_optim_measure_on(ds_optim *o, const ds_optim_slice *slices, 
             return dsi_fail(&o->error, DS_ERR_STATE, "ds_optim_measure: \"%s\" needs no norms",
                             o->items[slices[i].tensor].tensor.name);
     if (o->combined) return dsi_fail(&o->error, DS_ERR_STATE, "ds_optim_measure: norms were combined already");
-    if (dsi_optim_takes_kernels(o, slices, count)) return dsi_optim_measure_on_device(o, slices, count, stream);
     if (dsi_optim_is(o, DSI_OPTIM_ONE_BIT) && o->step == 0) return DS_OK;
+    if (dsi_optim_takes_kernels(o, slices, count)) return dsi_optim_measure_on_device(o, slices, count, stream);
     dsi_optim_run(o, DSI_OPTIM_MEASURE, 0, slices, count);
     for (size_t i = 0; i < count; i++)
         if (dsi_optim_now_whole(o, &o->items[slices[i].tensor])) {
@@ -3306,8 +3453,7 @@ DS_API ds_status ds_optim_end(ds_optim *o) {
     if (!o->open) return dsi_fail(&o->error, DS_ERR_STATE, "ds_optim_end: no step is open");
     o->step++;
     o->open = false;
-    dsi_optim_one_bit_end(o);
-    return DS_OK;
+    return dsi_optim_one_bit_end(o);
 }
 DS_API void ds_optim_cancel(ds_optim *o) {
     o->open = false;

@@ -93,8 +93,8 @@ ON A GPU
         desc.device = &device, desc.kernels = &kernels;
     Parameters, gradients, buckets and what is not offloaded are the device's memory: slots, gradients and buffers that the
     model gives and gets point there. No CUDA type shows; link ds_kernels.o, or fill the tables yourself. Ranks need a
-    communicator whose ds_comm_desc.device (and, to sum there, .kernels) is set: "nccl" sends device memory as it is, others
-    copy it through the host. The results have the CPU's bits.
+    communicator whose ds_comm_desc.device is set, and .kernels to sum there and for the 1-bit family: "nccl" sends device
+    memory as it is, others copy it through the host. The results have the CPU's bits.
     Every call that takes a stream orders its work after what that stream has to do, and returns before it is done: the
     gradient that ds_zero_grad was given may be written again by work that comes on the stream later. Use one stream, or
     order others after it. What was released may still be read by work that is on the stream of the last call already.
@@ -102,8 +102,8 @@ ON A GPU
     offload_param come while the model computes, and new weights go up while the CPU updates the next piece. With
     offload_optimizer gradients come down bucket by bucket and the CPU updates (with ratio both sides do); a sub-group is
     then at most 4 Mi elements. The CPU also updates, from states in host memory, for an optimizer that the kernels lack
-    (log id 12): the 1-bit family, one of your own, and Muon with some of its states offloaded. With
-    sparse_gradients kernels find, send and add the rows, if the communicator has .kernels.
+    (log id 12): one of your own, and Muon with some of its states offloaded. With sparse_gradients kernels find, send and
+    add the rows, if the communicator has .kernels.
 
 STEP BY STEP
     1. ds_config_parse the JSON; ds_zero_unclaimed(config) names keys that nothing acts on: stop there.
@@ -2820,8 +2820,9 @@ static ds_status dsi_zero_update_to(ds_zero *z, size_t count) {
         return status;
     }
     z->updated = count;
-    if (count == z->n_train && !z->measuring) (void)ds_optim_end(z->optim); /* it is open */
-    return DS_OK;
+    if (count < z->n_train || z->measuring) return DS_OK;
+    status = ds_optim_end(z->optim); /* it is open */
+    return status ? dsi_zero_die(z, status, "optimizer step", ds_optim_error(z->optim)->message) : DS_OK;
 }
 
 /* Where the disk holds the states and pipeline_write allows it, a step ends before its update does: a tensor is updated when
@@ -3166,8 +3167,8 @@ static ds_status dsi_zero_error_read(void *ctx, size_t begin, size_t count, void
     dsi_zero_source *s = (dsi_zero_source *)ctx;
     size_t row = 0;
     const float *memory = ds_optim_error_buffer(s->z->optim, (size_t)s->array / 3, s->array % 3, &row);
-    memcpy(out, memory + (begin - row * (size_t)s->z->rank), count * sizeof(float));
-    return DS_OK;
+    dsi_zero_copy_now(s->z, out, memory + (begin - row * (size_t)s->z->rank), count * sizeof(float));
+    return dsi_zero_ended(s->z, DS_OK);
 }
 
 /* A tensor of which each rank has a row: `t` has its name and this rank's part. */
@@ -3197,20 +3198,26 @@ static ds_status dsi_zero_save_errors(ds_zero *z, ds_checkpoint_writer *w, dsi_z
     return DS_OK;
 }
 
-/* At another world size the feedback starts from zero. */
+/* Through the scratch, as the buffer may be the device's. At another world size the feedback starts from zero. */
 static ds_status dsi_zero_load_errors(ds_zero *z, ds_checkpoint *c) {
     for (size_t k = 0; k < dsi_zero_errors(z); k++) {
+        char name[64];
         ds_checkpoint_tensor t;
         ds_checkpoint_info info;
-        float *memory = dsi_zero_error_row(z, k, &t, (char *)z->scratch, DSI_ZERO_CHUNK);
-        if (ds_checkpoint_find(c, t.name, &info) || info.shape[0] != (size_t)z->world) {
-            ds_optim_reset_errors(z->optim);
-            return DS_OK;
+        float *memory = dsi_zero_error_row(z, k, &t, name, sizeof name);
+        if (ds_checkpoint_find(c, name, &info) || info.shape[0] != (size_t)z->world) {
+            ds_status status = ds_optim_reset_errors(z->optim);
+            return status ? dsi_zero_die(z, status, "load", ds_optim_error(z->optim)->message) : DS_OK;
         }
-        if (ds_checkpoint_read(c, t.name, t.begin, t.count, DS_F32, memory))
-            return dsi_zero_fail(z, ds_checkpoint_error(c)->status, "load: %.480s", ds_checkpoint_error(c)->message);
+        for (size_t at = 0; at < t.count; at += DSI_ZERO_CHUNK) {
+            size_t n = t.count - at < DSI_ZERO_CHUNK ? t.count - at : DSI_ZERO_CHUNK;
+            if (ds_checkpoint_read(c, name, t.begin + at, n, DS_F32, z->scratch))
+                return dsi_zero_fail(z, ds_checkpoint_error(c)->status, "load: %.480s",
+                                     ds_checkpoint_error(c)->message);
+            dsi_zero_copy_now(z, memory + at, z->scratch, n * sizeof(float));
+        }
     }
-    return DS_OK;
+    return dsi_zero_ended(z, DS_OK);
 }
 
 /* ZeroOneAdam undoes local steps to a rounding, which is another on each rank: so that a resumed run has the same bits, each
@@ -3932,10 +3939,17 @@ static ds_status dsi_zero_exchange(void *ctx, const void *mine, void *all, size_
         return dsi_zero_comm_failed(z, "exchange of the optimizer's norms", NULL);
     return DS_OK;
 }
-static ds_status dsi_zero_average(void *ctx, float *buffer, float *worker_error, float *server_error, size_t count) {
+static ds_status dsi_zero_average(void *ctx, float *buffer, float *worker_error, float *server_error, size_t count,
+                                  void *stream) {
     ds_zero *z = (ds_zero *)ctx;
-    if (ds_comm_one_bit_all_reduce(z->comm, buffer, buffer, count, worker_error, server_error, z->one_bit_scratch))
-        return dsi_zero_comm_failed(z, "compressed average of momenta", NULL);
+    ds_status status;
+    if (z->gpu)
+        status = ds_comm_one_bit_all_reduce_on(z->comm, buffer, buffer, count, worker_error, server_error,
+                                               z->one_bit_scratch, stream);
+    else
+        status =
+            ds_comm_one_bit_all_reduce(z->comm, buffer, buffer, count, worker_error, server_error, z->one_bit_scratch);
+    if (status) return dsi_zero_comm_failed(z, "compressed average of momenta", NULL);
     return DS_OK;
 }
 
@@ -4507,7 +4521,8 @@ static ds_status dsi_zero_memory(ds_zero *z, const ds_zero_desc *d, bool take, d
     for (n = 0; n < (z->one_bit && z->world > 1 ? ds_optim_error_buffers(z->optim) : 0); n++) {
         size_t count = 0, bytes;
         (void)ds_optim_error_buffer(z->optim, n, 0, &count);
-        bytes = ds_comm_one_bit_sizes(z->world, count).scratch_bytes;
+        bytes =
+            z->gpu ? ds_comm_one_bit_scratch_on(z->world, count) : ds_comm_one_bit_sizes(z->world, count).scratch_bytes;
         if (bytes > z->one_bit_bytes) z->one_bit_bytes = bytes;
     }
     DSI_ZERO_ROW(z->near, DS_ZERO_PARAMS, DS_ZERO_DEVICE, z->near_bytes, "the node's copy of parameters")
@@ -4524,7 +4539,7 @@ static ds_status dsi_zero_memory(ds_zero *z, const ds_zero_desc *d, bool take, d
     dsi_zero_size_rows(z);
     DSI_ZERO_ROW(z->rows_device, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->rows_bytes[0], "rows of sparse gradients")
     DSI_ZERO_ROW(z->rows_host, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->rows_bytes[1], "indices of sparse gradients")
-    DSI_ZERO_ROW(z->one_bit_scratch, DS_ZERO_BUCKETS, near, z->one_bit_bytes, "the compressed average")
+    DSI_ZERO_ROW(z->one_bit_scratch, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->one_bit_bytes, "the compressed average")
     DSI_ZERO_ROW(z->losses, DS_ZERO_BOOKKEEPING, near, (size_t)z->accumulation * sizeof(double), "losses")
 #undef DSI_ZERO_ROW
     return status;
@@ -4821,6 +4836,16 @@ static ds_status dsi_zero_log_comm(ds_zero *z, const ds_config *c, ds_error *err
     return DS_OK;
 }
 
+/* The 1-bit optimizers' average must find the kernels when it is first called, many steps from here. */
+static ds_status dsi_zero_check_average(ds_zero *z, ds_error *error) {
+    ds_status status;
+    if (!z->gpu || !z->one_bit || !z->comm) return DS_OK;
+    status = ds_comm_one_bit_all_reduce_on(z->comm, NULL, NULL, 0, NULL, NULL, NULL, NULL);
+    if (!status) return DS_OK;
+    return dsi_fail(error, status, "optimizer.type: %s on a GPU: %.400s", ds_optim_type_name(z->optim),
+                    ds_comm_error(z->comm)->message);
+}
+
 static ds_status dsi_zero_build(ds_zero *z, const ds_zero_desc *d, ds_error *error) {
     ds_status status;
     size_t at = 0;
@@ -4834,6 +4859,7 @@ static ds_status dsi_zero_build(ds_zero *z, const ds_zero_desc *d, ds_error *err
     }
     z->shares = z->comm && !z->gpu && !z->allocator.alloc && strcmp(ds_comm_backend(z->comm), "shm") == 0;
     status = dsi_zero_log_comm(z, d->config, error);
+    if (!status) status = dsi_zero_check_average(z, error);
     if (!status) status = dsi_zero_make_streams(z, error);
     if (!status) status = dsi_zero_memory(z, d, true, error);
     if (!status && z->dead) status = dsi_fail(error, z->error.status, "%s", z->error.message);
@@ -4959,7 +4985,7 @@ DS_API void ds_zero_destroy(ds_zero *z) {
     dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->quantized, z->quantized_bytes);
     dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->rows_device, z->rows_bytes[0]);
     dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->rows_host, z->rows_bytes[1]);
-    dsi_zero_put(z, DS_ZERO_BUCKETS, near, z->one_bit_scratch, z->one_bit_bytes);
+    dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->one_bit_scratch, z->one_bit_bytes);
     dsi_zero_put(z, DS_ZERO_BUCKETS, near, z->scratch, DSI_ZERO_CHUNK * sizeof(float));
     for (size_t n = 0; n < 2; n++) {
         dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->stages[n].side[0], z->side_bytes[0]);

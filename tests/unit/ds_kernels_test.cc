@@ -51,7 +51,7 @@ struct on_device {
     bool equals(const void *host) {
         std::string now(bytes, 0);
         back(&now[0]);
-        return memcmp(now.data(), host, bytes) == 0;
+        return bytes == 0 || memcmp(now.data(), host, bytes) == 0;
     }
 };
 // A float of any size: most near 1, some zero, denormal or huge.
@@ -80,7 +80,7 @@ struct tensor_pair {
     size_t count;
     ds_dtype grad_dtype, weights_dtype;
     bool weights16;
-    std::vector<char> master, state[2], grad, weights;
+    std::vector<char> master, state[3], grad, weights;
     std::vector<on_device *> device;
     tensor_pair(size_t count_, ds_dtype g, int w, size_t shift, int states) : count(count_), grad_dtype(g) {
         weights16 = w != 0;
@@ -88,7 +88,7 @@ struct tensor_pair {
         master = random_array(DS_F32, count);
         grad = random_array(g, count);
         weights.resize(2 * count);
-        for (int k = 0; k < 2; k++) {
+        for (int k = 0; k < 3; k++) {
             state[k] = random_array(DS_F32, count);
             for (size_t i = 0; i < count; i++) { // second moments are not negative
                 float x;
@@ -97,8 +97,12 @@ struct tensor_pair {
                 memcpy(&state[k][4 * i], &x, 4);
             }
         }
-        const std::vector<char> *all[] = {&master, &grad, &weights, states > 0 ? &state[0] : NULL,
-                                          states > 1 ? &state[1] : NULL};
+        const std::vector<char> *all[] = {&master,
+                                          &grad,
+                                          &weights,
+                                          states > 0 ? &state[0] : NULL,
+                                          states > 1 ? &state[1] : NULL,
+                                          states > 2 ? &state[2] : NULL};
         for (const std::vector<char> *a : all)
             device.push_back(a ? new on_device(a->data(), a->size(), shift * (a == &grad || a == &weights ? 2 : 4))
                                : NULL);
@@ -115,14 +119,15 @@ struct tensor_pair {
         s.master = (float *)(void *)(on_gpu ? device[0]->at : master.data());
         s.grad = on_gpu ? device[1]->at : grad.data();
         s.weights16 = !weights16 ? NULL : on_gpu ? device[2]->at : weights.data();
-        for (int k = 0; k < 2; k++)
+        for (int k = 0; k < 3; k++)
             if (device[(size_t)(3 + k)])
                 s.state[k] = (float *)(void *)(on_gpu ? device[(size_t)(3 + k)]->at : state[k].data());
         return s;
     }
     bool same() {
-        return device[0]->equals(master.data()) && (!weights16 || device[2]->equals(weights.data())) &&
-               (!device[3] || device[3]->equals(state[0].data())) && (!device[4] || device[4]->equals(state[1].data()));
+        bool fine = device[0]->equals(master.data()) && (!weights16 || device[2]->equals(weights.data()));
+        for (size_t k = 0; k < 3; k++) fine = fine && (!device[3 + k] || device[3 + k]->equals(state[k].data()));
+        return fine;
     }
 };
 static ds_optim *make_optim(const char *type, const ds_optim_params *groups, size_t group_count,
@@ -138,13 +143,13 @@ static ds_optim *make_optim(const char *type, const ds_optim_params *groups, siz
     return o;
 }
 static void step_both(ds_optim *cpu, ds_optim *on_gpu, std::vector<ds_optim_slice> &host,
-                      std::vector<ds_optim_slice> &device, void *stream) {
+                      std::vector<ds_optim_slice> &device, void *stream, double clip = 0.75) {
     ds_optim *const both[2] = {cpu, on_gpu};
     std::vector<ds_optim_slice> *const slices[2] = {&host, &device};
     for (int k = 0; k < 2; k++) {
         ds_optim *o = both[k];
-        CHECK_EQ(ds_optim_begin(o, 1.0 / 1024, 0.75, 1), DS_OK);
-        if (ds_optim_tensor_work(o, 0) == DS_OPTIM_BY_NORM) {
+        CHECK_EQ(ds_optim_begin(o, 1.0 / 1024, clip, 1), DS_OK);
+        if (ds_optim_tensor_work(o, 0) == DS_OPTIM_BY_NORM || ds_optim_tensor_work(o, 0) == DS_OPTIM_WHOLE_BY_NORM) {
             CHECK_EQ(ds_optim_measure_on(o, slices[k]->data(), slices[k]->size(), stream), DS_OK);
             CHECK_EQ(ds_optim_combine(o), DS_OK);
         }
@@ -242,6 +247,107 @@ static void check_muon(ds_optim_ns method, int steps, bool nesterov) {
     gpu.stream_destroy(gpu.ctx, stream);
     ds_optim_destroy(cpu);
     ds_optim_destroy(on_gpu);
+}
+
+// The 1-bit family over whole tensors, from the step that only counts over the freeze to compressed steps. The average is that
+// of one rank, which still loses what signs lose; or there is none.
+struct alone {
+    ds_comm *comm;
+    void *scratch;
+    size_t calls;
+    bool on_gpu;
+};
+static ds_status average_alone(void *ctx, float *buffer, float *worker, float *server, size_t count, void *stream) {
+    alone *a = (alone *)ctx;
+    a->calls++;
+    return a->on_gpu ? ds_comm_one_bit_all_reduce_on(a->comm, buffer, buffer, count, worker, server, a->scratch, stream)
+                     : ds_comm_one_bit_all_reduce(a->comm, buffer, buffer, count, worker, server, a->scratch);
+}
+// What each remembers besides: errors, padding, counters and factors.
+static bool same_inside(ds_optim *cpu, ds_optim *on_gpu) {
+    const size_t bytes = ds_optim_save_bytes(cpu);
+    std::vector<char> a(bytes), b(bytes);
+    ds_optim_save(cpu, a.data());
+    ds_optim_save(on_gpu, b.data());
+    bool fine = bytes == ds_optim_save_bytes(on_gpu) && a == b;
+    for (size_t i = 0; i < ds_optim_error_buffers(cpu); i++)
+        for (int which = 0; which < 3; which++) {
+            size_t n = 0, m = 0;
+            const float *x = ds_optim_error_buffer(cpu, i, which, &n), *y = ds_optim_error_buffer(on_gpu, i, which, &m);
+            std::vector<float> copy(m + 1);
+            CHECK_EQ(gpu.copy(gpu.ctx, copy.data(), y, m * sizeof(float), NULL), DS_OK);
+            CHECK_EQ(gpu.synchronize(gpu.ctx, NULL), DS_OK);
+            fine = fine && n == m && memcmp(x, copy.data(), n * sizeof(float)) == 0;
+        }
+    return fine;
+}
+static void check_one_bit(const char *type, bool averages, int freeze, uint64_t seed) {
+    static const size_t counts[] = {1, 0, 1024, 5000, 70};
+    enum { ROOM = 8192 };
+    const size_t each = sizeof counts / sizeof *counts;
+    std::vector<ds_optim_tensor> tensors(each);
+    std::vector<tensor_pair *> pairs;
+    std::vector<ds_optim_slice> slices[2];
+    std::vector<char> room(ds_comm_one_bit_sizes(1, ROOM).scratch_bytes), room_on(ds_comm_one_bit_scratch_on(1, ROOM));
+    on_device scratch(room_on.data(), room_on.size());
+    ds_optim_params params[2];
+    ds_optim *o[2];
+    ds_comm *comm;
+    ds_comm_desc cd;
+    void *stream;
+    set_order(seed);
+    memset(&cd, 0, sizeof cd);
+    cd.backend = "self", cd.device = gpu, cd.kernels = &comm_kernels;
+    CHECK_EQ(ds_comm_create(&cd, &comm, NULL), DS_OK);
+    alone mine[2] = {{comm, room.data(), 0, false}, {comm, scratch.at, 0, true}};
+    CHECK_EQ(ds_optim_params_default(type, &params[0]), DS_OK);
+    params[0].lr = 0.03, params[0].weight_decay = 0.1;
+    params[0].freeze_step = freeze, params[0].var_freeze_step = freeze, params[0].var_update_scaler = 2;
+    params[0].local_step_scaler = 3, params[0].local_step_clipper = 4;
+    params[1] = params[0];
+    params[1].weight_decay = 0;
+    for (size_t i = 0; i < each; i++) {
+        memset(&tensors[i], 0, sizeof tensors[i]);
+        tensors[i].name = "t", tensors[i].rows = 1, tensors[i].cols = counts[i], tensors[i].group = i % 2;
+    }
+    for (int k = 0; k < 2; k++) {
+        ds_optim_desc desc;
+        ds_error error;
+        memset(&desc, 0, sizeof desc);
+        desc.type = type, desc.groups = params, desc.group_count = 2;
+        desc.tensors = tensors.data(), desc.tensor_count = each;
+        if (averages) desc.average.average = average_alone, desc.average.ctx = &mine[k];
+        if (k) desc.kernels = &optim_kernels, desc.device = &gpu, desc.all_on_device = true;
+        if (!CHECK(ds_optim_create(&desc, &o[k], &error) == DS_OK)) printf("%s\n", error.message), exit(1);
+    }
+    CHECK_EQ(gpu.stream_create(gpu.ctx, &stream), DS_OK);
+    for (size_t i = 0; i < each; i++) {
+        pairs.push_back(new tensor_pair(counts[i], floats[(i + seed) % 3], (int)(i % 3), i % 4 == 3,
+                                        (int)ds_optim_state_count(o[0], i)));
+        for (int k = 0; k < 2; k++) slices[k].push_back(pairs[i]->slice(i, k));
+    }
+    CHECK_EQ(gpu.synchronize(gpu.ctx, NULL), DS_OK);
+    for (int step = 0; step < freeze + 7; step++) {
+        for (size_t i = 0; i < each; i++) { // another gradient
+            tensor_pair *const p = pairs[i];
+            p->grad = random_array(p->grad_dtype, p->count);
+            p->device[1]->from(p->grad.data());
+            slices[0][i].grad = p->grad.data();
+        }
+        CHECK_EQ(gpu.synchronize(gpu.ctx, NULL), DS_OK);
+        step_both(o[0], o[1], slices[0], slices[1], stream, ds_optim_refuses_clipping(o[0]) ? 1 : 0.75);
+        CHECK_EQ(gpu.synchronize(gpu.ctx, stream), DS_OK);
+        bool fine = same_inside(o[0], o[1]) && mine[0].calls == mine[1].calls;
+        for (tensor_pair *p : pairs) fine = fine && p->same();
+        if (!test_check(fine, __FILE__, __LINE__, "%s: step %d of %d differs", type, step + 1, freeze)) break;
+    }
+    CHECK_EQ(mine[1].calls > 0, averages);
+    for (int k = 0; k < 2; k++) CHECK_EQ(ds_optim_reset_errors(o[k]), DS_OK);
+    CHECK(same_inside(o[0], o[1]));
+    for (tensor_pair *p : pairs) delete p;
+    gpu.stream_destroy(gpu.ctx, stream);
+    for (ds_optim *one : o) ds_optim_destroy(one);
+    ds_comm_destroy(comm);
 }
 
 // ---- attention: each element within the bound that its own arithmetic gives, around a reference in fp64 ----
@@ -680,6 +786,35 @@ int main(int argc, char **argv) {
         desc.all_on_device = true, desc.device = NULL;
         CHECK_EQ(ds_optim_create(&desc, &o, &error), DS_ERR_ARGUMENT);
         CHECK_HAS(error.message, "desc.device");
+    }
+    static const char *const one_bits[] = {"OneBitAdam", "ZeroOneAdam", "OneBitLamb"};
+    for (const char *type : one_bits) TEST_NAMED(type) {
+            for (int averages = 0; averages < 2; averages++)
+                for (int freeze = 2; freeze <= 4; freeze++) check_one_bit(type, averages, freeze, (uint64_t)freeze);
+            CHECK(!EMULATED || strcmp(type, "OneBitLamb") != 0 || launches("one_bit_lamb") > 0);
+        }
+    TEST(one_bit_refusals) {
+        const float *const no_masks[1] = {NULL};
+        ds_optim_desc desc;
+        ds_optim_params params;
+        ds_optim *o;
+        ds_error error;
+        CHECK_EQ(ds_optim_params_default("OneBitLamb", &params), DS_OK);
+        memset(&desc, 0, sizeof desc);
+        desc.type = "OneBitLamb", desc.groups = &params, desc.group_count = 1, desc.kernels = &optim_kernels;
+        desc.device = &gpu;
+        CHECK_EQ(ds_optim_create(&desc, &o, &error), DS_ERR_UNSUPPORTED);
+        CHECK_HAS(error.message, "1-bit family with all_on_device");
+        desc.all_on_device = true, desc.device = NULL;
+        CHECK_EQ(ds_optim_create(&desc, &o, &error), DS_ERR_ARGUMENT);
+        CHECK_HAS(error.message, "desc.device");
+        desc.device = &gpu, desc.masks = no_masks;
+        CHECK_EQ(ds_optim_create(&desc, &o, &error), DS_ERR_ARGUMENT);
+        CHECK_HAS(error.message, "takes no masks");
+        desc.masks = NULL, desc.group.size = 2;
+        desc.group.exchange = [](void *, const void *, void *, size_t) { return DS_OK; };
+        CHECK_EQ(ds_optim_create(&desc, &o, &error), DS_ERR_ARGUMENT);
+        CHECK_HAS(error.message, "needs desc.average for several ranks");
     }
     TEST(transpose_and_mirror) {
         static const size_t sizes[][2] = {{1, 1}, {1, 70}, {70, 1}, {32, 32}, {33, 65}, {100, 31}};

@@ -1398,8 +1398,10 @@ static ds_status broken_exchange(void *ctx, const void *mine, void *all, size_t 
     (void)mine, (void)all, (void)bytes;
     return --*(int *)ctx < 0 ? DS_ERR_PEER : DS_OK;
 }
-static ds_status counted_average(void *ctx, float *buffer, float *worker_error, float *server_error, size_t count) {
+static ds_status counted_average(void *ctx, float *buffer, float *worker_error, float *server_error, size_t count,
+                                 void *stream) {
     (void)worker_error, (void)server_error;
+    CHECK(stream == NULL);
     for (size_t i = 0; i < count; i++) buffer[i] *= 0.5f;
     return --*(int *)ctx < 0 ? DS_ERR_TIMEOUT : DS_OK;
 }
