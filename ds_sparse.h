@@ -61,7 +61,7 @@
               attends evenly). Say "never" with minus infinity.
    Results depend on neither threads nor SIMD level: each sum has one order, products reach sums through explicit fused
    multiply-adds only, and the exponential is a polynomial of its own (error below 2 ulp; below e^-87 it is 0). A head
-   of a batch does not depend on what else is in the batch. q is multiplied by scale before the product, in fp32.
+   of a batch does not depend on what else is in the batch. scale multiplies q (forward) or k (backward) before the product, in fp32.
 
    RANDOM BLOCKS  Row r of head h draws from splitmix64 whose state starts at the first number that splitmix64 gives when
    started at seed + 0x9E3779B97F4A7C15 * (1 + h * 2^32 + r), by Floyd's method: for j = columns - count .. columns - 1 take t = floor(top 32 bits * (j + 1) / 2^32), or j when t is
@@ -1882,12 +1882,12 @@ static const float *dsi_sparse_ready(const dsi_sparse_call *c, const void *from,
     return at;
 }
 static void dsi_sparse_unpack(const dsi_sparse_call *c, void *to, const ds_sparse_strides *stride, size_t unit,
-                              size_t i, float factor, const float *from) {
+                              size_t i, float factor, const float *from, size_t row) {
     const ds_sparse *s = c->s;
     const size_t fill = dsi_sparse_fill_of(c, i);
     for (size_t r = 0; r < fill; r++)
-        s->simd->narrow((char *)to + dsi_sparse_offset(c, stride, unit, i * s->block + r), c->io->dtype,
-                        from + r * s->width, factor, s->desc.head_dim);
+        s->simd->narrow((char *)to + dsi_sparse_offset(c, stride, unit, i * s->block + r), c->io->dtype, from + r * row,
+                        factor, s->desc.head_dim);
 }
 // (rows, width) times factor to (head_dim, columns). Rows past the block are zeros already, and so become the columns up
 // to the padded rows.
@@ -1935,19 +1935,29 @@ static void dsi_sparse_masks(const dsi_sparse_call *c, size_t unit, size_t i, si
             for (size_t k = r + 1; k < columns; k++) row[k * step] = -INFINITY;
     }
 }
+// How many of n ascending numbers are below `end`.
+static size_t dsi_sparse_below(const uint32_t *list, size_t n, size_t end) {
+    size_t low = 0;
+    if (!n || list[n - 1] < end) return n;
+    for (size_t high = n - 1; low < high;) {
+        const size_t middle = low + (high - low) / 2;
+        if (list[middle] < end)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
 // The blocks that row i sees (by_column: that see column i), without those past the length or behind the causal mask.
 static const uint32_t *dsi_sparse_seen(const dsi_sparse_call *c, size_t unit, size_t i, bool by_column, size_t *count) {
     const ds_sparse_layout *l = c->s->desc.layout;
     const size_t at = (dsi_sparse_head(c, unit) % l->info.patterns) * l->info.blocks + i;
     const size_t *start = (by_column ? l->column_start : l->row_start) + at;
     const uint32_t *list = (by_column ? l->rows : l->columns) + start[0];
-    const size_t last = c->s->desc.causal && !by_column ? i : c->blocks - 1;
-    size_t n = start[1] - start[0];
-    while (n && list[n - 1] > last) n--;
-    if (c->s->desc.causal && by_column)
-        for (; n && *list < i; n--) list++;
-    *count = n;
-    return list;
+    const size_t end = c->s->desc.causal && !by_column ? i + 1 : c->blocks, all = start[1] - start[0];
+    const size_t skipped = c->s->desc.causal && by_column ? dsi_sparse_below(list, all, i) : 0;
+    *count = dsi_sparse_below(list, all, end) - skipped;
+    return list + skipped;
 }
 
 // >>forward
@@ -2097,46 +2107,54 @@ static void dsi_sparse_forward_rows(void *arg, size_t begin, size_t end, unsigne
 // k and lse. A unit as a whole takes five products for each pair of blocks; when there are fewer units than workers,
 // rows (d_q) and columns (d_k, d_v) are shared out instead, at seven. Either way each gradient is summed in the same
 // order, so the bits are the same.
-static void dsi_sparse_pack_block(const dsi_sparse_call *c, size_t unit, size_t i, float *scratch) {
+// What row i brings to its pairs. `out` is packed, where it must be, in the place of a gradient that has not begun.
+static void dsi_sparse_pack_row(const dsi_sparse_call *c, size_t unit, size_t i) {
     const ds_sparse *s = c->s;
     const dsi_sparse_unit *u = &s->units[unit];
-    const size_t natural = i * s->rows * s->width, turned = i * s->desc.head_dim * s->columns;
-    const size_t fill = dsi_sparse_fill_of(c, i);
-    const float *from, *d_out;
+    const size_t natural = i * s->rows * s->width, fill = dsi_sparse_fill_of(c, i);
     size_t row, d_row;
-    dsi_sparse_pack(c, c->io->q, &c->in, unit, i, s->desc.scale, u->q + natural);
-    from = dsi_sparse_ready(c, c->io->k, &c->in, unit, i, u->k + natural, &row);
-    dsi_sparse_turn(s, from, row, 1.0f, u->k_turned + turned);
-    from = dsi_sparse_ready(c, c->io->v, &c->in, unit, i, scratch, &row);
-    dsi_sparse_turn(s, from, row, 1.0f, u->v_turned + turned);
+    const float *out, *d_out;
+    dsi_sparse_ready(c, c->io->q, &c->in, unit, i, u->q + natural, &row);
     d_out = dsi_sparse_ready(c, c->io->d_out, &c->out, unit, i, u->d_out + natural, &d_row);
-    from = dsi_sparse_ready(c, c->io->out, &c->out, unit, i, scratch, &row);
-    memset(u->d_q + natural, 0, s->rows * s->width * sizeof *u->d_q);
+    out = dsi_sparse_ready(c, c->io->out, &c->out, unit, i, u->d_q + natural, &row);
     for (size_t r = 0; r < s->rows; r++) {
         const float *lse = c->io->lse + 2 * ((c->first + unit) * c->tokens + i * s->block + r);
         const bool none = r >= fill || lse[0] == -INFINITY;
         // against +inf every exponential is 0: rows that saw nothing pass nothing on
         u->lse[2 * (i * s->rows + r)] = none ? INFINITY : lse[0];
         u->lse[2 * (i * s->rows + r) + 1] = none ? 0.0f : lse[1];
-        u->delta[i * s->rows + r] = s->simd->dot(d_out + r * d_row, from + r * row, s->width);
+        u->delta[i * s->rows + r] = s->simd->dot(d_out + r * d_row, out + r * row, s->width);
     }
+}
+// Keys and values of column j, turned, to `turned` floats from where the unit has them.
+static void dsi_sparse_pack_column(const dsi_sparse_call *c, size_t unit, size_t j, size_t turned, float *scratch) {
+    const ds_sparse *s = c->s;
+    const dsi_sparse_unit *u = &s->units[unit];
+    size_t row;
+    const float *from = dsi_sparse_ready(c, c->io->k, &c->in, unit, j, u->k + j * s->rows * s->width, &row);
+    dsi_sparse_turn(s, from, row, s->desc.scale, u->k_turned + turned);
+    from = dsi_sparse_ready(c, c->io->v, &c->in, unit, j, scratch, &row);
+    dsi_sparse_turn(s, from, row, 1.0f, u->v_turned + turned);
 }
 static void dsi_sparse_pack_backward(void *arg, size_t begin, size_t end, unsigned worker) {
     const dsi_sparse_call *c = (const dsi_sparse_call *)arg;
+    const ds_sparse *s = c->s;
     for (size_t index = begin; index < end; index++) {
         size_t i, unit = dsi_sparse_item(c, index, &i);
-        dsi_sparse_pack_block(c, unit, i, c->s->scratch[worker].one);
+        dsi_sparse_pack_row(c, unit, i);
+        dsi_sparse_pack_column(c, unit, i, i * s->desc.head_dim * s->columns, s->scratch[worker].one);
     }
 }
 // Probabilities of blocks i and j in x->scores, gradients of their scores in x->d_scores.
-static void dsi_sparse_pair(const dsi_sparse_call *c, size_t unit, size_t i, size_t j, const dsi_sparse_scratch *x) {
+static void dsi_sparse_pair(const dsi_sparse_call *c, size_t unit, size_t i, size_t j, size_t turned,
+                            const dsi_sparse_scratch *x) {
     const ds_sparse *s = c->s;
     const dsi_sparse_unit *u = &s->units[unit];
-    const size_t d = s->desc.head_dim, natural = i * s->rows * s->width, turned = j * d * s->columns;
-    size_t d_row;
+    const size_t d = s->desc.head_dim, natural = i * s->rows * s->width;
+    size_t row, d_row;
+    const float *q = dsi_sparse_at(c, c->io->q, &c->in, unit, i, u->q + natural, &row);
     const float *d_out = dsi_sparse_at(c, c->io->d_out, &c->out, unit, i, u->d_out + natural, &d_row);
-    s->simd->product(u->q + natural, s->width, 1, u->k_turned + turned, s->columns, d, x->scores, s->columns, s->rows,
-                     s->columns, false);
+    s->simd->product(q, row, 1, u->k_turned + turned, s->columns, d, x->scores, s->columns, s->rows, s->columns, false);
     dsi_sparse_masks(c, unit, i, j, x->scores, s->columns, 1);
     for (size_t r = 0, k0 = dsi_sparse_fill_of(c, j); k0 < s->columns && r < s->rows; r++) // keys past the length
         for (size_t k = k0; k < s->columns; k++) x->scores[r * s->columns + k] = -INFINITY;
@@ -2146,23 +2164,35 @@ static void dsi_sparse_pair(const dsi_sparse_call *c, size_t unit, size_t i, siz
         s->simd->gradients(x->scores + r * s->columns, x->d_scores + r * s->columns, u->lse + 2 * (i * s->rows + r),
                            u->delta[i * s->rows + r], s->columns);
 }
-static void dsi_sparse_add_d_q(const dsi_sparse_call *c, size_t unit, size_t i, size_t j, const dsi_sparse_scratch *x) {
-    const ds_sparse *s = c->s;
-    const dsi_sparse_unit *u = &s->units[unit];
-    size_t k_row;
-    const float *k = dsi_sparse_at(c, c->io->k, &c->in, unit, j, u->k + j * s->rows * s->width, &k_row);
-    s->simd->product(x->d_scores, s->columns, 1, k, k_row, s->block, u->d_q + i * s->rows * s->width, s->width, s->rows,
-                     s->width, true);
+// Where the gradient of q of row i is summed: in place, else in the unit's memory.
+static float *dsi_sparse_d_q_at(const dsi_sparse_call *c, size_t unit, size_t i, size_t *row) {
+    const float *packed = c->s->units[unit].d_q + i * c->s->rows * c->s->width;
+    return (float *)(uintptr_t)dsi_sparse_at(c, c->io->d_q, &c->in, unit, i, packed, row);
 }
-static void dsi_sparse_add_d_kv(const dsi_sparse_call *c, size_t unit, size_t i, const dsi_sparse_scratch *x) {
+static void dsi_sparse_add_d_q(const dsi_sparse_call *c, size_t unit, size_t i, size_t j, bool add,
+                               const dsi_sparse_scratch *x) {
+    const ds_sparse *s = c->s;
+    size_t row, k_row;
+    const float *k = dsi_sparse_at(c, c->io->k, &c->in, unit, j, s->units[unit].k + j * s->rows * s->width, &k_row);
+    float *d_q = dsi_sparse_d_q_at(c, unit, i, &row);
+    s->simd->product(x->d_scores, s->columns, 1, k, k_row, s->block, d_q, row, s->rows, s->width, add);
+}
+static void dsi_sparse_finish_d_q(const dsi_sparse_call *c, size_t unit, size_t i) {
+    const ds_sparse *s = c->s;
+    size_t row;
+    float *d_q = dsi_sparse_d_q_at(c, unit, i, &row);
+    dsi_sparse_unpack(c, c->io->d_q, &c->in, unit, i, s->desc.scale, d_q, row);
+}
+static void dsi_sparse_add_d_kv(const dsi_sparse_call *c, size_t unit, size_t i, bool add,
+                                const dsi_sparse_scratch *x) {
     const ds_sparse *s = c->s;
     const dsi_sparse_unit *u = &s->units[unit];
     const size_t natural = i * s->rows * s->width;
-    size_t d_row;
+    size_t row, d_row;
+    const float *q = dsi_sparse_at(c, c->io->q, &c->in, unit, i, u->q + natural, &row);
     const float *d_out = dsi_sparse_at(c, c->io->d_out, &c->out, unit, i, u->d_out + natural, &d_row);
-    s->simd->product(x->d_scores, 1, s->columns, u->q + natural, s->width, s->block, x->one, s->width, s->rows,
-                     s->width, true);
-    s->simd->product(x->scores, 1, s->columns, d_out, d_row, s->block, x->two, s->width, s->rows, s->width, true);
+    s->simd->product(x->d_scores, 1, s->columns, q, row, s->block, x->one, s->width, s->rows, s->width, add);
+    s->simd->product(x->scores, 1, s->columns, d_out, d_row, s->block, x->two, s->width, s->rows, s->width, add);
 }
 static void dsi_sparse_add_d_relative(const dsi_sparse_call *c, size_t unit, size_t i, size_t j,
                                       const dsi_sparse_scratch *x) {
@@ -2173,32 +2203,61 @@ static void dsi_sparse_add_d_relative(const dsi_sparse_call *c, size_t unit, siz
         for (size_t k = 0; k < columns; k++)
             to[dsi_sparse_distance(reach, i * s->block + r, j * s->block + k)] += x->d_scores[r * s->columns + k];
 }
+// d_q of a row that has seen no block is 0.
+static void dsi_sparse_no_d_q(const dsi_sparse_call *c, size_t unit, size_t i) {
+    size_t row;
+    float *d_q = dsi_sparse_d_q_at(c, unit, i, &row);
+    for (size_t r = 0; r < c->s->rows; r++) memset(d_q + r * row, 0, c->s->width * sizeof *d_q);
+    dsi_sparse_finish_d_q(c, unit, i);
+}
 static void dsi_sparse_backward_row(const dsi_sparse_call *c, size_t unit, size_t i, const dsi_sparse_scratch *x) {
     const ds_sparse *s = c->s;
     size_t count;
     const uint32_t *list = dsi_sparse_seen(c, unit, i, false, &count);
+    if (!count) dsi_sparse_no_d_q(c, unit, i);
     for (size_t e = 0; e < count; e++) {
-        dsi_sparse_pair(c, unit, i, list[e], x);
-        dsi_sparse_add_d_q(c, unit, i, list[e], x);
+        dsi_sparse_pair(c, unit, i, list[e], list[e] * s->desc.head_dim * s->columns, x);
+        dsi_sparse_add_d_q(c, unit, i, list[e], e > 0, x);
     }
-    dsi_sparse_unpack(c, c->io->d_q, &c->in, unit, i, s->desc.scale, s->units[unit].d_q + i * s->rows * s->width);
+    if (count) dsi_sparse_finish_d_q(c, unit, i);
 }
-// d_k and d_v of column j; whole: what the pairs give d_q and d_relative too
-static void dsi_sparse_backward_column(const dsi_sparse_call *c, size_t unit, size_t j, const dsi_sparse_scratch *x,
-                                       bool whole) {
+static void dsi_sparse_give_d_kv(const dsi_sparse_call *c, size_t unit, size_t j, size_t pairs,
+                                 const dsi_sparse_scratch *x) {
+    const ds_sparse *s = c->s;
+    if (!pairs) {
+        memset(x->one, 0, s->rows * s->width * sizeof *x->one);
+        memset(x->two, 0, s->rows * s->width * sizeof *x->two);
+    }
+    dsi_sparse_unpack(c, c->io->d_k, &c->in, unit, j, s->desc.scale, x->one, s->width);
+    dsi_sparse_unpack(c, c->io->d_v, &c->in, unit, j, 1.0f, x->two, s->width);
+}
+static void dsi_sparse_backward_column(const dsi_sparse_call *c, size_t unit, size_t j, const dsi_sparse_scratch *x) {
     const ds_sparse *s = c->s;
     size_t count;
     const uint32_t *list = dsi_sparse_seen(c, unit, j, true, &count);
-    memset(x->one, 0, s->rows * s->width * sizeof *x->one);
-    memset(x->two, 0, s->rows * s->width * sizeof *x->two);
     for (size_t e = 0; e < count; e++) {
-        dsi_sparse_pair(c, unit, list[e], j, x);
-        dsi_sparse_add_d_kv(c, unit, list[e], x);
-        if (whole) dsi_sparse_add_d_q(c, unit, list[e], j, x);
-        if (whole && c->io->d_relative) dsi_sparse_add_d_relative(c, unit, list[e], j, x);
+        dsi_sparse_pair(c, unit, list[e], j, j * s->desc.head_dim * s->columns, x);
+        dsi_sparse_add_d_kv(c, unit, list[e], e > 0, x);
     }
-    dsi_sparse_unpack(c, c->io->d_k, &c->in, unit, j, 1.0f, x->one);
-    dsi_sparse_unpack(c, c->io->d_v, &c->in, unit, j, 1.0f, x->two);
+    dsi_sparse_give_d_kv(c, unit, j, count, x);
+}
+// Column j of a unit that one worker does as a whole: what its pairs give d_q and d_relative too. A row is packed at its
+// first column and given at its last, so that with a narrow window all that is touched is in the cache.
+static void dsi_sparse_whole_column(const dsi_sparse_call *c, size_t unit, size_t j, const dsi_sparse_scratch *x) {
+    size_t pairs, count;
+    const uint32_t *list = dsi_sparse_seen(c, unit, j, true, &pairs);
+    if (pairs) dsi_sparse_pack_column(c, unit, j, 0, x->one);
+    for (size_t e = 0; e < pairs; e++) {
+        const size_t i = list[e];
+        const uint32_t *row = dsi_sparse_seen(c, unit, i, false, &count);
+        if (row[0] == j) dsi_sparse_pack_row(c, unit, i);
+        dsi_sparse_pair(c, unit, i, j, 0, x);
+        dsi_sparse_add_d_kv(c, unit, i, e > 0, x);
+        dsi_sparse_add_d_q(c, unit, i, j, row[0] != j, x);
+        if (c->io->d_relative) dsi_sparse_add_d_relative(c, unit, i, j, x);
+        if (row[count - 1] == j) dsi_sparse_finish_d_q(c, unit, i);
+    }
+    dsi_sparse_give_d_kv(c, unit, j, pairs, x);
 }
 static void dsi_sparse_backward_rows(void *arg, size_t begin, size_t end, unsigned worker) {
     const dsi_sparse_call *c = (const dsi_sparse_call *)arg;
@@ -2211,19 +2270,21 @@ static void dsi_sparse_backward_columns(void *arg, size_t begin, size_t end, uns
     const dsi_sparse_call *c = (const dsi_sparse_call *)arg;
     for (size_t index = begin; index < end; index++) {
         size_t j, unit = dsi_sparse_item(c, index, &j);
-        dsi_sparse_backward_column(c, unit, j, &c->s->scratch[worker], false);
+        dsi_sparse_backward_column(c, unit, j, &c->s->scratch[worker]);
     }
 }
 static void dsi_sparse_backward_units(void *arg, size_t begin, size_t end, unsigned worker) {
     const dsi_sparse_call *c = (const dsi_sparse_call *)arg;
     const ds_sparse *s = c->s;
     for (size_t unit = begin; unit < end; unit++) {
-        const dsi_sparse_unit *u = &s->units[unit];
-        if (c->io->d_relative) memset(u->d_relative, 0, (2 * c->io->relative_reach + 1) * sizeof(float));
-        for (size_t i = 0; i < c->blocks; i++) dsi_sparse_pack_block(c, unit, i, s->scratch[worker].one);
-        for (size_t j = 0; j < c->blocks; j++) dsi_sparse_backward_column(c, unit, j, &s->scratch[worker], true);
-        for (size_t i = 0; i < c->blocks; i++)
-            dsi_sparse_unpack(c, c->io->d_q, &c->in, unit, i, s->desc.scale, u->d_q + i * s->rows * s->width);
+        const size_t reach = 2 * c->io->relative_reach + 1;
+        if (c->io->d_relative) memset(s->units[unit].d_relative, 0, reach * sizeof(float));
+        for (size_t i = 0; i < c->blocks; i++) {
+            size_t count;
+            dsi_sparse_seen(c, unit, i, false, &count);
+            if (!count) dsi_sparse_no_d_q(c, unit, i);
+        }
+        for (size_t j = 0; j < c->blocks; j++) dsi_sparse_whole_column(c, unit, j, &s->scratch[worker]);
     }
 }
 
