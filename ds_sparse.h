@@ -1240,7 +1240,7 @@ DS_API void ds_sparse_layout_svg(const ds_sparse_layout *layout,
 
 #if defined(__GNUC__)
 #define DSI_SPARSE_INLINE         static inline __attribute__((always_inline))
-#define DSI_SPARSE_PREFETCH(from) __builtin_prefetch(from, 0, 2) // into the second-level cache: the first is full
+#define DSI_SPARSE_PREFETCH(from) __builtin_prefetch(from)
 #else
 #define DSI_SPARSE_INLINE         static inline
 #define DSI_SPARSE_PREFETCH(from) (void)(from)
@@ -1960,6 +1960,50 @@ static const uint32_t *dsi_sparse_seen(const dsi_sparse_call *c, size_t unit, si
     return list + skipped;
 }
 
+// What coming products are the first to read, where memory may be all that has it: a product asks the cache for some of
+// it as it goes, a few lines beside each tile, which is as much as a core can wait for at once.
+typedef struct dsi_sparse_asks {
+    size_t count;
+    const float *from[DSI_SPARSE_STRIP + 1]; // (rows, width)
+    size_t row[DSI_SPARSE_STRIP + 1];
+} dsi_sparse_asks;
+typedef struct dsi_sparse_share { // first .. last - 1 of `of`, and each `step` further
+    const dsi_sparse_asks *of;
+    size_t first, last, step;
+} dsi_sparse_share;
+
+static void dsi_sparse_ask_at(dsi_sparse_asks *asks, const float *from, size_t row) {
+    if (!from) return;
+    asks->from[asks->count] = from;
+    asks->row[asks->count++] = row;
+}
+// Inline by force: GCC drops calls that do nothing else.
+DSI_SPARSE_INLINE void dsi_sparse_ask(const dsi_sparse_share *share, size_t width, size_t begin, size_t end) {
+    for (size_t n = share->first; n < share->last; n++)
+        for (size_t k = n; k < share->of->count; k += share->step)
+            for (size_t r = begin; r < end; r++) {
+                const float *from = share->of->from[k] + r * share->of->row[k];
+                for (size_t e = 0; e < width; e += 16) DSI_SPARSE_PREFETCH(from + e);
+            }
+}
+// simd->product over all rows of a block, beside what it asks for.
+static void dsi_sparse_product(const ds_sparse *s, const dsi_sparse_share *share, const float *a, size_t a_row,
+                               size_t a_step, const float *b, size_t b_row, size_t depth, float *to, size_t to_row,
+                               size_t columns, bool add) {
+    const size_t panels = (columns + 31) / 32;
+    if (share->first >= share->of->count) {
+        s->simd->product(a, a_row, a_step, b, b_row, depth, to, to_row, s->rows, columns, add);
+        return;
+    }
+    for (size_t r = 0; r < s->rows; r += DSI_SPARSE_ROWS)
+        for (size_t p = 0; p < panels; p++) {
+            const size_t j = 32 * p, rest = columns - j;
+            dsi_sparse_ask(share, s->width, r + DSI_SPARSE_ROWS * p / panels, r + DSI_SPARSE_ROWS * (p + 1) / panels);
+            s->simd->product(a + r * a_row, a_row, a_step, b + j, b_row, depth, to + r * to_row + j, to_row,
+                             DSI_SPARSE_ROWS, rest < 32 ? rest : 32, add);
+        }
+}
+
 // >>forward
 static void dsi_sparse_pack_forward(void *arg, size_t begin, size_t end, unsigned worker) {
     const dsi_sparse_call *c = (const dsi_sparse_call *)arg;
@@ -2002,10 +2046,7 @@ typedef struct dsi_sparse_strip {
     const uint32_t *list; // what the row sees
     size_t count;
     size_t first, blocks; // of list
-    const float *q;       // where it is in place and not yet read
-    size_t q_row;
-    const float *k[DSI_SPARSE_STRIP], *v[DSI_SPARSE_STRIP];
-    size_t row[DSI_SPARSE_STRIP];
+    dsi_sparse_asks k, v; // and where they are in place and not yet touched, the row's q and out
 } dsi_sparse_strip;
 
 static void dsi_sparse_strip_at(const dsi_sparse_call *c, dsi_sparse_strip *p, size_t first) {
@@ -2013,23 +2054,23 @@ static void dsi_sparse_strip_at(const dsi_sparse_call *c, dsi_sparse_strip *p, s
     const dsi_sparse_unit *u = &s->units[p->unit];
     p->first = first;
     p->blocks = p->count - first < s->strip ? p->count - first : s->strip;
+    p->k.count = p->v.count = p->blocks;
     for (size_t t = 0; t < p->blocks; t++) {
         const size_t j = p->list[first + t], packed = j * s->rows * s->width;
-        p->k[t] = dsi_sparse_at(c, c->io->k, &c->in, p->unit, j, u->k + packed, &p->row[t]);
-        p->v[t] = dsi_sparse_at(c, c->io->v, &c->in, p->unit, j, u->v + packed, &p->row[t]);
+        p->k.from[t] = dsi_sparse_at(c, c->io->k, &c->in, p->unit, j, u->k + packed, &p->k.row[t]);
+        p->v.from[t] = dsi_sparse_at(c, c->io->v, &c->in, p->unit, j, u->v + packed, &p->v.row[t]);
     }
 }
 static void dsi_sparse_strip_first(const dsi_sparse_call *c, dsi_sparse_strip *p, size_t index) {
+    const float *q, *out;
+    size_t q_row, out_row;
     p->unit = dsi_sparse_item(c, index, &p->i);
     p->list = dsi_sparse_seen(c, p->unit, p->i, false, &p->count);
-    p->q = dsi_sparse_at(c, c->io->q, &c->in, p->unit, p->i, NULL, &p->q_row);
     dsi_sparse_strip_at(c, p, 0);
-}
-// Products go by eight rows, and each asks the cache for eight rows that the same product of the next strip reads: where
-// blocks are used once, they would wait for memory. Inline by force: GCC drops calls that do nothing else.
-DSI_SPARSE_INLINE void dsi_sparse_ask(const ds_sparse *s, const float *from, size_t row, size_t r) {
-    for (size_t i = r; i < r + DSI_SPARSE_ROWS; i++)
-        for (size_t e = 0; e < s->width; e += 16) DSI_SPARSE_PREFETCH(from + i * row + e);
+    q = dsi_sparse_at(c, c->io->q, &c->in, p->unit, p->i, NULL, &q_row);
+    out = dsi_sparse_at(c, c->io->out, &c->out, p->unit, p->i, NULL, &out_row);
+    dsi_sparse_ask_at(&p->k, q, q_row);
+    dsi_sparse_ask_at(&p->v, out, out_row);
 }
 static void dsi_sparse_begin(const dsi_sparse_call *c, const dsi_sparse_strip *p, const dsi_sparse_scratch *x) {
     const ds_sparse *s = c->s;
@@ -2046,12 +2087,9 @@ static void dsi_sparse_scores(const dsi_sparse_call *c, const dsi_sparse_strip *
     const ds_sparse *s = c->s;
     for (size_t t = 0; t < p->blocks; t++) { // rows past a block are written over by the next one, or not read
         float *const scores = x->scores + t * s->block * s->columns;
-        for (size_t r = 0; r < s->rows; r += DSI_SPARSE_ROWS) {
-            for (size_t n = t; n < next->blocks; n += p->blocks) dsi_sparse_ask(s, next->k[n], next->row[n], r);
-            if (!t && next->q) dsi_sparse_ask(s, next->q, next->q_row, r);
-            s->simd->product(p->k[t] + r * p->row[t], p->row[t], 1, x->one, s->columns, s->desc.head_dim,
-                             scores + r * s->columns, s->columns, DSI_SPARSE_ROWS, s->columns, false);
-        }
+        const dsi_sparse_share share = {&next->k, t, t + 1, p->blocks};
+        dsi_sparse_product(s, &share, p->k.from[t], p->k.row[t], 1, x->one, s->columns, s->desc.head_dim, scores,
+                           s->columns, s->columns, false);
         dsi_sparse_masks(c, p->unit, p->i, p->list[p->first + t], scores, 1, s->columns);
     }
 }
@@ -2061,16 +2099,14 @@ static void dsi_sparse_values(const dsi_sparse_call *c, const dsi_sparse_strip *
     const uint32_t *list = p->list + p->first;
     const bool joined = s->block == s->rows;                           // neighbours in a strip are so among the values,
     const size_t whole = c->direct ? c->tokens / s->block : c->blocks; // but for a last block that is packed apart
+    dsi_sparse_share share = {&next->v, 0, 0, p->blocks};
     for (size_t t = 0, run, depth; t < p->blocks; t += run) {
         const float *scores = x->scores + t * s->block * s->columns;
         for (run = 1; joined && t + run < p->blocks && list[t + run] == list[t] + run && list[t] + run < whole;) run++;
         depth = (t + run < p->blocks ? (t + run) * s->block : keys) - t * s->block;
-        for (size_t r = 0; r < s->rows; r += DSI_SPARSE_ROWS) {
-            for (size_t n = t; n < next->blocks && (n < t + run || t + run == p->blocks); n++)
-                dsi_sparse_ask(s, next->v[n], next->row[n], r);
-            s->simd->product(scores + r, 1, s->columns, p->v[t], p->row[t], depth, x->two + r * s->width, s->width,
-                             DSI_SPARSE_ROWS, s->width, p->first + t > 0);
-        }
+        share.first = t, share.last = t + run;
+        dsi_sparse_product(s, &share, scores, 1, s->columns, p->v.from[t], p->v.row[t], depth, x->two, s->width,
+                           s->width, p->first + t > 0);
     }
 }
 static void dsi_sparse_forward_rows(void *arg, size_t begin, size_t end, unsigned worker) {
@@ -2084,7 +2120,7 @@ static void dsi_sparse_forward_rows(void *arg, size_t begin, size_t end, unsigne
         const dsi_sparse_strip *p = &strips[turn % 2];
         dsi_sparse_strip *next = &strips[(turn + 1) % 2];
         const size_t after = p->first + p->blocks;
-        next->q = NULL, next->blocks = 0;
+        next->k.count = next->v.count = 0;
         if (after < p->count) {
             next->unit = p->unit, next->i = p->i, next->list = p->list, next->count = p->count;
             dsi_sparse_strip_at(c, next, after);
@@ -2145,21 +2181,25 @@ static void dsi_sparse_pack_backward(void *arg, size_t begin, size_t end, unsign
         dsi_sparse_pack_column(c, unit, i, i * s->desc.head_dim * s->columns, s->scratch[worker].one);
     }
 }
+#define DSI_SPARSE_PRODUCTS 5 // of a pair; each asks for its part of `asks`
 // Probabilities of blocks i and j in x->scores, gradients of their scores in x->d_scores.
 static void dsi_sparse_pair(const dsi_sparse_call *c, size_t unit, size_t i, size_t j, size_t turned,
-                            const dsi_sparse_scratch *x) {
+                            const dsi_sparse_asks *asks, const dsi_sparse_scratch *x) {
     const ds_sparse *s = c->s;
     const dsi_sparse_unit *u = &s->units[unit];
     const size_t d = s->desc.head_dim, natural = i * s->rows * s->width;
+    dsi_sparse_share share = {asks, 0, 1, DSI_SPARSE_PRODUCTS};
     size_t row, d_row;
     const float *q = dsi_sparse_at(c, c->io->q, &c->in, unit, i, u->q + natural, &row);
     const float *d_out = dsi_sparse_at(c, c->io->d_out, &c->out, unit, i, u->d_out + natural, &d_row);
-    s->simd->product(q, row, 1, u->k_turned + turned, s->columns, d, x->scores, s->columns, s->rows, s->columns, false);
+    dsi_sparse_product(s, &share, q, row, 1, u->k_turned + turned, s->columns, d, x->scores, s->columns, s->columns,
+                       false);
     dsi_sparse_masks(c, unit, i, j, x->scores, s->columns, 1);
     for (size_t r = 0, k0 = dsi_sparse_fill_of(c, j); k0 < s->columns && r < s->rows; r++) // keys past the length
         for (size_t k = k0; k < s->columns; k++) x->scores[r * s->columns + k] = -INFINITY;
-    s->simd->product(d_out, d_row, 1, u->v_turned + turned, s->columns, d, x->d_scores, s->columns, s->rows, s->columns,
-                     false);
+    share.first = 1, share.last = 2;
+    dsi_sparse_product(s, &share, d_out, d_row, 1, u->v_turned + turned, s->columns, d, x->d_scores, s->columns,
+                       s->columns, false);
     for (size_t r = 0; r < s->rows; r++)
         s->simd->gradients(x->scores + r * s->columns, x->d_scores + r * s->columns, u->lse + 2 * (i * s->rows + r),
                            u->delta[i * s->rows + r], s->columns);
@@ -2170,12 +2210,13 @@ static float *dsi_sparse_d_q_at(const dsi_sparse_call *c, size_t unit, size_t i,
     return (float *)(uintptr_t)dsi_sparse_at(c, c->io->d_q, &c->in, unit, i, packed, row);
 }
 static void dsi_sparse_add_d_q(const dsi_sparse_call *c, size_t unit, size_t i, size_t j, bool add,
-                               const dsi_sparse_scratch *x) {
+                               const dsi_sparse_asks *asks, const dsi_sparse_scratch *x) {
     const ds_sparse *s = c->s;
     size_t row, k_row;
     const float *k = dsi_sparse_at(c, c->io->k, &c->in, unit, j, s->units[unit].k + j * s->rows * s->width, &k_row);
     float *d_q = dsi_sparse_d_q_at(c, unit, i, &row);
-    s->simd->product(x->d_scores, s->columns, 1, k, k_row, s->block, d_q, row, s->rows, s->width, add);
+    const dsi_sparse_share share = {asks, 4, 5, DSI_SPARSE_PRODUCTS};
+    dsi_sparse_product(s, &share, x->d_scores, s->columns, 1, k, k_row, s->block, d_q, row, s->width, add);
 }
 static void dsi_sparse_finish_d_q(const dsi_sparse_call *c, size_t unit, size_t i) {
     const ds_sparse *s = c->s;
@@ -2183,16 +2224,18 @@ static void dsi_sparse_finish_d_q(const dsi_sparse_call *c, size_t unit, size_t 
     float *d_q = dsi_sparse_d_q_at(c, unit, i, &row);
     dsi_sparse_unpack(c, c->io->d_q, &c->in, unit, i, s->desc.scale, d_q, row);
 }
-static void dsi_sparse_add_d_kv(const dsi_sparse_call *c, size_t unit, size_t i, bool add,
+static void dsi_sparse_add_d_kv(const dsi_sparse_call *c, size_t unit, size_t i, bool add, const dsi_sparse_asks *asks,
                                 const dsi_sparse_scratch *x) {
     const ds_sparse *s = c->s;
     const dsi_sparse_unit *u = &s->units[unit];
     const size_t natural = i * s->rows * s->width;
+    dsi_sparse_share share = {asks, 2, 3, DSI_SPARSE_PRODUCTS};
     size_t row, d_row;
     const float *q = dsi_sparse_at(c, c->io->q, &c->in, unit, i, u->q + natural, &row);
     const float *d_out = dsi_sparse_at(c, c->io->d_out, &c->out, unit, i, u->d_out + natural, &d_row);
-    s->simd->product(x->d_scores, 1, s->columns, q, row, s->block, x->one, s->width, s->rows, s->width, add);
-    s->simd->product(x->scores, 1, s->columns, d_out, d_row, s->block, x->two, s->width, s->rows, s->width, add);
+    dsi_sparse_product(s, &share, x->d_scores, 1, s->columns, q, row, s->block, x->one, s->width, s->width, add);
+    share.first = 3, share.last = 4;
+    dsi_sparse_product(s, &share, x->scores, 1, s->columns, d_out, d_row, s->block, x->two, s->width, s->width, add);
 }
 static void dsi_sparse_add_d_relative(const dsi_sparse_call *c, size_t unit, size_t i, size_t j,
                                       const dsi_sparse_scratch *x) {
@@ -2212,12 +2255,14 @@ static void dsi_sparse_no_d_q(const dsi_sparse_call *c, size_t unit, size_t i) {
 }
 static void dsi_sparse_backward_row(const dsi_sparse_call *c, size_t unit, size_t i, const dsi_sparse_scratch *x) {
     const ds_sparse *s = c->s;
+    dsi_sparse_asks none;
     size_t count;
     const uint32_t *list = dsi_sparse_seen(c, unit, i, false, &count);
+    none.count = 0;
     if (!count) dsi_sparse_no_d_q(c, unit, i);
     for (size_t e = 0; e < count; e++) {
-        dsi_sparse_pair(c, unit, i, list[e], list[e] * s->desc.head_dim * s->columns, x);
-        dsi_sparse_add_d_q(c, unit, i, list[e], e > 0, x);
+        dsi_sparse_pair(c, unit, i, list[e], list[e] * s->desc.head_dim * s->columns, &none, x);
+        dsi_sparse_add_d_q(c, unit, i, list[e], e > 0, &none, x);
     }
     if (count) dsi_sparse_finish_d_q(c, unit, i);
 }
@@ -2233,17 +2278,41 @@ static void dsi_sparse_give_d_kv(const dsi_sparse_call *c, size_t unit, size_t j
 }
 static void dsi_sparse_backward_column(const dsi_sparse_call *c, size_t unit, size_t j, const dsi_sparse_scratch *x) {
     const ds_sparse *s = c->s;
+    dsi_sparse_asks none;
     size_t count;
     const uint32_t *list = dsi_sparse_seen(c, unit, j, true, &count);
+    none.count = 0;
     for (size_t e = 0; e < count; e++) {
-        dsi_sparse_pair(c, unit, list[e], j, j * s->desc.head_dim * s->columns, x);
-        dsi_sparse_add_d_kv(c, unit, list[e], e > 0, x);
+        dsi_sparse_pair(c, unit, list[e], j, j * s->desc.head_dim * s->columns, &none, x);
+        dsi_sparse_add_d_kv(c, unit, list[e], e > 0, &none, x);
     }
     dsi_sparse_give_d_kv(c, unit, j, count, x);
+}
+// What the pair after this one is the first to touch, when `left` pairs of the column's list are.
+static void dsi_sparse_asks_of(const dsi_sparse_call *c, size_t unit, size_t j, const uint32_t *list, size_t left,
+                               dsi_sparse_asks *asks) {
+    const ds_sparse_io *io = c->io;
+    const void *column[] = {io->d_k, io->d_v, io->k, io->v}, *row[] = {io->q, io->d_q, io->d_out, io->out};
+    const size_t next = j + (left == 1);
+    size_t count, step;
+    asks->count = 0;
+    for (int n = 0; n < 4 && left == 1; n++) { // it ends the column, and another begins
+        const size_t at = n < 2 ? j : next;
+        const float *from = at < c->blocks ? dsi_sparse_at(c, column[n], &c->in, unit, at, NULL, &step) : NULL;
+        dsi_sparse_ask_at(asks, from, step);
+    }
+    if (next == c->blocks) return;
+    list = left == 1 ? dsi_sparse_seen(c, unit, next, true, &count) : list + 1;
+    if ((left == 1 && !count) || *dsi_sparse_seen(c, unit, *list, false, &count) != next) return;
+    for (int n = 0; n < 4; n++) {
+        const float *from = dsi_sparse_at(c, row[n], n < 2 ? &c->in : &c->out, unit, *list, NULL, &step);
+        dsi_sparse_ask_at(asks, from, step);
+    }
 }
 // Column j of a unit that one worker does as a whole: what its pairs give d_q and d_relative too. A row is packed at its
 // first column and given at its last, so that with a narrow window all that is touched is in the cache.
 static void dsi_sparse_whole_column(const dsi_sparse_call *c, size_t unit, size_t j, const dsi_sparse_scratch *x) {
+    dsi_sparse_asks asks;
     size_t pairs, count;
     const uint32_t *list = dsi_sparse_seen(c, unit, j, true, &pairs);
     if (pairs) dsi_sparse_pack_column(c, unit, j, 0, x->one);
@@ -2251,9 +2320,10 @@ static void dsi_sparse_whole_column(const dsi_sparse_call *c, size_t unit, size_
         const size_t i = list[e];
         const uint32_t *row = dsi_sparse_seen(c, unit, i, false, &count);
         if (row[0] == j) dsi_sparse_pack_row(c, unit, i);
-        dsi_sparse_pair(c, unit, i, j, 0, x);
-        dsi_sparse_add_d_kv(c, unit, i, e > 0, x);
-        dsi_sparse_add_d_q(c, unit, i, j, row[0] != j, x);
+        dsi_sparse_asks_of(c, unit, j, list + e, pairs - e, &asks);
+        dsi_sparse_pair(c, unit, i, j, 0, &asks, x);
+        dsi_sparse_add_d_kv(c, unit, i, e > 0, &asks, x);
+        dsi_sparse_add_d_q(c, unit, i, j, row[0] != j, &asks, x);
         if (c->io->d_relative) dsi_sparse_add_d_relative(c, unit, i, j, x);
         if (row[count - 1] == j) dsi_sparse_finish_d_q(c, unit, i);
     }
@@ -2433,6 +2503,7 @@ DS_API double ds_sparse_flops(const ds_sparse *s, size_t batch, size_t seq_len, 
 #undef DSI_SPARSE_LIST8
 #undef DSI_SPARSE_LOAD
 #undef DSI_SPARSE_PREFETCH
+#undef DSI_SPARSE_PRODUCTS
 #undef DSI_SPARSE_ROWS
 #undef DSI_SPARSE_STORE
 #undef DSI_SPARSE_STRIP
