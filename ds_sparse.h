@@ -1235,8 +1235,14 @@ DS_API void ds_sparse_layout_svg(const ds_sparse_layout *layout,
 // A dot product runs in 16 lanes that fold by halves, and the softmax of a query goes along one lane: so x1 (plain C),
 // x8 (AVX2) and x16 (AVX-512) give the same bits. Matrix products need no such care: each element is one chain of fma.
 #define DSI_SPARSE_LANES 16
-#define DSI_SPARSE_ROWS  8  // blocks are padded to this many rows
-#define DSI_SPARSE_STRIP 32 // blocks that forward takes at once, at most
+#define DSI_SPARSE_ROWS  8    // blocks are padded to this many rows
+#define DSI_SPARSE_STRIP 32   // blocks that forward takes at once, at most
+#define DSI_SPARSE_SPINS 1024 // that a caller waits for its workers before it sleeps
+#if DSI_SPARSE_X86
+#define DSI_SPARSE_PAUSE _mm_pause()
+#else
+#define DSI_SPARSE_PAUSE (void)0
+#endif
 
 #if defined(__GNUC__)
 #define DSI_SPARSE_INLINE         static inline __attribute__((always_inline))
@@ -1815,27 +1821,65 @@ typedef struct dsi_sparse_call {
     size_t batch, tokens, blocks; // tokens and blocks in use
     ds_sparse_strides in, out;
     size_t mask_row;
-    size_t element;      // bytes
-    size_t first, units; // of this turn
-    bool masked;         // a bias or a mask is there
-    bool direct;         // whole blocks of fp32 are read where they are
+    size_t element; // bytes
+    size_t first;   // unit 0 is this head of all batch items' heads
+    bool masked;    // a bias or a mask is there
+    bool direct;    // whole blocks of fp32 are read where they are
 } dsi_sparse_call;
 
-static void dsi_sparse_for(const dsi_sparse_call *c, size_t count,
-                           void (*body)(void *arg, size_t begin, size_t end, unsigned worker)) {
-    const ds_tasks *tasks = &c->s->tasks;
-    dsi_sparse_call copy = *c;
-    if (tasks->parallel_for)
-        tasks->parallel_for(tasks->ctx, count, 1, body, &copy);
-    else
-        body(&copy, 0, count, 0);
+// A loop's items are taken from one count, in runs that become shorter: a worker that wakes late or is slowed takes less.
+typedef struct dsi_sparse_loop {
+    dsi_sparse_call call;
+    void (*body)(const dsi_sparse_call *c, size_t begin, size_t end, unsigned worker);
+    size_t count, next, working; // next and working atomically
+} dsi_sparse_loop;
+
+static void dsi_sparse_work(void *arg, size_t begin, size_t end, unsigned worker) {
+    dsi_sparse_loop *l = (dsi_sparse_loop *)arg;
+    size_t from = __atomic_load_n(&l->next, __ATOMIC_RELAXED), spins = 0;
+    (void)begin, (void)end;
+    __atomic_fetch_add(&l->working, 1, __ATOMIC_RELAXED);
+    while (from < l->count) {
+        const size_t run = (l->count - from) / (2 * (size_t)l->call.s->workers) + 1;
+        if (!__atomic_compare_exchange_n(&l->next, &from, from + run, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+            continue;
+        l->body(&l->call, from, from + run, worker);
+        from = __atomic_load_n(&l->next, __ATOMIC_RELAXED);
+    }
+    __atomic_fetch_sub(&l->working, 1, __ATOMIC_RELAXED);
+    // The others have at most a run to go, which is often less than it takes to fall asleep and be woken.
+    for (; worker == 0 && spins < DSI_SPARSE_SPINS; spins++) {
+        if (!__atomic_load_n(&l->working, __ATOMIC_RELAXED)) spins += DSI_SPARSE_SPINS / 16;
+        DSI_SPARSE_PAUSE;
+    }
 }
-// Item `index` of a loop over units and rows of blocks. Causal rows grow towards the end: where they are shared out,
-// first and last ones alternate, so that equal shares are equal work.
+static void dsi_sparse_for(const dsi_sparse_call *c, size_t count,
+                           void (*body)(const dsi_sparse_call *c, size_t begin, size_t end, unsigned worker)) {
+    const ds_tasks *tasks = &c->s->tasks;
+    dsi_sparse_loop loop;
+    loop.call = *c;
+    loop.body = body;
+    loop.count = count;
+    loop.next = loop.working = 0;
+    if (tasks->parallel_for)
+        tasks->parallel_for(tasks->ctx, count < c->s->workers ? count : c->s->workers, 1, dsi_sparse_work, &loop);
+    else
+        body(c, 0, count, 0);
+}
+// Item `index` of a loop over units and rows of blocks.
 static size_t dsi_sparse_item(const dsi_sparse_call *c, size_t index, size_t *row) {
-    const size_t i = index % c->blocks;
-    *row = c->s->workers == 1 ? i : i % 2 ? c->blocks - 1 - i / 2 : i / 2;
+    *row = index % c->blocks;
     return index / c->blocks;
+}
+// The memory that a unit is packed into. More units than that is for are there only when nothing is packed.
+static const dsi_sparse_unit *dsi_sparse_memory_of(const dsi_sparse_call *c, size_t unit) {
+    return &c->s->units[unit % c->s->workers];
+}
+// The call in which `unit` of this one is packed into the memory of `worker`: its unit of that number.
+static dsi_sparse_call dsi_sparse_whole(const dsi_sparse_call *c, size_t unit, unsigned worker) {
+    dsi_sparse_call one = *c;
+    one.first = c->first + unit - worker; // below 0 it wraps, and back again
+    return one;
 }
 static size_t dsi_sparse_head(const dsi_sparse_call *c, size_t unit) {
     return (c->first + unit) % c->s->heads;
@@ -2005,8 +2049,7 @@ static void dsi_sparse_product(const ds_sparse *s, const dsi_sparse_share *share
 }
 
 // >>forward
-static void dsi_sparse_pack_forward(void *arg, size_t begin, size_t end, unsigned worker) {
-    const dsi_sparse_call *c = (const dsi_sparse_call *)arg;
+static void dsi_sparse_pack_forward(const dsi_sparse_call *c, size_t begin, size_t end, unsigned worker) {
     const ds_sparse *s = c->s;
     (void)worker;
     for (size_t index = begin; index < end; index++) {
@@ -2051,7 +2094,7 @@ typedef struct dsi_sparse_strip {
 
 static void dsi_sparse_strip_at(const dsi_sparse_call *c, dsi_sparse_strip *p, size_t first) {
     const ds_sparse *s = c->s;
-    const dsi_sparse_unit *u = &s->units[p->unit];
+    const dsi_sparse_unit *u = dsi_sparse_memory_of(c, p->unit);
     p->first = first;
     p->blocks = p->count - first < s->strip ? p->count - first : s->strip;
     p->k.count = p->v.count = p->blocks;
@@ -2109,8 +2152,7 @@ static void dsi_sparse_values(const dsi_sparse_call *c, const dsi_sparse_strip *
                            s->width, p->first + t > 0);
     }
 }
-static void dsi_sparse_forward_rows(void *arg, size_t begin, size_t end, unsigned worker) {
-    const dsi_sparse_call *c = (const dsi_sparse_call *)arg;
+static void dsi_sparse_forward_rows(const dsi_sparse_call *c, size_t begin, size_t end, unsigned worker) {
     const ds_sparse *s = c->s;
     const dsi_sparse_scratch *x = &s->scratch[worker];
     dsi_sparse_strip strips[2];
@@ -2134,6 +2176,15 @@ static void dsi_sparse_forward_rows(void *arg, size_t begin, size_t end, unsigne
             dsi_sparse_values(c, p, keys, next, x);
         }
         if (after == p->count) dsi_sparse_give(c, p->unit, p->i, x);
+    }
+}
+
+// A unit as a whole: packed by the worker that then reads it.
+static void dsi_sparse_forward_units(const dsi_sparse_call *c, size_t begin, size_t end, unsigned worker) {
+    for (size_t unit = begin; unit < end; unit++) {
+        const dsi_sparse_call one = dsi_sparse_whole(c, unit, worker);
+        dsi_sparse_pack_forward(&one, worker * c->blocks, (worker + 1) * c->blocks, worker);
+        dsi_sparse_forward_rows(&one, worker * c->blocks, (worker + 1) * c->blocks, worker);
     }
 }
 
@@ -2172,8 +2223,7 @@ static void dsi_sparse_pack_column(const dsi_sparse_call *c, size_t unit, size_t
     from = dsi_sparse_ready(c, c->io->v, &c->in, unit, j, scratch, &row);
     dsi_sparse_turn(s, from, row, 1.0f, u->v_turned + turned);
 }
-static void dsi_sparse_pack_backward(void *arg, size_t begin, size_t end, unsigned worker) {
-    const dsi_sparse_call *c = (const dsi_sparse_call *)arg;
+static void dsi_sparse_pack_backward(const dsi_sparse_call *c, size_t begin, size_t end, unsigned worker) {
     const ds_sparse *s = c->s;
     for (size_t index = begin; index < end; index++) {
         size_t i, unit = dsi_sparse_item(c, index, &i);
@@ -2329,32 +2379,35 @@ static void dsi_sparse_whole_column(const dsi_sparse_call *c, size_t unit, size_
     }
     dsi_sparse_give_d_kv(c, unit, j, pairs, x);
 }
-static void dsi_sparse_backward_rows(void *arg, size_t begin, size_t end, unsigned worker) {
-    const dsi_sparse_call *c = (const dsi_sparse_call *)arg;
-    for (size_t index = begin; index < end; index++) {
-        size_t i, unit = dsi_sparse_item(c, index, &i);
-        dsi_sparse_backward_row(c, unit, i, &c->s->scratch[worker]);
+static void dsi_sparse_backward_unit(const dsi_sparse_call *c, size_t unit, const dsi_sparse_scratch *x) {
+    const size_t reach = 2 * c->io->relative_reach + 1;
+    if (c->io->d_relative) memset(c->s->units[unit].d_relative, 0, reach * sizeof(float));
+    for (size_t i = 0; i < c->blocks; i++) {
+        size_t count;
+        dsi_sparse_seen(c, unit, i, false, &count);
+        if (!count) dsi_sparse_no_d_q(c, unit, i);
     }
+    for (size_t j = 0; j < c->blocks; j++) dsi_sparse_whole_column(c, unit, j, x);
 }
-static void dsi_sparse_backward_columns(void *arg, size_t begin, size_t end, unsigned worker) {
-    const dsi_sparse_call *c = (const dsi_sparse_call *)arg;
-    for (size_t index = begin; index < end; index++) {
-        size_t j, unit = dsi_sparse_item(c, index, &j);
-        dsi_sparse_backward_column(c, unit, j, &c->s->scratch[worker]);
-    }
-}
-static void dsi_sparse_backward_units(void *arg, size_t begin, size_t end, unsigned worker) {
-    const dsi_sparse_call *c = (const dsi_sparse_call *)arg;
-    const ds_sparse *s = c->s;
+static void dsi_sparse_backward_units(const dsi_sparse_call *c, size_t begin, size_t end, unsigned worker) {
     for (size_t unit = begin; unit < end; unit++) {
-        const size_t reach = 2 * c->io->relative_reach + 1;
-        if (c->io->d_relative) memset(s->units[unit].d_relative, 0, reach * sizeof(float));
-        for (size_t i = 0; i < c->blocks; i++) {
-            size_t count;
-            dsi_sparse_seen(c, unit, i, false, &count);
-            if (!count) dsi_sparse_no_d_q(c, unit, i);
-        }
-        for (size_t j = 0; j < c->blocks; j++) dsi_sparse_whole_column(c, unit, j, &s->scratch[worker]);
+        const dsi_sparse_call one = dsi_sparse_whole(c, unit, worker);
+        dsi_sparse_backward_unit(&one, worker, &c->s->scratch[worker]);
+    }
+}
+// A unit for each worker, in a memory of its own until their d_relative are summed.
+static void dsi_sparse_backward_turn(const dsi_sparse_call *c, size_t begin, size_t end, unsigned worker) {
+    for (size_t unit = begin; unit < end; unit++) dsi_sparse_backward_unit(c, unit, &c->s->scratch[worker]);
+}
+// Rows and columns of units that are packed, by turns.
+static void dsi_sparse_backward_parts(const dsi_sparse_call *c, size_t begin, size_t end, unsigned worker) {
+    const dsi_sparse_scratch *x = &c->s->scratch[worker];
+    for (size_t index = begin; index < end; index++) {
+        size_t i, part = dsi_sparse_item(c, index, &i);
+        if (part % 2)
+            dsi_sparse_backward_column(c, part / 2, i, x);
+        else
+            dsi_sparse_backward_row(c, part / 2, i, x);
     }
 }
 
@@ -2422,18 +2475,36 @@ DS_API ds_status ds_sparse_forward(ds_sparse *s, const ds_sparse_io *io) {
 DS_API ds_status ds_sparse_forward_on(ds_sparse *s, const ds_sparse_io *io, void *stream) {
     dsi_sparse_call c;
     ds_status status;
+    size_t units;
     memset(&c, 0, sizeof c);
     c.s = s;
     c.io = io;
     if ((status = dsi_sparse_check_io(&c, "ds_sparse_forward", false)) != DS_OK) return status;
     if (s->desc.kernels) return dsi_sparse_device(s, io, false, stream);
-    for (; c.first < c.batch * s->heads; c.first += c.units) {
-        c.units = c.batch * s->heads - c.first;
-        if (c.units > s->workers) c.units = s->workers;
-        if (!c.direct || c.tokens % s->block) dsi_sparse_for(&c, c.units * c.blocks, dsi_sparse_pack_forward);
-        dsi_sparse_for(&c, c.units * c.blocks, dsi_sparse_forward_rows);
+    units = c.batch * s->heads;
+    if (!c.direct || c.tokens % s->block) { // whole units for each worker; rows of what is left
+        const size_t left = units % s->workers;
+        if (units > left) dsi_sparse_for(&c, units - left, dsi_sparse_forward_units);
+        c.first = units - left;
+        if (left) dsi_sparse_for(&c, left * c.blocks, dsi_sparse_pack_forward);
+        units = left;
     }
+    if (units) dsi_sparse_for(&c, units * c.blocks, dsi_sparse_forward_rows);
     return DS_OK;
+}
+// Units in turns, since their d_relative are summed over the batch in its order.
+static void dsi_sparse_backward_relative(dsi_sparse_call *c, size_t units) {
+    const ds_sparse *s = c->s;
+    const size_t reach = 2 * c->io->relative_reach + 1;
+    memset(c->io->d_relative, 0, s->heads * reach * sizeof(float));
+    for (size_t turn; c->first < units; c->first += turn) {
+        turn = units - c->first < s->workers ? units - c->first : s->workers;
+        dsi_sparse_for(c, turn, dsi_sparse_backward_turn);
+        for (size_t unit = 0; unit < turn; unit++) {
+            float *to = c->io->d_relative + dsi_sparse_head(c, unit) * reach;
+            for (size_t i = 0; i < reach; i++) to[i] += s->units[unit].d_relative[i];
+        }
+    }
 }
 DS_API ds_status ds_sparse_backward(ds_sparse *s, const ds_sparse_io *io) {
     return ds_sparse_backward_on(s, io, NULL);
@@ -2441,7 +2512,7 @@ DS_API ds_status ds_sparse_backward(ds_sparse *s, const ds_sparse_io *io) {
 DS_API ds_status ds_sparse_backward_on(ds_sparse *s, const ds_sparse_io *io, void *stream) {
     dsi_sparse_call c;
     ds_status status;
-    size_t reach;
+    size_t units, left;
     memset(&c, 0, sizeof c);
     c.s = s;
     c.io = io;
@@ -2449,23 +2520,16 @@ DS_API ds_status ds_sparse_backward_on(ds_sparse *s, const ds_sparse_io *io, voi
         return dsi_fail(&s->error, DS_ERR_STATE, "ds_sparse_backward: the object was created with forward_only");
     if ((status = dsi_sparse_check_io(&c, "ds_sparse_backward", true)) != DS_OK) return status;
     if (s->desc.kernels) return dsi_sparse_device(s, io, true, stream);
-    reach = 2 * io->relative_reach + 1;
-    if (io->d_relative) memset(io->d_relative, 0, s->heads * reach * sizeof(float));
-    for (; c.first < c.batch * s->heads; c.first += c.units) {
-        c.units = c.batch * s->heads - c.first;
-        if (c.units > s->workers) c.units = s->workers;
-        if (c.units == s->workers || io->d_relative) {
-            dsi_sparse_for(&c, c.units, dsi_sparse_backward_units);
-        } else {
-            dsi_sparse_for(&c, c.units * c.blocks, dsi_sparse_pack_backward);
-            dsi_sparse_for(&c, c.units * c.blocks, dsi_sparse_backward_rows);
-            dsi_sparse_for(&c, c.units * c.blocks, dsi_sparse_backward_columns);
-        }
-        for (size_t unit = 0; io->d_relative && unit < c.units; unit++) {
-            float *to = io->d_relative + dsi_sparse_head(&c, unit) * reach;
-            for (size_t i = 0; i < reach; i++) to[i] += s->units[unit].d_relative[i];
-        }
+    units = c.batch * s->heads;
+    left = units % s->workers;
+    if (io->d_relative) {
+        dsi_sparse_backward_relative(&c, units);
+        return DS_OK;
     }
+    if (units > left) dsi_sparse_for(&c, units - left, dsi_sparse_backward_units);
+    c.first = units - left;
+    if (left) dsi_sparse_for(&c, left * c.blocks, dsi_sparse_pack_backward);
+    if (left) dsi_sparse_for(&c, 2 * left * c.blocks, dsi_sparse_backward_parts);
     return DS_OK;
 }
 DS_API double ds_sparse_flops(const ds_sparse *s, size_t batch, size_t seq_len, bool backward) {
@@ -2502,9 +2566,11 @@ DS_API double ds_sparse_flops(const ds_sparse *s, size_t batch, size_t seq_len, 
 #undef DSI_SPARSE_LIST4
 #undef DSI_SPARSE_LIST8
 #undef DSI_SPARSE_LOAD
+#undef DSI_SPARSE_PAUSE
 #undef DSI_SPARSE_PREFETCH
 #undef DSI_SPARSE_PRODUCTS
 #undef DSI_SPARSE_ROWS
+#undef DSI_SPARSE_SPINS
 #undef DSI_SPARSE_STORE
 #undef DSI_SPARSE_STRIP
 #undef DSI_SPARSE_TILE
