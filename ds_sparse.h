@@ -1604,14 +1604,14 @@ static const dsi_sparse_simd *dsi_sparse_kernels_of(ds_sparse_level level) {
 }
 
 // >>object
-// Work goes in turns of as many heads of batch items ("units") as there are workers. A turn packs its units: rows
-// padded to 8 a block and 16 a token, for backward keys and values also transposed, so that every product reads and
-// writes whole vectors and 16-bit types are widened once; what can be read in place is (dsi_sparse_at). Then rows of
-// blocks, or whole units, are shared among workers.
+// A head of a batch item is a "unit". What can be read in place is (dsi_sparse_at); else a unit is packed first: rows padded
+// to 8 a block and 16 a token, so that every product reads and writes whole vectors and 16-bit types are widened once.
+// Each worker has memory for one: whole units go to workers, and when fewer are left than there are workers, these share
+// their rows and columns of blocks.
 typedef struct dsi_sparse_unit {
     float *q, *k, *v, *d_out,
         *d_q;                   // (blocks, rows, width); forward has k and v, backward all but v, whose place q takes
-    float *k_turned, *v_turned; // (blocks, head_dim, columns)
+    float *k_turned, *v_turned; // (blocks, head_dim, columns); of a whole unit, the block at work
     float *lse, *delta;         // (blocks, rows, 2), (blocks, rows)
     float *d_relative;          // (2 * relative_reach + 1)
 } dsi_sparse_unit;
@@ -2190,10 +2190,10 @@ static void dsi_sparse_forward_units(const dsi_sparse_call *c, size_t begin, siz
 
 // >>backward
 // With P = exp(scores - lse), delta = sum(d_out * out) for each row and dP = d_out * v^T: d_scores = P * (dP - delta),
-// d_q = scale * d_scores * k, d_k = d_scores^T * (scale * q), d_v = P^T * d_out. (Dao 2023) P is computed anew from q,
+// d_q = scale * d_scores * k, d_k = scale * d_scores^T * q, d_v = P^T * d_out. (Dao 2023) P is computed anew from q,
 // k and lse. A unit as a whole takes five products for each pair of blocks; when there are fewer units than workers,
 // rows (d_q) and columns (d_k, d_v) are shared out instead, at seven. Either way each gradient is summed in the same
-// order, so the bits are the same.
+// order, so the bits are the same. Scale goes into the turned keys, and into d_k and d_q when they are given.
 // What row i brings to its pairs. `out` is packed, where it must be, in the place of a gradient that has not begun.
 static void dsi_sparse_pack_row(const dsi_sparse_call *c, size_t unit, size_t i) {
     const ds_sparse *s = c->s;

@@ -1003,51 +1003,105 @@ static void in_line(void *ctx, size_t count, size_t grain,
     (void)ctx, (void)grain;
     body(arg, 0, count, 0);
 }
+/* The same bits from every SIMD level, any number of threads and job systems that cut the work in other ways. */
+static void check_bits(const problem *p, int variant) {
+    answer first, other;
+    size_t calls = 0;
+    ds_sparse_desc desc = plain();
+    CHECK(solve(p, plain(), &first));
+    for (int level = DS_SPARSE_LEVEL_SCALAR; level <= DS_SPARSE_LEVEL_AVX512; level++) {
+        if (!dsi_sparse_kernels_of((ds_sparse_level)level)) continue;
+        desc.level = (ds_sparse_level)level;
+        CHECK(solve(p, desc, &other));
+        test_check(same_bits(&first, &other), __FILE__, __LINE__, "variant %d: level %d gives other bits", variant,
+                   level);
+        drop(&other);
+    }
+    desc = plain();
+    for (desc.threads = 2; desc.threads <= 7; desc.threads++) { /* 9 units: whole turns, and a last one that is not */
+        CHECK(solve(p, desc, &other));
+        test_check(same_bits(&first, &other), __FILE__, __LINE__, "variant %d: %u threads give other bits", variant,
+                   desc.threads);
+        drop(&other);
+    }
+    desc.tasks.parallel_for = backwards, desc.tasks.ctx = &calls, desc.tasks.workers = 5;
+    desc.threads = 3; /* ignored */
+    CHECK(solve(p, desc, &other));
+    CHECK(same_bits(&first, &other));
+    CHECK(calls > 0);
+    drop(&other);
+    desc.tasks.parallel_for = in_line, desc.tasks.workers = 0;
+    CHECK(solve(p, desc, &other));
+    CHECK(same_bits(&first, &other));
+    drop(&other), drop(&first);
+}
 static void test_bits(void) {
     TEST(levels_and_threads) {
-        for (int variant = 0; variant < 6; variant++) {
-            ds_sparse_layout *l = layout_of(variant & 1 ? "fixed" : "bigbird", 3, variant < 3 ? 16 : 40, 200, false);
+        for (int variant = 0; variant < 16; variant++) {
+            const size_t block = (variant & 7) < 3 ? 16 : 40;
+            ds_sparse_layout *l = layout_of(variant & 1 ? "fixed" : "bigbird", 3, block, 200, false);
             problem p;
-            answer first, other;
-            size_t calls = 0;
-            fill(&p, l, 3, 197, 37, 21);
+            if (variant & 8) /* read in place: all of it, or all but a last block */
+                fill(&p, l, 3, variant & 1 ? 197 : 160, 48, 21);
+            else
+                fill(&p, l, 3, 197, 37, 21);
             p.causal = variant & 1;
             if (variant & 2) with_masks(&p, variant & 1, 3);
             if (variant & 4) with_relative(&p, 30, 4);
-            CHECK(solve(&p, plain(), &first));
-            for (int level = DS_SPARSE_LEVEL_SCALAR; level <= DS_SPARSE_LEVEL_AVX512; level++) {
-                ds_sparse_desc desc = plain();
-                if (!dsi_sparse_kernels_of((ds_sparse_level)level)) continue;
-                desc.level = (ds_sparse_level)level;
-                CHECK(solve(&p, desc, &other));
-                test_check(same_bits(&first, &other), __FILE__, __LINE__, "variant %d: level %d gives other bits",
-                           variant, level);
-                drop(&other);
-            }
-            for (unsigned threads = 2; threads <= 7; threads++) { /* 9 units: whole turns, and a last one that is not */
-                ds_sparse_desc desc = plain();
-                desc.threads = threads;
-                CHECK(solve(&p, desc, &other));
-                test_check(same_bits(&first, &other), __FILE__, __LINE__, "variant %d: %u threads give other bits",
-                           variant, threads);
-                drop(&other);
-            }
-            {
-                ds_sparse_desc desc = plain();
-                desc.tasks.parallel_for = backwards, desc.tasks.ctx = &calls, desc.tasks.workers = 5;
-                desc.threads = 3; /* ignored */
-                CHECK(solve(&p, desc, &other));
-                CHECK(same_bits(&first, &other));
-                CHECK(calls > 0);
-                drop(&other);
-                desc.tasks.parallel_for = in_line, desc.tasks.workers = 0;
-                CHECK(solve(&p, desc, &other));
-                CHECK(same_bits(&first, &other));
-                drop(&other);
-            }
-            drop(&first), done(&p);
+            check_bits(&p, variant);
+            done(&p);
             ds_sparse_layout_destroy(l);
         }
+    }
+    TEST(levels_and_threads_in_windows) { /* blocks used once or a few times, rows and columns that see nothing */
+        for (int variant = 0; variant < 8; variant++) {
+            ds_sparse_layout *l = variant < 2 ? layout_of("local_sliding_window", 3, variant ? 8 : 16, 160, false)
+                                              : random_layout(3, variant & 1 ? 8 : 32, 160, variant < 5 ? 10 : 25, 9);
+            problem p;
+            fill(&p, l, 3, variant == 6 ? 150 : 160, variant & 2 ? 16 : 96, 5);
+            p.causal = variant == 7;
+            check_bits(&p, variant);
+            reference(&p);
+            {
+                answer a;
+                if (solve(&p, plain(), &a)) compare(&p, &a);
+                drop(&a);
+            }
+            done(&p);
+            ds_sparse_layout_destroy(l);
+        }
+    }
+    TEST(
+        in_place_or_packed) { /* a head_dim that is padded has the bits of one that brings its zeros and is not packed */
+        enum { D = 37, WIDE = 48 };
+        for (unsigned threads = 1; threads <= 4; threads += 3) /* 3 units: whole ones, or rows and columns */
+            for (int variant = 0; variant < 4; variant++) {
+                ds_sparse_layout *l = random_layout(3, variant & 1 ? 16 : 40, 160, 40, (uint64_t)variant);
+                ds_sparse_desc desc = plain();
+                problem narrow, wide;
+                answer packed, in_place;
+                fill(&narrow, l, 1, 160, D, 7), fill(&wide, l, 1, 160, WIDE, 7);
+                for (size_t r = 0; r < 3 * 160; r++)
+                    for (size_t e = 0; e < WIDE; e++) {
+                        const bool there = e < D;
+                        wide.q[r * WIDE + e] = there ? narrow.q[r * D + e] : 0;
+                        wide.k[r * WIDE + e] = there ? narrow.k[r * D + e] : 0;
+                        wide.v[r * WIDE + e] = there ? narrow.v[r * D + e] : 0;
+                        wide.d_out[r * WIDE + e] = there ? narrow.d_out[r * D + e] : 0;
+                    }
+                wide.scale = narrow.scale, wide.causal = narrow.causal = variant & 2;
+                desc.threads = threads;
+                CHECK(solve(&narrow, desc, &packed) && solve(&wide, desc, &in_place));
+                CHECK(!memcmp(packed.lse, in_place.lse, packed.rows * 8));
+                for (size_t r = 0; r < packed.rows; r++) {
+                    CHECK(!memcmp(packed.out + r * D, in_place.out + r * WIDE, D * 4));
+                    CHECK(!memcmp(packed.d_q + r * D, in_place.d_q + r * WIDE, D * 4));
+                    CHECK(!memcmp(packed.d_k + r * D, in_place.d_k + r * WIDE, D * 4));
+                    CHECK(!memcmp(packed.d_v + r * D, in_place.d_v + r * WIDE, D * 4));
+                }
+                drop(&packed), drop(&in_place), done(&narrow), done(&wide);
+                ds_sparse_layout_destroy(l);
+            }
     }
     TEST(batch_items_stand_alone) {
         ds_sparse_layout *l = layout_of("variable", 2, 16, 100, false);
