@@ -2157,7 +2157,7 @@ static void dsi_sparse_forward_rows(const dsi_sparse_call *c, size_t begin, size
     const dsi_sparse_scratch *x = &s->scratch[worker];
     dsi_sparse_strip strips[2];
     size_t index = begin;
-    if (begin < end) dsi_sparse_strip_first(c, &strips[0], begin);
+    dsi_sparse_strip_first(c, &strips[0], begin);
     for (size_t turn = 0; index < end; turn++) {
         const dsi_sparse_strip *p = &strips[turn % 2];
         dsi_sparse_strip *next = &strips[(turn + 1) % 2];
