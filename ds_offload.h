@@ -43,8 +43,9 @@ CONCEPTS
     through bounce buffers, and a write of part of a block reads the block first. A file system that refuses O_DIRECT
     gets buffered reads and writes, and the log says so. Memory in huge pages is moved up to twice as fast: the store's
     own large buffers are (not those of desc.allocator), and ds_offload_huge asks for them behind yours.
-    Order. Transfers that touch the same blocks, at least one of them writing, take effect in the order of their starts;
-    others may overtake each other.
+    Order. Transfers that touch the same blocks of the disk, at least one of them writing, or the same memory, at least one of
+    them reading into it, take effect in the order of their starts; others may overtake each other. So a buffer may be read
+    into again as soon as its write has been started.
 
 STEP BY STEP
     1. ds_offload_create, with desc.probe for a look at the disk's speed. 2. ds_offload_add, while nothing is under way. 3. start and wait; up to 1,024 transfers may be
@@ -2044,15 +2045,21 @@ DS_API ds_status ds_offload_add(ds_offload *s, const char *name, size_t bytes, d
 
 // >>transfers
 
-/* The newest transfer under way that touches the same blocks and cannot go along with this one. */
+/* Whether two transfers touch the same memory and one of them reads into it. */
+static bool dsi_offload_shares(const dsi_offload_transfer *a, const dsi_offload_transfer *b) {
+    uintptr_t x = (uintptr_t)a->memory, y = (uintptr_t)b->memory;
+    return !(a->write && b->write) && x < y + (b->end - b->begin) && y < x + (a->end - a->begin);
+}
+
+/* The newest transfer under way that touches the same blocks or memory and cannot go along with this one. Blocks of a tensor
+   that spills are ordered page by page. */
 static uint64_t dsi_offload_conflict(ds_offload *s, const dsi_offload_transfer *t) {
     size_t begin = t->begin / s->unit * s->unit, end = dsi_round_up(t->end, s->unit);
     uint64_t newest = 0;
     for (uint64_t k = s->started; k > 0 && s->started - k < DSI_OFFLOAD_TRANSFERS; k--) {
         const dsi_offload_transfer *o = dsi_offload_number(s, k);
-        if (o->used && !o->done && (o->write || t->write) && o->begin < end && dsi_round_up(o->end, s->unit) > begin &&
-            o->number > newest)
-            newest = o->number;
+        bool blocks = (o->write || t->write) && o->begin < end && dsi_round_up(o->end, s->unit) > begin && !t->spills;
+        if (o->used && !o->done && (blocks || dsi_offload_shares(o, t)) && o->number > newest) newest = o->number;
     }
     return newest;
 }
@@ -2157,6 +2164,7 @@ static ds_status dsi_offload_enter(ds_offload *s, dsi_offload_transfer *t) {
         return dsi_fail(&s->error, DS_ERR_STATE, "offload: %d transfers were started and not waited for",
                         DSI_OFFLOAD_TRANSFERS);
     t->number = number;
+    if (bytes) t->after = dsi_offload_conflict(s, t);
     if (t->spills && bytes) {
         if (!dsi_offload_mend(s, deadline)) return dsi_offload_late(s, t);
         if (!dsi_offload_place_pages(s, t, t->number, deadline)) {
@@ -2164,8 +2172,7 @@ static ds_status dsi_offload_enter(ds_offload *s, dsi_offload_transfer *t) {
             return dsi_offload_late(s, t);
         }
         s->last_spill = t->number;
-    } else if (bytes)
-        t->after = dsi_offload_conflict(s, t);
+    }
     if (!s->tensors[t->id].memory) {
         (*(t->write ? &s->stats.writes : &s->stats.reads))++;
         if (!t->spills) *(t->write ? &s->stats.bytes_written : &s->stats.bytes_read) += bytes;

@@ -699,6 +699,78 @@ static void settings(void) {
     }
 }
 
+/* A queue for each thread; writes of one block are late. */
+typedef struct lag {
+    ds_offload_request *done[8];
+    int count;
+} lag;
+static int lag_setup(void *ctx, unsigned depth, void **queue) {
+    (void)ctx;
+    (void)depth;
+    return (*queue = calloc(1, sizeof(lag))) ? 0 : -ENOMEM;
+}
+static void lag_teardown(void *ctx, void *queue) {
+    (void)ctx;
+    free(queue);
+}
+static int lag_submit(void *ctx, void *queue, ds_offload_request **requests, int count) {
+    lag *q = (lag *)queue;
+    struct timespec late = {0, 30000000};
+    for (int i = 0; i < count; i++) {
+        ds_offload_request *r = requests[i];
+        if (r->write && r->offset == *(const int64_t *)ctx) nanosleep(&late, NULL);
+        r->result = r->write ? dsi_sys_write(NULL, r->fd, r->buffer, r->bytes, r->offset)
+                             : dsi_sys_read(NULL, r->fd, r->buffer, r->bytes, r->offset);
+        q->done[q->count++] = r;
+    }
+    return count;
+}
+static int lag_events(void *ctx, void *queue, int at_least, int at_most, ds_offload_request **done, int64_t timeout) {
+    lag *q = (lag *)queue;
+    int n = 0;
+    (void)ctx;
+    (void)at_least;
+    (void)timeout;
+    while (n < at_most && q->count) done[n++] = q->done[--q->count];
+    return n;
+}
+
+/* Two threads, and memory that is read into while its write is still under way in one of them, and the other way round. */
+static void one_memory(void) {
+    static unsigned char data[2 * 8192], back[2 * 8192];
+    for (int tier = DS_OFFLOAD_NVME; tier <= DS_OFFLOAD_SPILL; tier++)
+        TEST_NAMED(tier == DS_OFFLOAD_NVME ? "memory in use" : "memory in use, of one that spills") {
+            int64_t slow = 8192; /* the second block of the first tensor */
+            ds_offload *s = NULL;
+            ds_offload_id a, b;
+            ds_offload_ticket ticket[3];
+            ds_offload_desc d = plain_desc();
+            d.buffered = true;
+            d.block_size = 8192;
+            d.thread_count = 2;
+            d.max_in_cpu = 8192;
+            d.aio.ctx = &slow;
+            d.aio.setup = lag_setup;
+            d.aio.teardown = lag_teardown;
+            d.aio.submit = lag_submit;
+            d.aio.events = lag_events;
+            if (!CHECK(ds_offload_create(&d, &s, NULL) == DS_OK)) break;
+            CHECK(ds_offload_add(s, "a", sizeof data, DS_OFFLOAD_NVME, &a) == DS_OK);
+            CHECK(ds_offload_add(s, "b", sizeof data, (ds_offload_tier)tier, &b) == DS_OK);
+            memset(data, 2, sizeof data);
+            CHECK(ds_offload_write(s, b, 0, sizeof data, data) == DS_OK);
+            memset(data, 1, sizeof data);
+            CHECK(ds_offload_start_write(s, a, 0, sizeof data, data, &ticket[0]) == DS_OK);
+            CHECK(ds_offload_start_read(s, b, 0, 8192, data + 8192, &ticket[1]) == DS_OK);
+            CHECK(ds_offload_start_write(s, a, 0, 8192, data + 8192, &ticket[2]) == DS_OK);
+            for (int i = 3; i-- > 0;) CHECK(ds_offload_wait(s, ticket[i]) == DS_OK);
+            CHECK(data[0] == 1 && data[8192] == 2 && data[2 * 8192 - 1] == 2);
+            CHECK(ds_offload_read(s, a, 0, sizeof back, back) == DS_OK);
+            CHECK(back[0] == 2 && back[8191] == 2 && back[8192] == 1 && back[2 * 8192 - 1] == 1);
+            ds_offload_destroy(s);
+        }
+}
+
 /* Files whose n-th call fails, moves half, or is told to come again. */
 typedef struct shaky {
     int at, kind, calls; /* 0 EIO, 1 half of a read or write, 2 EAGAIN from one of them, 3 ENOSPC, EDQUOT, EFBIG */
@@ -1379,6 +1451,7 @@ int main(int argc, char **argv) {
     engines();
     failing_requests();
     settings();
+    one_memory();
     least_recent_use();
     failing_spills();
     failing_files();
