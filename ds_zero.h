@@ -785,6 +785,7 @@ DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers
 // >>structs
 
 #define DSI_ZERO_ALIGN  4096       /* of every tensor memory: a page, and one block of O_DIRECT */
+#define DSI_ZERO_HUGE   (2u << 20) /* of memory that large pages are asked for */
 #define DSI_ZERO_CHUNK  65536      /* elements that pass through the scratch buffer at a time */
 #define DSI_ZERO_STAGE  (1u << 22) /* most elements of a sub-group that passes between a GPU and the host */
 #define DSI_ZERO_DIRECT 65536 /* a tensor of so many elements is gathered in place, smaller ones are packed together */
@@ -871,8 +872,8 @@ typedef struct dsi_zero_sub {
 typedef struct dsi_zero_set {
     float *array[1 + DS_OPTIM_MAX_STATES]; /* the master and the states */
     char *home, *grad;
-    ds_offload_ticket ticket[3 + DS_OPTIM_MAX_STATES];
-    int of[3 + DS_OPTIM_MAX_STATES]; /* the store of each ticket */
+    ds_offload_ticket ticket[2 * (3 + DS_OPTIM_MAX_STATES)]; /* what it held goes out, what it holds next comes in */
+    int of[2 * (3 + DS_OPTIM_MAX_STATES)];                   /* the store of each ticket */
     size_t tickets;
 } dsi_zero_set;
 
@@ -966,9 +967,12 @@ struct ds_zero {
     size_t cut;                            /* [cfg: zero_optimization.offload_optimizer.ratio] */
     char *acc;                             /* NULL: on disk, or the reduced gradient stays in its bucket */
     bool acc_disk;
+    char *swap; /* memory of sets and lanes */
+    size_t swap_bytes;
     dsi_zero_lane lanes[DSI_ZERO_LANES];
     size_t lane, lane_used, lane_elements; /* lanes taken and used so far; between them are those that read ahead */
     dsi_zero_buffer *pool_buffers;         /* (n_pool) */
+    char *pool_memory;
     size_t n_pool, pool_bytes, pool_next;
     char *resident; /* memory of whole parameters that the engine owns */
     size_t resident_bytes;
@@ -1110,6 +1114,11 @@ static bool dsi_zero_shared(const ds_zero *z, ds_zero_class c, ds_zero_tier t) {
     return z->shares && t == DS_ZERO_DEVICE && c != DS_ZERO_BOOKKEEPING && c != DS_ZERO_STATES;
 }
 
+/* Host memory of the engine's own that is worth large pages: a disk moves these several times as fast. */
+static bool dsi_zero_huge(const ds_zero *z, ds_zero_class c, ds_zero_tier t, size_t bytes) {
+    return t == DS_ZERO_HOST && bytes >= DSI_ZERO_HUGE && !z->allocator.alloc && !dsi_zero_pinned(z, c, t);
+}
+
 static void *dsi_zero_get(ds_zero *z, ds_zero_class c, ds_zero_tier t, size_t bytes) {
     void *memory = NULL;
     if (bytes == 0) return NULL;
@@ -1119,7 +1128,10 @@ static void *dsi_zero_get(ds_zero *z, ds_zero_class c, ds_zero_tier t, size_t by
     else if (dsi_zero_pinned(z, c, t))
         memory = z->device.pinned_alloc(z->device.ctx, bytes, &memory) ? NULL : memory;
     else if (!dsi_zero_shared(z, c, t) || !(memory = ds_comm_alloc(z->comm, bytes)))
-        memory = dsi_alloc_aligned(&z->allocator, bytes, c == DS_ZERO_BOOKKEEPING ? 16 : DSI_ZERO_ALIGN);
+        memory = dsi_alloc_aligned(&z->allocator, bytes,
+                                   c == DS_ZERO_BOOKKEEPING        ? 16
+                                   : dsi_zero_huge(z, c, t, bytes) ? DSI_ZERO_HUGE
+                                                                   : DSI_ZERO_ALIGN);
     if (memory) dsi_zero_count(z, c, t, bytes);
     return memory;
 }
@@ -1528,23 +1540,13 @@ static ds_status dsi_zero_set_start(ds_zero *z, dsi_zero_set *set, const dsi_zer
     return DS_OK;
 }
 
-/* Whether nothing of a set is under way. */
-static bool dsi_zero_set_rests(const ds_zero *z, const dsi_zero_set *set) {
-    bool done = true;
-    for (size_t i = 0; i < set->tickets && done; i++)
-        if (ds_offload_test(z->store[set->of[i]], set->ticket[i], &done)) return true; /* waiting tells why */
-    return done;
-}
-
-/* While the last backward pass of a step goes on, the first sub-groups' arrays come from the disk, each once its set has
-   written what it held; their gradients are not there yet. [cfg: zero_optimization.offload_optimizer.pipeline_read] */
+/* While the last backward pass of a step goes on, the first sub-groups' arrays come from the disk, each after what its set
+   held has gone there; their gradients are not there yet. [cfg: zero_optimization.offload_optimizer.pipeline_read] */
 static ds_status dsi_zero_read_ahead(ds_zero *z) {
     ds_status status = DS_OK;
     if (!z->pipeline_read || z->micro + 1 < z->accumulation) return DS_OK;
-    for (; z->ahead < z->n_sets && !status && dsi_zero_set_rests(z, &z->sets[z->ahead]); z->ahead++) {
-        if ((status = dsi_zero_set_wait(z, &z->sets[z->ahead]))) break;
+    for (; z->ahead < z->n_sets && !status; z->ahead++)
         status = dsi_zero_set_start(z, &z->sets[z->ahead], &z->subs[z->ahead], DSI_ZERO_IN);
-    }
     return status;
 }
 
@@ -2769,14 +2771,11 @@ static dsi_zero_set dsi_zero_view(const ds_zero *z, const dsi_zero_sub *sub, con
     return view;
 }
 
-/* Reads sub-group g into its set, once what that wrote last is on disk. */
+/* Starts reading sub-group g into its set; the store does it after what that wrote last. */
 static ds_status dsi_zero_sub_read(ds_zero *z, size_t g, size_t ahead) {
     dsi_zero_set *set = &z->sets[g % z->n_sets];
-    ds_status status;
-    if (g >= ahead) {
-        if ((status = dsi_zero_set_wait(z, set))) return status;
-        if ((status = dsi_zero_set_start(z, set, &z->subs[g], DSI_ZERO_IN))) return status;
-    }
+    ds_status status = g < ahead ? DS_OK : dsi_zero_set_start(z, set, &z->subs[g], DSI_ZERO_IN);
+    if (status) return status;
     return g < dsi_zero_kept_subs(z) ? DS_OK : dsi_zero_set_start(z, set, &z->subs[g], DSI_ZERO_IN_GRADIENTS);
 }
 
@@ -4258,7 +4257,7 @@ static ds_status dsi_zero_memory_row(ds_zero *z, bool take, void **memory, ds_ze
     if (!*memory)
         return dsi_fail(error, DS_ERR_MEMORY, "rank %d: no memory for %s, %zu bytes%s%.300s", z->rank, what, bytes,
                         z->gpu ? "; " : "", z->gpu ? z->device.describe(z->device.ctx) : "");
-    if (t == DS_ZERO_HOST && !z->allocator.alloc && !dsi_zero_pinned(z, c, t)) ds_offload_huge(*memory, bytes);
+    if (dsi_zero_huge(z, c, t, bytes)) ds_offload_huge(*memory, bytes);
     if (t == DS_ZERO_DEVICE)
         dsi_zero_clear(z, *memory, bytes, z->stream);
     else
@@ -4425,6 +4424,29 @@ static void dsi_zero_size_rows(ds_zero *z) {
     }
 }
 
+/* Where the sets' arrays and the lanes stand in z->swap: one behind the other, so that large pages can hold them. With
+   `memory` NULL their bytes are only counted. */
+static size_t dsi_zero_place_swap(ds_zero *z, char *memory) {
+    size_t acc = dsi_round_up(z->sub_elements * dsi_zero_acc_bytes(z), DSI_ZERO_ALIGN), at = 0;
+    for (size_t s = 0; s < z->n_sets; s++) {
+        dsi_zero_set *set = &z->sets[s];
+        for (size_t n = 0; n <= z->n_states && z->acc_disk; n++) {
+            if (!dsi_zero_moved(z, n)) continue;
+            if (memory) set->array[n] = (float *)(void *)(memory + at);
+            at += z->sub_elements * sizeof(float);
+        }
+        if (memory && z->param_tier == DS_ZERO_DISK && z->sub_home_bytes) set->home = memory + at;
+        if (z->param_tier == DS_ZERO_DISK) at += dsi_round_up(z->sub_home_bytes, DSI_ZERO_ALIGN);
+        if (memory && z->acc_disk) set->grad = memory + at;
+        if (z->acc_disk) at += acc;
+    }
+    for (size_t n = 0; n < DSI_ZERO_LANES && z->acc_disk; n++) {
+        if (memory) z->lanes[n].memory = memory + at;
+        at += dsi_round_up(z->lane_elements * dsi_zero_acc_bytes(z), DSI_ZERO_ALIGN);
+    }
+    return at;
+}
+
 static ds_status dsi_zero_memory(ds_zero *z, const ds_zero_desc *d, bool take, ds_error *error) {
     ds_zero_tier states = z->state_tier, gradients = dsi_zero_acc_tier(z), near = dsi_zero_near(z);
     size_t each = DS_DTYPE_SIZE(z->wire), small = 0, big = 0, n = 0;
@@ -4470,26 +4492,11 @@ static ds_status dsi_zero_memory(ds_zero *z, const ds_zero_desc *d, bool take, d
         DSI_ZERO_ROW(z->bucket_memory, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->n_slots * z->bucket_capacity * each,
                      "gradient buckets")
     }
-    for (size_t s = 0; s < z->n_sets; s++) {
-        for (n = 0; n <= z->n_states && states == DS_ZERO_DISK; n++)
-            if (dsi_zero_moved(z, n)) {
-                DSI_ZERO_ROW(z->sets[s].array[n], DS_ZERO_BUCKETS, DS_ZERO_HOST, z->sub_elements * 4, "swap buffers")
-            }
-        if (z->param_tier == DS_ZERO_DISK) {
-            DSI_ZERO_ROW(z->sets[s].home, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->sub_home_bytes, "swap buffers")
-        }
-        if (z->acc_disk) {
-            DSI_ZERO_ROW(z->sets[s].grad, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->sub_elements * dsi_zero_acc_bytes(z),
-                         "swap buffers")
-        }
-    }
-    for (n = 0; n < DSI_ZERO_LANES && z->acc_disk; n++) {
-        DSI_ZERO_ROW(z->lanes[n].memory, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->lane_elements * dsi_zero_acc_bytes(z),
-                     "gradients on their way to disk")
-    }
-    for (n = 0; n < z->n_pool; n++) {
-        DSI_ZERO_ROW(z->pool_buffers[n].memory, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->pool_bytes, "offload_param buffers")
-    }
+    z->swap_bytes = dsi_zero_place_swap(z, NULL);
+    DSI_ZERO_ROW(z->swap, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->swap_bytes, "swap buffers")
+    if (z->swap) (void)dsi_zero_place_swap(z, z->swap);
+    DSI_ZERO_ROW(z->pool_memory, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->n_pool * z->pool_bytes, "offload_param buffers")
+    for (n = 0; n < z->n_pool && z->pool_memory; n++) z->pool_buffers[n].memory = z->pool_memory + n * z->pool_bytes;
     for (n = 0; n < z->n_stashes; n++) {
         char *stash = NULL;
         DSI_ZERO_ROW(stash, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, dsi_zero_stash_bytes(z), "gradient buffers")
@@ -4968,16 +4975,8 @@ DS_API void ds_zero_destroy(ds_zero *z) {
     dsi_zero_put(z, DS_ZERO_GRADS, gradients, z->acc, dsi_zero_acc_elements(z) * dsi_zero_acc_bytes(z));
     dsi_zero_put(z, z->stage <= 1 ? DS_ZERO_GRADS : DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->bucket_memory,
                  (z->stage <= 1 ? z->train_elements : z->n_slots * z->bucket_capacity) * DS_DTYPE_SIZE(z->wire));
-    for (size_t s = 0; s < DSI_ZERO_SETS; s++) {
-        for (size_t n = 0; n <= DS_OPTIM_MAX_STATES; n++)
-            dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->sets[s].array[n], z->sub_elements * 4);
-        dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->sets[s].home, z->sub_home_bytes);
-        dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->sets[s].grad, z->sub_elements * dsi_zero_acc_bytes(z));
-    }
-    for (size_t n = 0; n < DSI_ZERO_LANES; n++)
-        dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->lanes[n].memory, z->lane_elements * dsi_zero_acc_bytes(z));
-    for (size_t n = 0; z->pool_buffers && n < z->n_pool; n++)
-        dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->pool_buffers[n].memory, z->pool_bytes);
+    dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->swap, z->swap_bytes);
+    dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->pool_memory, z->n_pool * z->pool_bytes);
     dsi_zero_untable(z, z->pool_buffers, z->n_pool, sizeof *z->pool_buffers);
     dsi_zero_put(z, DS_ZERO_GATHERED, DS_ZERO_DEVICE, z->arena, z->arena_bytes);
     dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->gather_pack, z->gather_pack_elements * 4);
@@ -5371,6 +5370,7 @@ DS_API ds_status ds_wire_monitor(const ds_config *c, ds_monitor_desc *d, ds_erro
 }
 
 #undef DSI_ZERO_ALIGN
+#undef DSI_ZERO_HUGE
 #undef DSI_ZERO_APART
 #undef DSI_ZERO_CHUNK
 #undef DSI_ZERO_STAGE
