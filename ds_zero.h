@@ -971,6 +971,7 @@ struct ds_zero {
     size_t swap_bytes;
     dsi_zero_lane lanes[DSI_ZERO_LANES];
     size_t lane, lane_used, lane_elements; /* lanes taken and used so far; between them are those that read ahead */
+    size_t sum_next[2];                    /* the next to read ahead: a tensor in bucket_order, and where in it */
     dsi_zero_buffer *pool_buffers;         /* (n_pool) */
     char *pool_memory;
     size_t n_pool, pool_bytes, pool_next;
@@ -1985,12 +1986,11 @@ static size_t dsi_zero_head(const ds_zero *z) { /* in doubles */
     return sizeof(dsi_zero_ballot) / sizeof(double) + (size_t)z->accumulation;
 }
 
-/* A part has its last grain to itself, and whole grains are what the disk takes without reading first. */
+/* Whole grains: a part has its last one to itself, and they are what the disk takes without reading first. */
 static ds_status dsi_zero_acc_io(ds_zero *z, bool write, dsi_zero_lane *lane, size_t at, size_t count) {
     size_t each = dsi_zero_acc_bytes(z);
     ds_status status = dsi_zero_keep_pace(z);
     if (status) return status;
-    count = dsi_round_up(count, DS_GRAIN);
     if (write)
         status = ds_offload_start_write(z->store[0], z->disk[DSI_ZERO_GRAD], at * each, count * each, lane->memory,
                                         &lane->ticket);
@@ -2014,64 +2014,141 @@ static size_t dsi_zero_kept_subs(const ds_zero *z) {
     return z->by_norm ? 0 : z->n_sets;
 }
 
-/* The same as in memory, where accumulators are on disk: chunk by chunk through the lanes. */
-static ds_status dsi_zero_acc_swap(ds_zero *z, const dsi_zero_param *p, char *piece, size_t begin, size_t count) {
-    bool last = z->micro + 1 == z->accumulation, add = !z->invariant && z->micro;
-    double *norms = last ? z->norm_own + dsi_zero_head(z) + p->norm_at + begin / DS_GRAIN : NULL;
-    size_t at = p->shard + begin, done = 0;
-    unsigned m = (unsigned)z->micro, k = 0;
-    dsi_zero_lane *lane;
-    ds_status status = DS_OK;
-    if (z->invariant) {
-        for (; !status && (m >> k & 1u || (last && m >> k)); k++) {
-            if (!(m >> k & 1u)) continue;
-            if ((status = dsi_zero_lane_take(z, &lane))) break;
-            status = dsi_zero_acc_io(z, false, lane, k * z->shard_total + at, count);
-            if (!status) status = dsi_zero_lane_wait(z, lane, "swap-in");
-            (void)ds_optim_accumulate(piece, DS_F32, lane->memory, DS_F32, count);
-        }
-        if (status) return status;
-        if (last) k = 0;
-    }
-    for (size_t g = 0; (!z->invariant || last) && g < dsi_zero_kept_subs(z) && done < count; g++) {
-        const dsi_zero_sub *sub = &z->subs[g];
-        size_t left = sub->end > at + done ? sub->end - at - done : 0, n = left < count - done ? left : count - done;
-        if (n == 0) continue;
-        dsi_zero_acc_add(z, z->sets[g].grad + (at + done - sub->begin) * dsi_zero_acc_bytes(z),
-                         piece + done * DS_DTYPE_SIZE(z->wire), n, add, norms ? norms + done / DS_GRAIN : NULL);
-        done += n;
-    }
-    if (done == count) return DS_OK;
-    at += done;
-    count -= done;
-    if (add) {
-        lane = &z->lanes[z->lane_used % DSI_ZERO_LANES];
-        status = dsi_zero_lane_wait(z, lane, "swap-in");
-    } else
-        status = dsi_zero_lane_take(z, &lane);
-    if (status) return status;
-    z->lane_used = add ? z->lane_used + 1 : z->lane;
-    dsi_zero_acc_add(z, lane->memory, piece + done * DS_DTYPE_SIZE(z->wire), count, add,
-                     norms ? norms + done / DS_GRAIN : NULL);
-    return dsi_zero_acc_io(z, true, lane, k * z->shard_total + at, count);
+/* Where these end in shard space; with world_invariant only the last micro-batch's sum is theirs. */
+static size_t dsi_zero_kept_end(const ds_zero *z) {
+    size_t kept = z->invariant && z->micro + 1 < z->accumulation ? 0 : dsi_zero_kept_subs(z);
+    return kept ? z->subs[kept - 1].end : 0;
 }
 
-/* Starts reading the sums that a bucket's pieces will be added to, as many as there are lanes, in the order in which
-   dsi_zero_bucket_finish comes to them; `j` and `at` are where the next one stands. */
-static ds_status dsi_zero_acc_ahead(ds_zero *z, const dsi_zero_bucket *bucket, size_t *j, size_t *at) {
-    size_t kept = dsi_zero_kept_subs(z) ? z->subs[dsi_zero_kept_subs(z) - 1].end : 0;
+/* What one lane moves: a piece of a tensor's own part, or the own parts of tensors that are neighbours in a bucket and in
+   shard space, too. */
+typedef struct dsi_zero_run {
+    size_t first, count; /* tensors in z->bucket_order */
+    size_t at;           /* in the first one's own part */
+    size_t begin, end;   /* in shard space, in whole grains */
+} dsi_zero_run;
+
+/* Elements of the run's k-th tensor. */
+static size_t dsi_zero_run_count(const ds_zero *z, const dsi_zero_run *run, size_t k) {
+    size_t count = z->params[z->bucket_order[run->first + k]].own_count - (k ? 0 : run->at);
+    return count < z->lane_elements ? count : z->lane_elements;
+}
+
+/* The run at `next` (which tensor, and where in its own part), and moves that on. */
+static dsi_zero_run dsi_zero_next_run(const ds_zero *z, size_t next[2]) {
+    const dsi_zero_param *p = &z->params[z->bucket_order[next[0]]];
+    dsi_zero_run run;
+    run.first = next[0];
+    run.count = 1;
+    run.at = next[1];
+    run.begin = p->shard + run.at;
+    run.end = run.begin + dsi_zero_grains(dsi_zero_run_count(z, &run, 0)) * DS_GRAIN;
+    next[1] += z->lane_elements;
+    if (next[1] < p->own_count) return run;
+    next[0]++;
+    next[1] = 0;
+    while (!z->invariant && next[0] < z->n_train && z->params[z->bucket_order[next[0]]].bucket == p->bucket) {
+        const dsi_zero_param *q = &z->params[z->bucket_order[next[0]]];
+        size_t room = dsi_zero_grains(q->own_count) * DS_GRAIN;
+        if (run.end - run.begin + room > z->lane_elements) break;
+        if (q->shard + room == run.begin)
+            run.begin = q->shard;
+        else if (q->shard == run.end)
+            run.end += room;
+        else
+            break;
+        run.count++;
+        next[0]++;
+    }
+    return run;
+}
+
+/* Starts reading the sums that are on disk and that the micro-batch's gradients will be added to, as many as there are lanes,
+   in the order in which dsi_zero_sum_bucket comes to them: at the first gradient, and whenever a lane is used. */
+static ds_status dsi_zero_sums_ahead(ds_zero *z) {
+    size_t kept = dsi_zero_kept_end(z);
     ds_status status = DS_OK;
-    if (z->invariant || z->micro == 0) return DS_OK;
-    while (*j < bucket->count && z->lane - z->lane_used < DSI_ZERO_LANES && !status) {
-        const dsi_zero_param *p = &z->params[z->bucket_order[bucket->first + *j]];
-        size_t left = p->own_count - *at, n = left < z->lane_elements ? left : z->lane_elements;
-        size_t begin = p->shard + *at, skip = begin < kept ? kept - begin : 0;
+    if (!z->acc_disk || z->invariant || z->micro == 0) return DS_OK;
+    while (z->sum_next[0] < z->n_train && z->lane - z->lane_used < DSI_ZERO_LANES && !status) {
+        dsi_zero_run run = dsi_zero_next_run(z, z->sum_next);
+        size_t begin = run.begin > kept ? run.begin : kept;
         dsi_zero_lane *lane;
-        *at = n < left ? *at + n : 0;
-        if (n == left) ++*j;
-        if (skip >= n) continue; /* its sum waits in a set */
+        if (run.end <= begin) continue; /* its sum waits in a set */
         status = dsi_zero_lane_take(z, &lane);
-        if (!status) status = dsi_zero_acc_io(z, false, lane, begin + skip, n - skip);
+        if (!status) status = dsi_zero_acc_io(z, false, lane, begin, run.end - begin);
+    }
+    return status;
+}
+
+/* world_invariant: adds the subtrees on disk that this one completes to `piece`; *level: where the sum belongs. */
+static ds_status dsi_zero_carry_swap(ds_zero *z, size_t at, float *piece, size_t count, size_t *level) {
+    bool last = z->micro + 1 == z->accumulation;
+    unsigned m = (unsigned)z->micro, k = 0;
+    ds_status status = DS_OK;
+    for (; !status && (m >> k & 1u || (last && m >> k)); k++) {
+        dsi_zero_lane *lane;
+        if (!(m >> k & 1u)) continue;
+        if ((status = dsi_zero_lane_take(z, &lane))) break;
+        status = dsi_zero_acc_io(z, false, lane, k * z->shard_total + at, dsi_round_up(count, DS_GRAIN));
+        if (!status) status = dsi_zero_lane_wait(z, lane, "swap-in");
+        (void)ds_optim_accumulate(piece, DS_F32, lane->memory, DS_F32, count);
+    }
+    *level = last ? 0 : k;
+    return status;
+}
+
+/* One piece of a gradient into its sums: in the sets that keep them, and behind those in the memory of a lane, which begins
+   at element `begin` of shard space. */
+static void dsi_zero_sum_piece(ds_zero *z, const dsi_zero_param *p, const char *piece, size_t in, size_t count,
+                               char *memory, size_t begin) {
+    bool last = z->micro + 1 == z->accumulation, add = !z->invariant && z->micro;
+    double *norms = last ? z->norm_own + dsi_zero_head(z) + p->norm_at + in / DS_GRAIN : NULL;
+    size_t kept = dsi_zero_kept_end(z), each = dsi_zero_acc_bytes(z);
+    for (size_t g = 0, done = 0, n; done < count; done += n) {
+        size_t at = p->shard + in + done;
+        char *sum;
+        n = count - done;
+        if (at < kept) {
+            while (z->subs[g].end <= at) g++;
+            sum = z->sets[g].grad + (at - z->subs[g].begin) * each;
+            if (n > z->subs[g].end - at) n = z->subs[g].end - at;
+        } else
+            sum = memory + (at - begin) * each;
+        dsi_zero_acc_add(z, sum, piece + done * DS_DTYPE_SIZE(z->wire), n, add, norms ? norms + done / DS_GRAIN : NULL);
+    }
+}
+
+/* A reduced bucket into accumulators on disk, run by run through the lanes. */
+static ds_status dsi_zero_sum_bucket(ds_zero *z, size_t b) {
+    const dsi_zero_bucket *bucket = &z->buckets[b];
+    size_t next[2], kept = dsi_zero_kept_end(z), each = DS_DTYPE_SIZE(z->wire), level = 0;
+    bool add = !z->invariant && z->micro;
+    ds_status status = dsi_zero_sums_ahead(z);
+    next[0] = bucket->first;
+    next[1] = 0;
+    while (next[0] < bucket->first + bucket->count && !status) {
+        dsi_zero_run run = dsi_zero_next_run(z, next);
+        size_t begin = run.begin > kept ? run.begin : kept;
+        dsi_zero_lane *lane = NULL;
+        if (run.end > begin && add) {
+            lane = &z->lanes[z->lane_used++ % DSI_ZERO_LANES];
+            status = dsi_zero_lane_wait(z, lane, "swap-in");
+        }
+        for (size_t k = 0; k < run.count && !status; k++) {
+            const dsi_zero_param *p = &z->params[z->bucket_order[run.first + k]];
+            size_t in = k ? 0 : run.at, n = dsi_zero_run_count(z, &run, k);
+            char *piece = dsi_zero_bucket_at(z, b) + z->piece_offset[p->piece + z->part] * each;
+            piece = z->gpu ? dsi_zero_pull(z, piece, p->own_count, each, in) : piece + in * each;
+            status = dsi_zero_ended(z, DS_OK);
+            if (!status && z->invariant) status = dsi_zero_carry_swap(z, run.begin, (float *)(void *)piece, n, &level);
+            if (!status && run.end > begin && !lane) {
+                status = dsi_zero_lane_take(z, &lane);
+                z->lane_used = z->lane;
+            }
+            if (!status) dsi_zero_sum_piece(z, p, piece, in, n, lane ? lane->memory : NULL, begin);
+        }
+        if (lane && !status) status = dsi_zero_acc_io(z, true, lane, level * z->shard_total + begin, run.end - begin);
+        if (!status) status = dsi_zero_sums_ahead(z);
     }
     return status;
 }
@@ -2079,32 +2156,25 @@ static ds_status dsi_zero_acc_ahead(ds_zero *z, const dsi_zero_bucket *bucket, s
 /* Takes a reduced bucket's own pieces into the accumulators. */
 static ds_status dsi_zero_bucket_finish(ds_zero *z, size_t b) {
     dsi_zero_bucket *bucket = &z->buckets[b];
-    size_t each = DS_DTYPE_SIZE(z->wire), step = z->acc_disk ? z->lane_elements : DSI_ZERO_CHUNK;
-    size_t ahead = 0, ahead_at = 0; /* the next sum to read */
-    int64_t start;
-    if (z->acc_disk && dsi_zero_acc_ahead(z, bucket, &ahead, &ahead_at)) return z->error.status;
-    start = dsi_now(&z->clock);
+    size_t each = DS_DTYPE_SIZE(z->wire);
+    int64_t start = dsi_now(&z->clock);
     if (bucket->handle && ds_comm_wait(z->comm, bucket->handle))
         return dsi_zero_comm_failed(z, "gradient reduction", NULL);
     bucket->handle = 0;
     z->ns_reduce += dsi_now(&z->clock) - start;
-    for (size_t j = 0; (z->acc || z->acc_disk) && !z->boundary && j < bucket->count; j++) {
+    if (z->acc_disk) return dsi_zero_sum_bucket(z, b);
+    for (size_t j = 0; z->acc && !z->boundary && j < bucket->count; j++) {
         const dsi_zero_param *p = &z->params[z->bucket_order[bucket->first + j]];
         char *piece = dsi_zero_bucket_at(z, b) + z->piece_offset[p->piece + z->part] * each;
-        if (!z->acc_disk && !z->acc_down) {
+        if (!z->acc_down) {
             dsi_zero_add_up(z, z->gpu, p->shard, piece, p->own_count);
             continue;
         }
-        for (size_t at = 0; at < p->own_count; at += step) {
-            size_t n = p->own_count - at < step ? p->own_count - at : step;
-            char *chunk = z->gpu ? dsi_zero_pull(z, piece, p->own_count, each, at) : piece + at * each;
-            ds_status status = dsi_zero_ended(z, DS_OK);
-            if (!status && z->acc_disk) {
-                status = dsi_zero_acc_swap(z, p, chunk, at, n);
-                if (!status) status = dsi_zero_acc_ahead(z, bucket, &ahead, &ahead_at);
-            } else if (!status)
-                dsi_zero_add_up(z, false, p->shard + at, chunk, n);
-            if (status) return status;
+        for (size_t at = 0; at < p->own_count; at += DSI_ZERO_CHUNK) {
+            size_t n = p->own_count - at < DSI_ZERO_CHUNK ? p->own_count - at : DSI_ZERO_CHUNK;
+            char *chunk = dsi_zero_pull(z, piece, p->own_count, each, at);
+            if (z->dead) return z->error.status;
+            dsi_zero_add_up(z, false, p->shard + at, chunk, n);
         }
     }
     return dsi_zero_ended(z, DS_OK);
@@ -2307,6 +2377,7 @@ DS_API ds_status ds_zero_begin(ds_zero *z, ds_zero_pass pass) {
         bool may = z->micro == 0 || !z->boundary; /* the sums of this step stand in the buckets' layout */
         if (!z->reordered && z->n_arrived && may && (status = dsi_zero_reorder(z))) return status;
         z->opened = z->launched = z->finished = 0;
+        z->sum_next[0] = z->sum_next[1] = 0;
         for (size_t i = 0; i < z->n_params; i++) z->params[i].given = 0;
         z->t_begin = dsi_now(&z->clock);
         z->t_gradient = 0;
@@ -2445,6 +2516,7 @@ static ds_status dsi_zero_grad_of(ds_zero *z, size_t index, const char *doing, d
                              (*out)->name, (*out)->contributions);
     if (!z->t_gradient) z->t_gradient = dsi_now(&z->clock);
     status = dsi_zero_catch_up(z, z->n_train); /* the accumulators are to be written */
+    if (!status) status = dsi_zero_sums_ahead(z);
     return status ? status : dsi_zero_read_ahead(z);
 }
 
@@ -4356,15 +4428,22 @@ static ds_status dsi_zero_count_stores(ds_zero *z, const ds_config *c, ds_error 
     return DS_OK;
 }
 
+/* Elements of a lane: the largest own part, and where parts are small DSI_ZERO_CHUNK together, as far as there are so many; but
+   no more than DSI_ZERO_LANE. From a GPU they come in chunks. */
+static size_t dsi_zero_lane_size(const ds_zero *z) {
+    size_t most = z->gpu ? DSI_ZERO_CHUNK : DSI_ZERO_LANE;
+    size_t size = z->shard_total < DSI_ZERO_CHUNK ? z->shard_total : DSI_ZERO_CHUNK;
+    for (size_t i = 0; i < z->n_train; i++) {
+        size_t own = dsi_round_up(z->params[z->order[i]].own_count, DS_GRAIN);
+        if (own > size) size = own;
+    }
+    return size < most ? size : most;
+}
+
 /* How many sets of swap buffers the pipelines want and buffer_count allows. */
 static ds_status dsi_zero_size_sets(ds_zero *z, ds_error *error) {
     size_t wanted = 1u + z->pipeline_read + z->pipeline_write, each = 1 + z->n_states + (z->shard_half > 0);
     z->acc_disk = z->state_tier == DS_ZERO_DISK;
-    for (size_t i = 0; i < z->n_params; i++) {
-        size_t own = z->params[i].tensor == DSI_ZERO_NONE ? 0 : dsi_round_up(z->params[i].own_count, DS_GRAIN);
-        size_t most = z->gpu ? DSI_ZERO_CHUNK : DSI_ZERO_LANE; /* from a GPU they come in chunks */
-        if (own > z->lane_elements) z->lane_elements = own < most ? own : most;
-    }
     if (z->acc_disk && z->set_limit != SIZE_MAX && z->pipeline_read && z->set_limit / each > wanted)
         wanted = z->set_limit / each < DSI_ZERO_SETS ? z->set_limit / each : DSI_ZERO_SETS;
     if (!z->acc_disk && z->param_tier != DS_ZERO_DISK) wanted = 0;
@@ -4383,6 +4462,7 @@ static ds_status dsi_zero_size_sets(ds_zero *z, ds_error *error) {
     }
     z->n_sets = wanted < z->n_subs ? wanted : z->n_subs;
     if (z->n_sets == 1) z->pipeline_read = z->pipeline_write = false;
+    if (z->acc_disk) z->lane_elements = dsi_zero_lane_size(z);
     z->in_step = z->acc_disk && z->pipeline_write && !z->by_norm && !z->clients ? 0 : z->n_train;
     for (size_t k = 0; k < z->n_train; k++) {
         const dsi_zero_param *p = &z->params[z->order[k]];
