@@ -3844,6 +3844,8 @@ static ds_status dsi_zero_configure(ds_zero *z, const ds_config *c, ds_error *er
     z->clocks = c->wall_clock_breakdown;
     z->print_every = (int64_t)c->steps_per_print;
     z->reduce_bucket = c->zero_optimization.reduce_bucket_size;
+    if (z->world == 1 && z->stage >= 2 && z->reduce_bucket > DSI_ZERO_LANE)
+        z->reduce_bucket = DSI_ZERO_LANE; /* nothing to reduce: a gradient goes on to its sum as soon as it may */
     z->gather_bucket = c->zero_optimization.allgather_bucket_size;
     z->gather_by_broadcast = !c->zero_optimization.allgather_partitions;
     z->reduce_whole = !c->zero_optimization.reduce_scatter;
