@@ -356,6 +356,7 @@ struct attention_case {
     const char *mode;
     size_t block, tokens, d;
     bool causal, masks;
+    size_t heads;
 };
 struct values { // of (heads, tokens, d): what they are, and by how much they may be off
     std::vector<double> x, off;
@@ -386,10 +387,10 @@ static bool within(const values &v, const std::vector<char> &got, ds_dtype dtype
     return true;
 }
 static void check_attention(const attention_case &t) {
-    enum { HEADS = 2 };
+    const size_t heads = t.heads;
     const double u = 0x1p-24, u16 = t.dtype == DS_F16 ? 0x1p-11 : t.dtype == DS_BF16 ? 0x1p-8 : u;
     const double tiny = t.dtype == DS_F16 ? 0x1p-24 : 0;
-    const size_t n = t.tokens, d = t.d, all = HEADS * n * d, padded = ds_sparse_padded(n, t.block);
+    const size_t n = t.tokens, d = t.d, all = heads * n * d, padded = ds_sparse_padded(n, t.block);
     ds_sparse_params p;
     ds_sparse_layout *layout;
     ds_sparse_desc desc;
@@ -399,14 +400,14 @@ static void check_attention(const attention_case &t) {
     double worst = 0;
     memset(&desc, 0, sizeof desc), memset(&io, 0, sizeof io);
     CHECK_EQ(ds_sparse_params_default(t.mode, &p, NULL), DS_OK);
-    p.heads = HEADS, p.block = t.block;
+    p.heads = heads, p.block = t.block;
     if (!CHECK(ds_sparse_layout_create(&p, padded, NULL, &layout, &error) == DS_OK)) printf("%s\n", error.message);
     desc.layout = layout, desc.head_dim = d, desc.causal = t.causal, desc.kernels = &sparse_kernels, desc.device = &gpu;
     if (!CHECK(ds_sparse_create(&desc, &s, &error) == DS_OK)) printf("%s\n", error.message);
     std::vector<double> q, k, v, g;
     std::vector<char> bq = rounded_to(t.dtype, all, q), bk = rounded_to(t.dtype, all, k);
     std::vector<char> bv = rounded_to(t.dtype, all, v), bg = rounded_to(t.dtype, all, g), result(bq.size());
-    std::vector<float> key_mask(n), bias(HEADS * 7), mask(n * n), lse(2 * HEADS * n);
+    std::vector<float> key_mask(n), bias(heads * 7), mask(n * n), lse(2 * heads * n);
     for (size_t j = 0; j < n; j++) key_mask[j] = j % 5 == 1 ? 0.0f : 1.0f;
     for (float &x : bias) x = (float)test_uniform(&dice);
     for (size_t i = 0; i < n * n; i++)
@@ -423,9 +424,9 @@ static void check_attention(const attention_case &t) {
     }
     CHECK_EQ(ds_sparse_forward_on(s, &io, NULL), DS_OK);
     CHECK_EQ(ds_sparse_backward_on(s, &io, NULL), DS_OK);
-    values o(all), rq(all), rk(all), rv(all), l(HEADS * n);
+    values o(all), rq(all), rk(all), rv(all), l(heads * n);
     const double scale = (double)(1.0f / sqrtf((float)d));
-    for (size_t h = 0; h < HEADS; h++)
+    for (size_t h = 0; h < heads; h++)
         for (size_t i = 0; i < n; i++) {
             std::vector<double> x(n, -INFINITY), w(n), dp(n), dp_off(n);
             double top = -INFINITY, sum = 0, score_off = 0, delta = 0, delta_off = 0;
@@ -491,7 +492,7 @@ static void check_attention(const attention_case &t) {
     gv.back(result.data());
     fine = fine && within(rv, result, t.dtype, "d_v", &worst);
     dlse.back(lse.data());
-    for (size_t i = 0; i < HEADS * n; i++)
+    for (size_t i = 0; i < heads * n; i++)
         if (l.x[i] == -INFINITY)
             CHECK(lse[2 * i] == -INFINITY && lse[2 * i + 1] == 0);
         else
@@ -1032,14 +1033,30 @@ int main(int argc, char **argv) {
     }
     TEST(attention) {
         static const attention_case cases[] = {
-            {DS_F32, "fixed", 16, 96, 32, true, false},   {DS_F32, "dense", 32, 64, 64, false, true},
-            {DS_F32, "bigbird", 16, 75, 40, false, true}, {DS_F32, "dense", 64, 64, 128, true, false},
-            {DS_F16, "fixed", 16, 96, 32, true, false},   {DS_F16, "bslongformer", 32, 128, 64, false, false},
-            {DS_F16, "dense", 16, 45, 80, true, true},    {DS_F16, "dense", 64, 128, 128, true, false},
-            {DS_BF16, "fixed", 16, 96, 64, false, true},  {DS_BF16, "local_sliding_window", 64, 192, 32, true, false},
-            {DS_F16, "dense", 128, 128, 32, true, false}, {DS_BF16, "dense", 48, 96, 128, false, false},
+            {DS_F32, "fixed", 16, 96, 32, true, false, 2},
+            {DS_F32, "dense", 32, 64, 64, false, true, 2},
+            {DS_F32, "bigbird", 16, 75, 40, false, true, 2},
+            {DS_F32, "dense", 64, 64, 128, true, false, 2},
+            {DS_F16, "fixed", 16, 96, 32, true, false, 2},
+            {DS_F16, "bslongformer", 32, 128, 64, false, false, 2},
+            {DS_F16, "dense", 16, 45, 80, true, true, 2},
+            {DS_F16, "dense", 64, 128, 128, true, false, 2},
+            {DS_BF16, "fixed", 16, 96, 64, false, true, 2},
+            {DS_BF16, "local_sliding_window", 64, 192, 32, true, false, 2},
+            {DS_F16, "dense", 128, 128, 32, true, false, 2},
+            {DS_BF16, "dense", 48, 96, 128, false, false, 2},
         };
         for (const attention_case &c : cases) check_attention(c);
+    }
+    TEST(attention_grid) { // every head size by block, type and causality: two blocks of tokens, the last one not full
+        static const size_t sizes[] = {32, 40, 64, 96, 128}, blocks_of[] = {16, 32, 64, 128};
+        for (size_t d : sizes)
+            for (size_t block : blocks_of)
+                for (ds_dtype t : floats)
+                    for (int causal = 0; causal < 2; causal++) {
+                        const attention_case c = {t, "dense", block, 2 * block - 5, d, causal != 0, false, 1};
+                        check_attention(c);
+                    }
     }
     TEST(attention_finite_mask) { // -1e9 on every key: no digit of the sum is lost, so each key weighs 1 / N
         enum { N = 48, D = 32 };
