@@ -1244,19 +1244,24 @@ DS_API void ds_sparse_layout_svg(const ds_sparse_layout *layout,
 #define DSI_SPARSE_PAUSE (void)0
 #endif
 
-#if defined(__GNUC__)
-#define DSI_SPARSE_INLINE         static inline __attribute__((always_inline))
-#define DSI_SPARSE_PREFETCH(from) __builtin_prefetch(from)
-#else
-#define DSI_SPARSE_INLINE         static inline
-#define DSI_SPARSE_PREFETCH(from) (void)(from)
-#endif
+// What coming products are the first to read, where memory may be all that has it: a product asks the cache for its share
+// as it goes, line by line between its fused multiply-adds. More at once than a core can wait for would be dropped.
+typedef struct dsi_sparse_asks {
+    size_t count;
+    const float *from[DSI_SPARSE_STRIP + 1]; // (rows, width)
+    size_t row[DSI_SPARSE_STRIP + 1];
+} dsi_sparse_asks;
+typedef struct dsi_sparse_share { // a part of such a list
+    const float *const *from;
+    const size_t *row;
+    size_t count, rows, width;
+} dsi_sparse_share;
 
 typedef struct dsi_sparse_simd {
     ds_sparse_level level;
     // c (rows, columns) (+)= a * b; element (i, l) of a at a[i * a_row + l * a_step]; rows by 8, columns by 16
     void (*product)(const float *a, size_t a_row, size_t a_step, const float *b, size_t b_row, size_t depth, float *c,
-                    size_t c_row, size_t rows, size_t columns, bool add);
+                    size_t c_row, size_t rows, size_t columns, bool add, const dsi_sparse_share *share);
     // 16 queries (lanes) over n keys, `step` apart: x becomes exp(x - largest), after largest took them in; shrink is
     // what that makes of the sum so far
     void (*softmax)(float *x, size_t step, size_t n, float *largest, float *sum, float *shrink);
@@ -1411,7 +1416,9 @@ static float dsi_sparse_fold(float *lane) {
 #define DSI_SPARSE_LEVEL_x16 DS_SPARSE_LEVEL_AVX512
 
 static void dsi_sparse_product_x1(const float *a, size_t a_row, size_t a_step, const float *b, size_t b_row,
-                                  size_t depth, float *c, size_t c_row, size_t rows, size_t columns, bool add) {
+                                  size_t depth, float *c, size_t c_row, size_t rows, size_t columns, bool add,
+                                  const dsi_sparse_share *share) {
+    (void)share; // memory is fast enough for it
     for (size_t i = 0; i < rows; i++) {
         float *const to = c + i * c_row;
         if (!add) memset(to, 0, columns * sizeof *to);
@@ -1529,7 +1536,8 @@ DSI_SPARSE_AVX2 static void dsi_sparse_turn_x8(float *to, size_t to_row, const f
 #define dsi_sparse_narrow_x16 dsi_sparse_narrow_x8
 #define dsi_sparse_turn_x16   dsi_sparse_turn_x8
 
-// A tile of c stays in registers while a and b go by: R rows (a macro that lists them) of V vectors (likewise).
+// A tile of c stays in registers while a and b go by: R rows (a macro that lists them) of V vectors (likewise). `lower` is
+// the second half of the rows of a: so few strides that general registers hold them.
 #define DSI_SPARSE_LIST4(DO, L, V) DO(L, V, 0) DO(L, V, 1) DO(L, V, 2) DO(L, V, 3)
 #define DSI_SPARSE_LIST8(DO, L, V) DSI_SPARSE_LIST4(DO, L, V) DO(L, V, 4) DO(L, V, 5) DO(L, V, 6) DO(L, V, 7)
 #define DSI_SPARSE_IF1(a)
@@ -1541,47 +1549,93 @@ DSI_SPARSE_AVX2 static void dsi_sparse_turn_x8(float *to, size_t to_row, const f
     c##i##0 = dsi_sparse_##L##_load(c + i * c_row);                                                                    \
     DSI_SPARSE_IF##V(c##i##1 = dsi_sparse_##L##_load(c + i * c_row + dsi_sparse_##L##_width);)
 #define DSI_SPARSE_FMA(L, V, i)                                                                                        \
-    e = dsi_sparse_##L##_set(a[i * a_row]);                                                                            \
+    e = dsi_sparse_##L##_set((i < half ? a : lower)[i % half * a_row]);                                                \
     c##i##0 = dsi_sparse_##L##_fma(e, b0, c##i##0);                                                                    \
     DSI_SPARSE_IF##V(c##i##1 = dsi_sparse_##L##_fma(e, b1, c##i##1);)
 #define DSI_SPARSE_STORE(L, V, i)                                                                                      \
     dsi_sparse_##L##_store(c + i * c_row, c##i##0);                                                                    \
     DSI_SPARSE_IF##V(dsi_sparse_##L##_store(c + i * c_row + dsi_sparse_##L##_width, c##i##1);)
-#define DSI_SPARSE_TILE(L, R, V, TARGET)                                                                               \
-    TARGET static inline void dsi_sparse_tile_##L##_##R##_##V(const float *a, size_t a_row, size_t a_step,             \
-                                                              const float *b, size_t b_row, size_t depth, float *c,    \
-                                                              size_t c_row, bool add) {                                \
-        DSI_SPARSE_LIST##R(DSI_SPARSE_ZERO, L, V) if (add) {                                                           \
-            DSI_SPARSE_LIST##R(DSI_SPARSE_LOAD, L, V)                                                                  \
-        }                                                                                                              \
-        for (size_t l = 0; l < depth; l++, a += a_step, b += b_row) {                                                  \
-            const dsi_sparse_##L##_t b0 = dsi_sparse_##L##_load(b);                                                    \
-            DSI_SPARSE_IF##V(const dsi_sparse_##L##_t b1 = dsi_sparse_##L##_load(b + dsi_sparse_##L##_width);)         \
-                dsi_sparse_##L##_t e;                                                                                  \
-            DSI_SPARSE_LIST##R(DSI_SPARSE_FMA, L, V)                                                                   \
+// A tile's part of a share: `rows` rows of each of its blocks, from row `at` on; a new row each `steps` of the depth, and a
+// prefetch in each step, `advance` bytes on. Past the last block it goes on into what follows, which does no harm.
+typedef struct dsi_sparse_pace {
+    const dsi_sparse_share *share;
+    size_t at, rows, steps, advance;
+} dsi_sparse_pace;
+static dsi_sparse_pace dsi_sparse_pace_of(const dsi_sparse_share *share, size_t tiles, size_t depth) {
+    dsi_sparse_pace p = {share, 0, (share->rows + tiles - 1) / tiles, 0, 0};
+    if (!share->count) return p;
+    p.steps = (depth + p.rows * share->count - 1) / (p.rows * share->count);
+    p.advance = (share->width * sizeof(float) + p.steps - 1) / p.steps;
+    return p;
+}
+typedef struct dsi_sparse_way {
+    size_t left, row; // steps on this row, and the next one
+    uintptr_t line;
+} dsi_sparse_way;
+static inline void dsi_sparse_on(const dsi_sparse_pace *p, dsi_sparse_way *way) {
+    if (!way->left) {
+        const size_t block = way->row % p->share->count, row = p->at + way->row / p->share->count;
+        way->line = (uintptr_t)p->share->from[block] + row * p->share->row[block] * sizeof(float);
+        way->left = p->steps;
+        way->row++;
+    }
+    __builtin_prefetch((const void *)way->line);
+    way->line += p->advance;
+    way->left--;
+}
+#define DSI_SPARSE_WITH(a) a // a tile with asks, and one without
+#define DSI_SPARSE_SANS(a)
+#define DSI_SPARSE_TILE(L, R, V, ASKS, TARGET)                                                                         \
+    TARGET static inline void dsi_sparse_tile_##L##_##R##_##V##_##ASKS(                                                \
+        const float *a, size_t a_row, size_t a_step, const float *b, size_t b_row, size_t depth, float *c,             \
+        size_t c_row, bool add, const dsi_sparse_pace *p) {                                                            \
+        enum { half = R / 2 };                                                                                         \
+        const float *lower = a + half * a_row;                                                                         \
+        dsi_sparse_way way = {0, 0, 0};                                                                                \
+        DSI_SPARSE_LIST##R(DSI_SPARSE_ZERO, L, V) if (add){DSI_SPARSE_LIST##R(DSI_SPARSE_LOAD, L, V)}(void)p,          \
+            (void)way;                                                                                                 \
+        for (size_t l = 0; l < depth; l++, a += a_step, lower += a_step, b += b_row) {                                 \
+            dsi_sparse_##L##_t e, b0;                                                                                  \
+            DSI_SPARSE_IF##V(dsi_sparse_##L##_t b1;) DSI_SPARSE_##ASKS(dsi_sparse_on(p, &way);) b0 =                   \
+                dsi_sparse_##L##_load(b);                                                                              \
+            DSI_SPARSE_IF##V(b1 = dsi_sparse_##L##_load(b + dsi_sparse_##L##_width);)                                  \
+                DSI_SPARSE_LIST##R(DSI_SPARSE_FMA, L, V)                                                               \
         }                                                                                                              \
         DSI_SPARSE_LIST##R(DSI_SPARSE_STORE, L, V)                                                                     \
     }
-DSI_SPARSE_TILE(x8, 4, 2, DSI_SPARSE_AVX2)
-DSI_SPARSE_TILE(x16, 8, 1, DSI_SPARSE_AVX512)
-DSI_SPARSE_TILE(x16, 8, 2, DSI_SPARSE_AVX512)
+DSI_SPARSE_TILE(x8, 4, 2, WITH, DSI_SPARSE_AVX2)
+DSI_SPARSE_TILE(x8, 4, 2, SANS, DSI_SPARSE_AVX2)
+DSI_SPARSE_TILE(x16, 8, 1, WITH, DSI_SPARSE_AVX512)
+DSI_SPARSE_TILE(x16, 8, 1, SANS, DSI_SPARSE_AVX512)
+DSI_SPARSE_TILE(x16, 8, 2, WITH, DSI_SPARSE_AVX512)
+DSI_SPARSE_TILE(x16, 8, 2, SANS, DSI_SPARSE_AVX512)
+// The tile at i, j; both kinds are inlined.
+#define DSI_SPARSE_TILE_AT(NAME)                                                                                       \
+    do {                                                                                                               \
+        const float *const a_at = a + i * a_row;                                                                       \
+        if (share->count)                                                                                              \
+            dsi_sparse_tile_##NAME##_WITH(a_at, a_row, a_step, b + j, b_row, depth, c + i * c_row + j, c_row, add,     \
+                                          &p);                                                                         \
+        else                                                                                                           \
+            dsi_sparse_tile_##NAME##_SANS(a_at, a_row, a_step, b + j, b_row, depth, c + i * c_row + j, c_row, add,     \
+                                          &p);                                                                         \
+    } while (0)
 
 DSI_SPARSE_AVX2 static void dsi_sparse_product_x8(const float *a, size_t a_row, size_t a_step, const float *b,
                                                   size_t b_row, size_t depth, float *c, size_t c_row, size_t rows,
-                                                  size_t columns, bool add) {
+                                                  size_t columns, bool add, const dsi_sparse_share *share) {
+    dsi_sparse_pace p = dsi_sparse_pace_of(share, rows / 4 * (columns / 16), depth);
     for (size_t j = 0; j < columns; j += 16)
-        for (size_t i = 0; i < rows; i += 4)
-            dsi_sparse_tile_x8_4_2(a + i * a_row, a_row, a_step, b + j, b_row, depth, c + i * c_row + j, c_row, add);
+        for (size_t i = 0; i < rows; i += 4, p.at += p.rows) DSI_SPARSE_TILE_AT(x8_4_2);
 }
 DSI_SPARSE_AVX512 static void dsi_sparse_product_x16(const float *a, size_t a_row, size_t a_step, const float *b,
                                                      size_t b_row, size_t depth, float *c, size_t c_row, size_t rows,
-                                                     size_t columns, bool add) {
+                                                     size_t columns, bool add, const dsi_sparse_share *share) {
+    dsi_sparse_pace p = dsi_sparse_pace_of(share, rows / 8 * ((columns + 16) / 32), depth);
     size_t j = 0;
     for (; columns - j >= 32; j += 32)
-        for (size_t i = 0; i < rows; i += 8)
-            dsi_sparse_tile_x16_8_2(a + i * a_row, a_row, a_step, b + j, b_row, depth, c + i * c_row + j, c_row, add);
-    for (size_t i = 0; i < rows && j < columns; i += 8)
-        dsi_sparse_tile_x16_8_1(a + i * a_row, a_row, a_step, b + j, b_row, depth, c + i * c_row + j, c_row, add);
+        for (size_t i = 0; i < rows; i += 8, p.at += p.rows) DSI_SPARSE_TILE_AT(x16_8_2);
+    for (size_t i = 0; i < rows && j < columns; i += 8, p.at += p.rows) DSI_SPARSE_TILE_AT(x16_8_1);
 }
 DSI_SPARSE_LEVEL(x8, DSI_SPARSE_AVX2)
 DSI_SPARSE_LEVEL(x16, DSI_SPARSE_AVX512)
@@ -2004,48 +2058,18 @@ static const uint32_t *dsi_sparse_seen(const dsi_sparse_call *c, size_t unit, si
     return list + skipped;
 }
 
-// What coming products are the first to read, where memory may be all that has it: a product asks the cache for some of
-// it as it goes, a few lines beside each tile, which is as much as a core can wait for at once.
-typedef struct dsi_sparse_asks {
-    size_t count;
-    const float *from[DSI_SPARSE_STRIP + 1]; // (rows, width)
-    size_t row[DSI_SPARSE_STRIP + 1];
-} dsi_sparse_asks;
-typedef struct dsi_sparse_share { // first .. last - 1 of `of`, and each `step` further
-    const dsi_sparse_asks *of;
-    size_t first, last, step;
-} dsi_sparse_share;
-
-static void dsi_sparse_ask_at(dsi_sparse_asks *asks, const float *from, size_t row) {
+static void dsi_sparse_ask(dsi_sparse_asks *asks, const float *from, size_t row) {
     if (!from) return;
     asks->from[asks->count] = from;
     asks->row[asks->count++] = row;
 }
-// Inline by force: GCC drops calls that do nothing else.
-DSI_SPARSE_INLINE void dsi_sparse_ask(const dsi_sparse_share *share, size_t width, size_t begin, size_t end) {
-    for (size_t n = share->first; n < share->last; n++)
-        for (size_t k = n; k < share->of->count; k += share->step)
-            for (size_t r = begin; r < end; r++) {
-                const float *from = share->of->from[k] + r * share->of->row[k];
-                for (size_t e = 0; e < width; e += 16) DSI_SPARSE_PREFETCH(from + e);
-            }
-}
-// simd->product over all rows of a block, beside what it asks for.
-static void dsi_sparse_product(const ds_sparse *s, const dsi_sparse_share *share, const float *a, size_t a_row,
-                               size_t a_step, const float *b, size_t b_row, size_t depth, float *to, size_t to_row,
-                               size_t columns, bool add) {
-    const size_t panels = (columns + 31) / 32;
-    if (share->first >= share->of->count) {
-        s->simd->product(a, a_row, a_step, b, b_row, depth, to, to_row, s->rows, columns, add);
-        return;
-    }
-    for (size_t r = 0; r < s->rows; r += DSI_SPARSE_ROWS)
-        for (size_t p = 0; p < panels; p++) {
-            const size_t j = 32 * p, rest = columns - j;
-            dsi_sparse_ask(share, s->width, r + DSI_SPARSE_ROWS * p / panels, r + DSI_SPARSE_ROWS * (p + 1) / panels);
-            s->simd->product(a + r * a_row, a_row, a_step, b + j, b_row, depth, to + r * to_row + j, to_row,
-                             DSI_SPARSE_ROWS, rest < 32 ? rest : 32, add);
-        }
+// What products begin .. end - 1 of `all` ask for.
+static dsi_sparse_share dsi_sparse_share_of(const ds_sparse *s, const dsi_sparse_asks *asks, size_t begin, size_t end,
+                                            size_t all) {
+    const size_t first = asks->count * begin / all;
+    const dsi_sparse_share share = {asks->from + first, asks->row + first, asks->count * end / all - first, s->rows,
+                                    s->width};
+    return share;
 }
 
 // >>forward
@@ -2112,8 +2136,8 @@ static void dsi_sparse_strip_first(const dsi_sparse_call *c, dsi_sparse_strip *p
     dsi_sparse_strip_at(c, p, 0);
     q = dsi_sparse_at(c, c->io->q, &c->in, p->unit, p->i, NULL, &q_row);
     out = dsi_sparse_at(c, c->io->out, &c->out, p->unit, p->i, NULL, &out_row);
-    dsi_sparse_ask_at(&p->k, q, q_row);
-    dsi_sparse_ask_at(&p->v, out, out_row);
+    dsi_sparse_ask(&p->k, q, q_row);
+    dsi_sparse_ask(&p->v, out, out_row);
 }
 static void dsi_sparse_begin(const dsi_sparse_call *c, const dsi_sparse_strip *p, const dsi_sparse_scratch *x) {
     const ds_sparse *s = c->s;
@@ -2130,9 +2154,9 @@ static void dsi_sparse_scores(const dsi_sparse_call *c, const dsi_sparse_strip *
     const ds_sparse *s = c->s;
     for (size_t t = 0; t < p->blocks; t++) { // rows past a block are written over by the next one, or not read
         float *const scores = x->scores + t * s->block * s->columns;
-        const dsi_sparse_share share = {&next->k, t, t + 1, p->blocks};
-        dsi_sparse_product(s, &share, p->k.from[t], p->k.row[t], 1, x->one, s->columns, s->desc.head_dim, scores,
-                           s->columns, s->columns, false);
+        const dsi_sparse_share share = dsi_sparse_share_of(s, &next->k, t, t + 1, p->blocks);
+        s->simd->product(p->k.from[t], p->k.row[t], 1, x->one, s->columns, s->desc.head_dim, scores, s->columns,
+                         s->rows, s->columns, false, &share);
         dsi_sparse_masks(c, p->unit, p->i, p->list[p->first + t], scores, 1, s->columns);
     }
 }
@@ -2142,14 +2166,14 @@ static void dsi_sparse_values(const dsi_sparse_call *c, const dsi_sparse_strip *
     const uint32_t *list = p->list + p->first;
     const bool joined = s->block == s->rows;                           // neighbours in a strip are so among the values,
     const size_t whole = c->direct ? c->tokens / s->block : c->blocks; // but for a last block that is packed apart
-    dsi_sparse_share share = {&next->v, 0, 0, p->blocks};
     for (size_t t = 0, run, depth; t < p->blocks; t += run) {
+        dsi_sparse_share share;
         const float *scores = x->scores + t * s->block * s->columns;
         for (run = 1; joined && t + run < p->blocks && list[t + run] == list[t] + run && list[t] + run < whole;) run++;
         depth = (t + run < p->blocks ? (t + run) * s->block : keys) - t * s->block;
-        share.first = t, share.last = t + run;
-        dsi_sparse_product(s, &share, scores, 1, s->columns, p->v.from[t], p->v.row[t], depth, x->two, s->width,
-                           s->width, p->first + t > 0);
+        share = dsi_sparse_share_of(s, &next->v, t, t + run, p->blocks);
+        s->simd->product(scores, 1, s->columns, p->v.from[t], p->v.row[t], depth, x->two, s->width, s->rows, s->width,
+                         p->first + t > 0, &share);
     }
 }
 static void dsi_sparse_forward_rows(const dsi_sparse_call *c, size_t begin, size_t end, unsigned worker) {
@@ -2238,18 +2262,18 @@ static void dsi_sparse_pair(const dsi_sparse_call *c, size_t unit, size_t i, siz
     const ds_sparse *s = c->s;
     const dsi_sparse_unit *u = &s->units[unit];
     const size_t d = s->desc.head_dim, natural = i * s->rows * s->width;
-    dsi_sparse_share share = {asks, 0, 1, DSI_SPARSE_PRODUCTS};
+    dsi_sparse_share share = dsi_sparse_share_of(s, asks, 0, 1, DSI_SPARSE_PRODUCTS);
     size_t row, d_row;
     const float *q = dsi_sparse_at(c, c->io->q, &c->in, unit, i, u->q + natural, &row);
     const float *d_out = dsi_sparse_at(c, c->io->d_out, &c->out, unit, i, u->d_out + natural, &d_row);
-    dsi_sparse_product(s, &share, q, row, 1, u->k_turned + turned, s->columns, d, x->scores, s->columns, s->columns,
-                       false);
+    s->simd->product(q, row, 1, u->k_turned + turned, s->columns, d, x->scores, s->columns, s->rows, s->columns, false,
+                     &share);
     dsi_sparse_masks(c, unit, i, j, x->scores, s->columns, 1);
     for (size_t r = 0, k0 = dsi_sparse_fill_of(c, j); k0 < s->columns && r < s->rows; r++) // keys past the length
         for (size_t k = k0; k < s->columns; k++) x->scores[r * s->columns + k] = -INFINITY;
-    share.first = 1, share.last = 2;
-    dsi_sparse_product(s, &share, d_out, d_row, 1, u->v_turned + turned, s->columns, d, x->d_scores, s->columns,
-                       s->columns, false);
+    share = dsi_sparse_share_of(s, asks, 1, 2, DSI_SPARSE_PRODUCTS);
+    s->simd->product(d_out, d_row, 1, u->v_turned + turned, s->columns, d, x->d_scores, s->columns, s->rows, s->columns,
+                     false, &share);
     for (size_t r = 0; r < s->rows; r++)
         s->simd->gradients(x->scores + r * s->columns, x->d_scores + r * s->columns, u->lse + 2 * (i * s->rows + r),
                            u->delta[i * s->rows + r], s->columns);
@@ -2265,8 +2289,8 @@ static void dsi_sparse_add_d_q(const dsi_sparse_call *c, size_t unit, size_t i, 
     size_t row, k_row;
     const float *k = dsi_sparse_at(c, c->io->k, &c->in, unit, j, s->units[unit].k + j * s->rows * s->width, &k_row);
     float *d_q = dsi_sparse_d_q_at(c, unit, i, &row);
-    const dsi_sparse_share share = {asks, 4, 5, DSI_SPARSE_PRODUCTS};
-    dsi_sparse_product(s, &share, x->d_scores, s->columns, 1, k, k_row, s->block, d_q, row, s->width, add);
+    const dsi_sparse_share share = dsi_sparse_share_of(s, asks, 4, 5, DSI_SPARSE_PRODUCTS);
+    s->simd->product(x->d_scores, s->columns, 1, k, k_row, s->block, d_q, row, s->rows, s->width, add, &share);
 }
 static void dsi_sparse_finish_d_q(const dsi_sparse_call *c, size_t unit, size_t i) {
     const ds_sparse *s = c->s;
@@ -2279,13 +2303,14 @@ static void dsi_sparse_add_d_kv(const dsi_sparse_call *c, size_t unit, size_t i,
     const ds_sparse *s = c->s;
     const dsi_sparse_unit *u = &s->units[unit];
     const size_t natural = i * s->rows * s->width;
-    dsi_sparse_share share = {asks, 2, 3, DSI_SPARSE_PRODUCTS};
+    dsi_sparse_share share = dsi_sparse_share_of(s, asks, 2, 3, DSI_SPARSE_PRODUCTS);
     size_t row, d_row;
     const float *q = dsi_sparse_at(c, c->io->q, &c->in, unit, i, u->q + natural, &row);
     const float *d_out = dsi_sparse_at(c, c->io->d_out, &c->out, unit, i, u->d_out + natural, &d_row);
-    dsi_sparse_product(s, &share, x->d_scores, 1, s->columns, q, row, s->block, x->one, s->width, s->width, add);
-    share.first = 3, share.last = 4;
-    dsi_sparse_product(s, &share, x->scores, 1, s->columns, d_out, d_row, s->block, x->two, s->width, s->width, add);
+    s->simd->product(x->d_scores, 1, s->columns, q, row, s->block, x->one, s->width, s->rows, s->width, add, &share);
+    share = dsi_sparse_share_of(s, asks, 3, 4, DSI_SPARSE_PRODUCTS);
+    s->simd->product(x->scores, 1, s->columns, d_out, d_row, s->block, x->two, s->width, s->rows, s->width, add,
+                     &share);
 }
 static void dsi_sparse_add_d_relative(const dsi_sparse_call *c, size_t unit, size_t i, size_t j,
                                       const dsi_sparse_scratch *x) {
@@ -2349,14 +2374,14 @@ static void dsi_sparse_asks_of(const dsi_sparse_call *c, size_t unit, size_t j, 
     for (int n = 0; n < 4 && left == 1; n++) { // it ends the column, and another begins
         const size_t at = n < 2 ? j : next;
         const float *from = at < c->blocks ? dsi_sparse_at(c, column[n], &c->in, unit, at, NULL, &step) : NULL;
-        dsi_sparse_ask_at(asks, from, step);
+        dsi_sparse_ask(asks, from, step);
     }
     if (next == c->blocks) return;
     list = left == 1 ? dsi_sparse_seen(c, unit, next, true, &count) : list + 1;
     if ((left == 1 && !count) || *dsi_sparse_seen(c, unit, *list, false, &count) != next) return;
     for (int n = 0; n < 4; n++) {
         const float *from = dsi_sparse_at(c, row[n], n < 2 ? &c->in : &c->out, unit, *list, NULL, &step);
-        dsi_sparse_ask_at(asks, from, step);
+        dsi_sparse_ask(asks, from, step);
     }
 }
 // Column j of a unit that one worker does as a whole: what its pairs give d_q and d_relative too. A row is packed at its
@@ -2557,7 +2582,6 @@ DS_API double ds_sparse_flops(const ds_sparse *s, size_t batch, size_t seq_len, 
 #undef DSI_SPARSE_FMA
 #undef DSI_SPARSE_IF1
 #undef DSI_SPARSE_IF2
-#undef DSI_SPARSE_INLINE
 #undef DSI_SPARSE_LANES
 #undef DSI_SPARSE_LEVEL
 #undef DSI_SPARSE_LEVEL_x1
@@ -2567,13 +2591,15 @@ DS_API double ds_sparse_flops(const ds_sparse *s, size_t batch, size_t seq_len, 
 #undef DSI_SPARSE_LIST8
 #undef DSI_SPARSE_LOAD
 #undef DSI_SPARSE_PAUSE
-#undef DSI_SPARSE_PREFETCH
 #undef DSI_SPARSE_PRODUCTS
 #undef DSI_SPARSE_ROWS
 #undef DSI_SPARSE_SPINS
+#undef DSI_SPARSE_SANS
 #undef DSI_SPARSE_STORE
 #undef DSI_SPARSE_STRIP
 #undef DSI_SPARSE_TILE
+#undef DSI_SPARSE_TILE_AT
+#undef DSI_SPARSE_WITH
 #undef DSI_SPARSE_X86
 #undef DSI_SPARSE_ZERO
 #undef dsi_sparse_narrow_x16
