@@ -134,18 +134,26 @@ peers: $(B)/ds
 
 # `make kernels`: ds_kernels.cu as an object for the GPUs of today, where nvcc is found
 kernels: $(B)/ds_kernels.o
-$(B)/ds_kernels.o: ds_kernels.cu
+$(B)/ds_kernels.o: ds_kernels.cu $(HEADERS)
 	@[ -n "$(NVCC)" ] || { echo 'nvcc was not found; install the CUDA toolkit'; exit 1; }
 	@mkdir -p $(@D)
 	$(NVCC) $(GPU_FLAGS) $(GPU_CODE) -c -o $@ $<
 
-# `make gpu-test`: the tests of the kernels on this machine's GPU, and under compute-sanitizer
-gpu-test: $(B)/gpu_test
-	@tests/gpu/test.sh $<
-$(B)/gpu_test: tests/unit/ds_kernels_test.cc ds_kernels.cu $(HEADERS)
-	@[ -n "$(NVCC)" ] || { echo 'nvcc was not found; install the CUDA toolkit'; exit 1; }
+# `make gpu-test`: the tests of the emulated GPU on this machine's own: kernels, engine, NCCL with one rank, train_gpt;
+# and under compute-sanitizer
+GPU_TESTS := $(B)/gpu/ds_kernels_test $(B)/gpu/ds_zero_device_test
+gpu-test: $(GPU_TESTS) $(B)/train_gpt_gpu $(B)/train_gpt
+	@B="$(B)" tests/gpu/test.sh $(GPU_TESTS)
+$(GPU_TESTS): tests/gpu/real.h $(B)/ds_kernels.o
+$(B)/gpu/%: tests/unit/%.cc
+	$(LINK_GPU_TEST)
+$(B)/gpu/%: tests/multi/%.cc
+	$(LINK_GPU_TEST)
+define LINK_GPU_TEST
 	@mkdir -p $(@D)
-	$(NVCC) -O2 -std=c++17 -I. -x cu -arch=native -o $@ $< -lpthread -ldl
+	$(CXX) $(COMMON) -std=gnu++17 -ffp-contract=off -DTEST_ON_GPU=1 -c -o $@.o $<
+	$(NVCC) -o $@ $@.o $(B)/ds_kernels.o $(filter -l%,$(LIBS))
+endef
 
 # `make gpu-bench`: figures of the kernels on this machine's GPU, each beside its ceiling; then PyTorch's and llm.c's
 gpu-bench: $(B)/gpu_bench

@@ -1,6 +1,6 @@
 #!/bin/sh
 # `make kernels` compiles ds_kernels.cu for each architecture that this nvcc knows, without a warning, and the object exports
-# what the headers declare and no more; `make gpu-info` prints each kernel. environment: NVCC, CC, CXX
+# what the headers declare and no more; the tests of `make gpu-test` link with it; `make gpu-info` prints each kernel. environment: NVCC, CC, CXX
 set -u
 passed=0 failed=0 skipped=0
 end() {
@@ -38,6 +38,9 @@ check $? "make kernels: $(cat "$scratch/log")"
 exported=$(nm -g --defined-only "$scratch/ds_kernels.o" | awk '{print $3}' | grep '^ds' | sort | tr '\n' ' ')
 [ "$exported" = "ds_cuda_comm_kernels ds_cuda_device ds_cuda_gather_rows ds_cuda_optim_kernels ds_cuda_scatter_rows ds_cuda_sparse_kernels " ]
 check $? "exports: $exported"
+# what make gpu-test runs
+kernels CFLAGS=-O0 "$scratch/gpu/ds_kernels_test" "$scratch/gpu/ds_zero_device_test" >"$scratch/log" 2>&1
+check $? "the tests for a GPU: $(cat "$scratch/log")"
 # a line with registers, stack and spills for each __global__ function
 kernels gpu-info >"$scratch/info" 2>&1
 check $? "make gpu-info: $(tail -n 3 "$scratch/info")"

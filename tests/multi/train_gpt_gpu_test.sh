@@ -1,9 +1,9 @@
 #!/bin/bash
 # train_gpt on the emulated GPU beside train_gpt on the CPU: engine, model, offload, checkpoints and the text that it
-# generates. environment: B (build)
+# generates. environment: B (build), GPU_PROGRAM (train_gpt_emulated; `make gpu-test`: train_gpt_gpu)
 set -u
-B=${B:-build} passed=0 failed=0
-[ -x "$B/train_gpt_emulated" ] || { echo "SKIP compiler: no g++: train_gpt on the emulated GPU" && echo "0 passed, 0 failed, 1 skipped" && exit 0; }
+B=${B:-build} gpu=${GPU_PROGRAM:-train_gpt_emulated} passed=0 failed=0
+[ -x "$B/$gpu" ] || { echo "SKIP compiler: no g++: train_gpt on the emulated GPU" && echo "0 passed, 0 failed, 1 skipped" && exit 0; }
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 for _ in 1 2 3 4 5 6; do echo "to be, or not to be, that is the question: "; done >"$work/text"
@@ -27,7 +27,7 @@ run() { # PROGRAM CONFIG STEPS options...
 field() { awk -v k="$2" '$1 == k {print $2}' "$work/$1"; }
 # Losses agree as gpt_gpu_test's bound allows, or as a 16-bit type rounds: 3 steps may each move a weight by a rounding.
 agree() { # CONFIG TOLERANCE
-    awk -v a="$(field "train_gpt.$1" loss)" -v b="$(field "train_gpt_emulated.$1" loss)" -v t="$2" \
+    awk -v a="$(field "train_gpt.$1" loss)" -v b="$(field "$gpu.$1" loss)" -v t="$2" \
         'BEGIN {d = a - b; if (d < 0) d = -d; exit !(a > 0 && b > 0 && d <= t * a)}'
 }
 config dense "" '"stage": 0' ""
@@ -37,20 +37,20 @@ for c in dense:1e-4 offload:4e-3 sparse:1e-3; do
     name=${c%:*}
     run train_gpt "$name" 3
     check "$name on the CPU" $?
-    run train_gpt_emulated "$name" 3
+    run $gpu "$name" 3
     check "$name on the GPU" $?
     agree "$name" "${c#*:}"
-    check "$name: loss $(field "train_gpt.$name" loss) on the CPU, $(field "train_gpt_emulated.$name" loss) on the GPU" $?
+    check "$name: loss $(field "train_gpt.$name" loss) on the CPU, $(field "$gpu.$name" loss) on the GPU" $?
 done
-grep -q "on a GPU" "$work/train_gpt_emulated.dense.err"
+grep -q "on a GPU" "$work/$gpu.dense.err"
 check "says that it is on a GPU" $?
 grep -q "on a GPU" "$work/train_gpt.dense.err"
 check "does not say so on the CPU" $((! $?))
 # a checkpoint of the GPU goes on there to the same bits as the run without a break
-straight=$(field train_gpt_emulated.offload loss_hex)
-run train_gpt_emulated offload 2 --save "$work/saved" && run train_gpt_emulated offload 3 --resume "$work/saved"
+straight=$(field $gpu.offload loss_hex)
+run $gpu offload 2 --save "$work/saved" && run $gpu offload 3 --resume "$work/saved"
 check "resumes" $?
-[ "$(field train_gpt_emulated.offload loss_hex)" = "$straight" ]
+[ "$(field $gpu.offload loss_hex)" = "$straight" ]
 check "a resumed run has the same loss to the bit" $?
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]

@@ -1,29 +1,15 @@
 // ds_kernels.cu: every kernel beside the CPU's function; on the emulated GPU of tests/emulate in several random orders.
+#ifndef TEST_ON_GPU
 #include "../../ds_kernels.cu"
+enum { EMULATED = 1 };
+#else
+#include "../gpu/real.h"
+#endif
 #define DS_IMPLEMENTATION
 #include "../../ds_comm.h"
 #include "../../ds_optim.h"
 #include "../../ds_sparse.h"
 #include "../test.h"
-
-// `make test`: on the emulated GPU. `make gpu-test`: the same through nvcc, on a real one.
-#ifdef DS_EMULATED
-enum { EMULATED = 1 };
-static void set_order(uint64_t seed) {
-    emu::seed = seed;
-}
-static size_t launches(const char *kernel) {
-    return emu::calls[kernel];
-}
-#else
-#include <string>
-#include <vector>
-enum { EMULATED = 0 };
-static void set_order(uint64_t) {}
-static size_t launches(const char *) {
-    return 0;
-}
-#endif
 
 static ds_optim_kernels optim_kernels;
 static ds_comm_kernels comm_kernels;
@@ -165,7 +151,7 @@ static void check_optimizer(const char *type, const ds_optim_params *groups, uin
     std::vector<tensor_pair *> pairs;
     std::vector<ds_optim_slice> host, device;
     void *stream;
-    set_order(seed);
+    emu::seed = seed;
     for (size_t i = 0; i < tensors.size(); i++) {
         memset(&tensors[i], 0, sizeof tensors[i]);
         tensors[i].name = "t", tensors[i].rows = 1, tensors[i].cols = counts[i];
@@ -295,7 +281,7 @@ static void check_one_bit(const char *type, bool averages, int freeze, uint64_t 
     ds_comm *comm;
     ds_comm_desc cd;
     void *stream;
-    set_order(seed);
+    emu::seed = seed;
     memset(&cd, 0, sizeof cd);
     cd.backend = "self", cd.device = gpu, cd.kernels = &comm_kernels;
     CHECK_EQ(ds_comm_create(&cd, &comm, NULL), DS_OK);
@@ -535,12 +521,8 @@ static void count_up(int *out, int *order) {
 #endif
 int main(int argc, char **argv) {
     test_begin(argc, argv);
-#ifndef DS_EMULATED
-    int gpus = 0;
-    if (cudaGetDeviceCount(&gpus) != cudaSuccess || !gpus) {
-        printf("SKIP no GPU here\n0 passed, 0 failed, 1 skipped\n");
-        return 0;
-    }
+#ifdef TEST_ON_GPU
+    if (no_gpu()) return 0;
 #endif
     ds_cuda_optim_kernels(&optim_kernels);
     ds_cuda_comm_kernels(&comm_kernels);
@@ -676,9 +658,9 @@ int main(int argc, char **argv) {
         }
         ds_optim *cpu = make_optim("AdamW", &params, 1, tensors, false);
         ds_optim *on_gpu = make_optim("AdamW", &params, 1, tensors, true);
-        const size_t before = launches("update");
+        const size_t before = emu::calls["update"];
         step_both(cpu, on_gpu, slices[0], slices[1], NULL);
-        CHECK_EQ(launches("update") - before, EMULATED);
+        CHECK_EQ(emu::calls["update"] - before, EMULATED);
         for (size_t k = 0; k < 4; k++) {
             CHECK(device[k]->equals(arrays[k].data()));
             delete device[k];
@@ -792,7 +774,7 @@ int main(int argc, char **argv) {
     for (const char *type : one_bits) TEST_NAMED(type) {
             for (int averages = 0; averages < 2; averages++)
                 for (int freeze = 2; freeze <= 4; freeze++) check_one_bit(type, averages, freeze, (uint64_t)freeze);
-            CHECK(!EMULATED || strcmp(type, "OneBitLamb") != 0 || launches("one_bit_lamb") > 0);
+            CHECK(!EMULATED || strcmp(type, "OneBitLamb") != 0 || emu::calls["one_bit_lamb"] > 0);
         }
     TEST(one_bit_refusals) {
         const float *const no_masks[1] = {NULL};
