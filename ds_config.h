@@ -423,7 +423,7 @@ OPEN(scheduler., params, "?open") \
 KEY(REAL, scheduler.params., warmup_min_lr, "0", ">=0", "0123", "", "rate at the start of the warm-up") \
 KEY(REAL, scheduler.params., warmup_max_lr, "null", "?>=0", "0123", "", "rate at its end; null: the optimizer's lr (WarmupDecayLR: 0.001)") \
 KEY(INT, scheduler.params., warmup_num_steps, "1000", ">=0", "0123", "", "steps of the warm-up") \
-KEY(TEXT, scheduler.params., warmup_type, "log", "log|linear", "", "", "shape of the warm-up") \
+KEY(TEXT, scheduler.params., warmup_type, "log", "", "", "", "shape of the warm-up, log or linear; another name is log") \
 KEY(INT, scheduler.params., total_num_steps, "0", ">=0", "2", "", "WarmupDecayLR, WarmupCosineLR: steps of the whole schedule") \
 KEY(REAL, scheduler.params., warmup_min_ratio, "0", ">=0", "", "", "WarmupCosineLR: first rate as a part of lr") \
 KEY(REAL, scheduler.params., cos_min_ratio, "0.0001", ">=0", "", "", "WarmupCosineLR: last rate as a part of lr") \
@@ -431,7 +431,7 @@ KEY(REAL, scheduler.params., cycle_min_lr, "0", ">=0", "", "", "OneCycle: lowest
 KEY(REAL, scheduler.params., cycle_max_lr, "0", ">=0", "", "", "OneCycle: highest rate of the cycle") \
 KEY(REAL, scheduler.params., decay_lr_rate, "0", ">=0", "", "", "OneCycle: decay of the rate after the cycle") \
 KEY(REAL, scheduler.params., cycle_first_step_size, "2000", ">0", "", "", "OneCycle: steps of the rising half") \
-KEY(REAL, scheduler.params., cycle_second_step_size, "null", "?>0", "", "", "OneCycle: steps of the falling half; null: as the first") \
+KEY(REAL, scheduler.params., cycle_second_step_size, "null", "?>=0", "", "", "OneCycle: steps of the falling half; null: as the first") \
 KEY(INT, scheduler.params., cycle_first_stair_count, "0", ">=0", "", "", "OneCycle: stairs in the rising half; 0: continuous") \
 KEY(INT, scheduler.params., cycle_second_stair_count, "null", "?>=0", "", "", "OneCycle: stairs in the falling half; null: as the first") \
 KEY(REAL, scheduler.params., decay_step_size, "0", ">=0", "", "", "OneCycle: interval of the decay; 0: none") \
@@ -3628,6 +3628,11 @@ static void dsi_config_scheduler(dsi_config_parser *p) {
         if (dsi_config_takes(kind, needed[i][1]) && !dsi_config_given(p, needed[i][0]))
             dsi_config_say(p, DS_LOG_ERROR, needed[i][0], dsi_config_mark_of(p, "scheduler.type")->node, "needed by %s",
                            kind->name);
+    if (strcmp(c->scheduler.params.warmup_type, "log") != 0 && strcmp(c->scheduler.params.warmup_type, "linear") != 0) {
+        DSI_CONFIG_DOUBT(p, "scheduler.params.warmup_type", "should be log or linear; \"%.40s\" is taken as log",
+                         c->scheduler.params.warmup_type);
+        c->scheduler.params.warmup_type = "log";
+    }
     if (!strcmp(kind->name, "WarmupDecayLR"))
         DSI_CONFIG_DERIVE(p, scheduler.params.warmup_max_lr, 0.001);
     else if (c->optimizer.type)

@@ -669,6 +669,8 @@ typedef struct ds_schedule {
     double lr_range_test_min_lr, lr_range_test_step_rate; /* LRRangeTest; a negative minimum: the group's own rate */
     int64_t lr_range_test_step_size;
     bool lr_range_test_staircase;
+    int64_t
+        resumed; /* steps that the schedule begins behind (last_batch_iteration + 1): until the next, rates are kept */
     double (*custom)(void *ctx, int64_t k, double base_lr); /* DS_SCHEDULE_CUSTOM: a finite rate, else begin refuses */
     void *ctx;
 } ds_schedule;
@@ -682,8 +684,8 @@ DS_API double ds_schedule_lr(const ds_schedule *s, int64_t k, double base_lr);
 /* Likewise beta1 (and beta2, which becomes 0.99); false and nothing written when this schedule cycles none. */
 DS_API bool ds_schedule_betas(const ds_schedule *s, int64_t k, double *beta1, double *beta2);
 
-/* Attaches a schedule to a group and sets its rate (and betas) for the scheduler's current step count, 0 at first. The
-   group's lr at create is its base rate. */
+/* Attaches a schedule to a group and sets its rate (and betas) for the scheduler's current step count, 0 at first; one that
+   is resumed sets the count instead, which all groups share, and no rate. The group's lr at create is its base rate. */
 DS_API ds_status ds_optim_set_schedule(ds_optim *o, size_t group, const ds_schedule *schedule);
 /* After each optimizer step that was not skipped: advances the count and sets all groups' rates. */
 DS_API void ds_optim_schedule_step(ds_optim *o);
@@ -3748,6 +3750,7 @@ DS_API ds_status ds_schedule_check(const ds_schedule *s, ds_error *error) {
     if (s->kind == DS_SCHEDULE_RANGE_TEST && s->lr_range_test_step_size < 1)
         wrong = "lr_range_test_step_size must be at least 1";
     if (s->kind == DS_SCHEDULE_CUSTOM && !s->custom) wrong = "custom is NULL";
+    if (!dsi_optim_countable(s->resumed)) wrong = "resumed is not in 0..2^53";
     if ((unsigned)s->kind > DS_SCHEDULE_CUSTOM) wrong = "the kind is none of the enum's";
     return wrong ? dsi_fail(error, DS_ERR_ARGUMENT, "ds_schedule: %s", wrong) : DS_OK;
 }
@@ -3853,7 +3856,10 @@ DS_API ds_status ds_optim_set_schedule(ds_optim *o, size_t group, const ds_sched
                         o->desc.group_count);
     if ((status = ds_schedule_check(schedule, &o->error)) != DS_OK) return status;
     o->schedules[group] = *schedule;
-    dsi_optim_follow(o, group);
+    if (schedule->resumed > 0)
+        o->schedule_count = schedule->resumed;
+    else
+        dsi_optim_follow(o, group);
     return DS_OK;
 }
 DS_API ds_status ds_optim_set_schedule_count(ds_optim *o, int64_t count) {

@@ -4105,9 +4105,10 @@ static ds_status dsi_zero_make_optimizer(ds_zero *z, const ds_zero_desc *d, ds_e
                      "optimizer.type: %s averages gradients itself, over ranks that each hold all states; it works "
                      "at stage 0, and zero_optimization.stage is %d",
                      ds_optim_type_name(z->optim), z->stage);
-    if (z->one_bit && z->clipping > 0 && !status)
+    if (z->one_bit && (z->clipping > 0 || base.max_grad_norm > 0) && !status)
         status = dsi_fail(error, DS_ERR_UNSUPPORTED,
-                          "gradient_clipping: %s cannot clip once its compressed phase has begun; take it out",
+                          "%s: %s cannot clip once its compressed phase has begun; take it out",
+                          z->clipping > 0 ? "gradient_clipping" : "optimizer.params.max_grad_norm",
                           ds_optim_type_name(z->optim));
     if (!status) z->n_states = ds_optim_state_count_max(z->optim);
     dsi_zero_untable(z, groups, n_groups, sizeof *groups);
@@ -5338,6 +5339,7 @@ DS_API ds_status ds_wire_optim(const ds_config *c, const ds_optim_table *client,
     DSI_ZERO_TAKE(momentum, momentum)
     DSI_ZERO_TAKE(dampening, dampening)
     DSI_ZERO_TAKE(nesterov, nesterov)
+    DSI_ZERO_TAKE(torch_adam, torch_adam)
     DSI_ZERO_TAKE(adam_w_mode, adam_w_mode)
     DSI_ZERO_TAKE(bias_correction, bias_correction)
     DSI_ZERO_TAKE(max_coeff, max_coeff)
@@ -5354,6 +5356,11 @@ DS_API ds_status ds_wire_optim(const ds_config *c, const ds_optim_table *client,
     DSI_ZERO_TAKE(factor_min, factor_min)
     DSI_ZERO_TAKE(factor_threshold, factor_threshold)
 #undef DSI_ZERO_TAKE
+    if (c->optimizer.params.amsgrad && !client)
+        return dsi_fail(
+            error, DS_ERR_UNSUPPORTED,
+            "optimizer.params.amsgrad: expected false, as no optimizer of ds (or DeepSpeed's own) keeps the "
+            "maximum of the squares; got true");
     if (type && (type[0] | 32) == 'm') { /* where the file has null, ds_config has put lr */
         p->lr = c->optimizer.params.muon_lr;
         p->adam_lr = c->optimizer.params.adam_lr;
@@ -5372,7 +5379,9 @@ DS_API ds_status ds_wire_schedule(const ds_config *c, ds_schedule *s, ds_error *
     if (!c->scheduler.type) return DS_OK;
     if ((status = ds_schedule_default(c->scheduler.type, s, error))) return status;
     s->warmup_min_lr = c->scheduler.params.warmup_min_lr;
-    if (dsi_zero_given(c, "scheduler.params.warmup_max_lr") && c->scheduler.params.warmup_max_lr > 0) /* null: 0 */
+    /* 0 may be null, for which ds_config has put the optimizer's rate where the file has an optimizer */
+    if (dsi_zero_given(c, "scheduler.params.warmup_max_lr") &&
+        (c->scheduler.params.warmup_max_lr > 0 || c->optimizer.type || s->kind != DS_SCHEDULE_WARMUP))
         s->warmup_max_lr = c->scheduler.params.warmup_max_lr;
     s->warmup_num_steps = c->scheduler.params.warmup_num_steps;
     s->warmup_linear = strcmp(c->scheduler.params.warmup_type, "linear") == 0;
@@ -5396,6 +5405,7 @@ DS_API ds_status ds_wire_schedule(const ds_config *c, ds_schedule *s, ds_error *
     s->lr_range_test_step_size = c->scheduler.params.lr_range_test_step_size;
     s->lr_range_test_step_rate = c->scheduler.params.lr_range_test_step_rate;
     s->lr_range_test_staircase = c->scheduler.params.lr_range_test_staircase;
+    s->resumed = c->scheduler.params.last_batch_iteration + 1;
     return ds_schedule_check(s, error);
 }
 

@@ -401,13 +401,21 @@ static int run_schedule(arguments *a) {
         ds_config_free(config);
         return INPUT;
     }
-    /* only optimizers with betas or a momentum are cycled */
-    momentum = !config->optimizer.type || (strcmp(config->optimizer.type, "adagrad") != 0);
+    /* only optimizers with betas are cycled */
+    momentum = !config->optimizer.type ||
+               (strcmp(config->optimizer.type, "adagrad") != 0 && strcmp(config->optimizer.type, "SGD") != 0);
     cycled = momentum && ds_schedule_betas(&schedule, 0, &beta1, &beta2);
     printf("step,lr%s\n", cycled ? ",momentum" : "");
     for (size_t k = 0; k < steps; k++) {
-        printf("%zu,%.17g", k, ds_schedule_lr(&schedule, (int64_t)k, config->optimizer.params.lr));
-        if (cycled && ds_schedule_betas(&schedule, (int64_t)k, &beta1, &beta2)) printf(",%.17g", beta1);
+        const int64_t taken = (int64_t)k + schedule.resumed;
+        const bool kept = k == 0 && schedule.resumed > 0; /* what the optimizer has, until the schedule's next step */
+        if (kept)
+            beta1 = config->optimizer.params.betas[0];
+        else if (cycled)
+            (void)ds_schedule_betas(&schedule, taken, &beta1, &beta2);
+        printf("%zu,%.17g", k,
+               kept ? config->optimizer.params.lr : ds_schedule_lr(&schedule, taken, config->optimizer.params.lr));
+        if (cycled) printf(",%.17g", beta1);
         printf("\n");
     }
     ds_config_free(config);

@@ -1167,7 +1167,15 @@ static void object(void) {
             CHECK(ds_optim_set_schedule(o, 0, &s) == DS_OK && ds_optim_lr(o, 0) == 0.0625);
             CHECK(ds_optim_set_schedule(o, 1, &s) == DS_ERR_ARGUMENT &&
                   ds_optim_set_schedule_count(o, -1) == DS_ERR_ARGUMENT);
-            s.custom = NULL;
+            s.resumed = 7; /* the rate is kept until the next step of the schedule */
+            CHECK(ds_optim_set_schedule(o, 0, &s) == DS_OK && ds_optim_lr(o, 0) == 0.0625 &&
+                  ds_optim_schedule_count(o) == 7);
+            ds_optim_schedule_step(o);
+            CHECK(ds_optim_lr(o, 0) == halved(NULL, 8, 0.5));
+            s.resumed = -1;
+            CHECK(ds_optim_set_schedule(o, 0, &s) == DS_ERR_ARGUMENT);
+            CHECK_HAS(ds_optim_error(o)->message, "resumed");
+            s.resumed = 0, s.custom = NULL;
             CHECK(ds_optim_set_schedule(o, 0, &s) == DS_ERR_ARGUMENT);
             ds_optim_destroy(o);
             ds_optim_destroy(again);

@@ -135,6 +135,28 @@ status schedule 0 "$ds" schedule "$scratch/schedule.json" --steps 13
 check schedule_rows
 [ "$(sed -n 2p "$scratch/out")" = 0,0 ] && grep -Eq '^12,0.001' "$scratch/out"
 check schedule_values
+# rows NAME 'STEP,VALUE...' OPTIMIZER SCHEDULER_TYPE PARAMS: what `ds schedule --steps 4` prints, to 6 digits, blanks between rows
+rows() {
+    local got
+    got=$(echo "{\"train_batch_size\": 1, \"optimizer\": {\"type\": \"$3\", \"params\": {\"lr\": 0.5}}, \"scheduler\": {\"type\":
+        \"$4\", \"params\": {$5}}}" | "$ds" schedule - --steps 4 2>"$scratch/err" |
+        awk -F, 'NR > 1 {printf "%s%.6g", (NR > 2 ? " " : ""), $2; for (i = 3; i <= NF; i++) printf ",%.6g", $i}')
+    [ "$got" = "$2" ] || { echo "  $1: $got; expected $2: $(head -c 300 "$scratch/err")" && false; }
+    check "$1"
+}
+rows schedule_max_0 '0.1 0.1 0 0' Adam WarmupLR '"warmup_max_lr": 0, "warmup_min_lr": 0.1, "warmup_num_steps": 2'
+rows schedule_max_null '0 0 0.5 0.5' Adam WarmupLR '"warmup_max_lr": null, "warmup_num_steps": 2'
+rows schedule_decay_max_0 '0.1 0.1 0 0' Adam WarmupDecayLR \
+    '"warmup_max_lr": 0, "warmup_min_lr": 0.1, "warmup_num_steps": 2, "total_num_steps": 4'
+rows schedule_resumed '0.5 0.3 0.3 0.3' Adam WarmupLR '"warmup_max_lr": 0.3, "warmup_num_steps": 10, "last_batch_iteration": 8'
+rows schedule_second_0 '0.01,0.8 0.055,0.85 0.01,0.9 0.01,0.9' Adam OneCycle \
+    '"cycle_min_lr": 0.01, "cycle_max_lr": 0.1, "cycle_first_step_size": 2, "cycle_second_step_size": 0'
+rows schedule_resumed_cycle '0.5,0.9 0.1,0.8 0.055,0.85 0.01,0.9' AdamW OneCycle \
+    '"cycle_min_lr": 0.01, "cycle_max_lr": 0.1, "cycle_first_step_size": 2, "last_batch_iteration": 0'
+rows schedule_no_betas '0.01 0.055 0.1 0.055' SGD OneCycle '"cycle_min_lr": 0.01, "cycle_max_lr": 0.1, "cycle_first_step_size": 2'
+rows schedule_other_type '0 0 0.063093 0.1' Adam WarmupLR \
+    '"warmup_max_lr": 0.1, "warmup_num_steps": 3, "warmup_type": "cosine"'
+says schedule_other_type err 'warmup_type: should be log or linear; "cosine" is taken as log'
 status schedule_no_steps 2 "$ds" schedule "$scratch/schedule.json"
 status loss_scale 0 "$ds" loss-scale "$scratch/schedule.json" --overflows 01000
 [ "$(tr '\n' ' ' <"$scratch/out")" = "step,loss_scale,skipped 0,16,0 1,8,1 2,8,0 3,8,0 4,16,0 " ]

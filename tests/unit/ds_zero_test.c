@@ -849,7 +849,11 @@ static void refusals(void) {
             {"\"optimizer\": {\"type\": \"OneBitAdam\"}, \"gradient_clipping\": 1.0, ", "\"stage\": 0",
              "OneBitAdam averages gradients itself"}, /* the first of two */
             {"\"optimizer\": {\"type\": \"OneBitAdam\"}, \"gradient_clipping\": 1.0, ", "\"stage\": 0",
-             "OneBitAdam cannot clip"},
+             "gradient_clipping: OneBitAdam cannot clip"},
+            {"\"optimizer\": {\"type\": \"OneBitAdam\", \"params\": {\"max_grad_norm\": 1.0}}, ", "\"stage\": 0",
+             "optimizer.params.max_grad_norm: OneBitAdam cannot clip"},
+            {"\"optimizer\": {\"type\": \"AdamW\", \"params\": {\"amsgrad\": true}}, ", "\"stage\": 1",
+             "optimizer.params.amsgrad: expected false"},
             {"\"optimizer\": {\"type\": \"Muon\"}, ", "\"stage\": 2, \"zero_quantized_gradients\": true",
              "Muon takes 'beta' whole"},
             {"\"optimizer\": {\"type\": \"Muon\"}, ", "\"stage\": 3, \"zero_quantized_weights\": true",
@@ -1598,6 +1602,7 @@ static void wiring(void) {
         WIRED("SGD", "nesterov", "true", nesterov, true);
         WIRED("Adam", "bias_correction", "false", bias_correction, false);
         WIRED("Adam", "adam_w_mode", "false", adam_w_mode, false);
+        WIRED("Adam", "torch_adam", "true", torch_adam, true);
         WIRED("Adam", "eps", "0.5", eps, 0.5);
         WIRED("Adam", "betas", "[0.5, 0.75]", beta2, 0.75);
         WIRED("Lamb", "max_coeff", "8", max_coeff, 8);
