@@ -569,7 +569,7 @@ DS_API ds_status ds_comm_one_bit_all_reduce_on(ds_comm *comm, const float *in, f
    consecutive ones. 8 bits: a signed byte each; 4 bits: two in a byte, the first in the upper half. Symmetric:
    params[g] = largest magnitude / 2^(bits-1), value = q * params[g]; asymmetric: params[2g] is the step and
    params[2g + 1] the middle of the group's range, value = q * step + middle. The error is at most half a step, and one
-   step at the top of the range. Groups hold an even number of values at 4 bits. Pure; any thread. */
+   step at the top of the range. With a NaN in it a group's step is NaN, and so is all that comes of it. Groups hold an even number of values at 4 bits. Pure; any thread. */
 typedef struct ds_comm_blocks {
     int bits; /* 8 or 4 */
     bool asymmetric;
@@ -1140,21 +1140,23 @@ DSI_COMM_AVX2 static size_t dsi_comm_expand_avx2(float *to, const unsigned char 
     }
     return i;
 }
-/* The largest magnitude of `x` and n values from `from` on, in whole vectors; a NaN counts only as the first. */
+/* The least and the largest of what they are and n values from `from` on, in whole vectors; *low is NaN when one is. */
 DSI_COMM_AVX2 static size_t dsi_comm_largest_avx2(const void *in, ds_dtype dtype, size_t from, size_t n, float *low,
                                                   float *high) {
-    __m256 least = _mm256_set1_ps(*low), most = _mm256_set1_ps(*high);
+    __m256 least = _mm256_set1_ps(*low), most = _mm256_set1_ps(*high), odd = _mm256_setzero_ps();
     float lane[2][8];
     size_t i = 0;
     for (; n - i >= 8; i += 8) {
         const __m256 x = dsi_comm_load8(in, dtype, from + i);
         least = _mm256_min_ps(x, least), most = _mm256_max_ps(x, most);
+        odd = _mm256_or_ps(odd, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
     }
     _mm256_storeu_ps(lane[0], least), _mm256_storeu_ps(lane[1], most);
     for (int j = 0; j < 8; j++) {
         if (lane[0][j] < *low) *low = lane[0][j];
         if (lane[1][j] > *high) *high = lane[1][j];
     }
+    if (_mm256_movemask_ps(odd)) *low = NAN;
     return i;
 }
 /* x * scale, rounded and clipped to [-half, half - 1]: a byte each, or two in a byte with the first in the upper half. */
@@ -3321,17 +3323,14 @@ static void dsi_comm_quantize_group(ds_comm_blocks form, const void *in, ds_dtyp
 #endif
     for (size_t i = done; i < count; i++) {
         float x = dsi_comm_f32_load(in, dtype, from + i);
-        low = x < low ? x : low;
+        low = x < low || x != x ? x : low; /* stays NaN */
         high = x > high ? x : high;
     }
-    if (form.asymmetric) {
-        range = high - low;
-        middle = (high + low) / 2;
-        params[1] = middle;
-    } else
-        range = 2 * (high > -low ? high : -low);
-    if (range > 0) scale = 2 * half / range;
-    params[0] = 1 / scale;
+    if (form.asymmetric && low == low) middle = (high + low) / 2;
+    range = form.asymmetric ? high - low : 2 * (high > -low ? high : -low);
+    if (low == low && range > 0) scale = 2 * half / range;
+    params[0] = low == low ? 1 / scale : NAN;
+    if (form.asymmetric) params[1] = middle;
     done = 0;
 #if DSI_COMM_X86
     if (vectors)

@@ -773,22 +773,21 @@ __global__ void __launch_bounds__(THREADS)
     DSI_SHARED(float, shared);
     const size_t from = blockIdx.x * each;
     const float half = bits == 8 ? 128.0f : 8.0f;
-    float low = load(dtype, in, from), high = low, middle = 0, range, scale = 1;
+    float low = load(dtype, in, from), high = low, middle = 0, range, scale = 1, odd = 0;
     for (size_t i = threadIdx.x; i < each; i += THREADS) {
         const float x = load(dtype, in, from + i);
-        low = ptx_min(low, x);
+        low = ptx_min(low, x); // of NaN and a number the number
         high = ptx_max(high, x);
+        if (x != x) odd = 1;
     }
     low = extreme(low, false, shared);
     high = extreme(high, true, shared + THREADS / 32);
-    if (asymmetric) {
-        range = ptx_add(high, -low);
-        middle = ptx_mul(ptx_add(high, low), 0.5f);
-    } else
-        range = ptx_mul(2, ptx_max(high, -low));
-    if (range > 0) scale = ptx_div(ptx_mul(2, half), range);
+    odd = extreme(odd, true, shared + 2 * (THREADS / 32));
+    if (asymmetric && odd == 0) middle = ptx_mul(ptx_add(high, low), 0.5f);
+    range = asymmetric ? ptx_add(high, -low) : ptx_mul(2, ptx_max(high, -low));
+    if (odd == 0 && range > 0) scale = ptx_div(ptx_mul(2, half), range);
     if (threadIdx.x == 0) {
-        params[blockIdx.x * (asymmetric ? 2 : 1)] = ptx_div(1, scale);
+        params[blockIdx.x * (asymmetric ? 2 : 1)] = odd == 0 ? ptx_div(1, scale) : NAN;
         if (asymmetric) params[2 * blockIdx.x + 1] = middle;
     }
     for (size_t i = threadIdx.x; bits == 8 && i < each; i += THREADS)
@@ -858,7 +857,7 @@ ds_status call_quantize(void *ctx, ds_comm_blocks form, const void *in, ds_dtype
     use(ctx);
     if (!count) return DS_OK;
     if (!right_blocks(form, dtype, count)) return DS_ERR_ARGUMENT;
-    DSI_LAUNCH(quantize, (unsigned)form.groups, THREADS, 2 * THREADS / 32 * sizeof(float), (cudaStream_t)stream,
+    DSI_LAUNCH(quantize, (unsigned)form.groups, THREADS, 3 * THREADS / 32 * sizeof(float), (cudaStream_t)stream,
                form.bits, form.asymmetric, in, dtype, count / form.groups, packed, params);
     return launched();
 }

@@ -48,6 +48,7 @@ typedef struct setting {
     int data;                         /* values come from memory of the model, which rank 0 alone has filled */
     size_t frozen;                    /* a parameter that does not train; 0: none */
     int overflow_rank, overflow_step; /* with a step above 0: this rank's gradient of "large" is infinite in it */
+    int overflow_nan;                 /* or no number */
     const ds_device *device, *comm_device, *model_device; /* a GPU for the engine, its ranks, the model; NULL: none */
     const ds_optim_kernels *kernels;
     const ds_comm_kernels *comm_kernels;
@@ -66,7 +67,7 @@ static inline setting setting_of(int world, int stage, int accumulation, int ste
 
 static float given(const setting *s, size_t i, size_t e, int rank, int micro, int step, int contribution) {
     if (s->overflow_step && i == 5 && e == 77 && rank == s->overflow_rank && step == s->overflow_step)
-        return (float)INFINITY;
+        return s->overflow_nan ? NAN : (float)INFINITY;
     if (((s->sparse && i == 2) || (s->sparse == 2 && i == 6)) && (e / shapes[i][1] + (size_t)(rank + step)) % 10)
         return 0.0f;
     if (s->leaf) return gradient(i, e, 0, micro * s->world + rank, step, contribution);
