@@ -1674,6 +1674,7 @@ typedef struct dsi_sparse_scratch {
     float *d_scores;
     float *one, *two; // forward: q (head_dim, columns) and out (rows, width); backward: d_k and d_v (rows, width)
     float *largest, *sum, *shrink; // (columns)
+    size_t next;                   // item of this worker's share of a loop that nobody took yet, atomically
 } dsi_sparse_scratch;
 
 struct ds_sparse {
@@ -1881,24 +1882,34 @@ typedef struct dsi_sparse_call {
     bool direct;    // whole blocks of fp32 are read where they are
 } dsi_sparse_call;
 
-// A loop's items are taken from one count, in runs that become shorter: a worker that wakes late or is slowed takes less.
+// Each worker has a share of a loop's items, the same in each call, so that what its cache holds is of use; it takes them in
+// runs that become shorter, and then those of the others: a worker that wakes late or is slowed does less.
 typedef struct dsi_sparse_loop {
     dsi_sparse_call call;
     void (*body)(const dsi_sparse_call *c, size_t begin, size_t end, unsigned worker);
-    size_t count, next, working; // next and working atomically
+    size_t count, working; // working atomically
 } dsi_sparse_loop;
 
+static size_t dsi_sparse_loop_begin(const dsi_sparse_loop *l, size_t worker) {
+    const size_t workers = l->call.s->workers;
+    return l->count / workers * worker + l->count % workers * worker / workers;
+}
 static void dsi_sparse_work(void *arg, size_t begin, size_t end, unsigned worker) {
     dsi_sparse_loop *l = (dsi_sparse_loop *)arg;
-    size_t from = __atomic_load_n(&l->next, __ATOMIC_RELAXED), spins = 0;
+    const ds_sparse *s = l->call.s;
+    size_t spins = 0;
     (void)begin, (void)end;
     __atomic_fetch_add(&l->working, 1, __ATOMIC_RELAXED);
-    while (from < l->count) {
-        const size_t run = (l->count - from) / (2 * (size_t)l->call.s->workers) + 1;
-        if (!__atomic_compare_exchange_n(&l->next, &from, from + run, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
-            continue;
-        l->body(&l->call, from, from + run, worker);
-        from = __atomic_load_n(&l->next, __ATOMIC_RELAXED);
+    for (size_t k = 0; k < s->workers; k++) {
+        const size_t owner = (worker + k) % s->workers, last = dsi_sparse_loop_begin(l, owner + 1);
+        size_t *const next = &s->scratch[owner].next, from = __atomic_load_n(next, __ATOMIC_RELAXED);
+        while (from < last) {
+            const size_t run = (last - from) / 2 + 1;
+            if (!__atomic_compare_exchange_n(next, &from, from + run, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+                continue;
+            l->body(&l->call, from, from + run, worker);
+            from = __atomic_load_n(next, __ATOMIC_RELAXED);
+        }
     }
     __atomic_fetch_sub(&l->working, 1, __ATOMIC_RELAXED);
     // The others have at most a run to go, which is often less than it takes to fall asleep and be woken.
@@ -1909,16 +1920,18 @@ static void dsi_sparse_work(void *arg, size_t begin, size_t end, unsigned worker
 }
 static void dsi_sparse_for(const dsi_sparse_call *c, size_t count,
                            void (*body)(const dsi_sparse_call *c, size_t begin, size_t end, unsigned worker)) {
-    const ds_tasks *tasks = &c->s->tasks;
+    const ds_sparse *s = c->s;
     dsi_sparse_loop loop;
+    if (!s->tasks.parallel_for) {
+        body(c, 0, count, 0);
+        return;
+    }
     loop.call = *c;
     loop.body = body;
     loop.count = count;
-    loop.next = loop.working = 0;
-    if (tasks->parallel_for)
-        tasks->parallel_for(tasks->ctx, count < c->s->workers ? count : c->s->workers, 1, dsi_sparse_work, &loop);
-    else
-        body(c, 0, count, 0);
+    loop.working = 0;
+    for (size_t w = 0; w < s->workers; w++) s->scratch[w].next = dsi_sparse_loop_begin(&loop, w);
+    s->tasks.parallel_for(s->tasks.ctx, count < s->workers ? count : s->workers, 1, dsi_sparse_work, &loop);
 }
 // Item `index` of a loop over units and rows of blocks.
 static size_t dsi_sparse_item(const dsi_sparse_call *c, size_t index, size_t *row) {
