@@ -342,15 +342,17 @@ static double zb_disk_alone(const char *folder, const zb_moved *step) {
     good = bytes[0] && bytes[1] && !ds_offload_create(&d, &store, &error);
     for (int k = 0; k < 2 && good; k++) {
         void *taken = NULL;
-        good = posix_memalign(&taken, 2 << 20, bytes[k]) == 0;
+        if (posix_memalign(&taken, 2 << 20, bytes[k]) != 0) {
+            fprintf(stderr, "ds bench zero: no memory for %zu bytes of the disk's row\n", bytes[k]);
+            break;
+        }
         memory[k] = (char *)taken;
-        if (!good) break;
         ds_offload_huge(taken, bytes[k]);
         memset(taken, 1, bytes[k]);
         good = !ds_offload_add(store, k ? "written" : "read", bytes[k], DS_OFFLOAD_NVME, &id[k]) &&
                !ds_offload_write(store, id[k], 0, bytes[k], memory[k]);
     }
-    for (int round = 0; round < 8 && good; round++) {
+    for (int round = 0; round < 8 && good && memory[1]; round++) {
         ds_offload_ticket ticket = 0;
         const double start = seconds();
         good = !(round % 2 ? ds_offload_start_write(store, id[1], 0, bytes[1], memory[1], &ticket)
@@ -360,6 +362,7 @@ static double zb_disk_alone(const char *folder, const zb_moved *step) {
     }
     if (!good) fprintf(stderr, "ds bench zero: %s\n", store ? ds_offload_error(store)->message : error.message);
     ds_offload_destroy(store);
+    good = good && memory[1];
     free(memory[0]);
     free(memory[1]);
     return good ? best : -1.0;
