@@ -76,10 +76,14 @@
    1-BIT    follows DeepSpeed 0.19.6: the first step only counts (its gradient has no effect), there is no bias correction,
    and while ds_optim_wants_local_gradients() the gradient must not be averaged over ranks. Slices are whole tensors, in
    one order on all ranks. With kernels moments, errors and what is averaged stay on the device, with the CPU's bits when
-   desc.average has them (ds_comm_one_bit_all_reduce_on).
+   desc.average has them (ds_comm_one_bit_all_reduce_on). Clipping is for the warm-up: log id 4 says so in the first step
+   that asks for it, and from the first step with local gradients on it is refused, whatever the norm. One rank without
+   desc.average computes what DeepSpeed does at world size 1: OneBitAdam and OneBitLamb apply their masks, ZeroOneAdam has
+   none and leaves exp_avg as it is between two updates of the variance. OneBitLamb with freeze_step 0 or 1 begins its
+   compressed phase with exp_avg_sq_fresh as it is (zero).
 
    ERRORS   Each call returns ds_status; ds_optim_error() has the text. Log ids: 1 error feedback reset at another world
-   size (warning), 2 SIMD level chosen (debug), 3 step skipped (info).
+   size (warning), 2 SIMD level chosen (debug), 3 step skipped (info), 4 clipping will be refused (warning).
 
    THREADS  One thread at a time per object. desc.threads starts a pool, or desc.tasks plugs in yours. Pure functions
    (norms, casts, schedules, scaler) may be called from anywhere.
@@ -468,7 +472,7 @@ typedef struct ds_optim_desc {
     ds_optim_level level; /* for tests: a level that the machine lacks is DS_ERR_UNSUPPORTED */
     unsigned threads;     /* built-in pool, the caller included; 0 and 1: none. Ignored when tasks is set */
     ds_tasks tasks;
-    ds_group group; /* BY_NORM partials and the 1-bit average; zeroed: one rank */
+    ds_group group; /* BY_NORM partials, the 1-bit average, ds_optim_step's norms; zeroed: one rank */
     ds_optim_average average;
     ds_optim_gemm gemm;
     const float *const *masks;       /* 1-bit family: exp_avg_mask per tensor, whole, the caller's; may be NULL, and
@@ -513,7 +517,8 @@ DS_API bool ds_optim_wants_local_gradients(const ds_optim *o);
 /* ZeroOneAdam on several ranks, once its local steps have begun: the step after which all ranks hold the same parameters
    again, to the rounding of the local steps that it undoes; 0: they do now. */
 DS_API int64_t ds_optim_local_until(const ds_optim *o);
-/* True when clipping may not be used from the next step on (the 1-bit optimizers after their freeze). */
+/* True when clipping may not be used from the next step on (the 1-bit optimizers after their freeze). ds_optim_step with a
+   max_norm, and begin with a coefficient below 1 or a max_grad_norm, are then refused, whatever the norm. */
 DS_API bool ds_optim_refuses_clipping(const ds_optim *o);
 
 /* Steps taken so far; t of the next step is this plus 1. At most 2^53 may be set, as for schedules. */
@@ -560,7 +565,8 @@ typedef struct ds_optim_report {
 } ds_optim_report;
 
 /* The whole step for one rank: io has one entry per registered tensor, in order. options, report may be NULL. A skipped
-   step is DS_OK; DS_ERR_NUMERIC when it overflowed at the smallest loss scale. */
+   step is DS_OK; DS_ERR_NUMERIC when it overflowed at the smallest loss scale. Collective over desc.group: all ranks skip
+   when one overflowed, and the largest of their norms is reported and clipped by (unchecked: no rank asks another). */
 DS_API ds_status ds_optim_step(ds_optim *o, const ds_optim_io *io, const ds_optim_options *options,
                                ds_optim_report *report);
 
@@ -579,7 +585,7 @@ DS_API size_t ds_optim_save_bytes(const ds_optim *o);
 DS_API void ds_optim_save(const ds_optim *o, void *bytes);
 DS_API ds_status ds_optim_load(ds_optim *o, const void *bytes, size_t count);
 
-/* The 1-bit family's error feedback, of this rank alone: buffers i < count, `which` 0 worker, 1 server, 2 what OneBitLamb's
+/* The 1-bit family's error feedback, of this rank alone: buffers i < count (NULL and 0 from there), `which` 0 worker, 1 server, 2 what OneBitLamb's
    padding holds. Contents may be saved and written back through the pointer (with kernels, of desc.device's memory) at the
    same world size. After a resume at another size call ds_optim_reset_errors (or skip loading: they start as zero), which
    logs id 1; only a device can fail there. */
@@ -1835,6 +1841,12 @@ typedef struct dsi_optim_block {
     size_t bytes, align;
 } dsi_optim_block;
 
+// What ranks tell each other of their gradients.
+typedef struct dsi_optim_ballot {
+    double norm;
+    uint64_t overflow; // the first tensor that is not finite, or UINT64_MAX
+} dsi_optim_ballot;
+
 struct ds_optim {
     ds_optim_desc desc;
     const ds_optim_table *table;
@@ -1853,7 +1865,7 @@ struct ds_optim {
     ds_optim_constants *constants; // two per group
     size_t grains;
     double *sums, *all_sums; // two per grain; -1: not measured
-    bool open, combined;
+    bool open, combined, clipping_told;
     float *gradient;                   // of the largest whole tensor
     ds_optim_part *parts;              // with kernels
     char *device_memory;               // sums of grains, then scratch of Muon or the 1-bit family
@@ -1865,6 +1877,7 @@ struct ds_optim {
     float *worker_error, *server_error, *average;                   // the 1-bit family's
     unsigned char *packed, *all_packed;
     size_t error_count;
+    dsi_optim_ballot *ballots; // one per rank, for ds_optim_step
 };
 
 // Large arrays begin at different places of a page, eight cache lines apart, none of them where malloc or posix_memalign
@@ -2263,6 +2276,11 @@ static int64_t dsi_optim_freeze_step(const ds_optim *o) {
     int64_t step = dsi_optim_zero_one(o) ? o->groups[0].var_freeze_step + 1 : o->groups[0].freeze_step;
     return step > 2 ? step : 2; // the first step never freezes
 }
+// Does OneBitLamb take the fresh variance in step t? As in DeepSpeed no step of its own does when freeze_step is 0 or 1:
+// it begins at zero then.
+static bool dsi_optim_takes_fresh(const ds_optim *o, int64_t t) {
+    return t == o->groups[0].freeze_step;
+}
 static bool dsi_optim_frozen(const ds_optim *o) {
     return o->step >= dsi_optim_freeze_step(o);
 }
@@ -2340,12 +2358,23 @@ static ds_status dsi_optim_compress(ds_optim *o, float *b, float *worker_error, 
     }
     return status;
 }
-// x (count elements of the item) becomes its compressed average, times the mask.
+// Is there nobody to average with?
+static bool dsi_optim_alone(const ds_optim *o) {
+    return dsi_optim_ranks(o) == 1 && !o->desc.average.average;
+}
+static void dsi_optim_mask(const ds_optim *o, const dsi_optim_item *item, float *x) {
+    const float *mask = o->desc.masks ? o->desc.masks[item - o->items] : NULL;
+    for (size_t i = 0; mask && i < item->count; i++) x[i] *= mask[i];
+}
+// x (count elements of the item) becomes its compressed average, times the mask. Alone it stays as it is, but for the
+// mask of OneBitAdam, which in DeepSpeed is not the average's.
 static ds_status dsi_optim_average_item(ds_optim *o, const dsi_optim_item *item, float *x) {
-    const size_t tensor = (size_t)(item - o->items), server = item->error_begin / (size_t)dsi_optim_ranks(o);
-    const float *mask = o->desc.masks ? o->desc.masks[tensor] : NULL;
+    const size_t server = item->error_begin / (size_t)dsi_optim_ranks(o);
     ds_status status;
-    if (dsi_optim_ranks(o) == 1 && !o->desc.average.average) return DS_OK;
+    if (dsi_optim_alone(o)) {
+        if (!dsi_optim_zero_one(o)) dsi_optim_mask(o, item, x);
+        return DS_OK;
+    }
     dsi_optim_move(o, o->average, x, item->count);
     dsi_optim_clear(o, o->average + item->count, item->padded - item->count);
     if (o->device_status) return o->device_status;
@@ -2355,7 +2384,7 @@ static ds_status dsi_optim_average_item(ds_optim *o, const dsi_optim_item *item,
         return dsi_fail(&o->error, status, "ds_optim_apply: the compressed average of \"%s\" failed",
                         item->tensor.name);
     dsi_optim_move(o, x, o->average, item->count);
-    for (size_t i = 0; mask && i < item->count; i++) x[i] *= mask[i];
+    dsi_optim_mask(o, item, x);
     return DS_OK;
 }
 // master -= rate * (m / (sqrt(v) + eps) + decay * master); `moved` (may be NULL, else state[2]) gets the same change.
@@ -2437,7 +2466,7 @@ static ds_status dsi_optim_whole_zero_one(ds_optim *o, dsi_optim_item *item, con
         return DS_OK;
     }
     if (!frozen && s->count && (status = dsi_optim_average_item(o, item, grad))) return status;
-    dsi_optim_mix(o, s->state[0], grad, k->one_minus_beta1, k->beta1, s->count);
+    if (frozen || !dsi_optim_alone(o)) dsi_optim_mix(o, s->state[0], grad, k->one_minus_beta1, k->beta1, s->count);
     if (frozen) scalar[DSI_OPTIM_RATES] += p->lr;
     dsi_optim_direct(o, s, k->minus_lr, frozen ? s->state[2] : NULL);
     if (!frozen) return DS_OK;
@@ -2622,12 +2651,17 @@ static ds_status dsi_optim_one_bit_scratch(ds_optim *o) {
     return o->worker_error && o->server_error && o->average && o->packed && o->all_packed ? DS_OK : DS_ERR_MEMORY;
 }
 DS_API size_t ds_optim_error_buffers(const ds_optim *o) {
-    return !dsi_optim_is(o, DSI_OPTIM_ONE_BIT) ? 0 : dsi_optim_fused(o) ? 1 : o->desc.tensor_count;
+    return !dsi_optim_is(o, DSI_OPTIM_ONE_BIT)          ? 0
+           : dsi_optim_fused(o) && o->desc.tensor_count ? 1
+                                                        : o->desc.tensor_count;
 }
 DS_API float *ds_optim_error_buffer(ds_optim *o, size_t i, int which, size_t *count) {
     const size_t ranks = (size_t)dsi_optim_ranks(o);
-    const bool fused = dsi_optim_fused(o);
-    const size_t begin = fused ? 0 : o->items[i].error_begin, n = fused ? o->error_count : o->items[i].padded;
+    const bool fused = dsi_optim_fused(o), there = i < ds_optim_error_buffers(o);
+    const size_t begin = fused || !there ? 0 : o->items[i].error_begin;
+    const size_t n = !there ? 0 : fused ? o->error_count : o->items[i].padded;
+    *count = 0;
+    if (!there) return NULL;
     if (which == 2) { // the padding of OneBitLamb's shared buffer
         const dsi_optim_item *last = &o->items[o->desc.tensor_count - 1];
         const size_t used = fused ? last->error_begin + last->count : n;
@@ -2658,7 +2692,7 @@ static void dsi_optim_fed_one_bit_lamb(const ds_optim_pass *pass, const dsi_opti
     const dsi_optim_item *item = (const dsi_optim_item *)(const void *)pass->tensor; // its first member
     dsi_optim_fed_lamb(pass, f, master, state, count);
     if (pass->step != dsi_optim_freeze_step(k->o)) return;
-    memcpy(state[2], state[1], count * sizeof(float));
+    if (dsi_optim_takes_fresh(k->o, pass->step)) memcpy(state[2], state[1], count * sizeof(float));
     k->o->sums[2 * (item->first_grain + pass->begin / DS_GRAIN)] = dsi_optim_squares(k->simd, state[0], count);
 }
 // clang-format off
@@ -2868,6 +2902,10 @@ static ds_status dsi_optim_scratch(ds_optim *o) {
     if (by_norm || dsi_optim_is(o, DSI_OPTIM_MATRIX) || o->desc.own_states) {
         o->sums = (double *)dsi_optim_take(o, dsi_mul(o->grains, 2), sizeof(double));
         if (!o->sums) return DS_ERR_MEMORY;
+    }
+    if (o->desc.own_states && ranks > 1) {
+        o->ballots = (dsi_optim_ballot *)dsi_optim_take(o, ranks, sizeof *o->ballots);
+        if (!o->ballots) return DS_ERR_MEMORY;
     }
     if (by_norm && ranks > 1) {
         o->all_sums = (double *)dsi_optim_take(o, dsi_mul(dsi_mul(o->grains, 2), ranks), sizeof(double));
@@ -3108,6 +3146,14 @@ static void dsi_optim_prepare(ds_optim *o, size_t group, bool aux, float factor)
 static double dsi_optim_own_clip(const ds_optim *o, size_t group) {
     return o->table->measure ? o->groups[group].max_grad_norm : 0;
 }
+// Whatever the norm: a limit that would only bite one day must not stop a run on that day.
+static ds_status dsi_optim_refuse_clipping(ds_optim *o, const char *call) {
+    return dsi_fail(
+        &o->error, DS_ERR_UNSUPPORTED,
+        "%s: %s cannot clip once its compressed phase has begun (step %lld), whatever the norm: set max_norm "
+        "and max_grad_norm to 0",
+        call, ds_optim_type_name(o), (long long)o->step + 1);
+}
 DS_API ds_status ds_optim_begin(ds_optim *o, double inv_scale, double clip_coefficient, double grad_norm) {
     if (o->open)
         return dsi_fail(&o->error, DS_ERR_STATE, "ds_optim_begin: the step before was neither ended nor cancelled");
@@ -3126,10 +3172,8 @@ DS_API ds_status ds_optim_begin(ds_optim *o, double inv_scale, double clip_coeff
                 o->groups[g].lr, o->groups[g].beta1);
     for (size_t g = 0; g < o->desc.group_count; g++) {
         const double clip = clip_coefficient * ds_optim_clip_coefficient(grad_norm, dsi_optim_own_clip(o, g));
-        if (clip < 1 && ds_optim_refuses_clipping(o))
-            return dsi_fail(&o->error, DS_ERR_UNSUPPORTED,
-                            "ds_optim_begin: %s cannot clip once its compressed phase has begun (step %lld)",
-                            ds_optim_type_name(o), (long long)o->step + 1);
+        if ((clip < 1 || dsi_optim_own_clip(o, g) > 0) && ds_optim_refuses_clipping(o))
+            return dsi_optim_refuse_clipping(o, "ds_optim_begin");
         for (int aux = 0; aux < 2; aux++) dsi_optim_prepare(o, g, aux != 0, (float)(inv_scale * clip));
     }
     for (size_t i = 0; i < o->desc.tensor_count; i++) o->items[i].pass.step = o->step + 1;
@@ -3318,7 +3362,7 @@ static void dsi_optim_freeze_on_device(ds_optim *o, const ds_optim_slice *s) {
     const dsi_optim_item *item = &o->items[s->tensor];
     const double *sums;
     if (!s->count) return;
-    dsi_optim_move(o, s->state[2], s->state[1], s->count);
+    if (dsi_optim_takes_fresh(o, o->step + 1)) dsi_optim_move(o, s->state[2], s->state[1], s->count);
     DSI_OPTIM_ON_DEVICE(table->norm_grains(table->ctx, s->state[0], DS_F32, s->count, 1.0f, o->device_sums, o->stream));
     sums = dsi_optim_sums(o, item->grains);
     for (size_t g = 0; g < item->grains && !o->device_status; g++) o->sums[2 * (item->first_grain + g)] = sums[g];
@@ -3517,6 +3561,24 @@ static double dsi_optim_global_norm(ds_optim *o, const ds_optim_io *io, float in
     return sqrt(sum);
 }
 
+// Ranks must skip and clip alike, even where each has a gradient of its own: the largest norm stands for all, and the first
+// tensor that overflowed on any of them.
+static ds_status dsi_optim_agree(ds_optim *o, double *norm, size_t *overflow) {
+    dsi_optim_ballot mine;
+    ds_status status;
+    if (!o->ballots) return DS_OK;
+    memset(&mine, 0, sizeof mine);
+    mine.norm = *norm, mine.overflow = *overflow == SIZE_MAX ? UINT64_MAX : *overflow;
+    status = o->desc.group.exchange(o->desc.group.ctx, &mine, o->ballots, sizeof mine);
+    if (status) return dsi_fail(&o->error, status, "ds_optim_step: the exchange of norms failed");
+    for (size_t r = 0; r < (size_t)dsi_optim_ranks(o); r++) {
+        if (!(o->ballots[r].norm <= *norm)) *norm = o->ballots[r].norm; // NaN, too
+        if (o->ballots[r].overflow < *overflow) *overflow = (size_t)o->ballots[r].overflow;
+    }
+    if (*overflow != SIZE_MAX) *norm = INFINITY;
+    return DS_OK;
+}
+
 DS_API ds_status ds_optim_step(ds_optim *o, const ds_optim_io *io, const ds_optim_options *options,
                                ds_optim_report *report) {
     static const ds_optim_options none = {0, NULL, false};
@@ -3531,6 +3593,15 @@ DS_API ds_status ds_optim_step(ds_optim *o, const ds_optim_io *io, const ds_opti
     if (p->unchecked && (clips || p->scaler))
         return dsi_fail(&o->error, DS_ERR_ARGUMENT,
                         "ds_optim_step: unchecked leaves out the norm that max_norm, max_grad_norm or a scaler needs");
+    if (clips && ds_optim_refuses_clipping(o)) return dsi_optim_refuse_clipping(o, "ds_optim_step");
+    if (clips && dsi_optim_is(o, DSI_OPTIM_ONE_BIT) && !o->clipping_told) {
+        o->clipping_told = true;
+        dsi_log(
+            &o->desc.logger, "ds_optim", DS_LOG_WARNING, 4,
+            "%s clips in its warm-up only: a step with max_norm or max_grad_norm is refused from the one on that takes "
+            "local gradients (%lld at the latest)",
+            ds_optim_type_name(o), (long long)dsi_optim_freeze_step(o) + 1);
+    }
     for (size_t i = 0; i < o->desc.tensor_count; i++) {
         dsi_optim_item *item = &o->items[i];
         if (!item->master || item->master_set) continue;
@@ -3539,6 +3610,7 @@ DS_API ds_status ds_optim_step(ds_optim *o, const ds_optim_io *io, const ds_opti
     }
     if (!p->unchecked) {
         r->grad_norm = dsi_optim_global_norm(o, io, (float)(1 / r->loss_scale), &r->overflow_tensor);
+        if ((status = dsi_optim_agree(o, &r->grad_norm, &r->overflow_tensor)) != DS_OK) return status;
         r->clip_coefficient = ds_optim_clip_coefficient(r->grad_norm, p->max_norm);
         if (!(r->grad_norm <= DBL_MAX)) r->skipped = DS_OPTIM_OVERFLOW, r->clip_coefficient = 1;
     }

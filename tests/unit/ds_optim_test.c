@@ -1339,7 +1339,7 @@ static void object(void) {
     }
     TEST(one_bit_refuses_clipping_and_resets) {
         static model m;
-        int logged[4] = {0, 0, 0, 0};
+        int logged[5] = {0, 0, 0, 0, 0};
         size_t n = 0;
         ds_optim_params p;
         ds_optim_desc desc;
@@ -1356,12 +1356,14 @@ static void object(void) {
         desc.own_states = true, desc.logger.log = log_line, desc.logger.ctx = logged;
         if (!CHECK(ds_optim_create(&desc, &o, &e) == DS_OK)) break;
         {
-            ds_optim_options clip = {1, NULL, false};
+            ds_optim_options clip = {1, NULL, false}, wide = {1e9, NULL, false};
             CHECK(step(o, &m, &clip, NULL) == DS_OK && step(o, &m, &clip, NULL) == DS_OK &&
-                  ds_optim_refuses_clipping(o));
+                  ds_optim_refuses_clipping(o) && logged[4] == 1); /* told once, before it is refused */
             CHECK(step(o, &m, &clip, NULL) == DS_ERR_UNSUPPORTED && ds_optim_step_count(o) == 2);
+            CHECK(step(o, &m, &wide, NULL) == DS_ERR_UNSUPPORTED && ds_optim_step_count(o) == 2);
             CHECK_HAS(ds_optim_error(o)->message, "cannot clip");
-            CHECK(step(o, &m, NULL, NULL) == DS_OK);
+            CHECK(ds_optim_begin(o, 1, 0.5, 1) == DS_ERR_UNSUPPORTED && ds_optim_step_count(o) == 2);
+            CHECK(step(o, &m, NULL, NULL) == DS_OK && logged[4] == 1);
         }
         ds_optim_error_buffer(o, 0, 0, &n)[0] = 5;
         CHECK_EQ(n, 8);
@@ -1587,6 +1589,23 @@ static void hooks(void) {
 
 /* ---- corners ---- */
 
+static ds_status create_of(const char *type, const ds_optim_params *p, ds_optim_tensor *tensors, size_t n,
+                           ds_group *group, ds_optim **o) {
+    ds_optim_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.type = type, desc.groups = p, desc.group_count = 1, desc.tensors = tensors, desc.tensor_count = n;
+    desc.own_states = true;
+    if (group) desc.group = *group;
+    return ds_optim_create(&desc, o, NULL);
+}
+/* A model of one tensor of four, whose first gradient is 1. */
+static bool one_tensor(model *m, const char *type, ds_optim_params *p, ds_optim **o) {
+    memset(m, 0, sizeof *m);
+    m->count = 1, m->tensors[0].name = "w", m->tensors[0].rows = 1, m->tensors[0].cols = 4;
+    m->grads[0][0] = 1;
+    ds_optim_params_default(type, p);
+    return create_of(type, p, m->tensors, 1, NULL, o) == DS_OK;
+}
 static void corners(void) {
     TEST(newton_schulz_of_any_length) {
         for (int method = 0; method < 2; method++)
@@ -1665,9 +1684,68 @@ static void corners(void) {
                 ds_optim_destroy(o);
                 desc.tensor_count = 0;
                 CHECK(ds_optim_create(&desc, &o, &e) == DS_OK && !ds_optim_wants_local_gradients(o));
-                CHECK(ds_optim_error_buffers(o) == (t == 2));
+                CHECK(ds_optim_error_buffers(o) == 0);
+                for (int which = 0; which < 3; which++) CHECK(ds_optim_error_buffer(o, 0, which, &n) == NULL && n == 0);
                 ds_optim_destroy(o);
             }
+    }
+    TEST(one_bit_alone_as_deepspeed) { /* world size 1 of its classes: gradients of 1, beta1 0.9 */
+        static const char *const types[] = {"OneBitAdam", "OneBitLamb", "ZeroOneAdam"};
+        for (size_t t = 0; t < 3; t++) {
+            float w[4] = {0}, g[4] = {1, 1, 1, 1}, mask[4] = {1, 1, 0, 0};
+            const float *masks[] = {mask};
+            ds_optim_tensor tensor = {"w", 1, 4, 0, DS_F32, DS_OPTIM_MUON_AUTO};
+            ds_optim_io io = {w, DS_F32, g, DS_F32};
+            ds_optim_params p;
+            ds_optim_desc desc;
+            ds_optim *o = NULL;
+            const float *m;
+            ds_optim_params_default(types[t], &p);
+            p.freeze_step = 2, p.var_freeze_step = 3, p.var_update_scaler = 1, p.weight_decay = 0;
+            memset(&desc, 0, sizeof desc);
+            desc.type = types[t], desc.groups = &p, desc.group_count = 1, desc.tensors = &tensor, desc.tensor_count = 1;
+            desc.own_states = true, desc.masks = masks;
+            if (!CHECK(ds_optim_create(&desc, &o, NULL) == DS_OK)) break;
+            m = ds_optim_own_state(o, 0, 0);
+            for (int s = 0; s < 3; s++) CHECK(ds_optim_step(o, &io, NULL, NULL) == DS_OK);
+            if (t < 2) /* masked in the first compressed step */
+                CHECK(fabs((double)m[0] - 0.19) < 1e-6 && m[1] == m[0] && m[2] == 0 && m[3] == 0);
+            else /* step 3 lies between two updates of the variance, and changes nothing of the momentum */
+                CHECK(fabs((double)m[0] - 0.1) < 1e-6 && m[3] == m[0]);
+            CHECK(ds_optim_step(o, &io, NULL, NULL) == DS_OK);
+            if (t == 2) CHECK(fabs((double)m[0] - 0.19) < 1e-6 && m[3] == m[0]); /* step 4 is one of the updates */
+            ds_optim_destroy(o);
+        }
+        for (int64_t freeze = 0; freeze <= 3; freeze++) { /* taken in the step that is freeze_step, and in no other */
+            static model m;
+            ds_optim_params p;
+            ds_optim *o = NULL;
+            if (!CHECK(one_tensor(&m, "OneBitLamb", &p, &o))) break;
+            ds_optim_destroy(o);
+            p.freeze_step = freeze;
+            if (!CHECK(create_of("OneBitLamb", &p, m.tensors, 1, NULL, &o) == DS_OK)) break;
+            for (int64_t s = 1; s <= (freeze > 2 ? freeze : 2); s++) {
+                CHECK(ds_optim_own_state(o, 0, 2)[0] == 0);
+                CHECK(step(o, &m, NULL, NULL) == DS_OK);
+            }
+            CHECK(ds_optim_own_state(o, 0, 2)[0] == (freeze < 2 ? 0 : ds_optim_own_state(o, 0, 1)[0]));
+            CHECK(ds_optim_wants_local_gradients(o) && step(o, &m, NULL, NULL) == DS_OK);
+            CHECK(ds_optim_own_state(o, 0, 2)[0] > 0);
+            ds_optim_destroy(o);
+        }
+    }
+    TEST(max_grad_norm_of_one_bit_lamb_is_refused_too) {
+        static model m;
+        ds_optim_params p;
+        ds_optim *o = NULL;
+        if (!CHECK(one_tensor(&m, "OneBitLamb", &p, &o))) break;
+        ds_optim_destroy(o);
+        p.freeze_step = 2, p.max_grad_norm = 1e9;
+        if (!CHECK(create_of("OneBitLamb", &p, m.tensors, 1, NULL, &o) == DS_OK)) break;
+        CHECK(step(o, &m, NULL, NULL) == DS_OK && step(o, &m, NULL, NULL) == DS_OK);
+        CHECK(step(o, &m, NULL, NULL) == DS_ERR_UNSUPPORTED && ds_optim_begin(o, 1, 1, 1) == DS_ERR_UNSUPPORTED);
+        CHECK_HAS(ds_optim_error(o)->message, "whatever the norm");
+        ds_optim_destroy(o);
     }
     TEST(refusals_one_by_one) {
         static model m;
@@ -1739,23 +1817,6 @@ static void corners(void) {
 
 /* ---- what the tests above leave out ---- */
 
-static ds_status create_of(const char *type, const ds_optim_params *p, ds_optim_tensor *tensors, size_t n,
-                           ds_group *group, ds_optim **o) {
-    ds_optim_desc desc;
-    memset(&desc, 0, sizeof desc);
-    desc.type = type, desc.groups = p, desc.group_count = 1, desc.tensors = tensors, desc.tensor_count = n;
-    desc.own_states = true;
-    if (group) desc.group = *group;
-    return ds_optim_create(&desc, o, NULL);
-}
-/* A model of one tensor of four, whose first gradient is 1. */
-static bool one_tensor(model *m, const char *type, ds_optim_params *p, ds_optim **o) {
-    memset(m, 0, sizeof *m);
-    m->count = 1, m->tensors[0].name = "w", m->tensors[0].rows = 1, m->tensors[0].cols = 4;
-    m->grads[0][0] = 1;
-    ds_optim_params_default(type, p);
-    return create_of(type, p, m->tensors, 1, NULL, o) == DS_OK;
-}
 static double fixed_rate(void *ctx, int64_t k, double base_lr) {
     (void)k, (void)base_lr;
     return *(const double *)ctx;
@@ -2130,6 +2191,73 @@ static void rest(void) {
     }
 }
 
+/* Ranks whose gradients differ: they skip together when one overflows, and clip by one norm. */
+static float agreed_weights[RANKS_MOST][64];
+static double agreed_norms[RANKS_MOST][7];
+static void *agree_body(void *arg) {
+    static const char *const types[] = {"Lamb", "AdamW", "OneBitAdam"};
+    rank *r = (rank *)arg;
+    for (size_t t = 0; t < 3; t++) {
+        float *w = agreed_weights[r->rank], g[64];
+        ds_optim_tensor tensors[2] = {{"a", 1, 60, 0, DS_F32, DS_OPTIM_MUON_AUTO},
+                                      {"b", 1, 4, 0, DS_F32, DS_OPTIM_MUON_AUTO}};
+        ds_optim_io io[2] = {{w, DS_F32, g, DS_F32}, {w + 60, DS_F32, g + 60, DS_F32}};
+        ds_group group = {exchange, r, r->rank, (int)r->all->size};
+        ds_loss_scaler scaler;
+        ds_optim_options options = {t < 2 ? 1 : 0, &scaler, false};
+        ds_optim_report report;
+        ds_optim_params p;
+        ds_optim *o = NULL;
+        ds_optim_params_default(types[t], &p);
+        ds_loss_scaler_init(&scaler, NULL, NULL);
+        p.freeze_step = 3, p.lr = 0.01;
+        for (size_t i = 0; i < 64; i++) w[i] = 1;
+        if (create_of(types[t], &p, tensors, 2, &group, &o)) return NULL;
+        for (int s = 1; s <= 6; s++) {
+            bool bad;
+            for (size_t i = 0; i < 64; i++) g[i] = (float)(i % 5) - 2 + (float)r->rank;
+            if (s == 5 && r->rank == 1) g[61] = INFINITY;
+            if (s == 5 && r->rank == 2) g[62] = NAN;
+            bad = ds_optim_step(o, io, &options, &report) != DS_OK || (report.skipped != 0) != (s == 5);
+            bad = bad || report.overflow_tensor != (s == 5 ? 1 : SIZE_MAX) ||
+                  (t < 2 && s != 5 && !(report.clip_coefficient < 1));
+            bad = bad || (s == 5 ? report.grad_norm <= DBL_MAX : fabs(report.grad_norm - sqrt(4.0 * 64)) > 64);
+            if (bad || scaler.skipped != (s >= 5)) w[0] = NAN;
+            agreed_norms[r->rank][s] = report.grad_norm;
+        }
+        if (ds_optim_step_count(o) != 5) w[0] = NAN;
+        ds_optim_destroy(o);
+    }
+    r->c = 1; /* done */
+    return NULL;
+}
+static void ranks_agree(void) {
+    TEST(ranks_skip_and_clip_alike) {
+        static ranks all;
+        rank each[RANKS_MOST];
+        memset(each, 0, sizeof each);
+        run_ranks(each, &all, 3, agree_body);
+        for (int r = 0; r < 3; r++) {
+            CHECK(each[r].c == 1 && agreed_weights[r][0] == agreed_weights[r][0]);
+            CHECK(memcmp(agreed_norms[r], agreed_norms[0], sizeof agreed_norms[0]) == 0);
+        }
+    }
+    TEST(ranks_cannot_agree) {
+        static model m;
+        int left = 0;
+        ds_group group = {broken_exchange, &left, 0, 2};
+        ds_optim_params p;
+        ds_optim *o = NULL;
+        memset(&m, 0, sizeof m);
+        m.count = 1, m.tensors[0].name = "w", m.tensors[0].rows = 1, m.tensors[0].cols = 4;
+        ds_optim_params_default("AdamW", &p);
+        if (!CHECK(create_of("AdamW", &p, m.tensors, 1, &group, &o) == DS_OK)) break;
+        CHECK(step(o, &m, NULL, NULL) == DS_ERR_PEER && ds_optim_step_count(o) == 0);
+        CHECK_HAS(ds_optim_error(o)->message, "exchange of norms");
+        ds_optim_destroy(o);
+    }
+}
+
 /* LAMB with its tensor partitioned over ranks gives the bits of one rank. */
 static float lamb_weights[RANKS_MOST][BIG];
 static void lamb_steps(rank *r, size_t begin, size_t end) {
@@ -2205,6 +2333,7 @@ int main(int argc, char **argv) {
     pieces();
     oracle();
     object();
+    ranks_agree();
     lamb_partitioned();
     hooks();
     corners();
