@@ -332,16 +332,21 @@ typedef enum ds_optim_work {
 typedef struct ds_optim_pass {
     const ds_optim_params *params; /* of the tensor's group, with the lr in force */
     const ds_optim_tensor *tensor;
-    size_t begin;   /* first element of this part */
-    int64_t step;   /* t, from 1 */
-    double norm[2]; /* BY_NORM, in update: square roots of the two combined sums */
-    void *ctx;      /* the table's */
+    size_t begin;          /* first element of this part */
+    int64_t step;          /* t, from 1 */
+    double norm[2];        /* BY_NORM, in update: square roots of the two combined sums */
+    void *ctx;             /* the table's */
+    const ds_group *group; /* desc.group: a WHOLE update may exchange over it */
+    struct ds_optim *o;    /* for ds_optim_pass_average */
 } ds_optim_pass;
 
 /* An optimizer of the user's own; the built-in ones are entries of the same table. `update` gets one grain (WHOLE: the
    tensor), the gradient in fp32, unscaled and clipped; it may run on several threads for different parts, and must treat
-   each element alike for results not to depend on the cutting. `measure` (BY_NORM) may change states, not master, and
-   writes two partial sums of the grain. */
+   each element alike for results not to depend on the cutting. Any status but DS_OK ends the call that led there with it;
+   what other parts were given stays, and the step is to be cancelled. `measure` (BY_NORM) may change states, not master, and
+   writes two partial sums of the grain, whatever they are. Of the parameters only lr is checked for a table of the user's.
+   A compressed optimizer is WHOLE, on the calling thread, in the order of the slices: local_gradients says which steps
+   take the rank's own gradient, and `compresses` lets update call ds_optim_pass_average. */
 typedef struct ds_optim_table {
     const char *name;
     ds_optim_work work;
@@ -349,8 +354,11 @@ typedef struct ds_optim_table {
     const char *state_names[DS_OPTIM_MAX_STATES]; /* of each state */
     void (*measure)(const ds_optim_pass *pass, const float *grad, const float *master, float *const *state,
                     size_t count, double sums[2]);
-    void (*update)(const ds_optim_pass *pass, const float *grad, float *master, float *const *state, size_t count);
+    ds_status (*update)(const ds_optim_pass *pass, const float *grad, float *master, float *const *state, size_t count);
     void *ctx;
+    bool (*local_gradients)(void *ctx,
+                            int64_t step); /* for step t to come; alike on all ranks. NULL: all are averaged */
+    bool compresses;                       /* WHOLE: error feedback is kept for each tensor, as the 1-bit family's */
 } ds_optim_table;
 
 /* The average over ranks with one bit per element that the 1-bit optimizers use in their compressed phase; NULL members:
@@ -512,7 +520,12 @@ DS_API ds_status ds_optim_set_lr(ds_optim *o, size_t group, double lr);
 DS_API const ds_optim_params *ds_optim_group_params(const ds_optim *o, size_t group);
 DS_API ds_status ds_optim_set_group_params(ds_optim *o, size_t group, const ds_optim_params *params);
 
-/* True in the 1-bit optimizers' compressed phase: the next step takes this rank's own gradient instead of the average. */
+/* From a WHOLE update of a table that compresses: x, all elements of the tensor, becomes the ranks' average with one bit per
+   element, times the tensor's mask; desc.average, or the header's own over desc.group. Collective. Alone (one rank and no
+   desc.average) only the mask acts. Error feedback is ds_optim_error_buffer's. DS_ERR_STATE for another table. */
+DS_API ds_status ds_optim_pass_average(const ds_optim_pass *pass, float *x);
+
+/* True in the 1-bit optimizers' compressed phase (and where a user's table says so): the next step takes this rank's own gradient instead of the average. */
 DS_API bool ds_optim_wants_local_gradients(const ds_optim *o);
 /* ZeroOneAdam on several ranks, once its local steps have begun: the step after which all ranks hold the same parameters
    again, to the rounding of the local steps that it undoes; 0: they do now. */
@@ -1808,6 +1821,11 @@ enum {
     DSI_OPTIM_LOCAL_STEPS = 8
 }; // facts of a built-in optimizer
 typedef struct dsi_optim_item dsi_optim_item;
+// The sum of a grain that no rank measured: a NaN with bits that no arithmetic makes.
+static const uint64_t dsi_optim_unmeasured = 0xFFF84453F0505401u;
+static bool dsi_optim_measured(const double *sum) {
+    return memcmp(sum, &dsi_optim_unmeasured, sizeof *sum) != 0;
+}
 
 // A built-in optimizer: an entry of the table that users extend, and what only the built-in ones need.
 typedef struct dsi_optim_entry {
@@ -1864,15 +1882,17 @@ struct ds_optim {
     dsi_optim_item *items;
     ds_optim_constants *constants; // two per group
     size_t grains;
-    double *sums, *all_sums; // two per grain; -1: not measured
+    double *sums, *all_sums; // two per grain
     bool open, combined, clipping_told;
     float *gradient;                   // of the largest whole tensor
     ds_optim_part *parts;              // with kernels
     char *device_memory;               // sums of grains, then scratch of Muon or the 1-bit family
     double *device_sums, *pinned_sums; // the former, and on their way back
     size_t device_bytes, sum_bytes;
-    void *stream;                                                   // of the call that is open
-    ds_status device_status;                                        // the first that was not DS_OK in it
+    void *stream;            // of the call that is open
+    ds_status device_status; // the first that was not DS_OK in it
+    size_t failed;           // 1 + the tensor whose update failed first in it
+    ds_status failed_status;
     float *matrices[2], *squares[4], *packed_rows, *packed_columns; // Muon's scratch
     float *worker_error, *server_error, *average;                   // the 1-bit family's
     unsigned char *packed, *all_packed;
@@ -2288,7 +2308,12 @@ static bool dsi_optim_frozen(const ds_optim *o) {
 static bool dsi_optim_compressing(const ds_optim *o) {
     return dsi_optim_zero_one(o) ? o->step > 0 : dsi_optim_frozen(o);
 }
+// Does it keep error feedback?
+static bool dsi_optim_compresses(const ds_optim *o) {
+    return dsi_optim_is(o, DSI_OPTIM_ONE_BIT) || o->table->compresses;
+}
 DS_API bool ds_optim_wants_local_gradients(const ds_optim *o) {
+    if (o->table->local_gradients) return o->table->local_gradients(o->table->ctx, o->step + 1);
     if (!dsi_optim_is(o, DSI_OPTIM_ONE_BIT) || !o->desc.tensor_count) return false;
     if (dsi_optim_frozen(o)) return true;
     return dsi_optim_zero_one(o) && (o->step + 1) % (int64_t)o->items[0].scalar[DSI_OPTIM_INTERVAL] != 0;
@@ -2386,6 +2411,13 @@ static ds_status dsi_optim_average_item(ds_optim *o, const dsi_optim_item *item,
     dsi_optim_move(o, x, o->average, item->count);
     dsi_optim_mask(o, item, x);
     return DS_OK;
+}
+DS_API ds_status ds_optim_pass_average(const ds_optim_pass *pass, float *x) {
+    const dsi_optim_item *item = (const dsi_optim_item *)(const void *)pass->tensor; // its first member
+    if (!item->table->compresses)
+        return dsi_fail(&pass->o->error, DS_ERR_STATE, "ds_optim_pass_average: table \"%s\" does not say `compresses`",
+                        item->table->name);
+    return item->count ? dsi_optim_average_item(pass->o, item, x) : DS_OK;
 }
 // master -= rate * (m / (sqrt(v) + eps) + decay * master); `moved` (may be NULL, else state[2]) gets the same change.
 static void dsi_optim_direct(ds_optim *o, const ds_optim_slice *s, float minus_rate, float *moved) {
@@ -2627,7 +2659,7 @@ static ds_status dsi_optim_one_bit_scratch(ds_optim *o) {
                                     : ranks % 2 == 0 ? 4 * ranks
                                                      : 8 * ranks);
     size_t elements = 0, largest = 0, whole = 0;
-    if (!dsi_optim_is(o, DSI_OPTIM_ONE_BIT)) return DS_OK;
+    if (!dsi_optim_compresses(o)) return DS_OK;
     for (size_t i = 0; i < o->desc.tensor_count; i++) {
         dsi_optim_item *item = &o->items[i];
         item->padded = dsi_round_up(item->count, divider);
@@ -2651,9 +2683,8 @@ static ds_status dsi_optim_one_bit_scratch(ds_optim *o) {
     return o->worker_error && o->server_error && o->average && o->packed && o->all_packed ? DS_OK : DS_ERR_MEMORY;
 }
 DS_API size_t ds_optim_error_buffers(const ds_optim *o) {
-    return !dsi_optim_is(o, DSI_OPTIM_ONE_BIT)          ? 0
-           : dsi_optim_fused(o) && o->desc.tensor_count ? 1
-                                                        : o->desc.tensor_count;
+    if (!dsi_optim_compresses(o)) return 0;
+    return dsi_optim_fused(o) && o->desc.tensor_count ? 1 : o->desc.tensor_count;
 }
 DS_API float *ds_optim_error_buffer(ds_optim *o, size_t i, int which, size_t *count) {
     const size_t ranks = (size_t)dsi_optim_ranks(o);
@@ -2672,7 +2703,7 @@ DS_API float *ds_optim_error_buffer(ds_optim *o, size_t i, int which, size_t *co
     return which ? o->server_error + begin / ranks : o->worker_error + begin;
 }
 DS_API ds_status ds_optim_reset_errors(ds_optim *o) {
-    if (!dsi_optim_is(o, DSI_OPTIM_ONE_BIT)) return DS_OK;
+    if (!dsi_optim_compresses(o)) return DS_OK;
     dsi_log(&o->desc.logger, "ds_optim", DS_LOG_WARNING, 1,
             "the error feedback of %s starts from zero: it belongs to one world size", ds_optim_type_name(o));
     return dsi_optim_clear_errors(o);
@@ -2697,16 +2728,16 @@ static void dsi_optim_fed_one_bit_lamb(const ds_optim_pass *pass, const dsi_opti
 }
 // clang-format off
 static const dsi_optim_entry dsi_optim_entries[] = {
-    {{"Adam",        DS_OPTIM_BY_GRAIN,      2, {"exp_avg", "exp_avg_sq", NULL},                   NULL,                   NULL, NULL}, DSI_OPTIM_BETAS, dsi_optim_fed_adam, NULL},
-    {{"AdamW",       DS_OPTIM_BY_GRAIN,      2, {"exp_avg", "exp_avg_sq", NULL},                   NULL,                   NULL, NULL}, DSI_OPTIM_BETAS, dsi_optim_fed_adam, NULL},
-    {{"SGD",         DS_OPTIM_BY_GRAIN,      1, {"momentum_buffer", NULL, NULL},                   NULL,                   NULL, NULL}, 0, dsi_optim_fed_sgd, NULL},
-    {{"Adagrad",     DS_OPTIM_BY_GRAIN,      1, {"exp_avg_sq", NULL, NULL},                        NULL,                   NULL, NULL}, 0, dsi_optim_fed_adagrad, NULL},
-    {{"Lion",        DS_OPTIM_BY_GRAIN,      1, {"exp_avg", NULL, NULL},                           NULL,                   NULL, NULL}, DSI_OPTIM_BETAS, dsi_optim_fed_lion, NULL},
-    {{"Lamb",        DS_OPTIM_BY_NORM,       2, {"exp_avg", "exp_avg_sq", NULL},                   dsi_optim_measure_lamb, NULL, NULL}, DSI_OPTIM_BETAS, dsi_optim_fed_lamb, NULL},
-    {{"Muon",        DS_OPTIM_WHOLE,         1, {"momentum_buffer", NULL, NULL},                   NULL,                   NULL, NULL}, DSI_OPTIM_MATRIX | DSI_OPTIM_BETAS, NULL, dsi_optim_whole_muon},
-    {{"OneBitAdam",  DS_OPTIM_WHOLE,         2, {"exp_avg", "exp_avg_sq", NULL},                   NULL,                   NULL, NULL}, DSI_OPTIM_ONE_BIT | DSI_OPTIM_BETAS, dsi_optim_fed_one_bit_adam, dsi_optim_whole_one_bit_adam},
-    {{"ZeroOneAdam", DS_OPTIM_WHOLE,         3, {"exp_avg", "exp_avg_sq", "momentum_accumulator"}, NULL,                   NULL, NULL}, DSI_OPTIM_ONE_BIT | DSI_OPTIM_LOCAL_STEPS | DSI_OPTIM_BETAS, dsi_optim_fed_one_bit_adam, dsi_optim_whole_zero_one},
-    {{"OneBitLamb",  DS_OPTIM_WHOLE_BY_NORM, 3, {"exp_avg", "exp_avg_sq", "exp_avg_sq_fresh"},     dsi_optim_measure_lamb, NULL, NULL}, DSI_OPTIM_ONE_BIT | DSI_OPTIM_BETAS, dsi_optim_fed_one_bit_lamb, dsi_optim_whole_one_bit_lamb},
+    {{"Adam",        DS_OPTIM_BY_GRAIN,      2, {"exp_avg", "exp_avg_sq", NULL},                   NULL,                   NULL, NULL, NULL, false}, DSI_OPTIM_BETAS, dsi_optim_fed_adam, NULL},
+    {{"AdamW",       DS_OPTIM_BY_GRAIN,      2, {"exp_avg", "exp_avg_sq", NULL},                   NULL,                   NULL, NULL, NULL, false}, DSI_OPTIM_BETAS, dsi_optim_fed_adam, NULL},
+    {{"SGD",         DS_OPTIM_BY_GRAIN,      1, {"momentum_buffer", NULL, NULL},                   NULL,                   NULL, NULL, NULL, false}, 0, dsi_optim_fed_sgd, NULL},
+    {{"Adagrad",     DS_OPTIM_BY_GRAIN,      1, {"exp_avg_sq", NULL, NULL},                        NULL,                   NULL, NULL, NULL, false}, 0, dsi_optim_fed_adagrad, NULL},
+    {{"Lion",        DS_OPTIM_BY_GRAIN,      1, {"exp_avg", NULL, NULL},                           NULL,                   NULL, NULL, NULL, false}, DSI_OPTIM_BETAS, dsi_optim_fed_lion, NULL},
+    {{"Lamb",        DS_OPTIM_BY_NORM,       2, {"exp_avg", "exp_avg_sq", NULL},                   dsi_optim_measure_lamb, NULL, NULL, NULL, false}, DSI_OPTIM_BETAS, dsi_optim_fed_lamb, NULL},
+    {{"Muon",        DS_OPTIM_WHOLE,         1, {"momentum_buffer", NULL, NULL},                   NULL,                   NULL, NULL, NULL, false}, DSI_OPTIM_MATRIX | DSI_OPTIM_BETAS, NULL, dsi_optim_whole_muon},
+    {{"OneBitAdam",  DS_OPTIM_WHOLE,         2, {"exp_avg", "exp_avg_sq", NULL},                   NULL,                   NULL, NULL, NULL, false}, DSI_OPTIM_ONE_BIT | DSI_OPTIM_BETAS, dsi_optim_fed_one_bit_adam, dsi_optim_whole_one_bit_adam},
+    {{"ZeroOneAdam", DS_OPTIM_WHOLE,         3, {"exp_avg", "exp_avg_sq", "momentum_accumulator"}, NULL,                   NULL, NULL, NULL, false}, DSI_OPTIM_ONE_BIT | DSI_OPTIM_LOCAL_STEPS | DSI_OPTIM_BETAS, dsi_optim_fed_one_bit_adam, dsi_optim_whole_zero_one},
+    {{"OneBitLamb",  DS_OPTIM_WHOLE_BY_NORM, 3, {"exp_avg", "exp_avg_sq", "exp_avg_sq_fresh"},     dsi_optim_measure_lamb, NULL, NULL, NULL, false}, DSI_OPTIM_ONE_BIT | DSI_OPTIM_BETAS, dsi_optim_fed_one_bit_lamb, dsi_optim_whole_one_bit_lamb},
 };
 // clang-format on
 enum { DSI_OPTIM_ENTRIES = sizeof dsi_optim_entries / sizeof *dsi_optim_entries };
@@ -2734,8 +2765,9 @@ DS_API ds_status ds_optim_params_default(const char *type, ds_optim_params *out)
 static bool dsi_optim_range(double x, double low, double high) {
     return x >= low && x <= high; // false for NaN
 }
-// The parameters that are used must make sense; beta may be above 1 only where a schedule puts it.
-static ds_status dsi_optim_check_params(const ds_optim_params *p, size_t group, ds_error *error) {
+// Parameters must make sense; beta may be above 1 only where a schedule puts it. Of a user's table nothing is known but
+// that it has a rate.
+static ds_status dsi_optim_check_params(const ds_optim_params *p, bool users, size_t group, ds_error *error) {
     const double below_one = 0.99999994; // the last fp32 number before 1
     const char *bad = NULL;
     double value = 0;
@@ -2754,22 +2786,25 @@ static ds_status dsi_optim_check_params(const ds_optim_params *p, size_t group, 
         {"adam_lr", p->adam_lr, -DBL_MAX, DBL_MAX},
     };
     // clang-format on
-    for (size_t i = 0; i < sizeof rows / sizeof *rows && !bad; i++)
+    for (size_t i = 0; i < (users ? 1 : sizeof rows / sizeof *rows) && !bad; i++)
         if (!dsi_optim_range(rows[i].value, rows[i].low, rows[i].high)) bad = rows[i].name, value = rows[i].value;
     if (!bad) return DS_OK;
     return dsi_fail(error, DS_ERR_ARGUMENT, "ds_optim: group %zu: %s is %g, out of its range", group, bad, value);
 }
 
+// As many names as fit, and how many more there are.
 static ds_status dsi_optim_unknown(const ds_optim_desc *desc, ds_error *error) {
+    const size_t all = DSI_OPTIM_ENTRIES + desc->table_count;
     char names[400] = "";
-    size_t n = 0;
-    for (size_t i = 0; i < DSI_OPTIM_ENTRIES + desc->table_count && n < sizeof names; i++) {
+    size_t n = 0, i = 0;
+    for (; i < all; i++) {
         const char *name =
             i < DSI_OPTIM_ENTRIES ? dsi_optim_entries[i].table.name : desc->tables[i - DSI_OPTIM_ENTRIES].name;
-        int m = snprintf(names + n, sizeof names - n, "%s%s", i ? ", " : "", name);
-        n += m > 0 ? (size_t)m : 0;
+        if (strlen(name) > sizeof names - 32 - n) break;
+        n += (size_t)snprintf(names + n, sizeof names - n, "%s%s", i ? ", " : "", name);
     }
-    return dsi_fail(error, DS_ERR_INPUT, "ds_optim: no optimizer is named \"%s\"; there are %s",
+    if (i < all) snprintf(names + n, sizeof names - n, " and %zu more", all - i);
+    return dsi_fail(error, DS_ERR_INPUT, "ds_optim: no optimizer is named \"%.50s\"; there are %s",
                     desc->type ? desc->type : "", names);
 }
 
@@ -2785,10 +2820,6 @@ static ds_status dsi_optim_check(const ds_optim_desc *d, ds_error *error) {
     if (!d->groups || !d->group_count)
         return dsi_fail(error, DS_ERR_ARGUMENT, "ds_optim: no parameter group; at least one is needed");
     if (d->tensor_count && !d->tensors) return dsi_fail(error, DS_ERR_ARGUMENT, "ds_optim: tensors is NULL");
-    for (size_t g = 0; g < d->group_count; g++) {
-        ds_status status = dsi_optim_check_params(&d->groups[g], g, error);
-        if (status) return status;
-    }
     for (size_t i = 0; i < d->tensor_count; i++) {
         const ds_optim_tensor *t = &d->tensors[i];
         if (!t->name) return dsi_fail(error, DS_ERR_ARGUMENT, "ds_optim: tensor %zu has no name", i);
@@ -2810,13 +2841,14 @@ static ds_status dsi_optim_check(const ds_optim_desc *d, ds_error *error) {
 }
 static ds_status dsi_optim_check_table(const ds_optim_table *t, ds_error *error) {
     bool fits = t->update && t->state_count <= DS_OPTIM_MAX_STATES && t->work <= DS_OPTIM_WHOLE &&
-                (t->work == DS_OPTIM_BY_NORM) == (t->measure != NULL);
+                (t->work == DS_OPTIM_BY_NORM) == (t->measure != NULL) && (!t->compresses || t->work == DS_OPTIM_WHOLE);
     for (size_t k = 0; fits && k < t->state_count; k++) fits = t->state_names[k] != NULL;
     if (fits) return DS_OK;
-    return dsi_fail(error, DS_ERR_ARGUMENT,
-                    "ds_optim: table \"%s\" needs update, at most %d states with their names, and measure exactly for "
-                    "BY_NORM",
-                    t->name, DS_OPTIM_MAX_STATES);
+    return dsi_fail(
+        error, DS_ERR_ARGUMENT,
+        "ds_optim: table \"%s\" needs update, at most %d states with their names, measure exactly for BY_NORM, "
+        "and compresses for WHOLE only",
+        t->name, DS_OPTIM_MAX_STATES);
 }
 
 static bool dsi_optim_is_hidden(const ds_optim_tensor *t) {
@@ -2870,6 +2902,7 @@ static ds_status dsi_optim_register(ds_optim *o, const ds_optim_desc *d) {
             item->state_count = 0;
         item->pass.params = &o->groups[item->tensor.group];
         item->pass.tensor = &item->tensor;
+        item->pass.group = &o->desc.group, item->pass.o = o;
         item->pass.ctx = item->entry ? (void *)&o->constants[2 * item->tensor.group + aux] : item->table->ctx;
     }
     return DS_OK;
@@ -2982,6 +3015,8 @@ DS_API ds_status ds_optim_create_(const ds_optim_desc *desc, ds_optim **out, ds_
         if (strcmp(desc->type, desc->tables[i].name) == 0) table = &desc->tables[i], entry = NULL;
     if (!table && !entry) return dsi_optim_unknown(desc, error);
     if (table && (status = dsi_optim_check_table(table, error)) != DS_OK) return status;
+    for (size_t g = 0; g < desc->group_count; g++)
+        if ((status = dsi_optim_check_params(&desc->groups[g], table != NULL, g, error)) != DS_OK) return status;
     if ((status = dsi_optim_check_kernels(desc, entry, error)) != DS_OK) return status;
     if (!dsi_optim_kernels_of(desc->level))
         return dsi_fail(error, DS_ERR_UNSUPPORTED, "ds_optim: this machine lacks the SIMD level that is forced (%d)",
@@ -3084,7 +3119,7 @@ DS_API ds_status ds_optim_set_group_params(ds_optim *o, size_t group, const ds_o
     if (group >= o->desc.group_count || o->open)
         return dsi_fail(&o->error, DS_ERR_ARGUMENT, "ds_optim_set_group_params: group %zu of %zu, or a step is open",
                         group, o->desc.group_count);
-    if ((status = dsi_optim_check_params(params, group, &o->error)) != DS_OK) return status;
+    if ((status = dsi_optim_check_params(params, !o->entry, group, &o->error)) != DS_OK) return status;
     if (o->entry && o->entry->fed == dsi_optim_fed_sgd && (params->momentum == 0) != (o->groups[group].momentum == 0))
         return dsi_fail(&o->error, DS_ERR_STATE,
                         "ds_optim_set_group_params: momentum decides whether SGD has a state, "
@@ -3148,11 +3183,10 @@ static double dsi_optim_own_clip(const ds_optim *o, size_t group) {
 }
 // Whatever the norm: a limit that would only bite one day must not stop a run on that day.
 static ds_status dsi_optim_refuse_clipping(ds_optim *o, const char *call) {
-    return dsi_fail(
-        &o->error, DS_ERR_UNSUPPORTED,
-        "%s: %s cannot clip once its compressed phase has begun (step %lld), whatever the norm: set max_norm "
-        "and max_grad_norm to 0",
-        call, ds_optim_type_name(o), (long long)o->step + 1);
+    return dsi_fail(&o->error, DS_ERR_UNSUPPORTED,
+                    "%s: %s cannot clip while it takes local gradients (step %lld), whatever the norm: set max_norm "
+                    "and max_grad_norm to 0",
+                    call, ds_optim_type_name(o), (long long)o->step + 1);
 }
 DS_API ds_status ds_optim_begin(ds_optim *o, double inv_scale, double clip_coefficient, double grad_norm) {
     if (o->open)
@@ -3177,7 +3211,8 @@ DS_API ds_status ds_optim_begin(ds_optim *o, double inv_scale, double clip_coeff
         for (int aux = 0; aux < 2; aux++) dsi_optim_prepare(o, g, aux != 0, (float)(inv_scale * clip));
     }
     for (size_t i = 0; i < o->desc.tensor_count; i++) o->items[i].pass.step = o->step + 1;
-    for (size_t i = 0; o->table->measure && i < 2 * o->grains; i++) o->sums[i] = -1;
+    for (size_t i = 0; o->table->measure && i < 2 * o->grains; i++)
+        memcpy(&o->sums[i], &dsi_optim_unmeasured, sizeof *o->sums);
     o->open = true;
     o->combined = false;
     return DS_OK;
@@ -3237,6 +3272,19 @@ static size_t dsi_optim_slice_grains(const dsi_optim_job *job, const ds_optim_sl
                : dsi_optim_grains(s->count);
 }
 
+// Of the updates that fail in a call, on whatever threads, the first is kept.
+static void dsi_optim_note(ds_optim *o, const dsi_optim_item *item, ds_status status) {
+    size_t none = 0;
+    const size_t tensor = 1 + (size_t)(item - o->items);
+    if (status && __atomic_compare_exchange_n(&o->failed, &none, tensor, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+        o->failed_status = status;
+}
+static ds_status dsi_optim_failed(ds_optim *o) {
+    if (!o->failed) return DS_OK;
+    if (o->error.status == o->failed_status) return o->failed_status; // a call of the header's, which said more
+    return dsi_fail(&o->error, o->failed_status, "ds_optim_apply: table \"%s\" failed on \"%s\" (status %d)",
+                    o->table->name, o->items[o->failed - 1].tensor.name, (int)o->failed_status);
+}
 enum { DSI_OPTIM_PAST_CACHES = 1 << 20 }; // elements of a slice
 static void dsi_optim_grain(const dsi_optim_job *job, const ds_optim_slice *s, size_t grain) {
     ds_optim *o = job->o;
@@ -3264,7 +3312,7 @@ static void dsi_optim_grain(const dsi_optim_job *job, const ds_optim_slice *s, s
         item->entry->fed(&pass, &f, s->master + at, state, n);
     else {
         const float *grad = dsi_optim_grad(o->simd, f.grad, f.grad_dtype, factor, n, buffer);
-        item->table->update(&pass, grad, s->master + at, state, n);
+        dsi_optim_note(o, item, item->table->update(&pass, grad, s->master + at, state, n));
         if (f.out) o->simd->narrow(f.out, f.out_dtype, s->master + at, n);
     }
 }
@@ -3329,12 +3377,14 @@ static dsi_optim_convert dsi_optim_convert_grad(ds_optim *o, const ds_optim_slic
 static ds_status dsi_optim_whole(ds_optim *o, const ds_optim_slice *s) {
     dsi_optim_item *item = &o->items[s->tensor];
     ds_optim_pass pass = item->pass;
-    ds_status status = DS_OK;
+    ds_status status;
     dsi_optim_convert c = dsi_optim_convert_grad(o, s);
     if (item->entry)
         status = item->entry->whole(o, item, s, o->gradient);
-    else
-        item->table->update(&pass, o->gradient, s->master, s->state, s->count);
+    else {
+        dsi_optim_note(o, item, item->table->update(&pass, o->gradient, s->master, s->state, s->count));
+        status = dsi_optim_failed(o);
+    }
     c.back = true;
     if (!status && s->weights16) dsi_optim_parallel(o, item->grains, dsi_optim_convert_share, &c);
     return status;
@@ -3450,7 +3500,7 @@ static ds_status dsi_optim_gather(ds_optim *o) {
     if (status) return dsi_fail(&o->error, status, "ds_optim_combine: the exchange of norms failed");
     for (size_t i = 0; i < n; i++)
         for (size_t r = ranks; r--;)
-            if (o->all_sums[r * n + i] != -1) o->sums[i] = o->all_sums[r * n + i];
+            if (dsi_optim_measured(&o->all_sums[r * n + i])) o->sums[i] = o->all_sums[r * n + i];
     return DS_OK;
 }
 DS_API ds_status ds_optim_combine(ds_optim *o) {
@@ -3468,7 +3518,7 @@ DS_API ds_status ds_optim_combine(ds_optim *o) {
         double *sums = o->sums + 2 * item->first_grain;
         if (!item->table->measure) continue;
         for (size_t g = 0; g < item->grains; g++)
-            if (sums[2 * g] == -1)
+            if (!dsi_optim_measured(&sums[2 * g]))
                 return dsi_fail(&o->error, DS_ERR_STATE,
                                 "ds_optim_combine: elements %zu on of \"%s\" were not measured", g * DS_GRAIN,
                                 item->tensor.name);
@@ -3487,7 +3537,10 @@ DS_API ds_status ds_optim_apply_on(ds_optim *o, const ds_optim_slice *slices, si
             return dsi_fail(&o->error, DS_ERR_STATE, "ds_optim_apply: \"%s\" needs ds_optim_measure and combine first",
                             o->items[slices[i].tensor].tensor.name);
     if (dsi_optim_takes_kernels(o, slices, count)) return dsi_optim_on_device(o, false, slices, count, stream);
+    o->failed = 0;
+    if (!o->entry) o->error.status = DS_OK; // so that a text of before is not taken for this call's
     dsi_optim_run(o, DSI_OPTIM_UPDATE, 0, slices, count);
+    status = dsi_optim_failed(o);
     for (size_t i = 0; i < count && !status; i++)
         if (dsi_optim_now_whole(o, &o->items[slices[i].tensor])) status = dsi_optim_whole(o, &slices[i]);
     return status;

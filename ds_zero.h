@@ -4098,7 +4098,8 @@ static ds_status dsi_zero_make_optimizer(ds_zero *z, const ds_zero_desc *d, ds_e
         if ((status = ds_optim_set_schedule(z->optim, i, &schedule)))
             dsi_fail(error, status, "scheduler: %.480s", ds_optim_error(z->optim)->message);
     z->clients = d->optimizer != NULL; /* which may look at the learning rate while it updates */
-    z->one_bit = !status && ds_optim_error_buffers(z->optim) > 0;
+    z->one_bit =
+        !status && (ds_optim_error_buffers(z->optim) > 0 || (d->optimizer && d->optimizer->local_gradients != NULL));
     if (z->one_bit && z->parts > 1)
         status =
             dsi_fail(error, DS_ERR_UNSUPPORTED,

@@ -973,8 +973,10 @@ static void oracle(void) {
 
 /* ---- the object ---- */
 
-static void doubled(const ds_optim_pass *pass, const float *grad, float *master, float *const *state, size_t count) {
+static ds_status doubled(const ds_optim_pass *pass, const float *grad, float *master, float *const *state,
+                         size_t count) {
     for (size_t i = 0; i < count; i++) state[0][i] += grad[i], master[i] -= (float)(2 * pass->params->lr) * state[0][i];
+    return DS_OK;
 }
 static void normalized_measure(const ds_optim_pass *pass, const float *grad, const float *master, float *const *state,
                                size_t count, double sums[2]) {
@@ -983,9 +985,11 @@ static void normalized_measure(const ds_optim_pass *pass, const float *grad, con
     for (size_t i = 0; i < count; i++)
         sums[0] += (double)grad[i] * (double)grad[i], sums[1] += (double)(master[i] * master[i]);
 }
-static void normalized(const ds_optim_pass *pass, const float *grad, float *master, float *const *state, size_t count) {
+static ds_status normalized(const ds_optim_pass *pass, const float *grad, float *master, float *const *state,
+                            size_t count) {
     (void)state;
     for (size_t i = 0; i < count; i++) master[i] -= (float)(pass->params->lr / pass->norm[0]) * grad[i];
+    return DS_OK;
 }
 static void log_line(void *ctx, const char *header, int level, int id, const char *message) {
     (void)header, (void)level, (void)message;
@@ -1000,8 +1004,8 @@ static void object(void) {
     TEST(users_own_optimizers) {
         static model m;
         ds_optim_table tables[2] = {
-            {"Doubled", DS_OPTIM_WHOLE, 1, {"sum", NULL, NULL}, NULL, doubled, NULL},
-            {"Normalized", DS_OPTIM_BY_NORM, 0, {NULL, NULL, NULL}, normalized_measure, normalized, NULL}};
+            {"Doubled", DS_OPTIM_WHOLE, 1, {"sum", NULL, NULL}, NULL, doubled, NULL, NULL, false},
+            {"Normalized", DS_OPTIM_BY_NORM, 0, {NULL, NULL, NULL}, normalized_measure, normalized, NULL, NULL, false}};
         ds_optim_params p;
         ds_optim_desc desc;
         ds_optim *o = NULL;
@@ -1750,7 +1754,7 @@ static void corners(void) {
     TEST(refusals_one_by_one) {
         static model m;
         static float data[DS_GRAIN];
-        ds_optim_table table = {"Own", DS_OPTIM_BY_GRAIN, 0, {NULL, NULL, NULL}, NULL, normalized, NULL};
+        ds_optim_table table = {"Own", DS_OPTIM_BY_GRAIN, 0, {NULL, NULL, NULL}, NULL, normalized, NULL, NULL, false};
         ds_optim_kernels kernels = fake_kernels(NULL);
         ds_optim_io io = {NULL, DS_F32, data, DS_F32};
         ds_optim_params p;
@@ -1820,6 +1824,17 @@ static void corners(void) {
 static double fixed_rate(void *ctx, int64_t k, double base_lr) {
     (void)k, (void)base_lr;
     return *(const double *)ctx;
+}
+static ds_status fails_at_seven(const ds_optim_pass *pass, const float *grad, float *master, float *const *state,
+                                size_t count) {
+    (void)pass, (void)state, (void)master;
+    return count && grad[0] == 7 ? DS_ERR_CORRUPT : DS_OK;
+}
+/* What a sum is, is the table's business: -1 and NaN are sums like any other. */
+static void measures_minus_one(const ds_optim_pass *pass, const float *grad, const float *master, float *const *state,
+                               size_t count, double sums[2]) {
+    (void)grad, (void)master, (void)state, (void)count;
+    sums[0] = -1, sums[1] = pass->begin ? NAN : -1;
 }
 static void rest(void) {
     TEST(elementwise_refuses_whole_numbers_and_keeps_what_is_there) {
@@ -1957,8 +1972,42 @@ static void rest(void) {
         CHECK(ds_optim_create(&desc, &o, &e) == DS_ERR_INPUT && !o);
         CHECK_HAS(e.message, "\"Adan\"");
         CHECK_HAS(e.message, "OneBitLamb, an optimizer");
+        CHECK_HAS(e.message, "is 4 and 35 more"); /* never cut without a word */
         desc.type = NULL;
         CHECK(ds_optim_create(&desc, &o, &e) == DS_ERR_INPUT);
+    }
+    TEST(users_updates_fail_and_measure_what_they_like) {
+        static float w[BIG], g[BIG];
+        ds_optim_tensor tensors[2] = {{"a", 1, BIG - 5, 0, DS_F32, DS_OPTIM_MUON_AUTO},
+                                      {"b", 1, 5, 0, DS_F32, DS_OPTIM_MUON_AUTO}};
+        ds_optim_io io[2] = {{w, DS_F32, g, DS_F32}, {w + BIG - 5, DS_F32, g + BIG - 5, DS_F32}};
+        ds_optim_table table = {"Fails", DS_OPTIM_BY_GRAIN, 0, {NULL, NULL, NULL}, NULL, fails_at_seven, NULL, NULL,
+                                false};
+        ds_optim_params p;
+        ds_optim_desc desc;
+        ds_error e = {DS_OK, ""};
+        for (int whole = 0; whole < 3; whole++) {
+            ds_optim *o = NULL;
+            memset(&desc, 0, sizeof desc), memset(&p, 0, sizeof p);
+            p.lr = 1; /* the only one that such a table's groups need */
+            desc.type = "Fails", desc.groups = &p, desc.group_count = 1, desc.tensors = tensors, desc.tensor_count = 2;
+            desc.tables = &table, desc.table_count = 1, desc.own_states = true, desc.threads = 3;
+            table.work = whole == 1 ? DS_OPTIM_WHOLE : whole ? DS_OPTIM_BY_NORM : DS_OPTIM_BY_GRAIN;
+            table.measure = whole == 2 ? measures_minus_one : NULL;
+            if (!CHECK(ds_optim_create(&desc, &o, &e) == DS_OK)) break;
+            memset(g, 0, sizeof g);
+            CHECK(ds_optim_step(o, io, NULL, NULL) == DS_OK && ds_optim_step_count(o) == 1);
+            g[BIG - 5] = 7;
+            CHECK(ds_optim_step(o, io, NULL, NULL) == DS_ERR_CORRUPT && ds_optim_step_count(o) == 1);
+            CHECK_HAS(ds_optim_error(o)->message, "\"Fails\" failed on \"b\"");
+            g[BIG - 5] = 0;
+            CHECK(ds_optim_step(o, io, NULL, NULL) == DS_OK && ds_optim_step_count(o) == 2);
+            p.lr = -1;
+            CHECK(ds_optim_set_group_params(o, 0, &p) == DS_ERR_ARGUMENT);
+            ds_optim_destroy(o);
+            CHECK(ds_optim_create(&desc, &o, &e) == DS_ERR_ARGUMENT);
+            CHECK_HAS(e.message, "lr is -1");
+        }
     }
     TEST(memory_of_ranks_and_of_a_users_table_fails) {
         for (int own = 0; own < 2; own++)
@@ -1966,7 +2015,8 @@ static void rest(void) {
                 test_memory memory;
                 int left = 1000;
                 ds_optim_tensor tensor = {"w", 1, 20, 0, DS_F32, DS_OPTIM_MUON_AUTO};
-                ds_optim_table table = {"Own", DS_OPTIM_BY_GRAIN, 1, {"a", NULL, NULL}, NULL, normalized, NULL};
+                ds_optim_table table = {"Own", DS_OPTIM_BY_GRAIN, 1, {"a", NULL, NULL}, NULL, normalized, NULL, NULL,
+                                        false};
                 ds_optim_params p;
                 ds_optim_desc desc;
                 ds_optim *o = NULL;
@@ -1988,7 +2038,7 @@ static void rest(void) {
     }
     TEST(users_table_takes_new_params_and_no_kernels) {
         ds_optim_tensor tensor = {"w", 1, 20, 0, DS_F32, DS_OPTIM_MUON_AUTO};
-        ds_optim_table table = {"Own", DS_OPTIM_BY_GRAIN, 0, {NULL, NULL, NULL}, NULL, normalized, NULL};
+        ds_optim_table table = {"Own", DS_OPTIM_BY_GRAIN, 0, {NULL, NULL, NULL}, NULL, normalized, NULL, NULL, false};
         ds_optim_kernels kernels = fake_kernels(NULL);
         ds_optim_params p;
         ds_optim_desc desc;
@@ -2138,8 +2188,8 @@ static void rest(void) {
     TEST(users_texts_may_go_after_create) {
         char name[] = "Mine", state[] = "sum";
         ds_optim_table tables[2] = {
-            {"Other", DS_OPTIM_WHOLE, 0, {NULL, NULL, NULL}, NULL, doubled, NULL},
-            {NULL, DS_OPTIM_WHOLE, 1, {NULL, NULL, NULL}, NULL, doubled, NULL},
+            {"Other", DS_OPTIM_WHOLE, 0, {NULL, NULL, NULL}, NULL, doubled, NULL, NULL, false},
+            {NULL, DS_OPTIM_WHOLE, 1, {NULL, NULL, NULL}, NULL, doubled, NULL, NULL, false},
         };
         ds_optim_tensor tensor = {"w", 1, 20, 0, DS_F32, DS_OPTIM_MUON_AUTO};
         ds_optim_params p;
@@ -2231,7 +2281,95 @@ static void *agree_body(void *arg) {
     r->c = 1; /* done */
     return NULL;
 }
+/* A compressed optimizer of the user's own: momentum, exchanged with one bit from step 3 on, is OneBitAdam's in that. */
+static bool local_from_three(void *ctx, int64_t step) {
+    (void)ctx;
+    return step > 2;
+}
+static ds_status one_bit_momentum(const ds_optim_pass *pass, const float *grad, float *master, float *const *state,
+                                  size_t count) {
+    ds_status status = DS_OK;
+    for (size_t i = 0; i < count; i++) state[0][i] = 0.5f * (state[0][i] + grad[i]);
+    if (local_from_three(NULL, pass->step)) status = ds_optim_pass_average(pass, state[0]);
+    for (size_t i = 0; i < count; i++) master[i] -= (float)pass->params->lr * state[0][i];
+    return pass->group->size == 3 ? status : DS_ERR_PEER;
+}
+static const ds_optim_table one_bit_table = {"Mine", DS_OPTIM_WHOLE,   1,   {"m", NULL, NULL}, NULL, one_bit_momentum,
+                                             NULL,   local_from_three, true};
+static void *users_one_bit_body(void *arg) {
+    rank *r = (rank *)arg;
+    float *w = agreed_weights[r->rank], g[64];
+    ds_optim_tensor tensors[3] = {{"a", 1, 60, 0, DS_F32, DS_OPTIM_MUON_AUTO},
+                                  {"none", 0, 0, 0, DS_F32, DS_OPTIM_MUON_AUTO},
+                                  {"b", 1, 4, 0, DS_F32, DS_OPTIM_MUON_AUTO}};
+    ds_optim_io io[3] = {{w, DS_F32, g, DS_F32}, {NULL, DS_F32, NULL, DS_F32}, {w + 60, DS_F32, g + 60, DS_F32}};
+    ds_optim_options clip = {1e9, NULL, false};
+    ds_optim_params p;
+    ds_optim_desc desc;
+    ds_optim *o = NULL;
+    size_t n = 0;
+    memset(&desc, 0, sizeof desc), memset(&p, 0, sizeof p);
+    p.lr = 0.125;
+    desc.type = "Mine", desc.groups = &p, desc.group_count = 1, desc.tensors = tensors, desc.tensor_count = 3;
+    desc.own_states = true, desc.tables = &one_bit_table, desc.table_count = 1;
+    desc.group.exchange = exchange, desc.group.ctx = r, desc.group.rank = r->rank, desc.group.size = 3;
+    for (size_t i = 0; i < 64; i++) w[i] = 1;
+    if (ds_optim_create(&desc, &o, NULL)) return NULL;
+    for (int s = 1; s <= 6; s++) {
+        const bool local = ds_optim_wants_local_gradients(o);
+        for (size_t i = 0; i < 64; i++) g[i] = (float)(i % 5) - 2 + (local ? (float)r->rank - 1 : 0);
+        if (local != (s > 2) || ds_optim_refuses_clipping(o) != local ||
+            ds_optim_step(o, io, s == 1 ? &clip : NULL, NULL))
+            return NULL;
+        agreed_norms[r->rank][s] = (double)w[3];
+    }
+    if (ds_optim_error_buffers(o) != 3 || ds_optim_error_buffer(o, 0, 0, &n)[0] == 0 || n != 72) return NULL;
+    if (ds_optim_reset_errors(o) || ds_optim_error_buffer(o, 0, 0, &n)[0] != 0) return NULL;
+    ds_optim_destroy(o);
+    r->c = 1; /* done */
+    return NULL;
+}
 static void ranks_agree(void) {
+    TEST(users_compressed_optimizer) {
+        static ranks all;
+        rank each[RANKS_MOST];
+        ds_optim_tensor tensor = {"w", 1, 4, 0, DS_F32, DS_OPTIM_MUON_AUTO};
+        ds_optim_table tables[2] = {one_bit_table, one_bit_table};
+        const ds_optim_options unchecked = {0, NULL, true};
+        float w[4] = {0}, g[4] = {1, 1, 1, 1};
+        ds_optim_io io = {w, DS_F32, g, DS_F32};
+        ds_optim_params p;
+        ds_optim_desc desc;
+        ds_optim *o = NULL;
+        ds_error e = {DS_OK, ""};
+        int left = 1000;
+        memset(each, 0, sizeof each);
+        run_ranks(each, &all, 3, users_one_bit_body);
+        for (int r = 0; r < 3; r++) {
+            CHECK(each[r].c == 1 && memcmp(agreed_weights[r], agreed_weights[0], sizeof agreed_weights[0]) == 0);
+            CHECK(agreed_norms[r][6] < agreed_norms[r][2] && agreed_norms[r][2] < 1);
+        }
+        memset(&desc, 0, sizeof desc), memset(&p, 0, sizeof p);
+        desc.type = "Mine", desc.groups = &p, desc.group_count = 1, desc.tensors = &tensor, desc.tensor_count = 1;
+        desc.own_states = true, desc.tables = tables, desc.table_count = 2;
+        desc.group.size = 3, desc.group.exchange = broken_exchange, desc.group.ctx = &left;
+        tables[0].name = "Other", tables[1].compresses = false;
+        if (!CHECK(ds_optim_create(&desc, &o, &e) == DS_OK)) break;
+        CHECK(ds_optim_error_buffers(o) == 0 && ds_optim_set_step_count(o, 5) == DS_OK);
+        CHECK(ds_optim_step(o, &io, &unchecked, NULL) == DS_ERR_STATE && ds_optim_step_count(o) == 5);
+        CHECK_HAS(ds_optim_error(o)->message, "\"Mine\" does not say `compresses`");
+        ds_optim_destroy(o);
+        tables[1].compresses = true;
+        if (!CHECK(ds_optim_create(&desc, &o, &e) == DS_OK)) break;
+        CHECK(ds_optim_set_step_count(o, 5) == DS_OK);
+        left = 0;
+        CHECK(ds_optim_step(o, &io, &unchecked, NULL) == DS_ERR_PEER && ds_optim_step_count(o) == 5);
+        CHECK_HAS(ds_optim_error(o)->message, "compressed average of \"w\"");
+        ds_optim_destroy(o);
+        tables[1].work = DS_OPTIM_BY_GRAIN;
+        CHECK(ds_optim_create(&desc, &o, &e) == DS_ERR_ARGUMENT);
+        CHECK_HAS(e.message, "compresses for WHOLE only");
+    }
     TEST(ranks_skip_and_clip_alike) {
         static ranks all;
         rank each[RANKS_MOST];
