@@ -115,7 +115,13 @@ MEMORY
     Everything comes from desc.allocator; without one from malloc, and parameters and gradients of ranks that are processes of
     one machine from the memory that they share (ds_comm_alloc), of the same sizes. ds_zero_stats tells bytes in use and their
     high water by class and tier. From the second step of an unchanged trace on nothing is allocated. desc.limit refuses a plan
-    that is too large for a tier, with its largest item and the cheapest change of zero_optimization that would fit.
+    that is too large for a tier, with its largest item and the cheapest change of zero_optimization that would fit (nvme also
+    wants its nvme_path). What costs least speed is tried first: buckets of 1,000,000 elements; a higher stage; buckets of
+    100,000 and 1,000, by which a message has few tensors; at stage 3 stage3_max_live_parameters from 100,000,000 down by
+    tens to 0, and stage3_param_persistence_threshold likewise, which gather more often; then states on the CPU, parameters
+    on the CPU, states on nvme, parameters on nvme, each with the same, where sub_group_size, both sections' buffers and
+    max_in_cpu shrink along; what is offloaded is not taken back to the device. Only the keys that must change are named.
+    stage3_prefetch_bucket_size and stage3_max_reuse_distance change no bytes.
 
 ERRORS
     Each call returns a ds_status; ds_zero_error(zero) has the text, naming the parameter. Misuse (a gradient too many, a step
@@ -4665,74 +4671,145 @@ static ds_status dsi_zero_plan_one(const ds_zero_desc *desc, int rank, int world
     return status;
 }
 
-/* Changes to try, the one that costs least time first: smaller messages, more partitioning (all but free), slower tiers. */
+/* Changes to try, the one that costs least time first: smaller messages, more partitioning (all but free), messages of few
+   tensors, a window that gathers parameters again, then slower tiers, each with the same. */
 typedef struct dsi_zero_change {
-    int stage; /* at least */
-    bool small;
+    int stage, from, to; /* at least; rows of dsi_zero_sizes */
     ds_config_device states, params;
 } dsi_zero_change;
 static const dsi_zero_change dsi_zero_changes[] = {
-    {0, true, DS_CONFIG_NONE, DS_CONFIG_NONE},  {1, false, DS_CONFIG_NONE, DS_CONFIG_NONE},
-    {2, false, DS_CONFIG_NONE, DS_CONFIG_NONE}, {2, true, DS_CONFIG_NONE, DS_CONFIG_NONE},
-    {3, true, DS_CONFIG_NONE, DS_CONFIG_NONE},  {1, false, DS_CONFIG_CPU, DS_CONFIG_NONE},
-    {2, true, DS_CONFIG_CPU, DS_CONFIG_NONE},   {3, true, DS_CONFIG_CPU, DS_CONFIG_NONE},
-    {3, true, DS_CONFIG_CPU, DS_CONFIG_CPU},    {3, true, DS_CONFIG_NVME, DS_CONFIG_NONE},
-    {3, true, DS_CONFIG_NVME, DS_CONFIG_CPU},   {3, true, DS_CONFIG_NVME, DS_CONFIG_NVME},
+    {0, 1, 1, DS_CONFIG_NONE, DS_CONFIG_NONE}, {1, 0, 0, DS_CONFIG_NONE, DS_CONFIG_NONE},
+    {2, 0, 1, DS_CONFIG_NONE, DS_CONFIG_NONE}, {3, 1, 1, DS_CONFIG_NONE, DS_CONFIG_NONE},
+    {2, 2, 3, DS_CONFIG_NONE, DS_CONFIG_NONE}, {3, 4, 9, DS_CONFIG_NONE, DS_CONFIG_NONE},
+    {1, 0, 0, DS_CONFIG_CPU, DS_CONFIG_NONE},  {2, 1, 1, DS_CONFIG_CPU, DS_CONFIG_NONE},
+    {3, 1, 9, DS_CONFIG_CPU, DS_CONFIG_NONE},  {3, 1, 9, DS_CONFIG_CPU, DS_CONFIG_CPU},
+    {3, 1, 9, DS_CONFIG_NVME, DS_CONFIG_NONE}, {3, 1, 9, DS_CONFIG_NVME, DS_CONFIG_CPU},
+    {3, 1, 9, DS_CONFIG_NVME, DS_CONFIG_NVME},
 };
-#define DSI_ZERO_SMALL 1000000
+static const struct {
+    size_t messages, window; /* at most: elements of buckets and buffers, and of what stage 3 holds gathered */
+} dsi_zero_sizes[] = {
+    {SIZE_MAX, SIZE_MAX}, {1000000, SIZE_MAX}, {100000, SIZE_MAX}, {1000, SIZE_MAX}, {1000000, 100000000},
+    {1000000, 10000000},  {1000000, 1000000},  {1000000, 0},       {100000, 0},      {1000, 0},
+};
 
-/* There is room for all that a change can say. */
-static size_t dsi_zero_say(char *out, size_t room, size_t at, const char *key, const char *value) {
-    return at + (size_t)snprintf(out + at, room - at, "%s%s %s", at ? ", " : "", key, value);
+/* A change in words, key by key; `leave` has a bit for each key to leave as it is. */
+typedef struct dsi_zero_words {
+    char *text;
+    size_t room, at;
+    unsigned leave;
+} dsi_zero_words;
+enum {
+    DSI_ZERO_SAY_LIVE,
+    DSI_ZERO_SAY_PERSIST,
+    DSI_ZERO_SAY_PARAM_COUNT,
+    DSI_ZERO_SAY_PARAM_SIZE,
+    DSI_ZERO_SAY_IN_CPU,
+    DSI_ZERO_SAY_COUNT,
+    DSI_ZERO_SAY_SUBS,
+    DSI_ZERO_SAY_GATHER,
+    DSI_ZERO_SAY_REDUCE,
+    DSI_ZERO_SAY_PARAMS,
+    DSI_ZERO_SAY_STATES,
+    DSI_ZERO_SAY_STAGE,
+    DSI_ZERO_SAYS
+};
+
+/* True when the key is to be changed. */
+static bool dsi_zero_say(dsi_zero_words *w, int which, const char *key, const char *value) {
+    int n;
+    if (w->leave >> which & 1u) return false;
+    n = snprintf(w->text + w->at, w->room - w->at, "%s%s %s", w->at ? ", " : "", key, value);
+    w->at = w->at + (size_t)n < w->room ? w->at + (size_t)n : w->room - 1;
+    return true;
+}
+
+static void dsi_zero_say_size(dsi_zero_words *w, int which, const char *key, size_t *value, size_t most) {
+    char digits[24];
+    snprintf(digits, sizeof digits, "%zu", most);
+    if (*value > most && dsi_zero_say(w, which, key, digits)) *value = most;
 }
 
 /* Makes a change to a copy of the configuration and says what it is. */
-static void dsi_zero_try(ds_config *c, const dsi_zero_change *change, char *text, size_t room) {
+static void dsi_zero_try(ds_config *c, const dsi_zero_change *change, int size, dsi_zero_words *w) {
     static const char *const devices[] = {"none", "cpu", "nvme"};
     static const char stages[] = "0\0001\0002\0003";
-    ds_config_origin origin = DS_CONFIG_DEFAULT;
-    size_t at = 0;
-    text[0] = 0;
-    (void)ds_config_where(c, "zero_optimization.overlap_comm", &origin, NULL, NULL);
-    if (c->zero_optimization.stage < change->stage) {
+    size_t messages = dsi_zero_sizes[size].messages, window = dsi_zero_sizes[size].window;
+    ds_config_origin overlap = DS_CONFIG_DEFAULT, count = DS_CONFIG_DEFAULT;
+    w->at = 0;
+    w->text[0] = 0;
+    (void)ds_config_where(c, "zero_optimization.overlap_comm", &overlap, NULL, NULL);
+    (void)ds_config_where(c, "zero_optimization.offload_optimizer.buffer_count", &count, NULL, NULL);
+    if (c->zero_optimization.stage < change->stage &&
+        dsi_zero_say(w, DSI_ZERO_SAY_STAGE, "stage", &stages[2 * change->stage])) {
         c->zero_optimization.stage = change->stage;
-        if (origin != DS_CONFIG_GIVEN) c->zero_optimization.overlap_comm = change->stage == 3;
-        at = dsi_zero_say(text, room, at, "stage", &stages[2 * change->stage]);
+        if (overlap != DS_CONFIG_GIVEN) c->zero_optimization.overlap_comm = change->stage == 3;
     }
-    if (change->small && c->zero_optimization.reduce_bucket_size > DSI_ZERO_SMALL) {
-        c->zero_optimization.reduce_bucket_size = DSI_ZERO_SMALL;
-        at = dsi_zero_say(text, room, at, "reduce_bucket_size", "1000000");
+    dsi_zero_say_size(w, DSI_ZERO_SAY_REDUCE, "reduce_bucket_size", &c->zero_optimization.reduce_bucket_size, messages);
+    dsi_zero_say_size(w, DSI_ZERO_SAY_GATHER, "allgather_bucket_size", &c->zero_optimization.allgather_bucket_size,
+                      messages);
+    if (c->zero_optimization.stage == 3) {
+        dsi_zero_say_size(w, DSI_ZERO_SAY_LIVE, "stage3_max_live_parameters",
+                          &c->zero_optimization.stage3_max_live_parameters, window);
+        dsi_zero_say_size(w, DSI_ZERO_SAY_PERSIST, "stage3_param_persistence_threshold",
+                          &c->zero_optimization.stage3_param_persistence_threshold, window);
     }
-    if (change->small && c->zero_optimization.stage < 3 &&
-        c->zero_optimization.allgather_bucket_size > DSI_ZERO_SMALL) {
-        c->zero_optimization.allgather_bucket_size = DSI_ZERO_SMALL;
-        at = dsi_zero_say(text, room, at, "allgather_bucket_size", "1000000");
-    }
-    if (change->states != DS_CONFIG_NONE && c->zero_optimization.offload_optimizer.device != change->states) {
+    if (change->states != DS_CONFIG_NONE && c->zero_optimization.offload_optimizer.device != change->states &&
+        dsi_zero_say(w, DSI_ZERO_SAY_STATES, "offload_optimizer.device", devices[change->states])) {
         c->zero_optimization.offload_optimizer.device = change->states;
         if (!c->zero_optimization.offload_optimizer.nvme_path) c->zero_optimization.offload_optimizer.nvme_path = ".";
-        at = dsi_zero_say(text, room, at, "offload_optimizer.device", devices[change->states]);
-        if (change->states == DS_CONFIG_NVME && c->zero_optimization.sub_group_size > DSI_ZERO_SMALL) {
-            c->zero_optimization.sub_group_size = DSI_ZERO_SMALL;
-            at = dsi_zero_say(text, room, at, "sub_group_size", "1000000");
-        }
     }
-    if (change->params != DS_CONFIG_NONE && c->zero_optimization.offload_param.device != change->params) {
+    if (c->zero_optimization.offload_optimizer.device == DS_CONFIG_NVME) {
+        size_t *buffers = &c->zero_optimization.offload_optimizer.buffer_count;
+        dsi_zero_say_size(w, DSI_ZERO_SAY_SUBS, "sub_group_size", &c->zero_optimization.sub_group_size, messages);
+        if (size && count == DS_CONFIG_GIVEN && *buffers != 5 && /* one set of any optimizer's */
+            dsi_zero_say(w, DSI_ZERO_SAY_COUNT, "offload_optimizer.buffer_count", "5"))
+            *buffers = 5;
+    }
+    if (change->params != DS_CONFIG_NONE && c->zero_optimization.offload_param.device != change->params &&
+        dsi_zero_say(w, DSI_ZERO_SAY_PARAMS, "offload_param.device", devices[change->params])) {
         c->zero_optimization.offload_param.device = change->params;
         if (!c->zero_optimization.offload_param.nvme_path) c->zero_optimization.offload_param.nvme_path = ".";
-        at = dsi_zero_say(text, room, at, "offload_param.device", devices[change->params]);
+    }
+    if (c->zero_optimization.offload_param.device == DS_CONFIG_NVME) {
+        dsi_zero_say_size(w, DSI_ZERO_SAY_PARAM_SIZE, "offload_param.buffer_size",
+                          &c->zero_optimization.offload_param.buffer_size, messages);
+        if (messages < 1000000)
+            dsi_zero_say_size(w, DSI_ZERO_SAY_PARAM_COUNT, "offload_param.buffer_count",
+                              &c->zero_optimization.offload_param.buffer_count, 1);
+        dsi_zero_say_size(w, DSI_ZERO_SAY_IN_CPU, "offload_param.max_in_cpu",
+                          &c->zero_optimization.offload_param.max_in_cpu, window);
     }
 }
 
+static bool dsi_zero_fits(const ds_zero_desc *desc, int rank, int world, const dsi_zero_change *change, int size,
+                          dsi_zero_words *w) {
+    ds_config c = *desc->config;
+    ds_zero_desc d = *desc;
+    dsi_zero_plan plan;
+    memset(&d.logger, 0, sizeof d.logger);
+    d.config = &c;
+    dsi_zero_try(&c, change, size, w);
+    return dsi_zero_plan_one(&d, rank, world, &plan, NULL) == DS_OK && plan.full == DS_ZERO_TIERS;
+}
+
+/* The first change that fits, less the keys of it that need not change. */
 static bool dsi_zero_advice(const ds_zero_desc *desc, int rank, int world, char *text, size_t room) {
+    dsi_zero_words w = {text, room, 0, 0};
     for (size_t k = 0; k < sizeof dsi_zero_changes / sizeof dsi_zero_changes[0]; k++) {
-        ds_config c = *desc->config;
-        ds_zero_desc d = *desc;
-        dsi_zero_plan plan;
-        memset(&d.logger, 0, sizeof d.logger);
-        d.config = &c;
-        dsi_zero_try(&c, &dsi_zero_changes[k], text, room);
-        if (dsi_zero_plan_one(&d, rank, world, &plan, NULL) == DS_OK && plan.full == DS_ZERO_TIERS) return true;
+        const dsi_zero_change *change = &dsi_zero_changes[k];
+        for (int size = change->from; size <= change->to; size++) {
+            if (!dsi_zero_fits(desc, rank, world, change, size, &w)) continue;
+            for (unsigned before = ~0u; before != w.leave;) { /* a key may be idle once another one is out */
+                before = w.leave;
+                for (int key = 0; key < DSI_ZERO_SAYS; key++) {
+                    unsigned with = w.leave;
+                    w.leave |= 1u << key;
+                    if (!dsi_zero_fits(desc, rank, world, change, size, &w)) w.leave = with;
+                }
+            }
+            return dsi_zero_fits(desc, rank, world, change, size, &w);
+        }
     }
     return false;
 }
@@ -4740,7 +4817,7 @@ static bool dsi_zero_advice(const ds_zero_desc *desc, int rank, int world, char 
 DS_API ds_status ds_zero_plan(const ds_zero_desc *desc, int rank, int world, ds_zero_bytes *out, ds_error *error) {
     static const char *const tiers[DS_ZERO_TIERS] = {"on the device", "in host memory", "on disk"};
     dsi_zero_plan plan;
-    char advice[160];
+    char advice[320];
     bool found;
     ds_status status = dsi_zero_plan_one(desc, rank, world, &plan, error);
     *out = plan.bytes;
@@ -4751,7 +4828,7 @@ DS_API ds_status ds_zero_plan(const ds_zero_desc *desc, int rank, int world, ds_
                     "bytes; %s%s%s",
                     rank, plan.total[plan.full], tiers[plan.full], desc->limit[plan.full], plan.item[plan.full],
                     plan.item_bytes[plan.full], found ? "zero_optimization with " : "", found ? advice : "",
-                    found ? " would fit" : "no stage or offload would make it fit");
+                    found ? " would fit" : "no stage, offload or smaller size would make it fit");
 }
 
 static ds_status dsi_zero_open_stores(ds_zero *z, const ds_config *c, ds_error *error) {
@@ -5470,7 +5547,6 @@ DS_API ds_status ds_wire_monitor(const ds_config *c, ds_monitor_desc *d, ds_erro
 #undef DSI_ZERO_DIRECT
 #undef DSI_ZERO_NONE
 #undef DSI_ZERO_GROUP
-#undef DSI_ZERO_SMALL
 #undef DSI_ZERO_HOME
 #undef DSI_ZERO_GRAD
 #undef DSI_ZERO_LANES

@@ -56,6 +56,78 @@ static void describe(ds_zero_param *p, ds_dtype dtype) {
     }
 }
 
+/* Settings of zero_optimization that a refusal may change, as text; NULL is not given. */
+enum { SETTINGS = 12 };
+static const char *const setting_names[SETTINGS] = {"stage",
+                                                    "reduce_bucket_size",
+                                                    "allgather_bucket_size",
+                                                    "stage3_max_live_parameters",
+                                                    "stage3_param_persistence_threshold",
+                                                    "sub_group_size",
+                                                    "offload_optimizer.device",
+                                                    "offload_optimizer.buffer_count",
+                                                    "offload_param.device",
+                                                    "offload_param.buffer_size",
+                                                    "offload_param.buffer_count",
+                                                    "offload_param.max_in_cpu"};
+
+static int settings_plan(const char *const *settings, const char *more, ds_zero_desc *d, size_t world, ds_zero_bytes *b,
+                         ds_error *e) {
+    char text[2048];
+    size_t at;
+    int status;
+    ds_config *c = NULL;
+    ds_config_options o;
+    at = (size_t)snprintf(text, sizeof text,
+                          "{\"train_micro_batch_size_per_gpu\": 1, \"optimizer\": {\"type\": \"AdamW\"}, \"aio\": "
+                          "{\"block_size\": 4096}, %s\"zero_optimization\": {\"stage3_prefetch_bucket_size\": 0",
+                          more);
+    for (int section = 0; section < 3; section++) {
+        static const char *const sections[] = {"", "offload_optimizer.", "offload_param."};
+        size_t length = strlen(sections[section]);
+        if (section)
+            at += (size_t)snprintf(text + at, sizeof text - at, ", \"%.*s\": {\"nvme_path\": \".\"", (int)length - 1,
+                                   sections[section]);
+        for (int k = 0; k < SETTINGS; k++) {
+            const char *dot = strchr(setting_names[k], '.');
+            bool quoted = dot && !strcmp(dot, ".device");
+            if (!settings[k] || (section ? strncmp(setting_names[k], sections[section], length) : dot != NULL))
+                continue;
+            at += (size_t)snprintf(text + at, sizeof text - at, ", \"%s\": %s%s%s", setting_names[k] + length,
+                                   quoted ? "\"" : "", settings[k], quoted ? "\"" : "");
+        }
+        if (section) at += (size_t)snprintf(text + at, sizeof text - at, "}");
+    }
+    snprintf(text + at, sizeof text - at, "}}");
+    memset(&o, 0, sizeof o);
+    o.world_size = world;
+    if ((status = ds_config_parse(text, strlen(text), &o, &c, e))) return status;
+    d->config = c;
+    for (size_t i = 0; i < d->n_params; i++) ((ds_zero_param *)d->params)[i].dtype = ds_zero_model_dtype(c);
+    status = ds_zero_plan(d, 0, (int)world, b, e);
+    ds_config_free(c);
+    return status;
+}
+
+/* Takes apart "zero_optimization with KEY VALUE, KEY VALUE would fit": which settings, and to what. */
+static int settings_parse(char *message, int *keys, const char **values) {
+    char *at = strstr(message, "zero_optimization with "), *end = at ? strstr(at, " would fit") : NULL;
+    int n = 0;
+    if (!end) return 0;
+    *end = 0;
+    for (at += strlen("zero_optimization with "); at && n < SETTINGS; n++) {
+        char *value = strchr(at, ' '), *next = value ? strstr(value, ", ") : NULL;
+        if (!value) return -1;
+        *value++ = 0;
+        if (next) *next = 0;
+        for (keys[n] = 0; keys[n] < SETTINGS && strcmp(setting_names[keys[n]], at);) keys[n]++;
+        if (keys[n] == SETTINGS) return -1;
+        values[n] = value;
+        at = next ? next + 2 : NULL;
+    }
+    return n;
+}
+
 static ds_zero *engine(const ds_config *c, ds_zero_param *params, const ds_zero_desc *more) {
     ds_zero_desc d;
     ds_zero *z = NULL;
@@ -630,16 +702,14 @@ static void memory(void) {
             {{20000000, 0, 0},
              "limit is 20000000; its largest item is fp32 master weights, 8847360 bytes",
              "stage 1 would fit"},
-            {{11000000, 0, 0},
-             "on the device",
-             "with stage 2, reduce_bucket_size 1000000, allgather_bucket_size 1000000 would"},
+            {{11000000, 0, 0}, "on the device", "with stage 2, reduce_bucket_size 1000000 would"},
             {{10400000, 0, 0}, "on the device", "with stage 3, reduce_bucket_size 1000000 would"},
-            {{9500000, 0, 0}, "on the device", "with stage 1, offload_optimizer.device cpu would"},
+            {{9500000, 0, 0}, "on the device", "with stage 3, reduce_bucket_size 100000 would"},
             {{6500000, 0, 0},
              "on the device",
              "with stage 3, reduce_bucket_size 1000000, offload_optimizer.device cpu would"},
             {{6500000, 3000000, 0}, "on the device", "offload_optimizer.device nvme"},
-            {{1000, 1000, 0}, "on the device", "; no stage or offload would make it fit"},
+            {{1000, 1000, 0}, "on the device", "; no stage, offload or smaller size would make it fit"},
         };
         ds_zero_param params[N];
         ds_config *c[2];
@@ -698,7 +768,9 @@ static void memory(void) {
              {700000000, 0, 0},
              "; zero_optimization with stage 2, offload_optimizer.device cpu would fit"},
             {CPU "}", {410000000, 0, 0}, "; zero_optimization with offload_param.device cpu would fit"},
-            {CPU "}, \"offload_param\": {\"device\": \"cpu\"}", {300000000, 0, 0}, "; no stage or offload would"},
+            {CPU "}, \"offload_param\": {\"device\": \"cpu\"}",
+             {300000000, 0, 0},
+             "; no stage, offload or smaller size would"},
             {CPU "}",
              {0, 300000000, 0},
              "in host memory and the limit is 300000000; its largest item is fp32 master weights, 100663296 bytes; "
@@ -706,12 +778,14 @@ static void memory(void) {
             {CPU ", \"nvme_path\": \"/fast\"}, \"offload_param\": {\"device\": \"cpu\", \"nvme_path\": \"/fast\", "
                  "\"max_in_cpu\": 0, \"buffer_count\": 1}",
              {0, 60000000, 0},
-             "; zero_optimization with offload_optimizer.device nvme, sub_group_size 1000000, offload_param.device "
-             "nvme would fit"},
+             "; zero_optimization with offload_optimizer.device nvme, sub_group_size 100000 would fit"},
             {CPU "}, \"sub_group_size\": 900000",
              {0, 300000000, 0},
              "; zero_optimization with offload_optimizer.device nvme would fit"},
-            {CPU ", \"buffer_count\": 1}", {0, 300000000, 0}, "; no stage or offload would make it fit"},
+            {CPU ", \"buffer_count\": 1}",
+             {0, 300000000, 0},
+             "; zero_optimization with offload_optimizer.device nvme, sub_group_size 1000000, "
+             "offload_optimizer.buffer_count 5 would fit"},
             {"\"stage\": 3, \"offload_optimizer\": {\"device\": \"nvme\", \"nvme_path\": \"/fast\"}, "
              "\"sub_group_size\": 900000",
              {0, 0, 300000000},
@@ -751,6 +825,90 @@ static void memory(void) {
             ds_config_free(c);
         }
 #undef CPU
+    }
+    TEST(a change that is proposed fits and no key of it is idle and without one none does) {
+        static const char *const choice[SETTINGS][4] = {
+            {"0", "1", "2", "3"},           {NULL, "50000", "2000", "3000000"},
+            {NULL, "1000", "200000", NULL}, {NULL, NULL, "400000", "0"},
+            {NULL, "0", "1000", "100000"},  {NULL, "1000000", "3000", NULL},
+            {NULL, "cpu", "nvme", "none"},  {NULL, NULL, "1", "12"},
+            {NULL, NULL, "cpu", "nvme"},    {NULL, NULL, "20000", "1000000"},
+            {NULL, NULL, "2", "7"},         {NULL, NULL, "0", "100000"}};
+        static const char *const more[] = {"", "\"bf16\": {\"enabled\": true}, ",
+                                           "\"bf16\": {\"enabled\": true}, \"gradient_accumulation_steps\": 4, "};
+        static const char *const least[SETTINGS] = {"3", "1000", "1000", "0",    "0", "1000",
+                                                    "",  "5",    "",     "1000", "1", "0"};
+        unsigned seed = 1, refused = 0, named[SETTINGS] = {0}, none = 0;
+#define DRAW(n) (seed = seed * 1103515245u + 12345u, (seed >> 16) % (n))
+        for (int run = 0; run < 600; run++) {
+            const char *settings[SETTINGS], *values[SETTINGS], *had[SETTINGS];
+            ds_zero_param params[5];
+            ds_zero_desc d;
+            ds_zero_bytes b;
+            ds_error e = {DS_OK, ""};
+            size_t world = (size_t)1 << DRAW(4), total[3] = {0, 0, 0};
+            const char *types = more[DRAW(3)];
+            int keys[SETTINGS], n, stage;
+            memset(&d, 0, sizeof d);
+            memset(params, 0, sizeof params);
+            d.params = params;
+            d.n_params = 1 + DRAW(5);
+            for (size_t i = 0; i < d.n_params; i++) {
+                params[i].name = &"a\0b\0c\0d\0e"[2 * i];
+                params[i].dims = 1;
+                params[i].shape[0] = DRAW(3) ? 1 + DRAW(3000) : 1 + DRAW(2000) * 1000;
+            }
+            for (int k = 0; k < SETTINGS; k++) settings[k] = choice[k][DRAW(4)];
+            stage = settings[0][0] - '0';
+            if (stage < 3) settings[8] = NULL;
+            if (stage == 0 || (stage < 3 && settings[6] && !strcmp(settings[6], "nvme"))) settings[6] = NULL;
+            if (settings_plan(settings, types, &d, world, &b, &e)) continue; /* buffer_count 1 and states on nvme */
+            for (int t = 0; t < 3; t++)
+                for (int k = 0; k < DS_ZERO_CLASSES; k++) total[t] += b.bytes[k][t];
+            for (int t = 0; t < 3; t++)
+                if (DRAW(2)) d.limit[t] = total[t] / 100 * (10 + DRAW(100));
+            n = settings_plan(settings, types, &d, world, &b, &e);
+            if (n != DS_ERR_MEMORY) continue;
+            refused++;
+            n = settings_parse(e.message, keys, values);
+            if (!CHECK(n >= 0)) printf("  run %d: %s\n", run, e.message);
+            for (int k = 0; k < n; k++) {
+                had[k] = settings[keys[k]];
+                settings[keys[k]] = values[k];
+                named[keys[k]]++;
+            }
+            if (n > 0) {
+                ds_error after = {DS_OK, ""};
+                if (!CHECK(settings_plan(settings, types, &d, world, &b, &after) == DS_OK))
+                    printf("  run %d: with the %d changes: %s\n", run, n, after.message);
+                for (int k = 0; k < n; k++) {
+                    settings[keys[k]] = had[k];
+                    if (!CHECK(settings_plan(settings, types, &d, world, &b, &after) != DS_OK))
+                        printf("  run %d: %s need not change\n", run, setting_names[keys[k]]);
+                    settings[keys[k]] = values[k];
+                }
+                continue;
+            }
+            none++;
+            for (int k = 0; k < 9; k++) {
+                static const char *const devices[] = {"none", "cpu", "nvme"};
+                ds_error after = {DS_OK, ""};
+                memcpy(had, least, sizeof had);
+                had[6] = devices[k / 3];
+                had[8] = devices[k % 3];
+                if (k % 3 > k / 3) continue; /* parameters further away than states */
+                if ((settings[6] && strcmp(had[6], settings[6]) && strcmp(had[6], "nvme") &&
+                     strcmp(settings[6], "none")) ||
+                    (settings[8] && strcmp(had[8], settings[8]) && strcmp(had[8], "nvme")))
+                    continue; /* what is offloaded stays so */
+                if (!CHECK(settings_plan(had, types, &d, world, &b, &after) != DS_OK))
+                    printf("  run %d: states on %s, parameters on %s fit\n", run, had[6], had[8]);
+            }
+        }
+#undef DRAW
+        CHECK(refused > 150 && none > 10);
+        for (int k = 0; k < SETTINGS; k++)
+            if (k != 10 && !CHECK(named[k] > 0)) printf("  no run named %s\n", setting_names[k]);
     }
     TEST(two engines in one process) {
         ds_zero_param params[N];
