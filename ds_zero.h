@@ -58,7 +58,7 @@ CONCEPTS
     (that is the full gradient which these stages hold), at 2 and 3 two take turns. The first training pass uses the reverse
     order of registration, later ones the order in which rank 0 saw the gradients complete.
     Numbers. In each micro-batch the ranks' gradients are summed in fp32 over one binary tree of rank numbers, rounded to
-    the communication type, and added to an accumulator. Parameters come out the same to the last bit at every stage, for
+    the communication type, and added to an accumulator, rounded to its type also where a step has one micro-batch and needs none. Parameters come out the same to the last bit at every stage, for
     every bucket size, offload device, thread count and with overlap on or off.
     ds.reduce_at_boundary adds a step's micro-batches on each rank and reduces once; stages 0 and 1 only, which then share
     bits with each other. ds.world_invariant keeps all sums in one fp32 tree over (micro-batch, rank), so that world sizes
@@ -2159,6 +2159,23 @@ static ds_status dsi_zero_sum_bucket(ds_zero *z, size_t b) {
     return status;
 }
 
+/* Whether a reduced gradient loses bits in the accumulator's type. */
+static bool dsi_zero_acc_rounds(const ds_zero *z) {
+    return z->acc_dtype != z->wire && z->acc_dtype != DS_F32;
+}
+
+/* A reduced piece that needs no accumulator, rounded where it lies as if it had been in one. */
+static void dsi_zero_round_piece(ds_zero *z, char *piece, size_t count) {
+    uint16_t here[1024];
+    void *part = z->gpu ? (void *)z->part_device : (void *)here;
+    size_t each = DS_DTYPE_SIZE(z->wire), room = z->gpu ? DSI_ZERO_CHUNK : 1024;
+    for (size_t done = 0, n; done < count; done += n) {
+        n = count - done < room ? count - done : room;
+        dsi_zero_cast(z, z->gpu, part, z->acc_dtype, piece + done * each, z->wire, n);
+        dsi_zero_cast(z, z->gpu, piece + done * each, z->wire, part, z->acc_dtype, n);
+    }
+}
+
 /* Takes a reduced bucket's own pieces into the accumulators. */
 static ds_status dsi_zero_bucket_finish(ds_zero *z, size_t b) {
     dsi_zero_bucket *bucket = &z->buckets[b];
@@ -2169,9 +2186,13 @@ static ds_status dsi_zero_bucket_finish(ds_zero *z, size_t b) {
     bucket->handle = 0;
     z->ns_reduce += dsi_now(&z->clock) - start;
     if (z->acc_disk) return dsi_zero_sum_bucket(z, b);
-    for (size_t j = 0; z->acc && !z->boundary && j < bucket->count; j++) {
+    for (size_t j = 0; (z->acc ? !z->boundary : dsi_zero_acc_rounds(z)) && j < bucket->count; j++) {
         const dsi_zero_param *p = &z->params[z->bucket_order[bucket->first + j]];
         char *piece = dsi_zero_bucket_at(z, b) + z->piece_offset[p->piece + z->part] * each;
+        if (!z->acc) {
+            dsi_zero_round_piece(z, piece, p->own_count);
+            continue;
+        }
         if (!z->acc_down) {
             dsi_zero_add_up(z, z->gpu, p->shard, piece, p->own_count);
             continue;
@@ -4607,7 +4628,7 @@ static ds_status dsi_zero_memory(ds_zero *z, const ds_zero_desc *d, bool take, d
     if (dsi_zero_reduced_near(z)) {
         DSI_ZERO_ROW(z->norm_device, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->own_grains * sizeof(double), "norms")
     }
-    if (z->gpu && z->before_reduce != 1.0) {
+    if (z->gpu && (z->before_reduce != 1.0 || (z->stage <= 1 && dsi_zero_acc_rounds(z)))) {
         DSI_ZERO_ROW(z->part_device, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, DSI_ZERO_CHUNK * sizeof(float), "scratch")
     }
     n = dsi_zero_head(z);

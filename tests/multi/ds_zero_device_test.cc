@@ -700,6 +700,9 @@ int main(int argc, char **argv) {
              "\"zero_quantized_gradients\": true, \"zero_quantized_weights\": true",
              ""},
             {3, 1, "fp16", ", \"stage3_param_persistence_threshold\": 0, \"zero_quantized_weights\": true", ""},
+            {0, 1, "fp32", "", ", \"data_types\": {\"grad_accum_dtype\": \"bf16\"}"},
+            {1, 1, "bf16", ", \"overlap_comm\": true", ", \"communication_data_type\": \"fp32\""},
+            {2, 1, "bf16", ", \"overlap_comm\": true", ", \"communication_data_type\": \"fp32\""},
         };
         for (size_t k = 0; k < sizeof keys / sizeof keys[0]; k++) {
             setting s =

@@ -34,6 +34,7 @@ static float gradient(size_t i, size_t e, int rank, int micro, int step, int con
 typedef struct setting {
     int world, stage, accumulation, steps;
     const char *precision;            /* "fp32", "bf16", "fp16" */
+    const char *wire, *acc;           /* communication_data_type, data_types.grad_accum_dtype; NULL: not given */
     const char *zero;                 /* more of zero_optimization, beginning with a comma */
     const char *top;                  /* more keys, beginning with a comma */
     int tied;                         /* parameter 2 has two contributions */
@@ -100,19 +101,23 @@ typedef struct thread_of {
 } thread_of;
 
 static ds_config *config_of(const setting *s, ds_error *error) {
-    char text[2048];
+    char text[2048], types[128] = "";
     ds_config_options o;
     ds_config *c = NULL;
     memset(&o, 0, sizeof o);
     o.world_size = (size_t)s->world;
+    if (s->wire) snprintf(types, sizeof types, ", \"communication_data_type\": \"%s\"", s->wire);
+    if (s->acc)
+        snprintf(types + strlen(types), sizeof types - strlen(types),
+                 ", \"data_types\": {\"grad_accum_dtype\": \"%s\"}", s->acc);
     snprintf(text, sizeof text,
              "{\"train_micro_batch_size_per_gpu\": 2, \"gradient_accumulation_steps\": %d,"
              "\"optimizer\": {\"type\": \"%s\", \"params\": {\"lr\": 0.01, \"weight_decay\": 0.1%s}},"
              "\"fp16\": {\"enabled\": %s, \"initial_scale_power\": 4}, \"bf16\": {\"enabled\": %s},"
-             "\"zero_optimization\": {\"stage\": %d%s}%s}",
+             "\"zero_optimization\": {\"stage\": %d%s}%s%s}",
              s->accumulation, s->optimizer ? s->optimizer : "AdamW", s->hyper ? s->hyper : "",
              strcmp(s->precision, "fp16") == 0 ? "true" : "false", strcmp(s->precision, "bf16") == 0 ? "true" : "false",
-             s->stage, s->zero ? s->zero : "", s->top ? s->top : "");
+             s->stage, s->zero ? s->zero : "", types, s->top ? s->top : "");
     if (ds_config_parse(text, strlen(text), &o, &c, error)) return NULL;
     return c;
 }
@@ -345,10 +350,22 @@ static bool same(const outcome *a, const outcome *b) {
     return a->norm == b->norm;
 }
 
+static inline ds_dtype type_of(const char *name) {
+    return strcmp(name, "bf16") == 0 ? DS_BF16 : strcmp(name, "fp16") == 0 ? DS_F16 : DS_F32;
+}
+
+static inline void rounded(float *x, ds_dtype dtype, size_t count) {
+    uint16_t there[9000];
+    if (dtype == DS_F32) return;
+    ds_optim_cast(there, dtype, x, DS_F32, count);
+    ds_optim_cast(x, DS_F32, there, dtype, count);
+}
+
 /* What must come out, by the plainest means: the tree over ranks, rounded; the sum over micro-batches; one optimizer over whole tensors. */
 static inline void reference(const setting *s, outcome *out) {
     const char *type = s->optimizer ? s->optimizer : "AdamW";
-    ds_dtype dtype = strcmp(s->precision, "bf16") == 0 ? DS_BF16 : strcmp(s->precision, "fp16") == 0 ? DS_F16 : DS_F32;
+    ds_dtype dtype = type_of(s->precision), wire = s->wire ? type_of(s->wire) : dtype,
+             acc = s->acc ? type_of(s->acc) : dtype;
     ds_optim_params p;
     ds_optim_tensor tensors[N_PARAMS];
     ds_optim_desc d;
@@ -381,37 +398,22 @@ static inline void reference(const setting *s, outcome *out) {
         for (int micro = 0; micro < s->accumulation; micro++)
             for (size_t i = 0; i < N_PARAMS; i++) {
                 const void *inputs[MAX_WORLD];
-                uint16_t round[9000];
                 for (int r = 0; r < s->world; r++) {
                     inputs[r] = grads[r];
-                    for (size_t e = 0; e < numel(i); e++) {
+                    for (size_t e = 0; e < numel(i); e++)
                         grads[r][e] = given(s, i, e, r, micro, step, i == 2 && s->tied);
-                        if (dtype == DS_F32) {
-                            if (i == 2 && s->tied) grads[r][e] += given(s, i, e, r, micro, step, 0);
-                        }
-                    }
-                    if (dtype == DS_F32) continue;
-                    ds_optim_cast(round, dtype, grads[r], DS_F32, numel(i));
-                    ds_optim_cast(grads[r], DS_F32, round, dtype, numel(i));
-                    if (i == 2 && s->tied) {
-                        for (size_t e = 0; e < numel(i); e++) one[e] = given(s, i, e, r, micro, step, 0);
-                        ds_optim_cast(round, dtype, one, DS_F32, numel(i));
-                        ds_optim_cast(one, DS_F32, round, dtype, numel(i));
-                        for (size_t e = 0; e < numel(i); e++) grads[r][e] += one[e];
-                        ds_optim_cast(round, dtype, grads[r], DS_F32, numel(i));
-                        ds_optim_cast(grads[r], DS_F32, round, dtype, numel(i));
-                    }
+                    rounded(grads[r], dtype, numel(i)); /* as the model gives it */
+                    rounded(grads[r], wire, numel(i));
+                    if (i != 2 || !s->tied) continue;
+                    for (size_t e = 0; e < numel(i); e++) one[e] = given(s, i, e, r, micro, step, 0);
+                    rounded(one, dtype, numel(i));
+                    for (size_t e = 0; e < numel(i); e++) grads[r][e] += one[e];
+                    rounded(grads[r], wire, numel(i));
                 }
                 ds_comm_tree_sum_f32(one, inputs, s->world, DS_F32, numel(i));
-                if (dtype != DS_F32) {
-                    ds_optim_cast(round, dtype, one, DS_F32, numel(i));
-                    ds_optim_cast(one, DS_F32, round, dtype, numel(i));
-                }
+                rounded(one, wire, numel(i)); /* [cfg: communication_data_type] */
                 for (size_t e = 0; e < numel(i); e++) sums[i][e] = micro ? sums[i][e] + one[e] : one[e];
-                if (dtype != DS_F32) { /* accumulated in the model's type [cfg: data_types.grad_accum_dtype] */
-                    ds_optim_cast(round, dtype, sums[i], DS_F32, numel(i));
-                    ds_optim_cast(sums[i], DS_F32, round, dtype, numel(i));
-                }
+                rounded(sums[i], acc, numel(i)); /* also of one micro-batch [cfg: data_types.grad_accum_dtype] */
             }
         for (size_t i = 0; i < N_PARAMS; i++) {
             double grains[16];

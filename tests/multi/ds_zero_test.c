@@ -35,6 +35,45 @@ static void one_result(const char *precision, const char *const *zeros, size_t n
             }
 }
 
+/* Gradients are rounded to the type they travel in and to the one they are summed in, at every stage, with one micro-batch
+   as with several: the same bits whatever the two types are. */
+static void types(void) {
+    static outcome out[MAX_WORLD], expected;
+    static const char *const all[][3] = {
+        {"fp32", NULL, "bf16"}, {"fp32", NULL, "fp16"},   {"fp32", "bf16", NULL},   {"fp32", "fp16", "bf16"},
+        {"bf16", "fp32", NULL}, {"bf16", "fp32", "fp16"}, {"bf16", NULL, "fp32"},   {"bf16", "fp16", "bf16"},
+        {"fp16", "fp32", NULL}, {"fp16", NULL, "bf16"},   {"fp16", "bf16", "fp32"}, {"fp16", "fp32", "fp32"},
+    };
+    for (size_t k = 0; k < sizeof all / sizeof all[0]; k++)
+        for (int world = 1; world < 4; world++)
+            for (int accumulation = 1; accumulation < 4; accumulation += 2) {
+                setting s = setting_of(world, 0, accumulation, 3, all[k][0]);
+                s.wire = all[k][1];
+                s.acc = all[k][2];
+                s.tied = (int)(k & 1);
+                reference(&s, &expected);
+                for (s.stage = 0; s.stage < 4; s.stage++)
+                    for (int offload = 0; offload < (s.stage ? 2 : 1); offload++) {
+                        char name[160];
+                        s.zero = offload ? ", \"offload_optimizer\": {\"device\": \"cpu\"}, \"overlap_comm\": true"
+                                 : s.stage == 3 ? ", \"reduce_bucket_size\": 4000, "
+                                                  "\"stage3_param_persistence_threshold\": 100"
+                                                : ", \"reduce_bucket_size\": 4000";
+                        snprintf(name, sizeof name, "one result: %s travels as %s, is summed as %s: %d.%d.%d.%d",
+                                 s.precision, s.wire ? s.wire : "it is", s.acc ? s.acc : "it is", world, accumulation,
+                                 s.stage, offload);
+                        TEST_NAMED(name) {
+                            run(&s, out);
+                            for (int r = 0; r < world; r++) {
+                                if (!CHECK(out[r].message[0] == 0)) printf("  rank %d: %s\n", r, out[r].message);
+                                CHECK(same(&out[r], &expected));
+                                CHECK(as_planned(&out[r]));
+                            }
+                        }
+                    }
+            }
+}
+
 /* What single keys change: reductions in a micro-batch, calls and bytes sent; and that the result is the same. */
 static void keys(void) {
     static outcome plain[MAX_WORLD], out[MAX_WORLD];
@@ -251,6 +290,7 @@ int main(int argc, char **argv) {
     one_result("fp32", zeros, 4);
     one_result("bf16", zeros, 4);
     one_result("fp16", zeros, 2);
+    types();
     keys();
     paper();
     offload("fp32");
