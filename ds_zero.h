@@ -1918,7 +1918,7 @@ static void dsi_zero_move(ds_zero *z, const dsi_zero_param *p) {
 }
 
 static size_t dsi_zero_stash_bytes(const ds_zero *z) {
-    return dsi_round_up(z->largest * 4, DSI_ZERO_ALIGN);
+    return dsi_round_up((z->largest ? z->largest : 1) * 4, DSI_ZERO_ALIGN); /* all may be empty, and each is lent */
 }
 
 /* Stashes are all as large as the largest gradient in fp32 and are kept for the next micro-batch when given back. */
@@ -4134,10 +4134,9 @@ static ds_status dsi_zero_make_optimizer(ds_zero *z, const ds_zero_desc *d, ds_e
                      "at stage 0, and zero_optimization.stage is %d",
                      ds_optim_type_name(z->optim), z->stage);
     if (z->one_bit && (z->clipping > 0 || base.max_grad_norm > 0) && !status)
-        status = dsi_fail(error, DS_ERR_UNSUPPORTED,
-                          "%s: %s cannot clip once its compressed phase has begun; take it out",
-                          z->clipping > 0 ? "gradient_clipping" : "optimizer.params.max_grad_norm",
-                          ds_optim_type_name(z->optim));
+        status = dsi_fail(
+            error, DS_ERR_UNSUPPORTED, "%s: %s cannot clip once its compressed phase has begun; take it out",
+            z->clipping > 0 ? "gradient_clipping" : "optimizer.params.max_grad_norm", ds_optim_type_name(z->optim));
     if (!status) z->n_states = ds_optim_state_count_max(z->optim);
     dsi_zero_untable(z, groups, n_groups, sizeof *groups);
     dsi_zero_untable(z, tensors, z->n_train, sizeof *tensors);
@@ -4374,14 +4373,17 @@ static ds_status dsi_zero_memory_row(ds_zero *z, bool take, void **memory, ds_ze
 }
 
 static size_t dsi_zero_arena_size(const ds_zero *z, const ds_zero_desc *d) {
-    size_t total = 0, window = 0, largest = d->largest_fetch;
+    size_t total = 0, window, wide = 0, largest = d->largest_fetch, each = DS_DTYPE_SIZE(z->model_dtype);
     for (size_t i = 0; i < z->n_params; i++) {
         const dsi_zero_param *p = &z->params[i];
         if (p->whole) continue;
         total += dsi_zero_room(p);
+        if (p->bytes_each > each) wide += p->numel; /* fp32 beside a 16-bit model */
         if (!d->largest_fetch && p->numel > largest) largest = p->numel;
     }
-    window = dsi_mul(dsi_add(z->max_live, largest), DS_DTYPE_SIZE(z->model_dtype));
+    window = dsi_add(z->max_live, largest);
+    wide = wide < window ? wide : window; /* they may all be live at a time */
+    window = dsi_add(dsi_mul(window - wide, each), dsi_mul(wide, sizeof(float)));
     return total < window ? total : dsi_round_up(window, DSI_ZERO_ALIGN);
 }
 
@@ -4410,6 +4412,13 @@ static ds_status dsi_zero_store_desc(const ds_zero *z, const ds_config *c, int w
     return DS_OK;
 }
 
+/* The name of the k-th state: the first tensor that has so many says it, for under Muon a matrix has fewer than the others. */
+static const char *dsi_zero_state_name(const ds_zero *z, size_t k) {
+    const char *name = NULL;
+    for (size_t t = 0; t < z->n_train && !name; t++) name = ds_optim_state_name(z->optim, t, k);
+    return name ? name : "state";
+}
+
 /* Array `a` on disk: its bytes, 0 when it is in memory or there is none; its store and its name there. */
 static size_t dsi_zero_disk_array(const ds_zero *z, size_t a, int *store, const char **name) {
     bool home = a == DSI_ZERO_HOME, grad = a == DSI_ZERO_GRAD;
@@ -4419,7 +4428,7 @@ static size_t dsi_zero_disk_array(const ds_zero *z, size_t a, int *store, const 
                                       : 0;
     *store = home;
     if ((home ? z->param_tier : z->state_tier) != DS_ZERO_DISK || !bytes) return 0;
-    *name = home ? "parameters" : grad ? "gradients" : a ? ds_optim_state_name(z->optim, 0, a - 1) : "master";
+    *name = home ? "parameters" : grad ? "gradients" : a ? dsi_zero_state_name(z, a - 1) : "master";
     return bytes;
 }
 

@@ -1102,6 +1102,99 @@ static void refusals(void) {
 }
 
 /* What is left of an engine in odd but right uses. */
+static ds_zero_bytes held_by(const ds_zero *z) {
+    ds_zero_stats stats;
+    (void)ds_zero_get_stats(z, &stats);
+    return stats.peak;
+}
+
+/* Models whose tensors are unlike: in states, in bytes, or without any. */
+static void unlike(void) {
+    TEST_NAMED("Muon on disk: the first tensor is a matrix, which has fewer states than the others") {
+        ds_zero_param params[N];
+        ds_zero_desc d;
+        ds_zero_bytes plan, held;
+        ds_zero *z;
+        ds_config *c = config_for("{\"train_micro_batch_size_per_gpu\": 1, \"gradient_accumulation_steps\": 2, "
+                                  "\"optimizer\": {\"type\": \"Muon\", \"params\": {\"lr\": 0.02}}, "
+                                  "\"zero_optimization\": {\"stage\": 3, \"offload_optimizer\": "
+                                  "{\"device\": \"nvme\", \"nvme_path\": \"build\"}}}",
+                                  1);
+        memset(&d, 0, sizeof d);
+        describe(params, DS_F32);
+        params[0].dims = 2;
+        params[0].shape[0] = params[0].shape[1] = 50;
+        d.config = c;
+        d.params = params;
+        d.n_params = N;
+        OK(ds_zero_plan(&d, 0, 1, &plan, NULL));
+        z = engine(c, params, NULL);
+        for (int micro = 0; z && micro < 2; micro++) micro_batch(z, gradient);
+        if (z) {
+            OK(ds_zero_step(z, NULL));
+            held = held_by(z);
+            CHECK(memcmp(&plan, &held, sizeof plan) == 0);
+        }
+        ds_zero_destroy(z);
+        ds_config_free(c);
+    }
+    TEST_NAMED("an fp32 parameter of a 16-bit model has room in a window that is smaller than the model") {
+        ds_zero_param params[N];
+        ds_zero_desc d;
+        ds_zero_bytes plan, held;
+        ds_config *c = config_with("\"stage\": 3, \"stage3_param_persistence_threshold\": 0, "
+                                   "\"stage3_max_live_parameters\": 100, \"stage3_prefetch_bucket_size\": 0",
+                                   "\"bf16\": {\"enabled\": true},");
+        ds_zero *z;
+        size_t before = 0;
+        memset(&d, 0, sizeof d);
+        describe(params, DS_BF16);
+        params[0].dtype = DS_F32;
+        d.config = c;
+        d.params = params;
+        d.n_params = N;
+        OK(ds_zero_plan(&d, 0, 1, &plan, NULL));
+        z = engine(c, params, NULL);
+        for (int step = 0; z && step < 3; step++) {
+            ds_zero_stats stats;
+            for (int micro = 0; micro < 2; micro++) micro_batch(z, gradient);
+            OK(ds_zero_step(z, NULL));
+            OK(ds_zero_get_stats(z, &stats));
+            CHECK(step < 2 || stats.allocations == before);
+            before = stats.allocations;
+        }
+        if (z) {
+            held = held_by(z);
+            CHECK(memcmp(&plan, &held, sizeof plan) == 0);
+        }
+        ds_zero_destroy(z);
+        ds_config_free(c);
+    }
+    for (int stage = 0; stage < 4; stage++)
+        TEST_NAMED("a model whose trained parameters are all empty lends their gradients") {
+            char zero[100];
+            ds_zero_param params[N];
+            ds_config *c;
+            ds_zero *z;
+            void *buffer[N] = {0};
+            snprintf(zero, sizeof zero, "\"stage\": %d", stage);
+            c = config_with(zero, "");
+            describe(params, DS_F32);
+            for (int i = 0; i < N; i++) params[i].shape[0] = 0;
+            z = engine(c, params, NULL);
+            for (int micro = 0; z && micro < 2; micro++) {
+                OK(ds_zero_begin(z, DS_ZERO_TRAIN));
+                for (size_t i = 0; i < N; i++) OK(ds_zero_grad_buffer(z, i, &buffer[i]));
+                CHECK(buffer[0] && buffer[1] && buffer[2]);
+                for (size_t i = 0; i < N; i++) OK(ds_zero_grad_ready(z, i, NULL));
+                OK(ds_zero_end(z));
+            }
+            if (z) OK(ds_zero_step(z, NULL));
+            ds_zero_destroy(z);
+            ds_config_free(c);
+        }
+}
+
 static void corners(void) {
     TEST(reads and passes out of range) {
         ds_zero_param params[N];
@@ -1873,6 +1966,7 @@ int main(int argc, char **argv) {
     descriptors();
     refusals();
     corners();
+    unlike();
     wiring();
     memory();
     return test_end();
