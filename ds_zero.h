@@ -54,9 +54,10 @@ CONCEPTS
     zero, as in DeepSpeed, whose first step only counts, too: give the warm-up as many steps as the variance needs.
     Small parameters stay whole at stage 3. [cfg: zero_optimization.stage3_param_persistence_threshold]
     Buckets. Gradients are copied as they come into buckets of zero_optimization.reduce_bucket_size elements (one tensor each
-    when contiguous_gradients is false), which are reduced in a fixed order, while the backward goes on (overlap_comm). At stages 0 and 1 every bucket has memory of its own
-    (that is the full gradient which these stages hold), at 2 and 3 two take turns. The first training pass uses the reverse
-    order of registration, later ones the order in which rank 0 saw the gradients complete.
+    when contiguous_gradients is false), which are reduced in a fixed order, while the backward goes on (overlap_comm). At stages
+    0 and 1 every bucket has memory of its own (that is the full gradient which these stages hold), at 2 and 3 two take turns;
+    of one rank, which has nothing to reduce, these have no more than 262,144 elements, or the largest tensor. The first
+    training pass uses the reverse order of registration, later ones the order in which rank 0 saw the gradients complete.
     Numbers. In each micro-batch the ranks' gradients are summed in fp32 over one binary tree of rank numbers, rounded to
     the communication type, and added to an accumulator, rounded to its type also where a step has one micro-batch and needs none. Parameters come out the same to the last bit at every stage, for
     every bucket size, offload device, thread count and with overlap on or off.
@@ -76,7 +77,9 @@ CONCEPTS
     to the pinned host tier or to a file, and ds_zero_plan says how many bytes go where. With states on nvme the gradient
     accumulators are on disk, too; sub_group_size elements of each array are in memory at a time, in as many sets of buffers
     as the pipelines use, or as offload_optimizer.buffer_count (when given) holds, at most 16. What is summed for the first
-    sub-groups waits in these sets and never goes to disk (with LAMB it does). With pipeline_read all sets
+    sub-groups waits in these sets and never goes to disk (with LAMB it does); other sums of small tensors that are
+    neighbours move together. Without an allocator of yours the sets lie in huge pages, which a disk moves faster; one of
+    yours may call ds_offload_huge. With pipeline_read all sets
     are filled during a step's last backward pass. With pipeline_write a step returns before its update is over: whether it
     counts, its norm and rate are settled, and a parameter is updated when the next pass fetches it, or all before that pass's
     first gradient, so that the disk works while the model computes; read, save and load find all updated, and what fails
