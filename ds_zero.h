@@ -73,6 +73,10 @@ CONCEPTS
     buckets and ranks.
     Traces. The order of fetches is recorded per kind of pass; at stage 3 what comes next is fetched ahead within
     stage3_prefetch_bucket_size. Another order than last time is no error: it loses the prefetch until the next pass.
+    At stage 3 gathers and reductions are one sequence of calls, so all ranks fetch in one order and give the same gradients
+    between the same fetches. One that a rank alone leaves out while others are fetched (an expert that its batch did not use)
+    would end in calls that differ: DS_ERR_PEER, with the gradient that the rank still owes; give zeros for it there.
+    Left out on all ranks alike, or on one at stages 0 to 2, a gradient counts as zero.
     Tiers. Without a GPU "device" is an account in host memory: offload_optimizer and offload_param move what they name
     to the pinned host tier or to a file, and ds_zero_plan says how many bytes go where. With states on nvme the gradient
     accumulators are on disk, too; sub_group_size elements of each array are in memory at a time, in as many sets of buffers
@@ -1089,9 +1093,24 @@ static ds_status dsi_zero_die(ds_zero *z, ds_status status, const char *what, co
     return status;
 }
 
+/* Stage 3 gathers between reductions: calls that differ in a training pass are gradients that one rank gave and another did
+   not. The text says so, and which one is next here. */
+static void dsi_zero_say_order(const ds_zero *z, char *text, size_t room) {
+    size_t i = z->launched < z->n_buckets ? z->buckets[z->launched].first : z->n_train;
+    while (i < z->n_train && z->params[z->bucket_order[i]].given == z->params[z->bucket_order[i]].contributions) i++;
+    snprintf(
+        text, room,
+        " (at stage 3 every rank gives the same gradients between the same fetches, zeros for what it did not use; "
+        "next here is%s%.60s%s)",
+        i < z->n_train ? " that of '" : " none", i < z->n_train ? z->params[z->bucket_order[i]].name : "",
+        i < z->n_train ? "'" : "");
+}
+
 static ds_status dsi_zero_failed_on(ds_zero *z, ds_comm *comm, const char *doing, const char *name) {
-    char what[256];
-    snprintf(what, sizeof what, "rank %d: %s%s%.160s", z->rank, doing, name ? " of " : "", name ? name : "");
+    char what[480], order[240] = "";
+    if (z->stage == 3 && z->pass == DS_ZERO_TRAIN && strstr(ds_comm_error(comm)->message, " differs: "))
+        dsi_zero_say_order(z, order, sizeof order);
+    snprintf(what, sizeof what, "rank %d: %s%s%.160s%s", z->rank, doing, name ? " of " : "", name ? name : "", order);
     return dsi_zero_die(z, ds_comm_error(comm)->status, what, ds_comm_error(comm)->message);
 }
 

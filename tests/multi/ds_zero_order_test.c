@@ -22,7 +22,7 @@ typedef struct player {
     int rank;
     uint64_t calls[N + 1], fetch_calls[2 * N]; /* reductions (gathers) made by then, once they stood still */
     ds_zero_stats stats;
-    char message[600];
+    char message[600], refusal[600];
 } player;
 
 static uint64_t calls_of(ds_zero *z, ds_comm_kind kind) {
@@ -206,7 +206,58 @@ done:
     return NULL;
 }
 
+/* From the second pass on rank 0 has no gradient of "b". */
+static void *uneven(void *arg) {
+    player *p = (player *)arg;
+    static float gradient[NUMEL];
+    void *slots[N];
+    ds_error error = {DS_OK, ""};
+    ds_config *config = NULL;
+    ds_zero *z = engine(p->s, p->comm, slots, &config, &error);
+    ds_status status = z ? DS_OK : DS_ERR_STATE;
+    for (int pass = 0; pass < 2 && !status; pass++) {
+        status = ds_zero_begin(z, DS_ZERO_TRAIN);
+        for (int i = N - 1; i >= 0 && !status; i--) {
+            status = ds_zero_fetch(z, (size_t)i, NULL);
+            if (!status && (pass == 0 || p->rank || i != 1)) status = ds_zero_grad(z, (size_t)i, gradient, NULL);
+            if (!status) status = ds_zero_release(z, (size_t)i);
+        }
+        if (!status) status = ds_zero_end(z);
+        if (!status) status = ds_zero_step(z, NULL);
+        if (status) snprintf(p->refusal, sizeof p->refusal, "pass %d: %s", pass, ds_zero_error(z)->message);
+    }
+    if (z && status && status != DS_ERR_PEER) snprintf(p->message, sizeof p->message, "status %d", (int)status);
+    if (!z) snprintf(p->message, sizeof p->message, "create: %s", error.message);
+    ds_zero_destroy(z);
+    ds_comm_destroy(p->comm);
+    ds_config_free(config);
+    return NULL;
+}
+
 #define STAGE3 "\"stage\": 3, \"stage3_param_persistence_threshold\": 0, \"overlap_comm\": false, "
+static void unused(void) {
+    static const char *const rows[] = {
+        "\"stage\": 2, \"overlap_comm\": true",
+        STAGE3 "\"stage3_prefetch_bucket_size\": 0, \"stage3_max_live_parameters\": 0",
+        "\"stage\": 3, \"stage3_param_persistence_threshold\": 0, \"stage3_prefetch_bucket_size\": 0, "
+        "\"stage3_max_live_parameters\": 0",
+    };
+    for (int k = 0; k < 3; k++)
+        TEST(a gradient that one rank leaves out is zero and at stage 3 an error that names it) {
+            scene s;
+            player p[WORLD];
+            memset(&s, 0, sizeof s);
+            s.zero = rows[k];
+            on_ranks(&s, p, uneven);
+            for (int r = 0; r < WORLD; r++) {
+                const char *rule = "every rank gives the same gradients between the same fetches";
+                bool said = k == 0 ? p[r].refusal[0] == 0 : strstr(p[r].refusal, rule) != NULL;
+                if (k && r == 0) said = said && strstr(p[r].refusal, "next here is that of 'b'");
+                if (!CHECK(said)) printf("  row %d, rank %d: %s\n", k, r, p[r].refusal);
+            }
+        }
+}
+
 static void fetches(void) {
     static const struct {
         const char *name, *zero;
@@ -247,5 +298,6 @@ int main(int argc, char **argv) {
     test_begin(argc, argv);
     reductions();
     fetches();
+    unused();
     return test_end();
 }
