@@ -10,6 +10,7 @@ enum { EMULATED = 1 };
 #include "../../ds_optim.h"
 #include "../../ds_sparse.h"
 #include "../test.h"
+#include <string>
 
 static ds_optim_kernels optim_kernels;
 static ds_comm_kernels comm_kernels;
@@ -129,12 +130,19 @@ struct tensor_pair {
         return fine;
     }
 };
+// Each a name of its own, which `names` keeps.
+static void name_all(std::vector<ds_optim_tensor> &tensors, std::vector<std::string> &names) {
+    for (size_t i = 0; i < tensors.size(); i++) names.push_back("t" + std::to_string(i));
+    for (size_t i = 0; i < tensors.size(); i++) tensors[i].name = names[i].c_str();
+}
 static ds_optim *make_optim(const char *type, const ds_optim_params *groups, size_t group_count,
-                            const std::vector<ds_optim_tensor> &tensors, bool on_gpu, bool all = false) {
+                            std::vector<ds_optim_tensor> tensors, bool on_gpu, bool all = false) {
+    std::vector<std::string> names;
     ds_optim_desc desc;
     ds_optim *o;
     ds_error error;
     memset(&desc, 0, sizeof desc);
+    name_all(tensors, names);
     desc.type = type, desc.groups = groups, desc.group_count = group_count;
     desc.tensors = tensors.data(), desc.tensor_count = tensors.size();
     if (on_gpu) desc.kernels = &optim_kernels, desc.device = &gpu, desc.all_on_device = all;
@@ -167,7 +175,7 @@ static void check_optimizer(const char *type, const ds_optim_params *groups, uin
     emu::seed = seed;
     for (size_t i = 0; i < tensors.size(); i++) {
         memset(&tensors[i], 0, sizeof tensors[i]);
-        tensors[i].name = "t", tensors[i].rows = 1, tensors[i].cols = counts[i];
+        tensors[i].rows = 1, tensors[i].cols = counts[i];
         tensors[i].group = i % 2;
     }
     ds_optim *cpu = make_optim(type, groups, 2, tensors, false), *on_gpu = make_optim(type, groups, 2, tensors, true);
@@ -218,7 +226,7 @@ static void check_muon(ds_optim_ns method, int steps, bool nesterov) {
     params[1].weight_decay = 0.1;
     for (size_t i = 0; i < n; i++) {
         memset(&tensors[i], 0, sizeof tensors[i]);
-        tensors[i].name = "t", tensors[i].rows = shapes[i][0], tensors[i].cols = shapes[i][1], tensors[i].group = i % 2;
+        tensors[i].rows = shapes[i][0], tensors[i].cols = shapes[i][1], tensors[i].group = i % 2;
     }
     ds_optim *cpu = make_optim("Muon", params, 2, tensors, false);
     ds_optim *on_gpu = make_optim("Muon", params, 2, tensors, true, true);
@@ -289,6 +297,7 @@ static void check_one_bit(const char *type, bool averages, int freeze, uint64_t 
     std::vector<ds_optim_slice> slices[2];
     std::vector<char> room(ds_comm_one_bit_sizes(1, ROOM).scratch_bytes), room_on(ds_comm_one_bit_scratch_on(1, ROOM));
     on_device scratch(room_on.data(), room_on.size());
+    std::vector<std::string> names;
     ds_optim_params params[2];
     ds_optim *o[2];
     ds_comm *comm;
@@ -307,8 +316,9 @@ static void check_one_bit(const char *type, bool averages, int freeze, uint64_t 
     params[1].weight_decay = 0;
     for (size_t i = 0; i < each; i++) {
         memset(&tensors[i], 0, sizeof tensors[i]);
-        tensors[i].name = "t", tensors[i].rows = 1, tensors[i].cols = counts[i], tensors[i].group = i % 2;
+        tensors[i].rows = 1, tensors[i].cols = counts[i], tensors[i].group = i % 2;
     }
+    name_all(tensors, names);
     for (int k = 0; k < 2; k++) {
         ds_optim_desc desc;
         ds_error error;
@@ -658,7 +668,7 @@ int main(int argc, char **argv) {
         }
         for (size_t i = 0; i < N; i++) {
             memset(&tensors[i], 0, sizeof tensors[i]);
-            tensors[i].name = "t", tensors[i].rows = 1, tensors[i].cols = 1 + i % 7;
+            tensors[i].rows = 1, tensors[i].cols = 1 + i % 7;
             for (int side = 0; side < 2; side++) {
                 ds_optim_slice &s = slices[side][i];
                 void *at[4];
