@@ -15,7 +15,7 @@
      desc.groups = &group, desc.group_count = 1;
      desc.tensors = tensors, desc.tensor_count = 2;
      desc.own_states = true;                         // the header keeps moments and fp32 masters
-     ds_error error = {0};
+     ds_error error = {DS_OK, ""};
      ds_optim *o;
      if (ds_optim_create(&desc, &o, &error)) puts(error.message);
      ...
@@ -56,7 +56,9 @@
    factor   every gradient is multiplied by inv_scale * clip_coefficient as it is read: never a separate pass.
    Results depend on neither cutting, order, threads nor SIMD level: one formula, sums of products through explicit
    fused multiply-adds only, so contraction has nothing to contract; denormals are kept (flush-to-zero is refused).
-   Parallel matrix products keep the order of each sum. The 16-bit output rounds to nearest even.
+   Parallel matrix products keep the order of each sum. The 16-bit output rounds to nearest even. Constants of a step are
+   made in double and rounded to fp32 once, so that a moment is up to 2 ulp from the same step in double throughout. What
+   comes out as NaN is NaN everywhere, but its sign and payload are the machine's and not part of this promise.
 
    STEP BY STEP for an engine that partitions
      1. ds_optim_norm_grains over each slice's gradient; gather the grains; ds_optim_norm_tree per tensor; add the
@@ -298,7 +300,8 @@ DS_API ds_status ds_optim_params_default(const char *type, ds_optim_params *out)
 
 typedef enum ds_optim_muon { DS_OPTIM_MUON_AUTO = 0, DS_OPTIM_MUON_ON = 1, DS_OPTIM_MUON_OFF = 2 } ds_optim_muon;
 
-/* A logical tensor of rows x cols elements, row-major; a vector has rows 1. Sizes 0 and 1 are fine. The name is copied. */
+/* A logical tensor of rows x cols elements, row-major; a vector has rows 1. Sizes 0 and 1 are fine. The name is
+   copied, and no other tensor's. */
 typedef struct ds_optim_tensor {
     const char *name;
     size_t rows, cols;
@@ -504,7 +507,11 @@ static inline ds_status ds_optim_create(const ds_optim_desc *desc, ds_optim **ou
 DS_API void ds_optim_destroy(ds_optim *o);                /* NULL is fine */
 DS_API const ds_error *ds_optim_error(const ds_optim *o); /* of the last call that failed */
 
-/* Facts that hold from create on. `tensor` is the index in desc.tensors. */
+/* Facts that hold from create on. `tensor` is the index in desc.tensors, which ds_optim_find gives for a name (SIZE_MAX:
+   there is none); names are unique. */
+DS_API size_t ds_optim_find(const ds_optim *o, const char *name);
+DS_API size_t ds_optim_tensor_count(const ds_optim *o);
+DS_API const char *ds_optim_tensor_name(const ds_optim *o, size_t tensor);
 DS_API ds_optim_work ds_optim_tensor_work(const ds_optim *o, size_t tensor);
 DS_API size_t ds_optim_state_count(const ds_optim *o, size_t tensor);
 DS_API const char *ds_optim_state_name(const ds_optim *o, size_t tensor, size_t k); /* "exp_avg"; as in PyTorch */
@@ -534,13 +541,14 @@ DS_API int64_t ds_optim_local_until(const ds_optim *o);
    max_norm, and begin with a coefficient below 1 or a max_grad_norm, are then refused, whatever the norm. */
 DS_API bool ds_optim_refuses_clipping(const ds_optim *o);
 
-/* Steps taken so far; t of the next step is this plus 1. At most 2^53 may be set, as for schedules. */
+/* Steps taken so far; t of the next step is this plus 1. Counts, a schedule's too, end at 2^53 and stay there. */
 DS_API int64_t ds_optim_step_count(const ds_optim *o);
 DS_API ds_status ds_optim_set_step_count(ds_optim *o, int64_t count);
 
-/* One step over slices. inv_scale: 1 / (loss scale * ...); clip_coefficient: <= 1; their product multiplies each
-   gradient in fp32. grad_norm: of the unscaled gradient, needed only by Lamb's max_grad_norm (else 0). DS_ERR_STATE out
-   of order, DS_ERR_ARGUMENT for a slice off the grain or without its pointers; nothing is changed then. */
+/* One step over slices. inv_scale: 1 / (loss scale * ...), neither 0 nor infinite in fp32; clip_coefficient: <= 1; their
+   product multiplies each gradient in fp32. grad_norm: of the unscaled gradient, needed only by Lamb's max_grad_norm (else
+   0). DS_ERR_STATE out of order, DS_ERR_ARGUMENT for a slice off the grain or without its pointers; nothing is changed then.
+   No account is kept of what was applied: an element that two calls of one step give is updated twice. */
 DS_API ds_status ds_optim_begin(ds_optim *o, double inv_scale, double clip_coefficient, double grad_norm);
 DS_API ds_status ds_optim_measure(ds_optim *o, const ds_optim_slice *slices, size_t count); /* BY_NORM tensors only */
 DS_API ds_status ds_optim_measure_on(ds_optim *o, const ds_optim_slice *slices, size_t count, void *stream);
@@ -564,7 +572,7 @@ typedef enum ds_optim_skip { DS_OPTIM_STEPPED = 0, DS_OPTIM_OVERFLOW = 1 } ds_op
 typedef struct ds_loss_scaler ds_loss_scaler;
 
 typedef struct ds_optim_options {
-    double max_norm;        /* clip to this global norm; 0: off [cfg: gradient_clipping] */
+    double max_norm;        /* clip to this global norm; 0: off; else positive [cfg: gradient_clipping] */
     ds_loss_scaler *scaler; /* its scale multiplied the loss; updated; may be NULL */
     bool unchecked;         /* no norm, no overflow check: reads the gradient once. Not with max_norm or scaler */
 } ds_optim_options;
@@ -584,16 +592,23 @@ DS_API ds_status ds_optim_step(ds_optim *o, const ds_optim_io *io, const ds_opti
                                ds_optim_report *report);
 
 /* State k of a tensor, fp32, all its elements (own_states; else NULL). ds_optim_own_master: the fp32 weights of a
-   16-bit tensor, NULL for others; filled from the weights by the first step unless set before with
-   ds_optim_set_master. These are what a checkpoint holds, by name, independent of partitioning. */
+   16-bit tensor, NULL for others; the first step takes them from the weights unless they are set before with
+   ds_optim_set_master, and until then there are none: NULL. These are what a checkpoint holds, by name, independent of
+   partitioning. */
 DS_API float *ds_optim_own_state(ds_optim *o, size_t tensor, size_t k);
 DS_API float *ds_optim_own_master(ds_optim *o, size_t tensor);
 DS_API ds_status ds_optim_set_master(ds_optim *o, size_t tensor, const float *values);
+/* The same by name: state "exp_avg" (or "master") of tensor "wte", to be written out or filled, with its count of elements;
+   NULL and 0 when there is none. A master that is not there yet is set with ds_optim_set_master. */
+DS_API float *ds_optim_named_state(ds_optim *o, const char *tensor, const char *state, size_t *count);
 
 /* ---- saving ---- */
 
-/* What the object itself remembers: step count, schedule, the 1-bit family's counters and factors. The same bytes on
-   every rank, little-endian. load: DS_ERR_INPUT when they are of another optimizer or other tensors. */
+/* What the object itself remembers: step count, schedule, the 1-bit family's counters and factors by tensor. The same bytes
+   on every rank, little-endian. load: DS_ERR_INPUT when they are of another optimizer; tensors may be other ones, and for the
+   1-bit family in another order on one rank (it needs the same names and shapes, for an added one would be out of step, and
+   on several ranks the same order, which their error feedback goes by). Bytes of
+   before 0.1.0's release, without names, load into the same tensors in the same order. */
 DS_API size_t ds_optim_save_bytes(const ds_optim *o);
 DS_API void ds_optim_save(const ds_optim *o, void *bytes);
 DS_API ds_status ds_optim_load(ds_optim *o, const void *bytes, size_t count);
@@ -1879,8 +1894,8 @@ struct ds_optim {
     double *base_lr;
     ds_schedule *schedules;
     int64_t schedule_count, step;
-    dsi_optim_item *items;
-    ds_optim_constants *constants; // two per group
+    dsi_optim_item *items, **by_name; // by_name: sorted
+    ds_optim_constants *constants;    // two per group
     size_t grains;
     double *sums, *all_sums; // two per grain
     bool open, combined, clipping_told;
@@ -2768,7 +2783,8 @@ static bool dsi_optim_range(double x, double low, double high) {
 // Parameters must make sense; beta may be above 1 only where a schedule puts it. Of a user's table nothing is known but
 // that it has a rate.
 static ds_status dsi_optim_check_params(const ds_optim_params *p, bool users, size_t group, ds_error *error) {
-    const double below_one = 0.99999994; // the last fp32 number before 1
+    // the last number before 1 in the type that beta is used in
+    const double below_one = p->torch_adam ? 1 - DBL_EPSILON / 2 : 0.99999994;
     const char *bad = NULL;
     double value = 0;
     // clang-format off
@@ -2874,6 +2890,24 @@ static ds_status dsi_optim_copy_table(ds_optim *o, const ds_optim_table *table) 
     for (size_t k = 0; k < table->state_count; k++)
         if (!dsi_optim_copy_text(o, &copy->state_names[k], table->state_names[k])) return DS_ERR_MEMORY;
     return dsi_optim_copy_text(o, &copy->name, table->name) ? DS_OK : DS_ERR_MEMORY;
+}
+static int dsi_optim_compare_names(const void *a, const void *b) {
+    const dsi_optim_item *x = *(dsi_optim_item *const *)a, *y = *(dsi_optim_item *const *)b;
+    return strcmp(x->tensor.name, y->tensor.name);
+}
+// States are told apart by their tensors' names.
+static ds_status dsi_optim_sort_names(ds_optim *o, ds_error *error) {
+    const size_t n = o->desc.tensor_count;
+    o->by_name = (dsi_optim_item **)dsi_optim_take(o, n, sizeof *o->by_name);
+    if (!o->by_name) return DS_ERR_MEMORY;
+    for (size_t i = 0; i < n; i++) o->by_name[i] = &o->items[i];
+    qsort(o->by_name, n, sizeof *o->by_name, dsi_optim_compare_names);
+    for (size_t i = 1; i < n; i++)
+        if (dsi_optim_compare_names(&o->by_name[i - 1], &o->by_name[i]) == 0)
+            return dsi_fail(error, DS_ERR_ARGUMENT, "ds_optim: tensors %zu and %zu are both named \"%s\"",
+                            (size_t)(o->by_name[i - 1] - o->items), (size_t)(o->by_name[i] - o->items),
+                            o->by_name[i]->tensor.name);
+    return DS_OK;
 }
 // Copies groups and tensors, and settles which optimizer takes each tensor.
 static ds_status dsi_optim_register(ds_optim *o, const ds_optim_desc *d) {
@@ -3002,6 +3036,7 @@ DS_API ds_status ds_optim_create_(const ds_optim_desc *desc, ds_optim **out, ds_
     const dsi_optim_entry *entry;
     ds_optim *o;
     ds_status status;
+    bool named;
     if (!out) return dsi_fail(error, DS_ERR_ARGUMENT, "ds_optim: out is NULL");
     *out = NULL;
     if (version != DS_OPTIM_VERSION || size != sizeof(ds_optim_desc))
@@ -3030,6 +3065,8 @@ DS_API ds_status ds_optim_create_(const ds_optim_desc *desc, ds_optim **out, ds_
     o->simd = dsi_optim_kernels_of(desc->level);
     if (table) status = dsi_optim_copy_table(o, table);
     if (!status) status = dsi_optim_register(o, desc);
+    if (!status) status = dsi_optim_sort_names(o, error);
+    named = status != DS_ERR_ARGUMENT;
     if (!status) status = dsi_optim_workers(o);
     if (!status) status = dsi_optim_scratch(o);
     if (!status) status = dsi_optim_matrix_scratch(o);
@@ -3037,8 +3074,9 @@ DS_API ds_status ds_optim_create_(const ds_optim_desc *desc, ds_optim **out, ds_
     if (!status) status = dsi_optim_device_scratch(o);
     if (!status && desc->own_states) status = dsi_optim_own(o);
     if (status) {
-        dsi_fail(error, status, "ds_optim: no memory for %s's states and scratch (%zu bytes so far)",
-                 ds_optim_type_name(o), o->bytes);
+        if (named)
+            dsi_fail(error, status, "ds_optim: no memory for %s's states and scratch (%zu bytes so far)",
+                     ds_optim_type_name(o), o->bytes);
         ds_optim_destroy(o);
         return status;
     }
@@ -3072,6 +3110,25 @@ DS_API void ds_optim_destroy(ds_optim *o) {
 
 DS_API const ds_error *ds_optim_error(const ds_optim *o) {
     return &o->error;
+}
+DS_API size_t ds_optim_find(const ds_optim *o, const char *name) {
+    size_t begin = 0, end = o->desc.tensor_count;
+    while (begin < end) {
+        const size_t middle = begin + (end - begin) / 2;
+        const int order = strcmp(name, o->by_name[middle]->tensor.name);
+        if (order == 0) return (size_t)(o->by_name[middle] - o->items);
+        if (order < 0)
+            end = middle;
+        else
+            begin = middle + 1;
+    }
+    return SIZE_MAX;
+}
+DS_API size_t ds_optim_tensor_count(const ds_optim *o) {
+    return o->desc.tensor_count;
+}
+DS_API const char *ds_optim_tensor_name(const ds_optim *o, size_t tensor) {
+    return o->items[tensor].tensor.name;
 }
 DS_API ds_optim_work ds_optim_tensor_work(const ds_optim *o, size_t tensor) {
     return o->items[tensor].table->work;
@@ -3130,7 +3187,7 @@ DS_API ds_status ds_optim_set_group_params(ds_optim *o, size_t group, const ds_o
 DS_API int64_t ds_optim_step_count(const ds_optim *o) {
     return o->step;
 }
-// A count of steps is exact in double to 2^53, and from there no run comes to the end of an int64_t.
+// A count of steps is exact in double to 2^53, where it stays.
 static bool dsi_optim_countable(int64_t count) {
     return count >= 0 && count <= (int64_t)1 << 53;
 }
@@ -3181,6 +3238,15 @@ static void dsi_optim_prepare(ds_optim *o, size_t group, bool aux, float factor)
 static double dsi_optim_own_clip(const ds_optim *o, size_t group) {
     return o->table->measure ? o->groups[group].max_grad_norm : 0;
 }
+// Gradients are multiplied in fp32, where a factor of 0 would drop them all, and infinity make them all overflow.
+static ds_status dsi_optim_check_factor(ds_optim *o, const char *call, double inv_scale) {
+    const float factor = (float)inv_scale;
+    if (factor > 0 && factor <= FLT_MAX) return DS_OK;
+    return dsi_fail(&o->error, DS_ERR_ARGUMENT,
+                    "%s: gradients are multiplied by %g (1 / loss scale), which is %g in fp32 and must be positive and "
+                    "finite there",
+                    call, inv_scale, (double)factor);
+}
 // Whatever the norm: a limit that would only bite one day must not stop a run on that day.
 static ds_status dsi_optim_refuse_clipping(ds_optim *o, const char *call) {
     return dsi_fail(&o->error, DS_ERR_UNSUPPORTED,
@@ -3189,6 +3255,7 @@ static ds_status dsi_optim_refuse_clipping(ds_optim *o, const char *call) {
                     call, ds_optim_type_name(o), (long long)o->step + 1);
 }
 DS_API ds_status ds_optim_begin(ds_optim *o, double inv_scale, double clip_coefficient, double grad_norm) {
+    ds_status status;
     if (o->open)
         return dsi_fail(&o->error, DS_ERR_STATE, "ds_optim_begin: the step before was neither ended nor cancelled");
     if (!dsi_optim_range(inv_scale, 0, DBL_MAX) || !dsi_optim_range(clip_coefficient, 0, 1) || inv_scale == 0 ||
@@ -3197,6 +3264,7 @@ DS_API ds_status ds_optim_begin(ds_optim *o, double inv_scale, double clip_coeff
                         "ds_optim_begin: inv_scale %g must be positive, clip_coefficient %g in 0..1, grad_norm %g not "
                         "negative, all finite; skip a step that overflowed",
                         inv_scale, clip_coefficient, grad_norm);
+    if ((status = dsi_optim_check_factor(o, "ds_optim_begin", inv_scale)) != DS_OK) return status;
     for (size_t g = 0; g < o->desc.group_count; g++)
         if (!dsi_optim_range(o->groups[g].lr, -DBL_MAX, DBL_MAX) ||
             !dsi_optim_range(o->groups[g].beta1, -DBL_MAX, DBL_MAX))
@@ -3550,7 +3618,7 @@ DS_API ds_status ds_optim_apply(ds_optim *o, const ds_optim_slice *slices, size_
 }
 DS_API ds_status ds_optim_end(ds_optim *o) {
     if (!o->open) return dsi_fail(&o->error, DS_ERR_STATE, "ds_optim_end: no step is open");
-    o->step++;
+    if (dsi_optim_countable(o->step + 1)) o->step++; // its own save is read again
     o->open = false;
     return dsi_optim_one_bit_end(o);
 }
@@ -3642,6 +3710,10 @@ DS_API ds_status ds_optim_step(ds_optim *o, const ds_optim_io *io, const ds_opti
     r->skipped = DS_OPTIM_STEPPED, r->overflow_tensor = SIZE_MAX, r->grad_norm = 0, r->clip_coefficient = 1;
     r->loss_scale = p->scaler ? p->scaler->scale : 1;
     if (status) return status;
+    if (!dsi_optim_range(p->max_norm, 0, INFINITY))
+        return dsi_fail(&o->error, DS_ERR_ARGUMENT, "ds_optim_step: max_norm is %g; 0 is off, else it is positive",
+                        p->max_norm);
+    if ((status = dsi_optim_check_factor(o, "ds_optim_step", 1 / r->loss_scale)) != DS_OK) return status;
     for (size_t g = 0; g < o->desc.group_count; g++) clips = clips || dsi_optim_own_clip(o, g) > 0;
     if (p->unchecked && (clips || p->scaler))
         return dsi_fail(&o->error, DS_ERR_ARGUMENT,
@@ -3693,7 +3765,16 @@ DS_API float *ds_optim_own_state(ds_optim *o, size_t tensor, size_t k) {
     return k < o->items[tensor].state_count ? o->items[tensor].state[k] : NULL;
 }
 DS_API float *ds_optim_own_master(ds_optim *o, size_t tensor) {
-    return o->items[tensor].master;
+    return o->items[tensor].master_set ? o->items[tensor].master : NULL;
+}
+DS_API float *ds_optim_named_state(ds_optim *o, const char *tensor, const char *state, size_t *count) {
+    const size_t i = ds_optim_find(o, tensor);
+    float *found = NULL;
+    if (i != SIZE_MAX && strcmp(state, "master") == 0) found = ds_optim_own_master(o, i);
+    for (size_t k = 0; i != SIZE_MAX && k < o->items[i].state_count; k++)
+        if (strcmp(state, o->items[i].table->state_names[k]) == 0) found = o->items[i].state[k];
+    *count = found ? o->items[i].count : 0;
+    return found;
 }
 DS_API ds_status ds_optim_set_master(ds_optim *o, size_t tensor, const float *values) {
     dsi_optim_item *item = &o->items[tensor];
@@ -3731,49 +3812,90 @@ static uint64_t dsi_optim_identity(const ds_optim *o) {
         h = dsi_optim_hash(h, o->items[i].tensor.name, o->items[i].tensor.rows, o->items[i].tensor.cols);
     return h;
 }
-static size_t dsi_optim_saved_scalars(const ds_optim *o) {
-    return dsi_optim_is(o, DSI_OPTIM_ONE_BIT) ? o->desc.tensor_count * DSI_OPTIM_SCALARS : 0;
+// Each tensor of the 1-bit family is one word for its name and shape, and its scalars; the first format had these alone, and
+// the tensors' identity in the head.
+enum { DSI_OPTIM_HEAD = 4, DSI_OPTIM_ROW = 1 + DSI_OPTIM_SCALARS };
+static const uint64_t dsi_optim_magic[2] = {0x31305454504F5344u, 0x32305454504F5344u}; // "DSOPTT01", "DSOPTT02"
+static uint64_t dsi_optim_kind(const ds_optim *o) {
+    return dsi_optim_hash(0xCBF29CE484222325u, ds_optim_type_name(o), 0, DSI_OPTIM_SCALARS);
 }
-static const uint64_t dsi_optim_magic = 0x31305454504F5344u; // "DSOPTT01"
+static uint64_t dsi_optim_tensor_kind(const dsi_optim_item *item) {
+    return dsi_optim_hash(0xCBF29CE484222325u, item->tensor.name, item->tensor.rows, item->tensor.cols);
+}
+static size_t dsi_optim_saved_rows(const ds_optim *o) {
+    return dsi_optim_is(o, DSI_OPTIM_ONE_BIT) ? o->desc.tensor_count : 0;
+}
 DS_API size_t ds_optim_save_bytes(const ds_optim *o) {
-    return 8 * (4 + dsi_optim_saved_scalars(o));
+    return 8 * (DSI_OPTIM_HEAD + dsi_optim_saved_rows(o) * DSI_OPTIM_ROW);
 }
 DS_API void ds_optim_save(const ds_optim *o, void *bytes) {
     unsigned char *out = (unsigned char *)bytes;
-    const size_t scalars = dsi_optim_saved_scalars(o);
-    dsi_optim_put64(out, 0, dsi_optim_magic);
-    dsi_optim_put64(out, 1, dsi_optim_identity(o));
+    dsi_optim_put64(out, 0, dsi_optim_magic[1]);
+    dsi_optim_put64(out, 1, dsi_optim_kind(o));
     dsi_optim_put64(out, 2, (uint64_t)o->step);
     dsi_optim_put64(out, 3, (uint64_t)o->schedule_count);
-    for (size_t i = 0; i < scalars; i++) {
-        uint64_t word;
-        memcpy(&word, &o->items[i / DSI_OPTIM_SCALARS].scalar[i % DSI_OPTIM_SCALARS], 8);
-        dsi_optim_put64(out, 4 + i, word);
+    for (size_t i = 0; i < dsi_optim_saved_rows(o); i++) {
+        const size_t row = DSI_OPTIM_HEAD + i * DSI_OPTIM_ROW;
+        dsi_optim_put64(out, row, dsi_optim_tensor_kind(&o->items[i]));
+        for (size_t k = 0; k < DSI_OPTIM_SCALARS; k++) {
+            uint64_t word;
+            memcpy(&word, &o->items[i].scalar[k], 8);
+            dsi_optim_put64(out, row + 1 + k, word);
+        }
     }
+}
+// The word at which a tensor's scalars begin, or 0; most often the order is the same.
+static size_t dsi_optim_saved_at(const ds_optim *o, const unsigned char *in, bool first, size_t tensor) {
+    const size_t n = dsi_optim_saved_rows(o);
+    const uint64_t kind = dsi_optim_tensor_kind(&o->items[tensor]);
+    if (first) return DSI_OPTIM_HEAD + tensor * DSI_OPTIM_SCALARS;
+    for (size_t k = 0; k < n; k++) {
+        const size_t row = DSI_OPTIM_HEAD + (tensor + k) % n * DSI_OPTIM_ROW;
+        if (dsi_optim_get64(in, row) == kind) return row + 1;
+    }
+    return 0;
+}
+static ds_status dsi_optim_check_saved(ds_optim *o, const unsigned char *in, bool first) {
+    if (dsi_optim_get64(in, 1) != (first ? dsi_optim_identity(o) : dsi_optim_kind(o)))
+        return dsi_fail(&o->error, DS_ERR_INPUT, "ds_optim_load: saved from another optimizer than %s%s",
+                        ds_optim_type_name(o), first ? ", or from other tensors" : "");
+    if (!dsi_optim_countable((int64_t)dsi_optim_get64(in, 2)) || !dsi_optim_countable((int64_t)dsi_optim_get64(in, 3)))
+        return dsi_fail(&o->error, DS_ERR_INPUT, "ds_optim_load: a step count is not in 0..2^53");
+    for (size_t i = 0; i < dsi_optim_saved_rows(o); i++) {
+        const size_t at = dsi_optim_saved_at(o, in, first, i);
+        if (!at)
+            return dsi_fail(&o->error, DS_ERR_INPUT, "ds_optim_load: nothing was saved for \"%s\" of %zu x %zu",
+                            o->items[i].tensor.name, o->items[i].tensor.rows, o->items[i].tensor.cols);
+        if (!first && at != DSI_OPTIM_HEAD + i * DSI_OPTIM_ROW + 1 && !dsi_optim_alone(o))
+            return dsi_fail(
+                &o->error, DS_ERR_INPUT,
+                "ds_optim_load: \"%s\" was saved at another place, and the error feedback of several ranks goes "
+                "by the order of tensors: register them in the order of the save",
+                o->items[i].tensor.name);
+        for (size_t k = DSI_OPTIM_INTERVAL; k <= DSI_OPTIM_LOCAL_INTERVAL && dsi_optim_zero_one(o);
+             k += DSI_OPTIM_LOCAL_INTERVAL - DSI_OPTIM_INTERVAL)
+            if (!dsi_optim_range(dsi_optim_get_double(in, at + k), 1, 1e18))
+                return dsi_fail(&o->error, DS_ERR_INPUT, "ds_optim_load: \"%s\": an interval of %g steps",
+                                o->items[i].tensor.name, dsi_optim_get_double(in, at + k));
+    }
+    return DS_OK;
 }
 DS_API ds_status ds_optim_load(ds_optim *o, const void *bytes, size_t count) {
     const unsigned char *in = (const unsigned char *)bytes;
-    const size_t scalars = dsi_optim_saved_scalars(o);
+    const size_t n = dsi_optim_saved_rows(o), old = 8 * (DSI_OPTIM_HEAD + n * DSI_OPTIM_SCALARS);
+    const bool first = count == old && dsi_optim_get64(in, 0) == dsi_optim_magic[0];
+    ds_status status;
     if (o->open) return dsi_fail(&o->error, DS_ERR_STATE, "ds_optim_load: a step is open");
-    if (count != ds_optim_save_bytes(o) || dsi_optim_get64(in, 0) != dsi_optim_magic)
-        return dsi_fail(&o->error, DS_ERR_INPUT, "ds_optim_load: %zu bytes are not a saved %s (%zu bytes)", count,
-                        ds_optim_type_name(o), ds_optim_save_bytes(o));
-    if (dsi_optim_get64(in, 1) != dsi_optim_identity(o))
+    if (!first && (count != ds_optim_save_bytes(o) || dsi_optim_get64(in, 0) != dsi_optim_magic[1]))
         return dsi_fail(&o->error, DS_ERR_INPUT,
-                        "ds_optim_load: saved from another optimizer than %s, or from other tensors",
-                        ds_optim_type_name(o));
-    if (!dsi_optim_countable((int64_t)dsi_optim_get64(in, 2)) || !dsi_optim_countable((int64_t)dsi_optim_get64(in, 3)))
-        return dsi_fail(&o->error, DS_ERR_INPUT, "ds_optim_load: a step count is not in 0..2^53");
-    for (size_t i = 0; i < scalars && dsi_optim_zero_one(o); i++) {
-        const size_t k = i % DSI_OPTIM_SCALARS;
-        const double value = dsi_optim_get_double(in, 4 + i);
-        if ((k == DSI_OPTIM_INTERVAL || k == DSI_OPTIM_LOCAL_INTERVAL) && !dsi_optim_range(value, 1, 1e18))
-            return dsi_fail(&o->error, DS_ERR_INPUT, "ds_optim_load: \"%s\": an interval of %g steps",
-                            o->items[i / DSI_OPTIM_SCALARS].tensor.name, value);
-    }
+                        "ds_optim_load: %zu bytes are not a saved %s over %zu tensors (%zu bytes)", count,
+                        ds_optim_type_name(o), o->desc.tensor_count, ds_optim_save_bytes(o));
+    if ((status = dsi_optim_check_saved(o, in, first)) != DS_OK) return status;
     o->step = (int64_t)dsi_optim_get64(in, 2);
-    for (size_t i = 0; i < scalars; i++)
-        o->items[i / DSI_OPTIM_SCALARS].scalar[i % DSI_OPTIM_SCALARS] = dsi_optim_get_double(in, 4 + i);
+    for (size_t i = 0; i < n; i++) {
+        const size_t at = dsi_optim_saved_at(o, in, first, i);
+        for (size_t k = 0; k < DSI_OPTIM_SCALARS; k++) o->items[i].scalar[k] = dsi_optim_get_double(in, at + k);
+    }
     return ds_optim_set_schedule_count(o, (int64_t)dsi_optim_get64(in, 3));
 }
 
@@ -3858,6 +3980,19 @@ DS_API ds_status ds_schedule_default(const char *type, ds_schedule *out, ds_erro
 DS_API ds_status ds_schedule_check(const ds_schedule *s, ds_error *error) {
     const bool warmup =
         s->kind == DS_SCHEDULE_WARMUP || s->kind == DS_SCHEDULE_WARMUP_DECAY || s->kind == DS_SCHEDULE_WARMUP_COSINE;
+    const bool cosine = s->kind == DS_SCHEDULE_WARMUP_COSINE, cycle = s->kind == DS_SCHEDULE_ONE_CYCLE;
+    const bool range = s->kind == DS_SCHEDULE_RANGE_TEST, momentum = cycle && s->cycle_momentum;
+    // clang-format off
+    const struct { bool used; double value; const char *wrong; } numbers[] = {
+        {warmup, s->warmup_min_lr, "warmup_min_lr must be finite"}, {warmup, s->warmup_max_lr, "warmup_max_lr must be finite"},
+        {cosine, s->warmup_min_ratio, "warmup_min_ratio must be finite"}, {cosine, s->cos_min_ratio, "cos_min_ratio must be finite"},
+        {cycle, s->cycle_min_lr, "cycle_min_lr must be finite"}, {cycle, s->cycle_max_lr, "cycle_max_lr must be finite"},
+        {cycle, s->decay_lr_rate, "decay_lr_rate must be finite"}, {momentum, s->cycle_min_mom, "cycle_min_mom must be finite"},
+        {momentum, s->cycle_max_mom, "cycle_max_mom must be finite"}, {momentum, s->decay_mom_rate, "decay_mom_rate must be finite"},
+        {range, s->lr_range_test_min_lr, "lr_range_test_min_lr must be finite"},
+        {range, s->lr_range_test_step_rate, "lr_range_test_step_rate must be finite"},
+    };
+    // clang-format on
     const char *wrong = NULL;
     if (warmup && s->warmup_num_steps < 1) wrong = "warmup_num_steps must be at least 1";
     if ((s->kind == DS_SCHEDULE_WARMUP_DECAY || s->kind == DS_SCHEDULE_WARMUP_COSINE) && s->total_num_steps < 1)
@@ -3872,6 +4007,8 @@ DS_API ds_status ds_schedule_check(const ds_schedule *s, ds_error *error) {
         else if (!(s->decay_step_size >= 0))
             wrong = "decay_step_size must not be negative";
     }
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        if (numbers[i].used && !dsi_optim_range(numbers[i].value, -DBL_MAX, DBL_MAX)) wrong = numbers[i].wrong;
     if (s->kind == DS_SCHEDULE_RANGE_TEST && s->lr_range_test_step_size < 1)
         wrong = "lr_range_test_step_size must be at least 1";
     if (s->kind == DS_SCHEDULE_CUSTOM && !s->custom) wrong = "custom is NULL";
@@ -3996,7 +4133,7 @@ DS_API ds_status ds_optim_set_schedule_count(ds_optim *o, int64_t count) {
     return DS_OK;
 }
 DS_API void ds_optim_schedule_step(ds_optim *o) {
-    (void)ds_optim_set_schedule_count(o, o->schedule_count + 1);
+    (void)ds_optim_set_schedule_count(o, o->schedule_count + 1); // which the end of all counts leaves as it is
 }
 DS_API int64_t ds_optim_schedule_count(const ds_optim *o) {
     return o->schedule_count;

@@ -118,6 +118,9 @@ static bool optim_open(const optim_case *c, size_t elements, size_t threads, ds_
                        ds_error *error) {
     ds_optim_params group;
     ds_optim_desc desc;
+    struct {
+        char text[32];
+    } *names = calloc(c->tensors, sizeof *names);
     ds_optim_tensor *tensors = (ds_optim_tensor *)calloc(c->tensors, sizeof *tensors);
     memset(&desc, 0, sizeof desc);
     ds_optim_params_default(c->type, &group);
@@ -131,16 +134,18 @@ static bool optim_open(const optim_case *c, size_t elements, size_t threads, ds_
     desc.own_states = true;
     desc.threads = (unsigned)threads;
     desc.level = level;
-    for (size_t i = 0; tensors && i < c->tensors; i++) {
-        tensors[i].name = "tensor";
+    for (size_t i = 0; tensors && names && i < c->tensors; i++) {
+        snprintf(names[i].text, sizeof names[i].text, "tensor %zu", i);
+        tensors[i].name = names[i].text;
         tensors[i].rows = 1;
         tensors[i].cols = elements / c->tensors;
         tensors[i].weights_dtype = c->mixed ? DS_BF16 : DS_F32;
     }
-    if (tensors)
+    if (tensors && names)
         ds_optim_create(&desc, out, error);
     else
         error->status = DS_ERR_MEMORY;
+    free(names);
     free(tensors);
     return !error->status;
 }

@@ -1163,7 +1163,7 @@ static void object(void) {
             CHECK(ds_optim_load(again, saved, ds_optim_save_bytes(o) - 1) == DS_ERR_INPUT);
             saved[8] ^= 1;
             CHECK(ds_optim_load(again, saved, ds_optim_save_bytes(o)) == DS_ERR_INPUT);
-            CHECK_HAS(ds_optim_error(again)->message, "other tensors");
+            CHECK_HAS(ds_optim_error(again)->message, "another optimizer than");
             saved[8] ^= 1, saved[23] = 0x80;
             CHECK(ds_optim_load(again, saved, ds_optim_save_bytes(o)) == DS_ERR_INPUT &&
                   ds_optim_step_count(again) == 3);
@@ -1538,6 +1538,7 @@ static void hooks(void) {
         /* more than a batch, on several workers: as one by one */
         enum { MANY = 150 };
         static float w[2][MANY][3], g[MANY][3];
+        static char names[MANY][16];
         ds_optim_tensor tensors[MANY];
         ds_optim_io io[MANY];
         ds_optim_params p;
@@ -1550,7 +1551,8 @@ static void hooks(void) {
         memset(&desc, 0, sizeof desc);
         ds_optim_params_default("Lamb", &p);
         for (size_t i = 0; i < MANY; i++) {
-            tensors[i].name = "small", tensors[i].rows = 1, tensors[i].cols = i % 4;
+            snprintf(names[i], sizeof names[i], "small %zu", i);
+            tensors[i].name = names[i], tensors[i].rows = 1, tensors[i].cols = i % 4;
             for (size_t j = 0; j < 3; j++)
                 w[0][i][j] = w[1][i][j] = (float)test_uniform(&seed), g[i][j] = (float)test_uniform(&seed);
         }
@@ -2086,7 +2088,8 @@ static void rest(void) {
         ds_optim_params_default("SGD", &p);
         m.count = 3;
         for (size_t i = 0; i < 3; i++)
-            m.tensors[i].name = "w", m.tensors[i].rows = 1, m.tensors[i].cols = 4, m.grads[i][0] = i ? INFINITY : 1;
+            m.tensors[i].name = i ? i > 1 ? "c" : "b" : "a", m.tensors[i].rows = 1, m.tensors[i].cols = 4,
+            m.grads[i][0] = i ? INFINITY : 1;
         if (!CHECK(create_of("SGD", &p, m.tensors, 3, NULL, &o) == DS_OK)) break;
         CHECK(step(o, &m, NULL, &r) == DS_OK && r.skipped == DS_OPTIM_OVERFLOW && r.overflow_tensor == 1);
         CHECK(step(o, &m, &clipped, NULL) == DS_ERR_ARGUMENT);
@@ -2130,8 +2133,8 @@ static void rest(void) {
             if (i < 3)
                 s.kind = DS_SCHEDULE_CUSTOM, s.custom = fixed_rate, s.ctx = (void *)(uintptr_t)&rates[i];
             else
-                s.cycle_min_mom = NAN;
-            CHECK(ds_optim_set_schedule(o, 0, &s) == DS_OK);
+                s.decay_step_size = 1, s.decay_mom_rate = DBL_MAX; /* infinite when the cycle is over */
+            CHECK(ds_optim_set_schedule(o, 0, &s) == DS_OK && ds_optim_set_schedule_count(o, 9000) == DS_OK);
             CHECK(step(o, &m, NULL, NULL) == DS_ERR_ARGUMENT && ds_optim_step_count(o) == 0 && m.weights[0][0] == 0);
             CHECK_HAS(ds_optim_error(o)->message, "group 0");
             CHECK_HAS(ds_optim_error(o)->message, i < 3 ? "must be finite" : "beta1");
@@ -2154,11 +2157,18 @@ static void rest(void) {
                   ds_optim_set_step_count(o, INT64_MAX) == DS_ERR_ARGUMENT && ds_optim_step_count(o) == 0);
             CHECK(ds_optim_set_schedule_count(o, INT64_MAX) == DS_ERR_ARGUMENT && ds_optim_schedule_count(o) == 0);
             CHECK(ds_optim_set_step_count(o, most) == DS_OK && ds_optim_set_schedule_count(o, most) == DS_OK);
-            CHECK(step(o, &m, NULL, NULL) == DS_OK && ds_optim_step_count(o) == most + 1 && m.weights[0][0] < 0);
+            CHECK(step(o, &m, NULL, NULL) == DS_OK && m.weights[0][0] < 0);
+            ds_optim_schedule_step(o);
+            CHECK(ds_optim_step_count(o) == most && ds_optim_schedule_count(o) == most);
+            {
+                unsigned char last[64]; /* what it saves at the end it reads */
+                ds_optim_save(o, last);
+                CHECK(ds_optim_load(o, last, ds_optim_save_bytes(o)) == DS_OK && ds_optim_step_count(o) == most);
+            }
             memset(saved + 16 + 8 * schedule, 0xFF, 7), saved[23 + 8 * schedule] = 0x7F;
             CHECK(ds_optim_load(o, saved, ds_optim_save_bytes(o)) == DS_ERR_INPUT);
             CHECK_HAS(ds_optim_error(o)->message, "2^53");
-            CHECK(ds_optim_step_count(o) == most + 1);
+            CHECK(ds_optim_step_count(o) == most);
             ds_optim_destroy(o);
         }
     }
@@ -2184,6 +2194,160 @@ static void rest(void) {
             CHECK(step(o, &m, NULL, NULL) == DS_OK && ds_optim_step_count(o) == 8);
             ds_optim_destroy(o);
         }
+    }
+    TEST(names_find_tensors_and_states) {
+        static char names[20][8];
+        static ds_optim_tensor tensors[20];
+        ds_optim_params p;
+        ds_optim_desc desc;
+        ds_optim *o = NULL;
+        ds_error e = {DS_OK, ""};
+        uint16_t w[20] = {0x3F80}, g[20] = {0x3F80};
+        ds_optim_io io[20];
+        size_t n = 9;
+        memset(&desc, 0, sizeof desc), memset(tensors, 0, sizeof tensors);
+        ds_optim_params_default("Adam", &p);
+        for (size_t i = 0; i < 20; i++) {
+            snprintf(names[i], sizeof names[i], "t%zu", i * 7 % 20);
+            tensors[i].name = names[i], tensors[i].rows = 1, tensors[i].cols = 1, tensors[i].weights_dtype = DS_BF16;
+            io[i].weights = &w[i], io[i].grad = &g[i], io[i].weights_dtype = io[i].grad_dtype = DS_BF16;
+        }
+        desc.type = "Adam", desc.groups = &p, desc.group_count = 1, desc.tensors = tensors, desc.tensor_count = 20;
+        desc.own_states = true;
+        if (!CHECK(ds_optim_create(&desc, &o, &e) == DS_OK)) break;
+        CHECK_EQ(ds_optim_tensor_count(o), 20);
+        for (size_t i = 0; i < 20; i++) {
+            CHECK(ds_optim_find(o, names[i]) == i && strcmp(ds_optim_tensor_name(o, i), names[i]) == 0);
+            CHECK(ds_optim_named_state(o, names[i], "exp_avg_sq", &n) == ds_optim_own_state(o, i, 1) && n == 1);
+            CHECK(ds_optim_own_master(o, i) == NULL && !ds_optim_named_state(o, names[i], "master", &n) && n == 0);
+        }
+        CHECK(ds_optim_find(o, "t20") == SIZE_MAX && ds_optim_find(o, "") == SIZE_MAX);
+        CHECK(!ds_optim_named_state(o, "t20", "exp_avg", &n) && !ds_optim_named_state(o, "t20", "master", &n) &&
+              n == 0);
+        CHECK(!ds_optim_named_state(o, "t1", "sum", &n) && n == 0);
+        CHECK(ds_optim_step(o, io, NULL, NULL) == DS_OK);
+        CHECK(ds_optim_named_state(o, names[0], "master", &n) == ds_optim_own_master(o, 0) && n == 1 &&
+              ds_optim_own_master(o, 0)[0] < 1);
+        ds_optim_destroy(o);
+        tensors[11].name = names[4];
+        CHECK(ds_optim_create(&desc, &o, &e) == DS_ERR_ARGUMENT && !o);
+        CHECK_HAS(e.message, "are both named \"t8\"");
+    }
+    TEST(saved_by_name) { /* another order, other tensors, and the format without names */
+        static const char *const types[] = {"Adam", "OneBitAdam", "ZeroOneAdam", "OneBitLamb"};
+        for (size_t t = 0; t < 4; t++) {
+            static model m, again;
+            unsigned char saved[512], other[512], old[512];
+            ds_optim_params p;
+            ds_optim *o = NULL, *turned = NULL, *more = NULL, *same = NULL;
+            memset(&m, 0, sizeof m);
+            ds_optim_params_default(types[t], &p);
+            p.freeze_step = p.var_freeze_step = 2, p.var_update_scaler = p.local_step_scaler = 1;
+            m.count = 3;
+            for (size_t i = 0; i < 3; i++) {
+                m.tensors[i].name = i ? i > 1 ? "c" : "b" : "a";
+                m.tensors[i].rows = 1, m.tensors[i].cols = 4 + i;
+                for (size_t j = 0; j < 4 + i; j++) m.weights[i][j] = 1, m.grads[i][j] = (float)(i + 1) / (float)(j + 1);
+            }
+            again = m;
+            again.tensors[0] = m.tensors[2], again.tensors[2] = m.tensors[0];
+            if (!CHECK(create_of(types[t], &p, m.tensors, 2, NULL, &o) == DS_OK &&
+                       create_of(types[t], &p, again.tensors + 1, 2, NULL, &turned) == DS_OK &&
+                       create_of(types[t], &p, m.tensors, 3, NULL, &more) == DS_OK &&
+                       create_of(types[t], &p, m.tensors, 2, NULL, &same) == DS_OK))
+                break;
+            m.count = 2;
+            for (int s = 0; s < 5; s++) CHECK(step(o, &m, NULL, NULL) == DS_OK);
+            CHECK(ds_optim_save_bytes(o) <= sizeof saved);
+            ds_optim_save(o, saved);
+            CHECK(ds_optim_load(turned, saved, ds_optim_save_bytes(o)) == DS_OK && ds_optim_step_count(turned) == 5);
+            for (size_t i = 0; i < 2; i++)
+                CHECK(memcmp(o->items[i].scalar, turned->items[1 - i].scalar, sizeof o->items[i].scalar) == 0);
+            ds_optim_save(turned, other);
+            CHECK(ds_optim_load(o, other, ds_optim_save_bytes(o)) == DS_OK);
+            ds_optim_save(o, other);
+            CHECK(memcmp(saved, other, ds_optim_save_bytes(o)) == 0);
+            CHECK(ds_optim_load(more, saved, ds_optim_save_bytes(o)) == (t ? DS_ERR_INPUT : DS_OK));
+            CHECK_EQ(ds_optim_step_count(more), t ? 0 : 5);
+            if (t) { /* error feedback goes by the order */
+                int left = 0;
+                ds_group two = {broken_exchange, &left, 0, 2};
+                ds_optim *ranks_of = NULL;
+                if (!CHECK(create_of(types[t], &p, again.tensors + 1, 2, &two, &ranks_of) == DS_OK)) break;
+                CHECK(ds_optim_load(ranks_of, saved, ds_optim_save_bytes(o)) == DS_ERR_INPUT);
+                CHECK_HAS(ds_optim_error(ranks_of)->message, "the order of tensors");
+                ds_optim_destroy(ranks_of);
+            }
+            if (t) { /* as many tensors, one of them another */
+                ds_optim_destroy(more), more = NULL;
+                if (!CHECK(create_of(types[t], &p, m.tensors + 1, 2, NULL, &more) == DS_OK)) break;
+                CHECK(ds_optim_load(more, saved, ds_optim_save_bytes(o)) == DS_ERR_INPUT);
+                CHECK_HAS(ds_optim_error(more)->message, "nothing was saved for \"c\" of 1 x 6");
+            }
+            memcpy(old, saved, 32);
+            dsi_optim_put64(old, 0, dsi_optim_magic[0]), dsi_optim_put64(old, 1, dsi_optim_identity(o));
+            for (size_t i = 0; i < 2; i++) memcpy(old + 32 + 48 * i, saved + 40 + 56 * i, 48);
+            CHECK(ds_optim_load(same, old, t ? 128 : 32) == DS_OK && ds_optim_step_count(same) == 5);
+            ds_optim_save(same, other);
+            CHECK(memcmp(saved, other, ds_optim_save_bytes(o)) == 0);
+            CHECK(ds_optim_load(turned, old, t ? 128 : 32) == DS_ERR_INPUT);
+            CHECK_HAS(ds_optim_error(turned)->message, "or from other tensors");
+            ds_optim_destroy(o), ds_optim_destroy(turned), ds_optim_destroy(more), ds_optim_destroy(same);
+        }
+    }
+    TEST(limits_and_scales_that_would_act_silently) {
+        static const double norms[] = {-1, NAN, -INFINITY}, scales[] = {1e60, 1e-60, 0x1p150, 0x1p-129};
+        static model m;
+        ds_optim_options options = {INFINITY, NULL, false};
+        ds_loss_scaler scaler;
+        ds_optim_params p;
+        ds_optim *o = NULL;
+        if (!CHECK(one_tensor(&m, "Adam", &p, &o))) break;
+        for (size_t i = 0; i < 3; i++) {
+            options.max_norm = norms[i];
+            CHECK(step(o, &m, &options, NULL) == DS_ERR_ARGUMENT);
+            CHECK_HAS(ds_optim_error(o)->message, "max_norm is");
+        }
+        options.max_norm = INFINITY, options.scaler = &scaler;
+        ds_loss_scaler_init(&scaler, NULL, NULL);
+        for (size_t i = 0; i < 4; i++) {
+            scaler.scale = scales[i];
+            CHECK(step(o, &m, &options, NULL) == DS_ERR_ARGUMENT && scaler.skipped == 0);
+            CHECK_HAS(ds_optim_error(o)->message, "in fp32");
+            CHECK(ds_optim_begin(o, 1 / scales[i], 1, 0) == DS_ERR_ARGUMENT);
+        }
+        CHECK(ds_optim_step_count(o) == 0 && m.weights[0][0] == 0);
+        scaler.scale = 0x1p149;
+        CHECK(step(o, &m, &options, NULL) == DS_OK && ds_optim_step_count(o) == 1);
+        p.beta2 = 0.99999999; /* rounds to 1 in fp32, which only torch_adam's double takes */
+        CHECK(ds_optim_set_group_params(o, 0, &p) == DS_ERR_ARGUMENT);
+        p.torch_adam = true;
+        CHECK(ds_optim_set_group_params(o, 0, &p) == DS_OK && step(o, &m, NULL, NULL) == DS_OK);
+        CHECK(m.weights[0][0] < 0 && m.weights[0][0] > -1);
+        p.beta2 = 1;
+        CHECK(ds_optim_set_group_params(o, 0, &p) == DS_ERR_ARGUMENT);
+        ds_optim_destroy(o);
+    }
+    TEST(schedules_of_numbers_that_are_none) {
+        static const char *const types[] = {"WarmupLR", "WarmupDecayLR", "WarmupCosineLR", "OneCycle", "LRRangeTest"};
+        for (size_t t = 0; t < 5; t++)
+            for (size_t f = 0; f < 12; f++) {
+                ds_schedule s;
+                ds_error e = {DS_OK, ""};
+                double *const fields[] = {&s.warmup_min_lr,  &s.warmup_max_lr,        &s.warmup_min_ratio,
+                                          &s.cos_min_ratio,  &s.cycle_min_lr,         &s.cycle_max_lr,
+                                          &s.decay_lr_rate,  &s.cycle_min_mom,        &s.cycle_max_mom,
+                                          &s.decay_mom_rate, &s.lr_range_test_min_lr, &s.lr_range_test_step_rate};
+                const bool used = f < 2 ? t < 3 : f < 4 ? t == 2 : f < 10 ? t == 3 : t == 4;
+                ds_schedule_default(types[t], &s, NULL);
+                s.total_num_steps = 10;
+                CHECK_EQ(ds_schedule_check(&s, &e), DS_OK);
+                *fields[f] = f % 2 ? NAN : INFINITY;
+                CHECK_EQ(ds_schedule_check(&s, &e), used ? DS_ERR_ARGUMENT : DS_OK);
+                if (used) CHECK_HAS(e.message, "must be finite");
+                s.cycle_momentum = false;
+                if (f >= 7 && f < 10) CHECK_EQ(ds_schedule_check(&s, &e), DS_OK);
+            }
     }
     TEST(users_texts_may_go_after_create) {
         char name[] = "Mine", state[] = "sum";
