@@ -4373,7 +4373,8 @@ static ds_status dsi_zero_memory_row(ds_zero *z, bool take, void **memory, ds_ze
                                      size_t bytes, const char *what, ds_error *error) {
     if (bytes == 0) return DS_OK;
     if (bytes > z->item_bytes[t]) z->item[t] = what, z->item_bytes[t] = bytes;
-    if (!take || t == DS_ZERO_DISK) {
+    if (t == DS_ZERO_DISK) return DS_OK; /* dsi_zero_store_tables counts, in the file's blocks */
+    if (!take) {
         dsi_zero_count(z, c, t, bytes);
         return DS_OK;
     }
@@ -4454,17 +4455,25 @@ static size_t dsi_zero_disk_array(const ds_zero *z, size_t a, int *store, const 
     return bytes;
 }
 
-/* How many tensors a store will have, and where its file ends. Returns the bytes of their names. */
-static size_t dsi_zero_store_tables(const ds_zero *z, int which, bool shared, ds_offload_desc *o) {
+/* How many tensors a store will have, and where its file ends: what each adds to that is `counted` for its class. Returns the
+   bytes of their names. */
+static size_t dsi_zero_store_tables(ds_zero *z, int which, bool shared, bool counted, ds_offload_desc *o) {
     size_t names = 0, block = dsi_round_up(o->block_size, DSI_ZERO_ALIGN);
     for (size_t a = 0; a <= DSI_ZERO_GRAD; a++) {
         const char *name;
         int store;
-        size_t bytes = dsi_zero_disk_array(z, a, &store, &name), unit;
+        size_t bytes = dsi_zero_disk_array(z, a, &store, &name), unit, end;
         if (!bytes || (store != which && !shared)) continue;
         unit = store && o->max_in_cpu / block ? block : DSI_ZERO_ALIGN;
         o->tensors++;
-        o->file_bytes = dsi_round_up(dsi_round_up(o->file_bytes, unit) + bytes, unit);
+        end = dsi_round_up(dsi_round_up(o->file_bytes, unit) + bytes, unit);
+        if (counted)
+            dsi_zero_count(z,
+                           a == DSI_ZERO_HOME   ? DS_ZERO_PARAMS
+                           : a == DSI_ZERO_GRAD ? DS_ZERO_GRADS
+                                                : DS_ZERO_STATES,
+                           DS_ZERO_DISK, end - o->file_bytes);
+        o->file_bytes = end;
         names += strlen(name) + 1;
     }
     return names;
@@ -4484,7 +4493,7 @@ static ds_status dsi_zero_count_stores(ds_zero *z, const ds_config *c, ds_error 
         spill = o.max_in_cpu / block * block;
         z->spill_bytes += spill;
         dsi_zero_count(z, DS_ZERO_PARAMS, DS_ZERO_HOST, spill);
-        names = dsi_zero_store_tables(z, which, shared, &o);
+        names = dsi_zero_store_tables(z, which, shared, true, &o);
         dsi_zero_count(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, ds_offload_memory(&o) + names - spill);
     }
     return DS_OK;
@@ -4891,7 +4900,7 @@ static ds_status dsi_zero_open_stores(ds_zero *z, const ds_config *c, ds_error *
         if ((which ? z->param_tier : z->state_tier) != DS_ZERO_DISK) continue;
         if ((status = dsi_zero_store_desc(z, c, which, &o, &shared, error))) return status;
         o.probe = z->probe;
-        (void)dsi_zero_store_tables(z, which, shared, &o);
+        (void)dsi_zero_store_tables(z, which, shared, false, &o);
         if (which == 1 && shared)
             z->store[1] = z->store[0];
         else

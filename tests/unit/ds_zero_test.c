@@ -1138,6 +1138,34 @@ static void unlike(void) {
         ds_zero_destroy(z);
         ds_config_free(c);
     }
+    for (int spill = 0; spill < 2; spill++)
+        TEST_NAMED("the plan's bytes on disk are those of the swap file, whose last array is of 16 bits") {
+            char zero[500];
+            ds_zero_param params[N];
+            ds_zero_bytes held;
+            ds_zero_stats stats;
+            ds_config *c;
+            ds_zero *z;
+            size_t planned = 0;
+            snprintf(zero, sizeof zero,
+                     "\"stage\": 3, \"stage3_param_persistence_threshold\": 0, \"offload_optimizer\": {\"device\": "
+                     "\"nvme\", \"nvme_path\": \"build\"}%s",
+                     spill ? ", \"offload_param\": {\"device\": \"nvme\", \"nvme_path\": \"build\", \"max_in_cpu\": "
+                             "1000000000}"
+                           : "");
+            c = config_with(zero, "\"bf16\": {\"enabled\": true},");
+            describe(params, DS_BF16);
+            for (int i = 0; i < N; i++) params[i].shape[0] = 10;
+            z = engine(c, params, NULL);
+            if (z) {
+                held = held_by(z);
+                OK(ds_zero_get_stats(z, &stats));
+                for (int k = 0; k < DS_ZERO_CLASSES; k++) planned += held.bytes[k][DS_ZERO_DISK];
+                CHECK_EQ(planned, stats.swap.file_bytes);
+            }
+            ds_zero_destroy(z);
+            ds_config_free(c);
+        }
     TEST_NAMED("an fp32 parameter of a 16-bit model has room in a window that is smaller than the model") {
         ds_zero_param params[N];
         ds_zero_desc d;
