@@ -132,7 +132,8 @@ MEMORY
 
 ERRORS
     Each call returns a ds_status; ds_zero_error(zero) has the text, naming the parameter. Misuse (a gradient too many, a step
-    too early, a release without fetch) changes nothing. After an error of a collective or of the disk the engine is dead:
+    too early, a release without fetch) changes nothing. An engine or room for an answer that is NULL is DS_ERR_ARGUMENT, and
+    harmless where no status can be given. After an error of a collective or of the disk the engine is dead:
     every later call returns the same error, and the last checkpoint is what remains. A step skipped for overflow is not an
     error: report.skipped. Log ids: 2 step skipped, 3 a parameter that does not fit the arena, 4 memory not pinned,
     5 reduction at the step's boundary, 9 fewer swap buffers than the pipelines want, 6 times of a
@@ -351,7 +352,7 @@ typedef struct ds_zero_param {
     void *ctx;
 } ds_zero_param;
 
-/* What differs between parameter groups; a negative value takes the configuration's. */
+/* What differs between parameter groups; a negative value takes the configuration's, one that is not finite is refused. */
 typedef struct ds_zero_group {
     double lr;
     double weight_decay;
@@ -498,7 +499,7 @@ DS_API double ds_zero_loss_scale(const ds_zero *zero);
    loss times the scale. Copied. May start a reduction. DS_ERR_STATE for one contribution too many. */
 DS_API ds_status ds_zero_grad(ds_zero *zero, size_t index, const void *gradient, void *stream);
 /* The same without a buffer of your own: write (numel) elements to *buffer, then call ready. One buffer at a time per
-   parameter; the memory is the engine's until ready. */
+   parameter; the memory is the engine's until ready. On failure *buffer stays as it was. */
 DS_API ds_status ds_zero_grad_buffer(ds_zero *zero, size_t index, void **buffer);
 DS_API ds_status ds_zero_grad_ready(ds_zero *zero, size_t index, void *stream);
 
@@ -2383,11 +2384,13 @@ static ds_status dsi_zero_contribute(ds_zero *z, dsi_zero_param *p, const char *
 // >>passes
 
 static ds_status dsi_zero_alive(ds_zero *z) {
+    if (!z) return DS_ERR_ARGUMENT;
     return z->dead ? z->error.status : DS_OK;
 }
 
 static ds_status dsi_zero_param_of(ds_zero *z, size_t index, const char *doing, dsi_zero_param **out) {
-    if (z->dead) return z->error.status;
+    ds_status status = dsi_zero_alive(z);
+    if (status) return status;
     if (index >= z->n_params)
         return dsi_zero_fail(z, DS_ERR_ARGUMENT, "%s: parameter %zu of %zu", doing, index, z->n_params);
     *out = &z->params[index];
@@ -2593,8 +2596,8 @@ DS_API ds_status ds_zero_grad(ds_zero *z, size_t index, const void *gradient, vo
 DS_API ds_status ds_zero_grad_buffer(ds_zero *z, size_t index, void **buffer) {
     dsi_zero_param *p = NULL;
     ds_status status = dsi_zero_grad_of(z, index, "gradient buffer", &p);
-    *buffer = NULL;
     if (status) return status;
+    if (!buffer) return dsi_zero_fail(z, DS_ERR_ARGUMENT, "ds_zero_grad_buffer of '%s': buffer is NULL", p->name);
     if (p->lent) return dsi_zero_fail(z, DS_ERR_STATE, "gradient buffer of '%s' is taken already", p->name);
     if ((status = dsi_zero_stash_take(z, p, &p->lent))) return status;
     dsi_zero_follow(z, z->stream, z->caller);
@@ -2613,18 +2616,19 @@ DS_API ds_status ds_zero_grad_ready(ds_zero *z, size_t index, void *stream) {
 }
 
 DS_API double ds_zero_loss_scale(const ds_zero *z) {
-    return z->scaler.scale;
+    return z ? z->scaler.scale : 1.0;
 }
 
 DS_API ds_status ds_zero_loss(ds_zero *z, double loss) {
-    if (z->dead) return z->error.status;
+    ds_status status = dsi_zero_alive(z);
+    if (status) return status;
     z->losses[z->micro < z->accumulation ? z->micro : z->accumulation - 1] += loss;
     z->loss_count++;
     return DS_OK;
 }
 
 DS_API void ds_zero_stop(ds_zero *z) {
-    __atomic_store_n(&z->stop, 1, __ATOMIC_RELAXED);
+    if (z) __atomic_store_n(&z->stop, 1, __ATOMIC_RELAXED);
 }
 
 // >>step
@@ -3144,11 +3148,13 @@ DS_API ds_status ds_zero_step(ds_zero *z, ds_zero_report *report) {
     double loss = 0.0, inverse;
     const char *culprit;
     size_t bad;
-    int64_t start = dsi_now(&z->clock), before = z->samples;
+    int64_t start, before;
     memset(&r, 0, sizeof r);
     memset(&total, 0, sizeof total);
     if (report) *report = r;
     if (status) return status;
+    start = dsi_now(&z->clock);
+    before = z->samples;
     if (z->pass >= 0) return dsi_zero_fail(z, DS_ERR_STATE, "ds_zero_step: a pass is still open");
     if (z->micro < z->accumulation)
         return dsi_zero_fail(z, DS_ERR_STATE, "ds_zero_step: %d of %d micro-batches were given", z->micro,
@@ -3216,6 +3222,7 @@ DS_API ds_status ds_zero_read(ds_zero *z, size_t index, int state, size_t begin,
         (state >= 0 && ((size_t)state >= z->n_states || p->tensor == DSI_ZERO_NONE)))
         return dsi_zero_fail(z, DS_ERR_ARGUMENT, "ds_zero_read of '%s': state %d, elements %zu + %zu of %zu", p->name,
                              state, begin, count, p->numel);
+    if (!out && count) return dsi_zero_fail(z, DS_ERR_ARGUMENT, "ds_zero_read of '%s': out is NULL", p->name);
     if ((status = dsi_zero_settle(z))) return status;
     for (size_t r = 0; r < z->parts; r++) {
         size_t from, n, to;
@@ -3471,10 +3478,11 @@ static ds_status dsi_zero_checkpoint_failed(ds_zero *z, ds_status status, const 
 }
 
 DS_API ds_status ds_zero_save_finish(ds_zero *z) {
-    ds_checkpoint_writer *w = z->saving;
+    ds_checkpoint_writer *w = z ? z->saving : NULL;
     ds_error error;
     ds_status status;
     memset(&error, 0, sizeof error);
+    if (!z) return DS_ERR_ARGUMENT;
     if (!w) return DS_OK;
     z->saving = NULL;
     status = ds_checkpoint_finish(w, &error);
@@ -3492,6 +3500,8 @@ DS_API ds_status ds_zero_save(ds_zero *z, const char *folder, const char *tag, c
     ds_error error;
     memset(&error, 0, sizeof error);
     if (status) return status;
+    if (!client && client_bytes)
+        return dsi_zero_fail(z, DS_ERR_ARGUMENT, "ds_zero_save: client is NULL, and client_bytes %zu", client_bytes);
     if (z->pass >= 0 || z->micro)
         return dsi_zero_fail(z, DS_ERR_STATE, "ds_zero_save: in the middle of a step (%d micro-batches given)",
                              z->micro);
@@ -3839,7 +3849,7 @@ DS_API ds_status ds_zero_save_16bit_model(ds_zero *z, const char *path) {
 // >>create
 
 DS_API ds_dtype ds_zero_model_dtype(const ds_config *c) {
-    return c->fp16.enabled ? DS_F16 : c->bf16.enabled ? DS_BF16 : DS_F32;
+    return !c ? DS_F32 : c->fp16.enabled ? DS_F16 : c->bf16.enabled ? DS_BF16 : DS_F32;
 }
 
 /* "fp16", "bf16" or "fp32" in any case, as ds_config has checked. */
@@ -4024,6 +4034,9 @@ static ds_status dsi_zero_register(ds_zero *z, const ds_zero_desc *d, ds_error *
         if (from->group >= (d->n_groups ? d->n_groups : 1))
             return dsi_fail(error, DS_ERR_ARGUMENT, "parameter '%s': group %zu of %zu", p->name, from->group,
                             d->n_groups);
+        if (from->contributions < 0)
+            return dsi_fail(error, DS_ERR_ARGUMENT, "parameter '%s': %d contributions; 0 is one", p->name,
+                            from->contributions);
         p->dims = from->dims;
         p->numel = 1;
         for (int k = 0; k < from->dims; k++) {
@@ -4120,6 +4133,9 @@ static ds_status dsi_zero_make_optimizer(ds_zero *z, const ds_zero_desc *d, ds_e
     if (!status) status = ds_wire_schedule(d->config, &schedule, error);
     for (size_t i = 0; i < n_groups && !status; i++) {
         groups[i] = base;
+        if (d->groups && (!isfinite(d->groups[i].lr) || !isfinite(d->groups[i].weight_decay)))
+            status = dsi_fail(error, DS_ERR_ARGUMENT, "group %zu: lr %g, weight_decay %g: not finite", i,
+                              d->groups[i].lr, d->groups[i].weight_decay);
         if (d->groups && d->groups[i].lr >= 0) groups[i].lr = d->groups[i].lr;
         if (d->groups && d->groups[i].weight_decay >= 0) groups[i].weight_decay = d->groups[i].weight_decay;
     }
@@ -4880,7 +4896,9 @@ DS_API ds_status ds_zero_plan(const ds_zero_desc *desc, int rank, int world, ds_
     dsi_zero_plan plan;
     char advice[320];
     bool found;
-    ds_status status = dsi_zero_plan_one(desc, rank, world, &plan, error);
+    ds_status status;
+    if (!out) return dsi_fail(error, DS_ERR_ARGUMENT, "ds_zero_plan: out is NULL");
+    status = dsi_zero_plan_one(desc, rank, world, &plan, error);
     *out = plan.bytes;
     if (status || plan.full == DS_ZERO_TIERS) return status;
     found = dsi_zero_advice(desc, rank, world, advice, sizeof advice);
@@ -5142,6 +5160,7 @@ DS_API ds_status ds_zero_create_(const ds_zero_desc *desc, size_t desc_bytes, in
     int rank = 0, world = 1;
     memset(&local, 0, sizeof local);
     if (!error) error = &local;
+    if (!out) return dsi_fail(error, DS_ERR_ARGUMENT, "ds_zero_create: out is NULL");
     *out = NULL;
     if (version != DS_ZERO_VERSION || desc_bytes != sizeof(ds_zero_desc))
         return dsi_fail(error, DS_ERR_VERSION,
@@ -5250,30 +5269,38 @@ DS_API void ds_zero_destroy(ds_zero *z) {
 }
 
 DS_API const ds_error *ds_zero_error(const ds_zero *z) {
-    return &z->error;
+    static const ds_error none = {DS_ERR_ARGUMENT, "ds_zero: the engine is NULL"};
+    return z ? &z->error : &none;
 }
 DS_API int64_t ds_zero_steps(const ds_zero *z) {
-    return z->step;
+    return z ? z->step : 0;
 }
 DS_API int64_t ds_zero_samples(const ds_zero *z) {
-    return z->samples;
+    return z ? z->samples : 0;
 }
 DS_API int ds_zero_rank(const ds_zero *z) {
-    return z->rank;
+    return z ? z->rank : 0;
 }
 DS_API int ds_zero_world(const ds_zero *z) {
-    return z->world;
+    return z ? z->world : 0;
 }
 
 DS_API ds_status ds_zero_comm_summary(ds_zero *z, void (*line)(void *ctx, const char *text), void *ctx) {
-    ds_comm *const comms[] = {z->comm, z->node, z->across};
+    ds_comm *comms[3];
+    if (!z) return DS_ERR_ARGUMENT;
+    if (!line) return dsi_zero_fail(z, DS_ERR_ARGUMENT, "ds_zero_comm_summary: line is NULL");
+    comms[0] = z->comm;
+    comms[1] = z->node;
+    comms[2] = z->across;
     for (int i = 0; i < 3; i++)
         if (comms[i] && ds_comm_log_summary(comms[i], true, line, ctx))
             return dsi_zero_failed_on(z, comms[i], "comms log", NULL);
     return DS_OK;
 }
 DS_API ds_status ds_zero_get_stats(const ds_zero *z, ds_zero_stats *out) {
+    if (!out) return DS_ERR_ARGUMENT;
     memset(out, 0, sizeof *out);
+    if (!z) return DS_ERR_ARGUMENT;
     out->now = z->now;
     out->peak = z->peak;
     out->gathered_elements_peak = z->live_peak;
@@ -5400,7 +5427,7 @@ static const char *const dsi_zero_claimed[] = {
 };
 
 DS_API const char *const *ds_zero_claims(size_t *n) {
-    *n = sizeof dsi_zero_claimed / sizeof dsi_zero_claimed[0];
+    if (n) *n = sizeof dsi_zero_claimed / sizeof dsi_zero_claimed[0];
     return dsi_zero_claimed;
 }
 
@@ -5425,6 +5452,8 @@ DS_API ds_status ds_zero_unclaimed(const ds_config *config, const char *const *e
     memset(&u, 0, sizeof u);
     u.text = text;
     u.room = sizeof text;
+    if (!config || (!extra && n_extra))
+        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_zero_unclaimed: %s is NULL", config ? "extra" : "config");
     if (n_extra > 256 - n)
         return dsi_fail(error, DS_ERR_ARGUMENT, "ds_zero_unclaimed: %zu extra keys, at most %zu", n_extra, 256 - n);
     memcpy(claims, own, n * sizeof *claims);

@@ -212,7 +212,7 @@ static void misuse(int stage) {
         BAD(ds_zero_grad_buffer(z, 1, &buffer), DS_ERR_STATE, "'beta' is taken");
         BAD(ds_zero_grad_ready(z, 2, NULL), DS_ERR_STATE, "'gamma' is ready without a buffer");
         BAD(ds_zero_end(z), DS_ERR_STATE, "'beta' was taken but not");
-        CHECK(buffer == NULL);
+        CHECK(buffer != NULL); /* what was lent is still known */
         ds_zero_destroy(z); /* in the middle of a pass: nothing leaks */
         z = engine(c, params, NULL);
         micro_batch(z, gradient);
@@ -1223,6 +1223,84 @@ static void unlike(void) {
         }
 }
 
+static void no_line(void *ctx, const char *text) {
+    (void)ctx, (void)text;
+}
+
+/* Arguments that are NULL, or make no sense: an error where there is a status, harmless elsewhere. */
+static void arguments(void) {
+    ds_zero_param params[N];
+    ds_zero_group group = {NAN, -1};
+    ds_zero_desc d;
+    ds_zero_stats stats;
+    ds_zero_bytes bytes;
+    ds_error e = {DS_OK, ""};
+    ds_config *c = config_with("\"stage\": 2", "");
+    ds_zero *z = NULL;
+    float x[4];
+    memset(&d, 0, sizeof d);
+    describe(params, DS_F32);
+    d.config = c;
+    d.params = params;
+    d.n_params = N;
+    TEST_NAMED("NULL where an engine, a configuration or room for the answer must be") {
+        CHECK(ds_zero_begin(NULL, DS_ZERO_TRAIN) == DS_ERR_ARGUMENT && ds_zero_end(NULL) == DS_ERR_ARGUMENT);
+        CHECK(ds_zero_fetch(NULL, 0, NULL) == DS_ERR_ARGUMENT && ds_zero_release(NULL, 0) == DS_ERR_ARGUMENT);
+        CHECK(ds_zero_grad(NULL, 0, x, NULL) == DS_ERR_ARGUMENT &&
+              ds_zero_grad_ready(NULL, 0, NULL) == DS_ERR_ARGUMENT);
+        CHECK(ds_zero_loss(NULL, 1.0) == DS_ERR_ARGUMENT && ds_zero_step(NULL, NULL) == DS_ERR_ARGUMENT);
+        CHECK(ds_zero_read(NULL, 0, -1, 0, 1, x) == DS_ERR_ARGUMENT);
+        CHECK(ds_zero_save(NULL, "x", NULL, NULL, 0) == DS_ERR_ARGUMENT &&
+              ds_zero_save_finish(NULL) == DS_ERR_ARGUMENT);
+        CHECK(ds_zero_load(NULL, "x", NULL, NULL, NULL) == DS_ERR_ARGUMENT);
+        CHECK(ds_zero_save_16bit_model(NULL, "x") == DS_ERR_ARGUMENT);
+        CHECK(ds_zero_get_stats(NULL, &stats) == DS_ERR_ARGUMENT);
+        CHECK(ds_zero_comm_summary(NULL, no_line, NULL) == DS_ERR_ARGUMENT);
+        CHECK_HAS(ds_zero_error(NULL)->message, "engine is NULL");
+        CHECK(ds_zero_steps(NULL) == 0 && ds_zero_samples(NULL) == 0 && ds_zero_rank(NULL) == 0 &&
+              ds_zero_world(NULL) == 0 && ds_zero_loss_scale(NULL) == 1.0);
+        ds_zero_stop(NULL);
+        CHECK(ds_zero_model_dtype(NULL) == DS_F32 && ds_zero_claims(NULL) != NULL);
+        CHECK(ds_zero_unclaimed(NULL, NULL, 0, &e) == DS_ERR_ARGUMENT);
+        CHECK_HAS(e.message, "config is NULL");
+        CHECK(ds_zero_unclaimed(c, NULL, 1, &e) == DS_ERR_ARGUMENT);
+        CHECK(ds_zero_plan(&d, 0, 1, NULL, &e) == DS_ERR_ARGUMENT);
+        CHECK_HAS(e.message, "ds_zero_plan: out is NULL");
+        CHECK(ds_zero_create(&d, NULL, &e) == DS_ERR_ARGUMENT);
+        CHECK_HAS(e.message, "ds_zero_create: out is NULL");
+    }
+    TEST_NAMED("an engine refuses NULL, and leaves what the caller has") {
+        void *buffer = NULL, *kept;
+        z = engine(c, params, NULL);
+        CHECK(ds_zero_get_stats(z, NULL) == DS_ERR_ARGUMENT);
+        BAD(ds_zero_comm_summary(z, NULL, NULL), DS_ERR_ARGUMENT, "ds_zero_comm_summary: line is NULL");
+        BAD(ds_zero_read(z, 0, -1, 0, 4, NULL), DS_ERR_ARGUMENT, "ds_zero_read of 'alpha': out is NULL");
+        BAD(ds_zero_save(z, "build", NULL, NULL, 8), DS_ERR_ARGUMENT, "ds_zero_save: client is NULL");
+        OK(ds_zero_begin(z, DS_ZERO_TRAIN));
+        BAD(ds_zero_grad_buffer(z, 1, NULL), DS_ERR_ARGUMENT, "ds_zero_grad_buffer of 'beta': buffer is NULL");
+        OK(ds_zero_grad_buffer(z, 1, &buffer));
+        kept = buffer;
+        BAD(ds_zero_grad_buffer(z, 1, &buffer), DS_ERR_STATE, "'beta' is taken");
+        CHECK(buffer == kept);
+        ds_zero_destroy(z);
+    }
+    TEST_NAMED("groups and contributions that make no sense") {
+        d.groups = &group;
+        d.n_groups = 1;
+        CHECK(ds_zero_create(&d, &z, &e) == DS_ERR_ARGUMENT);
+        CHECK_HAS(e.message, "group 0: lr nan");
+        group.lr = -1;
+        group.weight_decay = INFINITY;
+        CHECK(ds_zero_create(&d, &z, &e) == DS_ERR_ARGUMENT);
+        d.groups = NULL;
+        d.n_groups = 0;
+        params[2].contributions = -1;
+        CHECK(ds_zero_plan(&d, 0, 1, &bytes, &e) == DS_ERR_ARGUMENT);
+        CHECK_HAS(e.message, "'gamma': -1 contributions");
+    }
+    ds_config_free(c);
+}
+
 static void corners(void) {
     TEST(reads and passes out of range) {
         ds_zero_param params[N];
@@ -2009,6 +2087,7 @@ int main(int argc, char **argv) {
     refusals();
     corners();
     unlike();
+    arguments();
     wiring();
     memory();
     return test_end();
