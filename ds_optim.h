@@ -2116,7 +2116,6 @@ static void dsi_optim_rule(ds_optim *o, ds_optim_rule rule, const ds_optim_slice
     part.slice = *s;
     part.slice.weights16 = NULL;
     part.rate = rate;
-    part.sums = o->device_sums;
     if (s->count)
         DSI_OPTIM_ON_DEVICE(table->update(table->ctx, rule, o->items[s->tensor].constants, &part, 1, o->stream));
 }
@@ -2552,10 +2551,10 @@ static double dsi_optim_lamb_factor(const ds_optim_params *p, double factor, dou
 typedef struct dsi_optim_found {
     double plain, squares, ratio;
 } dsi_optim_found;
-static dsi_optim_found dsi_optim_imply(ds_optim *o, const dsi_optim_item *item, const ds_optim_slice *s,
-                                       const float *fused, float scaling) {
+static dsi_optim_found dsi_optim_imply(ds_optim *o, const dsi_optim_item *item, const ds_optim_slice *s) {
     const ds_optim_constants *k = item->constants;
-    const float *mask = o->desc.masks ? o->desc.masks[s->tensor] : NULL;
+    const float *mask = o->desc.masks ? o->desc.masks[s->tensor] : NULL, *fused = o->average + item->error_begin;
+    const float scaling = (float)item->scalar[DSI_OPTIM_SCALING];
     dsi_optim_found found = {0, 0, 0};
     ds_optim_constants plain = *k;
     float fresh[DS_GRAIN], direction[DS_GRAIN];
@@ -2579,38 +2578,27 @@ static dsi_optim_found dsi_optim_imply(ds_optim *o, const dsi_optim_item *item, 
     }
     return found;
 }
-static dsi_optim_found dsi_optim_imply_on_device(ds_optim *o, const dsi_optim_item *item, const ds_optim_slice *s,
-                                                 const float *fused, float scaling) {
-    dsi_optim_found found = {0, 0, 0};
-    ds_optim_slice averaged = *s;
-    const double *sums;
-    averaged.grad = fused, averaged.grad_dtype = DS_F32;
-    dsi_optim_rule(o, DS_OPTIM_RULE_ONE_BIT_LAMB, &averaged, scaling);
-    sums = dsi_optim_sums(o, 3 * item->grains);
-    for (size_t g = 0; g < item->grains && !o->device_status; g++, sums += 3) {
-        found.plain += sums[0];
-        found.squares += sums[1];
-        if (sums[2] > found.ratio) found.ratio = sums[2];
-    }
-    return found;
-}
-static ds_status dsi_optim_whole_one_bit_lamb(ds_optim *o, dsi_optim_item *item, const ds_optim_slice *s, float *grad) {
+// Sets the factor of this step.
+static void dsi_optim_compare(dsi_optim_item *item, const dsi_optim_found *found) {
     const ds_optim_params *p = item->pass.params;
-    const float *fused = o->average + item->error_begin, scaling = (float)item->scalar[DSI_OPTIM_SCALING];
-    dsi_optim_found found;
-    double factor;
-    (void)grad;
-    if (!s->count) return DS_OK;
-    found = dsi_optim_by_kernels(o) ? dsi_optim_imply_on_device(o, item, s, fused, scaling)
-                                    : dsi_optim_imply(o, item, s, fused, scaling);
-    factor = found.ratio;
+    double factor = found->ratio;
     if (p->weight_decay > 0) {
-        double share = sqrt(found.plain) / sqrt(found.squares);
+        double share = sqrt(found->plain) / sqrt(found->squares);
         if (!(share < 1)) share = 1;
         factor = factor * share + (1 - share);
     }
-    factor = item->scalar[DSI_OPTIM_FACTOR] = dsi_optim_lamb_factor(p, factor, item->scalar[DSI_OPTIM_FACTOR]);
-    dsi_optim_direct(o, s, (float)(-p->lr * item->scalar[DSI_OPTIM_COEFF] * factor), NULL);
+    item->scalar[DSI_OPTIM_FACTOR] = dsi_optim_lamb_factor(p, factor, item->scalar[DSI_OPTIM_FACTOR]);
+}
+static float dsi_optim_compressed_rate(const dsi_optim_item *item) {
+    return (float)(-item->pass.params->lr * item->scalar[DSI_OPTIM_COEFF] * item->scalar[DSI_OPTIM_FACTOR]);
+}
+static ds_status dsi_optim_whole_one_bit_lamb(ds_optim *o, dsi_optim_item *item, const ds_optim_slice *s, float *grad) {
+    dsi_optim_found found;
+    (void)grad;
+    if (!s->count) return DS_OK;
+    found = dsi_optim_imply(o, item, s);
+    dsi_optim_compare(item, &found);
+    dsi_optim_direct(o, s, dsi_optim_compressed_rate(item), NULL);
     return DS_OK;
 }
 
@@ -2652,7 +2640,7 @@ static ds_status dsi_optim_one_bit_end(ds_optim *o) {
         return dsi_optim_clear_errors(o); // they change their meaning
     return DS_OK;
 }
-// Sums for each grain: two of LAMB's measure, three of its compressed phase. All floats begin as zero.
+// Sums for each grain: two of LAMB's measure, three of its compressed phase. All begins as zero.
 static ds_status dsi_optim_one_bit_device(ds_optim *o, size_t whole, size_t average) {
     const ds_device *d = o->desc.device;
     const size_t sums = dsi_optim_fused(o) ? dsi_mul(3, o->grains) : 0, errors = dsi_round_up(o->error_count, 64);
@@ -2664,7 +2652,7 @@ static ds_status dsi_optim_one_bit_device(ds_optim *o, size_t whole, size_t aver
     o->worker_error = o->gradient + dsi_round_up(whole, 64);
     o->server_error = o->worker_error + errors;
     o->average = o->server_error + server;
-    status = d->fill(d->ctx, o->gradient, 0, floats * sizeof(float), NULL);
+    status = d->fill(d->ctx, o->device_memory, 0, o->device_bytes, NULL);
     return status ? status : d->synchronize(d->ctx, NULL);
 }
 static ds_status dsi_optim_one_bit_scratch(ds_optim *o) {
@@ -3465,10 +3453,8 @@ static void dsi_optim_give_on_device(ds_optim *o, const ds_optim_slice *s) {
 static ds_status dsi_optim_whole_on_device(ds_optim *o, bool measure, const ds_optim_slice *s) {
     dsi_optim_item *item = &o->items[s->tensor];
     ds_status status = DS_OK;
-    if (measure || !dsi_optim_fused(o)) {
-        DSI_OPTIM_ON_DEVICE(table->cast(table->ctx, o->gradient, DS_F32, s->grad, s->grad_dtype, s->count, o->stream));
-        dsi_optim_times(o, o->gradient, item->constants->adam.factor, s->count);
-    }
+    DSI_OPTIM_ON_DEVICE(table->cast(table->ctx, o->gradient, DS_F32, s->grad, s->grad_dtype, s->count, o->stream));
+    dsi_optim_times(o, o->gradient, item->constants->adam.factor, s->count);
     if (measure)
         dsi_optim_fuse(o, s, o->gradient);
     else if (!(status = item->entry->whole(o, item, s, o->gradient)))
@@ -3489,35 +3475,72 @@ static void dsi_optim_freeze_on_device(ds_optim *o, const ds_optim_slice *s) {
 static bool dsi_optim_takes_kernels(const ds_optim *o, const ds_optim_slice *slices, size_t count) {
     return o->desc.kernels && count && !slices[0].on_host;
 }
-// Slices that share constants, and so a rule, are one call of the table; tensors that are taken whole, several each.
-static ds_status dsi_optim_on_device(ds_optim *o, bool measure, const ds_optim_slice *slices, size_t count,
-                                     void *stream) {
-    const bool counts = dsi_optim_is(o, DSI_OPTIM_ONE_BIT) && o->step == 0; // as on the CPU, that step does no more
-    ds_status status = DS_OK;
-    o->stream = stream, o->device_status = DS_OK;
-    for (size_t i = 0; i < count && counts; i++) dsi_optim_give_on_device(o, &slices[i]);
-    for (size_t g = 0; g < 2 * o->desc.group_count && !counts; g++) {
+static void dsi_optim_part_of(ds_optim *o, ds_optim_rule rule, const ds_optim_slice *s, ds_optim_part *part) {
+    const dsi_optim_item *item = &o->items[s->tensor];
+    const ds_optim_constants *k = item->constants;
+    part->slice = *s;
+    part->rate = k->minus_lr, part->sums = NULL;
+    if (rule == DS_OPTIM_RULE_LAMB_MEASURE) part->sums = o->device_sums + 2 * (item->first_grain + s->begin / DS_GRAIN);
+    if (rule == DS_OPTIM_RULE_LAMB_UPDATE)
+        part->rate = dsi_optim_now_whole(o, item)
+                         ? dsi_optim_compressed_rate(item)
+                         : (float)(-k->rate * dsi_optim_trust_ratio(item->pass.params, item->pass.norm));
+    if (rule == DS_OPTIM_RULE_ONE_BIT_LAMB) {
+        part->slice.grad = o->average + item->error_begin, part->slice.grad_dtype = DS_F32;
+        part->rate = (float)item->scalar[DSI_OPTIM_SCALING];
+        part->sums = o->device_sums + 3 * item->first_grain;
+    }
+}
+// Slices that share constants, and so a rule, are one call of the table. A negative rule: their optimizer's, of those that are
+// not taken whole.
+static void dsi_optim_by_rule(ds_optim *o, int given, const ds_optim_slice *slices, size_t count) {
+    for (size_t g = 0; g < 2 * o->desc.group_count; g++) {
         const ds_optim_constants *k = &o->constants[g];
-        ds_optim_rule rule = DS_OPTIM_RULE_LAMB_MEASURE;
+        ds_optim_rule rule = (ds_optim_rule)given;
         size_t n = 0;
-        for (size_t i = 0; i < count && !status; i++) {
+        for (size_t i = 0; i < count; i++) {
             const dsi_optim_item *item = &o->items[slices[i].tensor];
-            ds_optim_part *part = &o->parts[n];
-            if (item->constants != k) continue;
-            if (dsi_optim_now_whole(o, item)) status = dsi_optim_whole_on_device(o, measure, &slices[i]);
-            if (dsi_optim_now_whole(o, item) || !slices[i].count) continue;
-            if (!measure) rule = (ds_optim_rule)dsi_optim_rule_of(item->entry);
-            part->slice = slices[i];
-            part->rate = k->minus_lr, part->sums = NULL;
-            if (rule == DS_OPTIM_RULE_LAMB_MEASURE)
-                part->sums = o->device_sums + 2 * (item->first_grain + slices[i].begin / DS_GRAIN);
-            if (rule == DS_OPTIM_RULE_LAMB_UPDATE)
-                part->rate = (float)(-k->rate * dsi_optim_trust_ratio(item->pass.params, item->pass.norm));
+            if (item->constants != k || !slices[i].count || (given < 0 && dsi_optim_now_whole(o, item))) continue;
+            if (given < 0) rule = (ds_optim_rule)dsi_optim_rule_of(item->entry);
+            dsi_optim_part_of(o, rule, &slices[i], &o->parts[n]);
             if (++n < o->desc.tensor_count) continue;
-            DSI_OPTIM_ON_DEVICE(table->update(table->ctx, rule, k, o->parts, n, stream));
+            DSI_OPTIM_ON_DEVICE(table->update(table->ctx, rule, k, o->parts, n, o->stream));
             n = 0;
         }
-        if (n && !status) DSI_OPTIM_ON_DEVICE(table->update(table->ctx, rule, k, o->parts, n, stream));
+        if (n) DSI_OPTIM_ON_DEVICE(table->update(table->ctx, rule, k, o->parts, n, o->stream));
+    }
+}
+// 1-bit LAMB's compressed phase: as dsi_optim_whole_one_bit_lamb, all tensors at once.
+static void dsi_optim_lamb_on_device(ds_optim *o, const ds_optim_slice *slices, size_t count) {
+    const double *sums;
+    dsi_optim_by_rule(o, DS_OPTIM_RULE_ONE_BIT_LAMB, slices, count);
+    sums = dsi_optim_sums(o, 3 * o->grains);
+    for (size_t i = 0; i < count && !o->device_status; i++) {
+        dsi_optim_item *item = &o->items[slices[i].tensor];
+        dsi_optim_found found = {0, 0, 0};
+        for (const double *at = sums + 3 * item->first_grain; at < sums + 3 * (item->first_grain + item->grains);
+             at += 3) {
+            found.plain += at[0], found.squares += at[1];
+            if (at[2] > found.ratio) found.ratio = at[2];
+        }
+        if (item->count) dsi_optim_compare(item, &found);
+    }
+    if (!o->device_status) dsi_optim_by_rule(o, DS_OPTIM_RULE_LAMB_UPDATE, slices, count);
+}
+static ds_status dsi_optim_on_device(ds_optim *o, bool measure, const ds_optim_slice *slices, size_t count,
+                                     void *stream) {
+    const bool compressed = dsi_optim_fused(o) && dsi_optim_compressing(o);
+    ds_status status = DS_OK;
+    o->stream = stream, o->device_status = DS_OK;
+    if (dsi_optim_is(o, DSI_OPTIM_ONE_BIT) && o->step == 0) { // as on the CPU, that step does no more
+        for (size_t i = 0; i < count; i++) dsi_optim_give_on_device(o, &slices[i]);
+    } else if (compressed && !measure) {
+        dsi_optim_lamb_on_device(o, slices, count);
+    } else {
+        for (size_t i = 0; i < count && !status; i++)
+            if (dsi_optim_now_whole(o, &o->items[slices[i].tensor]))
+                status = dsi_optim_whole_on_device(o, measure, &slices[i]);
+        if (!status && !compressed) dsi_optim_by_rule(o, measure ? DS_OPTIM_RULE_LAMB_MEASURE : -1, slices, count);
     }
     for (size_t i = 0; i < count && !measure && dsi_optim_fused(o) && o->step + 1 == dsi_optim_freeze_step(o); i++)
         dsi_optim_freeze_on_device(o, &slices[i]);
