@@ -464,8 +464,10 @@ DS_API ds_status ds_wire_monitor(const ds_config *config, ds_monitor_desc *desc,
 
 /* Bytes by class and tier that an engine of this descriptor will hold on this rank, before anything is allocated. `rank`
    and `world` need no communicator; desc->comm is not used. What the allocator then gives for training is this to the
-   byte; saving and loading take more for their time. Errors: as ds_zero_create's for the descriptor; DS_ERR_MEMORY when desc->limit is exceeded: the text has the largest item and the cheapest change that
-   would fit, and *out is written. */
+   byte, while gradients come in the order of the pass before: one that comes before its bucket is open waits in a buffer of
+   its own, which desc->gradient_buffers can count in. Saving and loading take more for their time. Errors: as
+   ds_zero_create's for the descriptor; DS_ERR_MEMORY when desc->limit is exceeded: the text has the largest item and the
+   cheapest change that would fit, and *out is written. */
 DS_API ds_status ds_zero_plan(const ds_zero_desc *desc, int rank, int world, ds_zero_bytes *out, ds_error *error);
 
 DS_API ds_status ds_zero_create_(const ds_zero_desc *desc, size_t desc_bytes, int version, ds_zero **out,
