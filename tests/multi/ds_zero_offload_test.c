@@ -278,11 +278,12 @@ static bool pair_open(pair *q, setting s, int threshold) {
         ds_zero_param params[N_PARAMS];
         ds_zero_desc d;
         memset(&d, 0, sizeof d);
-        snprintf(zero, sizeof zero,
-                 ", \"stage3_param_persistence_threshold\": %d, \"sub_group_size\": 1024, \"offload_optimizer\": "
-                 "{\"device\": \"nvme\", \"nvme_path\": \"%s\"%s}, "
-                 "\"stage3_gather_16bit_weights_on_model_save\": true",
-                 threshold, folder(), late_pipes[k]);
+        snprintf(
+            zero, sizeof zero,
+            ", \"stage3_param_persistence_threshold\": %d, \"sub_group_size\": 1024, \"reduce_bucket_size\": 1000, "
+            "\"offload_optimizer\": {\"device\": \"nvme\", \"nvme_path\": \"%s\"%s}, "
+            "\"stage3_gather_16bit_weights_on_model_save\": true",
+            threshold, folder(), late_pipes[k]);
         s.zero = zero;
         q->config[k] = config_of(&s, &e);
         if (!CHECK(q->config[k] != NULL)) return printf("  %s\n", e.message), false;
@@ -300,6 +301,19 @@ static void pair_close(pair *q) {
         ds_zero_destroy(q->z[k]);
         ds_config_free(q->config[k]);
     }
+}
+
+/* A step whose pass fetches nothing, so that its gradients are what an update that is left waits for. */
+static void pair_blind(pair *q, int k, uint64_t seed, bool finite) {
+    static float gradient[129 * 64];
+    ds_zero_report report;
+    CHECK(ds_zero_begin(q->z[k], DS_ZERO_TRAIN) == DS_OK);
+    for (size_t i = N_PARAMS; i-- > 0;) {
+        for (size_t e = 0; e < numel(i); e++) gradient[e] = finite ? (float)(test_uniform(&seed) - 0.5) : INFINITY;
+        CHECK(ds_zero_grad(q->z[k], i, gradient, NULL) == DS_OK);
+    }
+    CHECK(ds_zero_end(q->z[k]) == DS_OK);
+    CHECK(ds_zero_step(q->z[k], &report) == DS_OK && report.skipped == !finite);
 }
 
 /* A step; returns what its pass showed at the fetches, folded. */
@@ -386,11 +400,96 @@ static void left_over(int threshold) {
         snprintf(command, sizeof command, "rm -r %s %s", path[0], path[1]);
         CHECK(system(command) == 0);
     }
+    snprintf(name, sizeof name, "an update is left and the next pass fetches nothing: threshold %d", threshold);
+    TEST_NAMED(name) {
+        if (!pair_open(&q, s, threshold)) break;
+        for (uint64_t step = 1; step < 4; step++)
+            for (int k = 0; k < 2; k++) pair_blind(&q, k, step, true);
+        CHECK(pair_same(&q));
+        pair_close(&q);
+    }
+    snprintf(name, sizeof name, "a load after a skipped step, whose states are in memory: threshold %d", threshold);
+    TEST_NAMED(name) {
+        char command[400];
+        if (!pair_open(&q, s, threshold)) break;
+        for (int k = 0; k < 2; k++) {
+            pair_blind(&q, k, 1, true);
+            CHECK(ds_zero_save(q.z[k], path[k], "t", NULL, 0) == DS_OK);
+            pair_blind(&q, k, 2, true);
+        }
+        pair_blind(&q, 1, 3, false); /* leaves what was read ahead of it */
+        for (int k = 0; k < 2; k++) {
+            CHECK(ds_zero_load(q.z[k], path[0], "t", NULL, NULL) == DS_OK);
+            pair_blind(&q, k, 4, true);
+        }
+        CHECK(pair_same(&q));
+        pair_close(&q);
+        snprintf(command, sizeof command, "rm -r %.190s %.190s", path[0], path[1]);
+        CHECK(system(command) == 0);
+    }
     snprintf(name, sizeof name, "an engine goes while an update is left: threshold %d", threshold);
     TEST_NAMED(name) {
         if (!pair_open(&q, s, threshold)) break;
         for (int k = 0; k < 2; k++) pair_step(&q, k, DS_ZERO_TRAIN, 1);
         pair_close(&q);
+    }
+}
+
+/* ---- tensors larger than a lane, between small ones ---- */
+
+static void big_step(ds_zero *z, size_t n, const size_t *sizes, int step) {
+    static float gradient[700000];
+    for (int micro = 0; micro < 2; micro++) {
+        CHECK(ds_zero_begin(z, DS_ZERO_TRAIN) == DS_OK);
+        for (size_t i = n; i-- > 0;) {
+            uint64_t seed = (uint64_t)(step * 100 + micro * 10) + i;
+            for (size_t e = 0; e < sizes[i]; e++) gradient[e] = (float)(test_uniform(&seed) - 0.5);
+            CHECK(ds_zero_grad(z, i, gradient, NULL) == DS_OK);
+        }
+        CHECK(ds_zero_end(z) == DS_OK);
+    }
+    CHECK(ds_zero_step(z, NULL) == DS_OK);
+}
+
+static void lanes(void) {
+    static const size_t sizes[5] = {5000, 700000, 3000, 1, 280000};
+    static float value[2][700000];
+    TEST(sums of large and small tensors on disk) {
+        void *slots[5];
+        ds_zero *z[2] = {NULL, NULL};
+        ds_config *config[2] = {NULL, NULL};
+        bool same = true;
+        for (int k = 0; k < 2; k++) {
+            setting s = setting_of(1, 3, 2, 1, "fp32");
+            ds_zero_param params[5];
+            ds_zero_desc d;
+            ds_error e = {DS_OK, ""};
+            memset(params, 0, sizeof params);
+            memset(&d, 0, sizeof d);
+            snprintf(zero, sizeof zero,
+                     ", \"stage3_param_persistence_threshold\": 0, \"sub_group_size\": 10240, \"offload_optimizer\": "
+                     "{\"device\": \"nvme\", \"nvme_path\": \"%s\", \"pipeline_read\": true, \"pipeline_write\": true}",
+                     folder());
+            if (k) s.zero = zero;
+            for (size_t i = 0; i < 5; i++) {
+                params[i].name = names[i];
+                params[i].dims = 1;
+                params[i].shape[0] = sizes[i];
+                params[i].slot = &slots[i];
+            }
+            d.config = config[k] = config_of(&s, &e);
+            d.params = params;
+            d.n_params = 5;
+            if (!CHECK(config[k] && ds_zero_create(&d, &z[k], &e) == DS_OK)) printf("  %s\n", e.message);
+        }
+        for (int step = 0; step < 2 && z[0] && z[1]; step++)
+            for (int k = 0; k < 2; k++) big_step(z[k], 5, sizes, step);
+        for (size_t i = 0; i < 5 && z[0] && z[1]; i++) {
+            for (int k = 0; k < 2; k++) CHECK(ds_zero_read(z[k], i, 0, 0, sizes[i], value[k]) == DS_OK);
+            same = same && memcmp(value[0], value[1], sizes[i] * sizeof(float)) == 0;
+        }
+        CHECK(same);
+        for (int k = 0; k < 2; k++) ds_zero_destroy(z[k]), ds_config_free(config[k]);
     }
 }
 
@@ -405,5 +504,6 @@ int main(int argc, char **argv) {
     everything();
     left_over(0);
     left_over(2000);
+    lanes();
     return test_end();
 }
