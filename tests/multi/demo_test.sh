@@ -3,11 +3,17 @@
 set -u
 cd "$(dirname "$0")/../.."
 . tests/tools/train_gpt.sh
-mkdir b && ln -s "$B/ds" "$B/train_gpt" b/
+mkdir b bin && ln -s "$B/ds" "$B/train_gpt" b/
+# a GPU that is named but cannot be used: the demo says so, and the CPU trains
+printf '#!/bin/sh\necho "GPU 0: named"\n' >bin/nvidia-smi
+printf '#!/bin/sh\necho "no CUDA driver" >&2\nexit 1\n' >b/train_gpt_gpu
+chmod +x bin/nvidia-smi b/train_gpt_gpu
 cd "$root" || exit 1
-B=$work/b STEPS=6 tests/tools/demo.sh >"$work/out" 2>"$work/err" </dev/null
+PATH=$work/bin:$PATH NVCC=nvcc MAKE=true B=$work/b STEPS=6 tests/tools/demo.sh >"$work/out" 2>"$work/err" </dev/null
 check $? 'the demo ends with 0' "$work/err"
 cd "$work" || exit 1
+grep -qF 'no GPU: there is one, but nothing runs on it (no CUDA driver); the CPU trains' out
+check $? 'a GPU on which nothing runs' out
 rows=$(grep -cE '^(stage [0-3]|3 \+ NVMe) .* 0x1\.[0-9a-f]+p\+?[0-9]+$' out)
 [[ $rows = 5 && $(grep -oE '0x1\.[0-9a-f]+p\+?[0-9]+$' out | sort -u | wc -l) = 1 ]]
 check $? "five rows, one loss" out

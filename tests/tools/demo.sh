@@ -13,6 +13,8 @@ elif [ -z "${NVCC:-}" ]; then
     echo "no GPU: there is one, but no nvcc (CUDA toolkit) to build for it; the CPU trains"
 elif ! ${MAKE:-make} -s "$B/train_gpt_gpu" >&2; then
     echo "no GPU: build/train_gpt_gpu does not build (see above); the CPU trains"
+elif ! "$B/train_gpt_gpu" --config examples/configs/stage0.json --steps 1 --generate 0 --quiet >/dev/null 2>"$out/gpu.log"; then
+    echo "no GPU: there is one, but nothing runs on it ($(tail -n 1 "$out/gpu.log")); the CPU trains"
 else
     program=train_gpt_gpu
     echo "a GPU trains: $(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1)"
