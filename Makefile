@@ -156,8 +156,10 @@ define LINK_GPU_TEST
 endef
 
 # `make gpu-bench`: figures of the kernels on this machine's GPU, each beside its ceiling; then PyTorch's and llm.c's
-gpu-bench: $(B)/gpu_bench
-	@$<
+gpu-bench:
+	@nvidia-smi -L 2>/dev/null | grep -q '^GPU' || { echo 'no GPU here: nvidia-smi names none'; exit 1; }
+	@$(MAKE) -s $(B)/gpu_bench
+	@$(B)/gpu_bench
 	@B="$(B)" BENCHED=1 tests/peers/gpu.sh
 # 550: to nvcc a variable that only (void) reads is never used; g++ checks the same text
 $(B)/gpu_bench: tests/gpu/bench.cu ds_kernels.cu $(HEADERS)

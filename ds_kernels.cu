@@ -195,9 +195,13 @@ bool wide_of(ds_dtype dtype, const void *p) {
 bool is_float(ds_dtype dtype) {
     return dtype == DS_F32 || dtype == DS_F16 || dtype == DS_BF16;
 }
+// Most blocks of a launch whose threads take elements in turns; tests lower it, so that each thread has several turns.
+#ifndef DSI_MOST_BLOCKS
+#define DSI_MOST_BLOCKS 65536u
+#endif
 unsigned blocks(size_t threads) {
     const size_t n = (threads + THREADS - 1) / THREADS;
-    return n < 65536 ? (unsigned)n : 65536u;
+    return n < DSI_MOST_BLOCKS ? (unsigned)n : DSI_MOST_BLOCKS;
 }
 thread_local char last_said[200] = "no error"; // of this thread, for `describe`
 // CUDA keeps an error until it is asked for, and the next launch would be taken for its cause: it is taken out.
@@ -917,7 +921,7 @@ template <bool GATHER>
 ds_status call_rows(void *ctx, void *to, const void *from, const uint32_t *rows, size_t count, size_t bytes, void *on) {
     use(ctx);
     const cudaStream_t stream = (cudaStream_t)on;
-    const unsigned n = count < 65536 ? (unsigned)count : 65536u;
+    const unsigned n = count < DSI_MOST_BLOCKS ? (unsigned)count : DSI_MOST_BLOCKS;
     if (!count || !bytes) return DS_OK;
     if (bytes % 16 == 0 && aligned(to, 16) && aligned(from, 16))
         DSI_LAUNCH((move_rows<uint4, GATHER>), n, THREADS, 0, stream, (uint4 *)to, (const uint4 *)from, rows, count,

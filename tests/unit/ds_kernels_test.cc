@@ -1,5 +1,6 @@
 // ds_kernels.cu: every kernel beside the CPU's function; on the emulated GPU of tests/emulate in several random orders.
 #ifndef TEST_ON_GPU
+#define DSI_MOST_BLOCKS 3u // so that threads take several turns at these sizes
 #include "../../ds_kernels.cu"
 enum { EMULATED = 1 };
 #else
