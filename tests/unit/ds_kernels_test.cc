@@ -683,12 +683,16 @@ int main(int argc, char **argv) {
         ds_optim *cpu = make_optim("AdamW", &params, 1, tensors, false);
         ds_optim *on_gpu = make_optim("AdamW", &params, 1, tensors, true);
         const size_t before = emu::calls["update"];
-        step_both(cpu, on_gpu, slices[0], slices[1], NULL);
+        void *stream; // not the first, which waits for all others: the list must come in the launch's own order
+        CHECK_EQ(gpu.stream_create(gpu.ctx, &stream), DS_OK);
+        step_both(cpu, on_gpu, slices[0], slices[1], stream);
+        CHECK_EQ(gpu.synchronize(gpu.ctx, stream), DS_OK);
         CHECK_EQ(emu::calls["update"] - before, EMULATED);
         for (size_t k = 0; k < 4; k++) {
             CHECK(device[k]->equals(arrays[k].data()));
             delete device[k];
         }
+        gpu.stream_destroy(gpu.ctx, stream);
         ds_optim_destroy(cpu);
         ds_optim_destroy(on_gpu);
     }
