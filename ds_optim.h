@@ -2336,8 +2336,14 @@ DS_API int64_t ds_optim_local_until(const ds_optim *o) {
     if (!dsi_optim_zero_one(o) || o->desc.group.size < 2) return 0;
     for (size_t i = 0; i < o->desc.tensor_count; i++) {
         const double *scalar = o->items[i].scalar;
-        const int64_t interval = (int64_t)scalar[DSI_OPTIM_LOCAL_INTERVAL];
-        if (o->items[i].count && scalar[DSI_OPTIM_RATES] != 0) return (o->step / interval + 1) * interval;
+        const int64_t scaler = o->items[i].pass.params->local_step_scaler;
+        const int64_t most = o->items[i].pass.params->local_step_clipper;
+        int64_t interval = (int64_t)scalar[DSI_OPTIM_LOCAL_INTERVAL], step = o->step;
+        int64_t left = scaler - (int64_t)scalar[DSI_OPTIM_LOCAL_COUNTER]; // steps until the interval doubles
+        if (!o->items[i].count || scalar[DSI_OPTIM_RATES] == 0) continue;
+        for (; (step / interval + 1) * interval > step + left && interval != most; left = scaler)
+            step += left, interval = 2 * interval < most ? 2 * interval : most;
+        return (step / interval + 1) * interval;
     }
     return 0;
 }
