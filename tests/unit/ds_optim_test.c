@@ -605,7 +605,8 @@ static uint64_t run_bits(const char *type, ds_optim_level level, size_t count, s
     memset(&desc, 0, sizeof desc);
     memset(&a, 0, sizeof a);
     ds_optim_params_default(type, &p);
-    p.weight_decay = 0.1, p.momentum = 0.9, p.nesterov = true, p.freeze_step = 2, p.var_freeze_step = 3;
+    p.weight_decay = count % 4 == 3 ? 0 : 0.1, p.momentum = 0.9, p.nesterov = true, p.freeze_step = 2,
+    p.var_freeze_step = 3;
     p.adam_w_mode = strcmp(type, "Adam") != 0;
     tensor.cols = count;
     if (strcmp(type, "Muon") == 0)
@@ -631,7 +632,7 @@ static uint64_t run_bits(const char *type, ds_optim_level level, size_t count, s
             for (size_t k = 0; k < DS_OPTIM_MAX_STATES; k++) x->state[k] = a.state[k] + 1 + begin;
             x->grad = dtype == DS_F32 ? (void *)(a.grad + 1 + begin) : (void *)(a.half_grad + 1 + begin);
             x->grad_dtype = dtype;
-            x->weights16 = a.out + 1 + begin;
+            x->weights16 = s == 3 ? NULL : a.out + 1 + begin;
             x->weights16_dtype = s % 2 ? DS_BF16 : DS_F16;
         }
         CHECK(ds_optim_begin(o, s ? 0.25 : 1, 1, 0) == DS_OK);
@@ -930,7 +931,7 @@ static void pieces(void) {
         s.kind = DS_SCHEDULE_CUSTOM;
         CHECK(ds_schedule_check(&s, &e) == DS_ERR_ARGUMENT);
         s.kind = (ds_schedule_kind)99;
-        CHECK(ds_schedule_check(&s, &e) == DS_ERR_ARGUMENT);
+        CHECK(ds_schedule_check(&s, &e) == DS_ERR_ARGUMENT && ds_schedule_lr(&s, 3, 0.5) == 0.5);
     }
 }
 
@@ -1408,6 +1409,112 @@ static ds_optim_kernels fake_kernels(void *ctx) {
     kernels.ctx = ctx, kernels.update = fake_adam;
     return kernels;
 }
+/* A device in host memory of which one call fails; `live` are its allocations. Its rules compute nothing but sums, as
+   ds_kernels_test compares what the real ones do. */
+typedef struct frail {
+    int calls, fails, live;
+} frail;
+static ds_status frail_call(void *ctx) {
+    frail *f = (frail *)ctx;
+    return ++f->calls == f->fails ? DS_ERR_DEVICE : DS_OK;
+}
+static ds_status frail_alloc(void *ctx, size_t bytes, void **memory) {
+    if (frail_call(ctx)) return DS_ERR_DEVICE;
+    ((frail *)ctx)->live++;
+    *memory = calloc(1, bytes + 1);
+    return DS_OK;
+}
+static void frail_release(void *ctx, void *memory, size_t bytes) {
+    (void)bytes;
+    ((frail *)ctx)->live--;
+    free(memory);
+}
+static ds_status frail_copy(void *ctx, void *to, const void *from, size_t bytes, void *stream) {
+    (void)stream;
+    memmove(to, from, bytes);
+    return frail_call(ctx);
+}
+static ds_status frail_fill(void *ctx, void *to, int byte, size_t bytes, void *stream) {
+    (void)stream;
+    memset(to, byte, bytes);
+    return frail_call(ctx);
+}
+static ds_status frail_synchronize(void *ctx, void *stream) {
+    (void)stream;
+    return frail_call(ctx);
+}
+static ds_status frail_update(void *ctx, ds_optim_rule rule, const ds_optim_constants *k, const ds_optim_part *parts,
+                              size_t count, void *stream) {
+    const size_t each = rule == DS_OPTIM_RULE_ONE_BIT_LAMB ? 3 : 2;
+    (void)k, (void)stream;
+    for (size_t i = 0; i < count; i++) {
+        CHECK(parts[i].slice.count > 0 && parts[i].slice.master);
+        for (size_t g = 0; parts[i].sums && g < each * dsi_optim_grains(parts[i].slice.count); g++)
+            parts[i].sums[g] = 1;
+    }
+    return frail_call(ctx);
+}
+static ds_status frail_norm_grains(void *ctx, const void *grad, ds_dtype dtype, size_t count, float factor,
+                                   double *per_grain, void *stream) {
+    (void)stream;
+    ds_optim_norm_grains(grad, dtype, count, factor, per_grain);
+    return frail_call(ctx);
+}
+static ds_status frail_norm_tree(void *ctx, double *grains, size_t n, void *stream) {
+    (void)stream;
+    grains[0] = ds_optim_norm_tree(grains, n);
+    return frail_call(ctx);
+}
+static ds_status frail_cast(void *ctx, void *to, ds_dtype to_dtype, const void *from, ds_dtype from_dtype, size_t count,
+                            void *stream) {
+    (void)stream;
+    CHECK(ds_optim_cast(to, to_dtype, from, from_dtype, count) == DS_OK);
+    return frail_call(ctx);
+}
+static ds_status frail_scale(void *ctx, void *x, ds_dtype dtype, float factor, size_t count, void *stream) {
+    (void)stream;
+    CHECK(ds_optim_scale(x, dtype, factor, count) == DS_OK);
+    return frail_call(ctx);
+}
+static ds_status frail_mix(void *ctx, float *y, const float *x, float a, float b, size_t count, void *stream) {
+    (void)stream;
+    dsi_optim_x1.mix(y, x, a, b, count);
+    return frail_call(ctx);
+}
+static ds_status frail_multiply(void *ctx, bool transpose_b, size_t m, size_t n, size_t k, float alpha, const float *a,
+                                const float *b, float beta, float *c, void *stream) {
+    int calls = 0;
+    (void)stream;
+    plain_gemm(&calls, false, transpose_b, m, n, k, alpha, a, k, b, transpose_b ? k : n, beta, c, n);
+    return frail_call(ctx);
+}
+static ds_status frail_transpose(void *ctx, float *to, const float *from, size_t rows, size_t cols, void *stream) {
+    (void)stream;
+    for (size_t i = 0; i < rows * cols; i++) to[i % cols * rows + i / cols] = from[i];
+    return frail_call(ctx);
+}
+static ds_status frail_mirror(void *ctx, float *c, size_t n, float add, void *stream) {
+    (void)stream;
+    for (size_t i = 0; i < n * n; i++) c[i] = i % n < i / n ? c[i % n * n + i / n] : c[i] + (i % (n + 1) ? 0 : add);
+    return frail_call(ctx);
+}
+static ds_status frail_average(void *ctx, float *buffer, float *worker_error, float *server_error, size_t count,
+                               void *stream) {
+    (void)buffer, (void)worker_error, (void)server_error, (void)stream;
+    CHECK(count > 0);
+    return frail_call(ctx);
+}
+/* One step, or the status that ended it. */
+static ds_status step_on_device(ds_optim *o, const ds_optim_slice *slices, size_t count) {
+    ds_status status = ds_optim_begin(o, 0.5, 1, 0);
+    const ds_optim_work work = ds_optim_tensor_work(o, 0);
+    if (work == DS_OPTIM_BY_NORM || work == DS_OPTIM_WHOLE_BY_NORM) {
+        if (!status) status = ds_optim_measure(o, slices, count);
+        if (!status) status = ds_optim_combine(o);
+    }
+    if (!status) status = ds_optim_apply(o, slices, count);
+    return status ? status : ds_optim_end(o);
+}
 static ds_status broken_exchange(void *ctx, const void *mine, void *all, size_t bytes) {
     (void)mine, (void)all, (void)bytes;
     return --*(int *)ctx < 0 ? DS_ERR_PEER : DS_OK;
@@ -1499,6 +1606,102 @@ static void hooks(void) {
             CHECK(ds_optim_create(&desc, &o, &e) == DS_ERR_UNSUPPORTED);
             CHECK_HAS(e.message, "Adam, AdamW, SGD");
         }
+    }
+    TEST(every_call_of_the_device_fails) {
+        static const char *const types[] = {"AdamW", "SGD",        "Adagrad",     "Lion",       "Lamb",
+                                            "Muon",  "OneBitAdam", "ZeroOneAdam", "OneBitLamb", "Muon"};
+        enum { STEPS = 8, TENSORS_HERE = 4 };
+        for (size_t t = 0; t < sizeof types / sizeof *types; t++)
+            for (int n = 1;; n++) {
+                static float w[TENSORS_HERE][1500], s[3][TENSORS_HERE][1500], g[TENSORS_HERE][1500];
+                static uint16_t half[TENSORS_HERE][1500];
+                ds_optim_tensor tensors[TENSORS_HERE];
+                ds_optim_slice slices[TENSORS_HERE + 1];
+                frail f = {0, n, 0};
+                ds_optim_kernels kernels;
+                ds_device gpu;
+                ds_optim_params p;
+                ds_optim_desc desc;
+                ds_optim *o = NULL;
+                ds_error e = {DS_OK, ""};
+                size_t count = 0;
+                bool failed = false;
+                memset(&kernels, 0, sizeof kernels), memset(&gpu, 0, sizeof gpu), memset(&desc, 0, sizeof desc);
+                memset(tensors, 0, sizeof tensors), memset(slices, 0, sizeof slices), memset(w, 0, sizeof w);
+                memset(s, 0, sizeof s);
+                kernels.ctx = gpu.ctx = &f;
+                kernels.update = frail_update, kernels.norm_grains = frail_norm_grains, kernels.cast = frail_cast;
+                kernels.norm_tree = frail_norm_tree, kernels.scale = frail_scale, kernels.mix = frail_mix;
+                kernels.multiply = frail_multiply, kernels.transpose = frail_transpose, kernels.mirror = frail_mirror;
+                gpu.alloc = gpu.pinned_alloc = frail_alloc, gpu.release = gpu.pinned_release = frail_release;
+                gpu.copy = frail_copy, gpu.fill = frail_fill, gpu.synchronize = frail_synchronize;
+                tensors[0].name = "row", tensors[0].rows = 1, tensors[0].cols = 1500;
+                tensors[1].name = "none";
+                tensors[2].name = "wide", tensors[2].rows = 6, tensors[2].cols = 7;
+                tensors[3].name = "tall", tensors[3].rows = 9, tensors[3].cols = 4;
+                ds_optim_params_default(types[t], &p);
+                p.freeze_step = n % 4 ? 3 : 1, p.var_freeze_step = 3, p.var_update_scaler = 1, p.weight_decay = 0.1;
+                p.ns_method = t + 1 < sizeof types / sizeof *types ? DS_OPTIM_NS_GRAM : DS_OPTIM_NS_STANDARD;
+                desc.type = types[t], desc.groups = &p, desc.group_count = 1;
+                desc.tensors = tensors, desc.tensor_count = TENSORS_HERE;
+                desc.kernels = &kernels, desc.device = &gpu, desc.all_on_device = true;
+                desc.average.average = frail_average, desc.average.ctx = &f;
+                if (ds_optim_create(&desc, &o, &e)) {
+                    CHECK(e.status == DS_ERR_DEVICE && o == NULL && f.calls == n && f.live == 0);
+                    continue;
+                }
+                for (size_t i = 0; i < TENSORS_HERE; i++) {
+                    const size_t all = tensors[i].rows * tensors[i].cols;
+                    const bool cut = all > DS_GRAIN && ds_optim_tensor_work(o, 0) < DS_OPTIM_WHOLE;
+                    for (size_t begin = 0; begin < all + (all == 0); begin += cut ? DS_GRAIN : all + 1) {
+                        ds_optim_slice *x = &slices[count++];
+                        x->tensor = i, x->begin = begin;
+                        x->count = cut && all - begin > DS_GRAIN ? DS_GRAIN : all - begin;
+                        x->master = w[i] + begin, x->grad = g[i] + begin;
+                        for (size_t k = 0; k < 3; k++) x->state[k] = s[k][i] + begin;
+                        if (i % 2 == 0) x->weights16 = half[i] + begin, x->weights16_dtype = DS_BF16;
+                    }
+                    for (size_t j = 0; j < all; j++) w[i][j] = 1, g[i][j] = (float)(j % 5) - 2;
+                }
+                for (int64_t k = 0; k < STEPS; k++) {
+                    const ds_status status = step_on_device(o, slices, count);
+                    if (!status) continue;
+                    /* nothing follows what failed, and the step can be taken again */
+                    CHECK(status == DS_ERR_DEVICE && !failed && f.calls == n);
+                    CHECK_HAS(ds_optim_error(o)->message, "failed");
+                    failed = true;
+                    if (ds_optim_step_count(o) == k) {
+                        ds_optim_cancel(o);
+                        CHECK(step_on_device(o, slices, count) == DS_OK);
+                    } else /* what end clears */
+                        CHECK(ds_optim_reset_errors(o) == DS_OK);
+                }
+                CHECK_EQ(ds_optim_step_count(o), STEPS);
+                CHECK(failed || f.calls < n);
+                ds_optim_destroy(o);
+                CHECK_EQ(f.live, 0);
+                if (!failed) break;
+            }
+    }
+    TEST(kernels_leave_the_hosts_slices_to_the_cpu) {
+        float w[2][4] = {{1, 2, 3, 4}, {1, 2, 3, 4}}, s[2][2][4] = {{{0}, {0}}, {{0}, {0}}}, g[4] = {1, -1, 2, 0};
+        ds_optim_tensor tensor = {"w", 1, 4, 0, DS_F32, DS_OPTIM_MUON_AUTO};
+        ds_optim_kernels kernels = fake_kernels(w); /* fails without its stream */
+        for (int k = 0; k < 2; k++) {
+            ds_optim_params p;
+            ds_optim_desc desc;
+            ds_optim *o = NULL;
+            ds_optim_slice x;
+            memset(&desc, 0, sizeof desc), memset(&x, 0, sizeof x);
+            ds_optim_params_default("Adam", &p);
+            desc.type = "Adam", desc.groups = &p, desc.group_count = 1, desc.tensors = &tensor, desc.tensor_count = 1;
+            if (k) desc.kernels = &kernels;
+            if (!CHECK(ds_optim_create(&desc, &o, NULL) == DS_OK)) break;
+            x.count = 4, x.master = w[k], x.state[0] = s[k][0], x.state[1] = s[k][1], x.grad = g, x.on_host = k != 0;
+            CHECK(ds_optim_begin(o, 1, 1, 0) == DS_OK && ds_optim_apply(o, &x, 1) == DS_OK && ds_optim_end(o) == DS_OK);
+            ds_optim_destroy(o);
+        }
+        CHECK(w[0][0] < 1 && memcmp(w[0], w[1], sizeof w[0]) == 0 && memcmp(s[0], s[1], sizeof s[0]) == 0);
     }
     TEST(exchange_fails) {
         static const char *const types[] = {"Lamb", "OneBitAdam", "ZeroOneAdam", "OneBitLamb"};
@@ -1763,6 +1966,8 @@ static void corners(void) {
         static float data[DS_GRAIN];
         ds_optim_table table = {"Own", DS_OPTIM_BY_GRAIN, 0, {NULL, NULL, NULL}, NULL, normalized, NULL, NULL, false};
         ds_optim_kernels kernels = fake_kernels(NULL);
+        const float *const masks[1] = {data};
+        ds_device gpu;
         ds_optim_io io = {NULL, DS_F32, data, DS_F32};
         ds_optim_params p;
         ds_optim_desc desc, good;
@@ -1773,7 +1978,7 @@ static void corners(void) {
         ds_optim_params_default(NULL, &p);
         memset(&m, 0, sizeof m);
         memset(&x, 0, sizeof x);
-        memset(&good, 0, sizeof good);
+        memset(&good, 0, sizeof good), memset(&gpu, 0, sizeof gpu);
         m.tensors[0].name = "w", m.tensors[0].rows = 1, m.tensors[0].cols = 5;
         good.type = "Own", good.groups = &p, good.group_count = 1, good.tensors = m.tensors, good.tensor_count = 1;
         good.tables = &table, good.table_count = 1, good.own_states = true;
@@ -1788,6 +1993,14 @@ static void corners(void) {
         CHECK(ds_optim_create(&desc, &o, NULL) == DS_ERR_UNSUPPORTED);
         desc.type = "Adam";
         CHECK(ds_optim_create(&desc, &o, NULL) == DS_ERR_UNSUPPORTED);
+        desc.own_states = false, desc.type = "Lamb"; /* its sums lie on a device */
+        CHECK(ds_optim_create(&desc, &o, NULL) == DS_ERR_ARGUMENT);
+        desc.type = "OneBitAdam", desc.device = &gpu;
+        CHECK(ds_optim_create(&desc, &o, NULL) == DS_ERR_UNSUPPORTED);
+        desc.all_on_device = true, desc.masks = masks;
+        CHECK(ds_optim_create(&desc, &o, NULL) == DS_ERR_ARGUMENT);
+        desc.masks = NULL, desc.group.size = 2, desc.group.exchange = broken_exchange;
+        CHECK(ds_optim_create(&desc, &o, NULL) == DS_ERR_ARGUMENT);
         desc = good, desc.groups = NULL;
         CHECK(ds_optim_create(&desc, &o, NULL) == DS_ERR_ARGUMENT);
         if (!CHECK(ds_optim_create(&good, &o, NULL) == DS_OK)) break;
@@ -1823,6 +2036,11 @@ static void corners(void) {
         CHECK(ds_optim_set_schedule(o, 0, &schedule) == DS_OK && ds_optim_lr(o, 0) == p.lr);
         CHECK(ds_schedule_default(NULL, &schedule, NULL) == DS_ERR_INPUT);
         ds_optim_destroy(o);
+        ds_optim_params_default("OneBitAdam", &p);
+        if (!CHECK(create_of("OneBitAdam", &p, m.tensors, 1, NULL, &o) == DS_OK)) break;
+        CHECK(ds_optim_set_step_count(o, p.freeze_step) == DS_OK && ds_optim_begin(o, 1, 1, 0) == DS_OK);
+        CHECK(ds_optim_combine(o) == DS_OK && ds_optim_combine(o) == DS_ERR_STATE); /* nothing to do, once */
+        ds_optim_destroy(o);
     }
 }
 
@@ -1834,7 +2052,8 @@ static double fixed_rate(void *ctx, int64_t k, double base_lr) {
 }
 static ds_status fails_at_seven(const ds_optim_pass *pass, const float *grad, float *master, float *const *state,
                                 size_t count) {
-    (void)pass, (void)state, (void)master;
+    (void)pass;
+    if (count && state[0]) master[0] = state[0][0] = 1; /* been here */
     return count && grad[0] == 7 ? DS_ERR_CORRUPT : DS_OK;
 }
 /* What a sum is, is the table's business: -1 and NaN are sums like any other. */
@@ -2017,9 +2236,10 @@ static void rest(void) {
         }
     }
     TEST(memory_of_ranks_and_of_a_users_table_fails) {
-        for (int own = 0; own < 2; own++)
+        for (int own = 0; own < 3; own++) /* 2: with kernels */
             for (size_t n = 1;; n++) {
                 test_memory memory;
+                ds_optim_kernels kernels = fake_kernels(NULL);
                 int left = 1000;
                 ds_optim_tensor tensor = {"w", 1, 20, 0, DS_F32, DS_OPTIM_MUON_AUTO};
                 ds_optim_table table = {"Own", DS_OPTIM_BY_GRAIN, 1, {"a", NULL, NULL}, NULL, normalized, NULL, NULL,
@@ -2031,8 +2251,9 @@ static void rest(void) {
                 memset(&memory, 0, sizeof memory);
                 memset(&desc, 0, sizeof desc);
                 ds_optim_params_default("Lamb", &p);
-                desc.type = own ? "Own" : "Lamb", desc.groups = &p, desc.group_count = 1, desc.tensors = &tensor;
-                desc.tensor_count = 1, desc.own_states = true, desc.tables = &table, desc.table_count = 1;
+                desc.type = own ? own > 1 ? "Lion" : "Own" : "Lamb", desc.groups = &p, desc.group_count = 1;
+                desc.tensors = &tensor, desc.tensor_count = 1, desc.tables = &table, desc.table_count = 1;
+                desc.own_states = own < 2, desc.kernels = own < 2 ? NULL : &kernels;
                 desc.group.exchange = broken_exchange, desc.group.ctx = &left, desc.group.size = 2;
                 desc.allocator.alloc = test_alloc, desc.allocator.release = test_release, desc.allocator.ctx = &memory;
                 memory.fail_at = n;
@@ -2080,6 +2301,76 @@ static void rest(void) {
         if (!CHECK(create_of("Lamb", &p, &tensor, 1, &group, &o) == DS_OK)) break;
         CHECK(ds_optim_begin(o, 1, 1, 0) == DS_OK && ds_optim_combine(o) == DS_OK && ds_optim_end(o) == DS_OK);
         ds_optim_destroy(o);
+        ds_optim_params_default("OneBitLamb", &p);
+        p.freeze_step = 2;
+        if (!CHECK(create_of("OneBitLamb", &p, &tensor, 1, &group, &o) == DS_OK)) break;
+        for (int s = 0; s < 4; s++)
+            CHECK(ds_optim_begin(o, 1, 1, 0) == DS_OK && ds_optim_combine(o) == DS_OK && ds_optim_end(o) == DS_OK);
+        ds_optim_destroy(o);
+    }
+    TEST(adamw_decays_decoupled_whatever_adam_w_mode_says) {
+        float last[2];
+        for (int mode = 0; mode < 2; mode++) {
+            static model m;
+            ds_optim_params p;
+            ds_optim *o = NULL;
+            if (!CHECK(one_tensor(&m, "AdamW", &p, &o))) break;
+            p.weight_decay = 0.5, p.lr = 0.5, p.adam_w_mode = mode != 0, m.weights[0][1] = 8;
+            CHECK(ds_optim_set_lr(o, 0, 0.5) == DS_OK && ds_optim_set_group_params(o, 0, &p) == DS_OK);
+            CHECK(step(o, &m, NULL, NULL) == DS_OK);
+            last[mode] = m.weights[0][1]; /* its gradient is 0 */
+            ds_optim_destroy(o);
+        }
+        CHECK(last[0] == 6 && last[1] == 6);
+    }
+    TEST(a_failure_ends_the_batches) { /* of 64 tensors: what comes after the one that failed is not touched */
+        enum { MANY = 70 };
+        static char names[MANY][8];
+        float w[MANY] = {0}, g[MANY] = {0};
+        ds_optim_tensor tensors[MANY];
+        ds_optim_io io[MANY];
+        ds_optim_table table = {"Fails", DS_OPTIM_BY_GRAIN, 1, {"sum", NULL, NULL}, NULL, fails_at_seven, NULL, NULL,
+                                false};
+        ds_optim_params p;
+        ds_optim_desc desc;
+        ds_optim *o = NULL;
+        memset(tensors, 0, sizeof tensors), memset(&desc, 0, sizeof desc), memset(&p, 0, sizeof p);
+        p.lr = 0.5;
+        for (size_t i = 0; i < MANY; i++) {
+            snprintf(names[i], sizeof names[i], "%zu", i);
+            tensors[i].name = names[i], tensors[i].rows = tensors[i].cols = 1;
+            io[i].weights = &w[i], io[i].grad = &g[i], io[i].weights_dtype = io[i].grad_dtype = DS_F32;
+        }
+        desc.type = "Fails", desc.groups = &p, desc.group_count = 1, desc.tensors = tensors, desc.tensor_count = MANY;
+        desc.own_states = true, desc.tables = &table, desc.table_count = 1;
+        if (!CHECK(ds_optim_create(&desc, &o, NULL) == DS_OK)) break;
+        g[3] = g[5] = 7;
+        CHECK(ds_optim_step(o, io, NULL, NULL) == DS_ERR_CORRUPT);
+        CHECK_HAS(ds_optim_error(o)->message, "failed on \"3\""); /* the first of two */
+        CHECK(w[63] == 1 && w[64] == 0);
+        ds_optim_destroy(o);
+    }
+    TEST(users_table_gives_sixteen_bit_weights) {
+        for (int whole = 0; whole < 2; whole++) {
+            ds_optim_tensor tensor = {"w", 1, 3, 0, DS_BF16, DS_OPTIM_MUON_AUTO};
+            ds_optim_table table = {"Doubled", DS_OPTIM_BY_GRAIN, 1, {"sum", NULL, NULL}, NULL, doubled, NULL, NULL,
+                                    false};
+            uint16_t w[3] = {0x3F80, 0x3F80, 0x3F80}, g[3] = {0, 0x3F80, 0xBF80};
+            ds_optim_io io = {w, DS_BF16, g, DS_BF16};
+            ds_optim_params p;
+            ds_optim_desc desc;
+            ds_optim *o = NULL;
+            memset(&desc, 0, sizeof desc), memset(&p, 0, sizeof p);
+            p.lr = 0.0626;
+            table.work = whole ? DS_OPTIM_WHOLE : DS_OPTIM_BY_GRAIN;
+            desc.type = "Doubled", desc.groups = &p, desc.group_count = 1, desc.tensors = &tensor;
+            desc.tensor_count = 1, desc.own_states = true, desc.tables = &table, desc.table_count = 1;
+            if (!CHECK(ds_optim_create(&desc, &o, NULL) == DS_OK)) break;
+            CHECK(ds_optim_step(o, &io, NULL, NULL) == DS_OK && ds_optim_own_master(o, 0)[2] == 1 + 0.1252f);
+            for (size_t i = 0; i < 3; i++) CHECK(w[i] == dsi_bf16_of_f32(ds_optim_own_master(o, 0)[i]));
+            CHECK(w[0] == 0x3F80 && w[1] == 0x3F60 && w[2] == 0x3F90);
+            ds_optim_destroy(o);
+        }
     }
     TEST(first_of_two_overflows_is_named) {
         static model m;
