@@ -73,10 +73,10 @@ CONCEPTS
     buckets and ranks.
     Traces. The order of fetches is recorded per kind of pass; at stage 3 what comes next is fetched ahead within
     stage3_prefetch_bucket_size. Another order than last time is no error: it loses the prefetch until the next pass.
-    At stage 3 gathers and reductions are one sequence of calls, so all ranks fetch in one order and give the same gradients
-    between the same fetches. One that a rank alone leaves out while others are fetched (an expert that its batch did not use)
-    would end in calls that differ: DS_ERR_PEER, with the gradient that the rank still owes; give zeros for it there.
-    Left out on all ranks alike, or on one at stages 0 to 2, a gradient counts as zero.
+    A gradient that does not come counts as zero, on whichever ranks (an expert that a rank's batch did not use).
+    At stage 3 gathers and reductions are one sequence of calls, so all ranks fetch in one order, and give what they give of
+    a gradient between the same fetches: before a reduction they vote, and a rank that comes to the next fetch without a
+    gradient that others have is taken to leave it out. A vote is a byte of each rank, which the stats do not count.
     Tiers. Without a GPU "device" is an account in host memory: offload_optimizer and offload_param move what they name
     to the pinned host tier or to a file, and ds_zero_plan says how many bytes go where. With states on nvme the gradient
     accumulators are on disk, too; sub_group_size elements of each array are in memory at a time, in as many sets of buffers
@@ -498,7 +498,8 @@ DS_API ds_status ds_zero_release(ds_zero *zero, size_t index);
 DS_API double ds_zero_loss_scale(const ds_zero *zero);
 
 /* Gives one contribution to the gradient of `index`: (numel) elements of the parameter's dtype, of the micro-batch's mean
-   loss times the scale. Copied. May start a reduction. DS_ERR_STATE for one contribution too many. */
+   loss times the scale. Copied. May start a reduction. DS_ERR_STATE for one contribution too many, and at stage 3 for one
+   that comes after a fetch before which another rank gave its own. */
 DS_API ds_status ds_zero_grad(ds_zero *zero, size_t index, const void *gradient, void *stream);
 /* The same without a buffer of your own: write (numel) elements to *buffer, then call ready. One buffer at a time per
    parameter; the memory is the engine's until ready. On failure *buffer stays as it was. */
@@ -868,6 +869,7 @@ typedef struct dsi_zero_bucket {
     size_t elements;
     size_t stride;  /* quantized gradients: elements of each rank's part; else 0 */
     size_t missing; /* parameters whose gradient is not complete */
+    size_t due;     /* stage 3: fetches before it was complete on rank 0 */
     size_t offset;  /* stages 0 and 1: where it stands in the gradient memory, in elements */
     ds_comm_handle handle;
 } dsi_zero_bucket;
@@ -941,6 +943,7 @@ struct ds_zero {
 
     ds_comm *comm;          /* NULL: one rank */
     ds_comm *node, *across; /* ZeRO++: the ranks of this node, those of the same place in each; NULL: one node */
+    ds_comm *votes;         /* stage 3: whether the next bucket is reduced; NULL: no parameter is gathered */
     int rank, world;
     size_t parts, part; /* of the states: world and rank, at stage 0 one and zero */
 
@@ -1015,10 +1018,11 @@ struct ds_zero {
     size_t bucket_capacity, n_slots; /* elements of one slot, slots */
     dsi_zero_bucket *buckets;
     size_t n_buckets, opened, launched, finished; /* buckets of this micro-batch in their order */
-    uint64_t *arrival;                            /* (n_train): parameters as their gradients completed */
+    size_t vote_from;                             /* no vote on the next bucket before so many fetches */
+    uint64_t *arrival; /* (n_train): parameters as their gradients completed, and fetches before that */
     size_t n_arrived;
-    bool reordered;
-    char **pool; /* (2 n_train): stashes not in use */
+    bool trained, reordered; /* a training pass has ended; the buckets have its order */
+    char **pool;             /* (2 n_train): stashes not in use */
     size_t n_pooled;
     size_t n_stashes; /* made at create */
 
@@ -1093,27 +1097,13 @@ static ds_status dsi_zero_die(ds_zero *z, ds_status status, const char *what, co
     dsi_zero_fail(z, status, "%s: %s; the engine cannot go on", what, why);
     z->dead = true;
     if (z->comm) ds_comm_abort(z->comm, z->error.message);
+    if (z->votes) ds_comm_abort(z->votes, z->error.message);
     return status;
 }
 
-/* Stage 3 gathers between reductions: calls that differ in a training pass are gradients that one rank gave and another did
-   not. The text says so, and which one is next here. */
-static void dsi_zero_say_order(const ds_zero *z, char *text, size_t room) {
-    size_t i = z->launched < z->n_buckets ? z->buckets[z->launched].first : z->n_train;
-    while (i < z->n_train && z->params[z->bucket_order[i]].given == z->params[z->bucket_order[i]].contributions) i++;
-    snprintf(
-        text, room,
-        " (at stage 3 every rank gives the same gradients between the same fetches, zeros for what it did not use; "
-        "next here is%s%.60s%s)",
-        i < z->n_train ? " that of '" : " none", i < z->n_train ? z->params[z->bucket_order[i]].name : "",
-        i < z->n_train ? "'" : "");
-}
-
 static ds_status dsi_zero_failed_on(ds_zero *z, ds_comm *comm, const char *doing, const char *name) {
-    char what[480], order[240] = "";
-    if (z->stage == 3 && z->pass == DS_ZERO_TRAIN && strstr(ds_comm_error(comm)->message, " differs: "))
-        dsi_zero_say_order(z, order, sizeof order);
-    snprintf(what, sizeof what, "rank %d: %s%s%.160s%s", z->rank, doing, name ? " of " : "", name ? name : "", order);
+    char what[480];
+    snprintf(what, sizeof what, "rank %d: %s%s%.160s", z->rank, doing, name ? " of " : "", name ? name : "");
     return dsi_zero_die(z, ds_comm_error(comm)->status, what, ds_comm_error(comm)->message);
 }
 
@@ -2350,12 +2340,58 @@ static ds_status dsi_zero_open_buckets(ds_zero *z, size_t wanted) {
     return DS_OK;
 }
 
-/* Launches complete buckets in order; opening the next may complete that one from stashes. `always`: at stage 1 without
-   grad_hooks reductions wait for the end of the micro-batch. [cfg: zero_optimization.grad_hooks] */
-static ds_status dsi_zero_launch_buckets(ds_zero *z, bool always) {
-    while (z->launched < z->opened && z->buckets[z->launched].missing == 0 && (z->hooks || always)) {
-        ds_status status = dsi_zero_bucket_launch(z, z->launched);
-        z->launched++;
+/* What did not come counts as zero. */
+static void dsi_zero_fill_missing(ds_zero *z, dsi_zero_bucket *bucket) {
+    size_t each = DS_DTYPE_SIZE(z->wire);
+    char *memory = dsi_zero_bucket_at(z, (size_t)(bucket - z->buckets));
+    for (size_t j = 0; j < bucket->count; j++) {
+        const dsi_zero_param *p = &z->params[z->bucket_order[bucket->first + j]];
+        for (size_t r = 0; p->given == 0 && r < z->parts; r++)
+            dsi_zero_clear(z, memory + z->piece_offset[p->piece + r] * each, p->counts[r] * each, z->stream);
+    }
+    bucket->missing = 0;
+}
+
+/* At stage 3 reductions and gathers are one sequence of calls, and what a rank has of the gradients must not change it. So
+   ranks vote before each reduction, on a communicator beside that sequence, which is as far on all of them: a rank votes
+   yes once its bucket is complete, but not before so many fetches as rank 0 had made then in the first pass, and no when
+   it comes to the next fetch or to the end without. One yes is enough, and the others give zeros for what they lack;
+   where all say no the question is put again after the next fetch. */
+static ds_status dsi_zero_vote(ds_zero *z, bool mine, bool *launch) {
+    const uint8_t vote = mine;
+    uint8_t most = 0;
+    if (ds_comm_all_reduce(z->votes, &vote, &most, 1, DS_U8, z->ignore_unused ? DS_COMM_MAX : DS_COMM_MIN))
+        return dsi_zero_failed_on(z, z->votes, "vote on the next reduction of gradients", NULL);
+    *launch = most != 0;
+    if (!*launch) z->vote_from = z->position + 1;
+    return DS_OK;
+}
+
+typedef enum dsi_zero_moment { DSI_ZERO_GIVEN, DSI_ZERO_FETCH, DSI_ZERO_END } dsi_zero_moment;
+
+/* Whether the next bucket's turn has come. */
+static ds_status dsi_zero_launches(ds_zero *z, const dsi_zero_bucket *bucket, dsi_zero_moment moment, bool *launch) {
+    bool ready = bucket->missing == 0, agreed = false;
+    bool votes = z->votes && z->position >= bucket->due && z->position >= z->vote_from;
+    ds_status status = DS_OK;
+    if (votes && (ready || moment != DSI_ZERO_GIVEN)) status = dsi_zero_vote(z, ready, &agreed);
+    *launch = moment == DSI_ZERO_END || agreed || (ready && z->hooks && !z->votes);
+    return status;
+}
+
+/* Launches buckets in order: the next one when it is complete, at the end all; opening one may complete it from stashes. At
+   stage 1 without grad_hooks reductions wait for the end of the micro-batch. [cfg: zero_optimization.grad_hooks] */
+static ds_status dsi_zero_launch_buckets(ds_zero *z, dsi_zero_moment moment) {
+    while (z->launched < z->opened) {
+        dsi_zero_bucket *bucket = &z->buckets[z->launched];
+        bool launch;
+        ds_status status = dsi_zero_launches(z, bucket, moment, &launch);
+        if (status || !launch) return status;
+        if (bucket->missing) {
+            if ((status = dsi_zero_catch_up(z, z->n_train))) return status;
+            dsi_zero_fill_missing(z, bucket);
+        }
+        status = dsi_zero_bucket_launch(z, z->launched++);
         if (!status) status = dsi_zero_open_buckets(z, 0);
         if (status) return status;
     }
@@ -2378,9 +2414,9 @@ static ds_status dsi_zero_contribute(ds_zero *z, dsi_zero_param *p, const char *
     }
     p->given++;
     if (p->given == p->contributions && !z->reordered && z->micro == 0)
-        z->arrival[z->n_arrived++] = (uint64_t)(p - z->params);
+        z->arrival[z->n_arrived++] = (uint64_t)z->position << 32 | (uint64_t)(p - z->params);
     if (p->bucket < z->opened) dsi_zero_complete(z, p);
-    return dsi_zero_launch_buckets(z, false);
+    return dsi_zero_launch_buckets(z, DSI_ZERO_GIVEN);
 }
 
 // >>passes
@@ -2407,13 +2443,17 @@ static ds_status dsi_zero_reorder(ds_zero *z) {
     z->reordered = true;
     for (size_t i = 0; i < z->n_train && z->n_arrived < z->n_train; i++) { /* what gave no gradient comes last */
         bool there = false;
-        for (size_t j = 0; j < z->n_arrived && !there; j++) there = z->arrival[j] == z->bucket_order[i];
-        if (!there) z->arrival[z->n_arrived++] = z->bucket_order[i];
+        for (size_t j = 0; j < z->n_arrived && !there; j++) there = (uint32_t)z->arrival[j] == z->bucket_order[i];
+        if (!there) z->arrival[z->n_arrived++] = (uint64_t)UINT32_MAX << 32 | z->bucket_order[i];
     }
     if (z->world > 1 && ds_comm_broadcast(z->comm, z->arrival, z->n_train, DS_U64, 0))
         return dsi_zero_comm_failed(z, "agreement on the gradients' order", NULL);
-    for (size_t i = 0; i < z->n_train; i++) z->bucket_order[i] = (size_t)z->arrival[i];
+    for (size_t i = 0; i < z->n_train; i++) z->bucket_order[i] = (uint32_t)z->arrival[i];
     dsi_zero_layout_buckets(z);
+    for (size_t b = 0; b < z->n_buckets; b++) {
+        dsi_zero_bucket *bucket = &z->buckets[b];
+        bucket->due = (size_t)(z->arrival[bucket->first + bucket->count - 1] >> 32);
+    }
     return DS_OK;
 }
 
@@ -2429,8 +2469,8 @@ DS_API ds_status ds_zero_begin(ds_zero *z, ds_zero_pass pass) {
                              z->accumulation);
     if (pass == DS_ZERO_TRAIN) {
         bool may = z->micro == 0 || !z->boundary; /* the sums of this step stand in the buckets' layout */
-        if (!z->reordered && z->n_arrived && may && (status = dsi_zero_reorder(z))) return status;
-        z->opened = z->launched = z->finished = 0;
+        if (!z->reordered && z->trained && may && (status = dsi_zero_reorder(z))) return status;
+        z->opened = z->launched = z->finished = z->vote_from = 0;
         z->sum_next[0] = z->sum_next[1] = 0;
         for (size_t i = 0; i < z->n_params; i++) z->params[i].given = 0;
         z->t_begin = dsi_now(&z->clock);
@@ -2454,6 +2494,7 @@ DS_API ds_status ds_zero_fetch(ds_zero *z, size_t index, void *stream) {
         p->fetches++;
         return dsi_zero_ended(z, DS_OK);
     }
+    if (z->votes && z->pass == DS_ZERO_TRAIN && (status = dsi_zero_launch_buckets(z, DSI_ZERO_FETCH))) return status;
     if ((status = dsi_zero_trace_add(z, index))) return status;
     if (!dsi_zero_is_new(z, p) && (status = dsi_zero_catch_up(z, p->place + 1))) return status;
     z->fetches++;
@@ -2470,7 +2511,9 @@ DS_API ds_status ds_zero_fetch(ds_zero *z, size_t index, void *stream) {
     p->fetches++;
     if (p->slot) *p->slot = p->full;
     if (z->gpu) dsi_zero_said(z, z->device.event_wait(z->device.ctx, p->ready, stream), "order");
-    return dsi_zero_ended(z, dsi_zero_prefetch(z));
+    status = dsi_zero_prefetch(z);
+    if (!status && z->votes && z->pass == DS_ZERO_TRAIN) status = dsi_zero_launch_buckets(z, DSI_ZERO_GIVEN);
+    return dsi_zero_ended(z, status);
 }
 
 DS_API ds_status ds_zero_release(ds_zero *z, size_t index) {
@@ -2501,6 +2544,10 @@ static ds_status dsi_zero_end_gradients(ds_zero *z) {
     for (size_t i = 0; i < z->n_params; i++) {
         dsi_zero_param *p = &z->params[i];
         if (p->tensor == DSI_ZERO_NONE || p->given == p->contributions) continue;
+        if (p->bucket < z->launched) { /* too late */
+            dsi_zero_stash_give(z, &p->lent);
+            continue;
+        }
         if (p->lent)
             return dsi_zero_fail(z, DS_ERR_STATE,
                                  "end of pass: the gradient buffer of '%s' was taken but not declared ready", p->name);
@@ -2511,22 +2558,7 @@ static ds_status dsi_zero_end_gradients(ds_zero *z) {
                                  p->name, p->given, p->contributions);
     }
     if ((status = dsi_zero_catch_up(z, z->n_train))) return status;
-    for (size_t i = 0; i < z->n_train; i++) { /* in bucket order, so that each bucket opens when its turn comes */
-        dsi_zero_param *p = &z->params[z->bucket_order[i]];
-        bool none = p->given == 0;
-        if (p->given == p->contributions) continue;
-        if ((status = dsi_zero_launch_buckets(z, true))) return status;
-        if ((status = dsi_zero_open_buckets(z, p->bucket))) return status;
-        p->given = p->contributions;
-        if (none) {
-            char *bucket = dsi_zero_bucket_at(z, p->bucket);
-            size_t each = DS_DTYPE_SIZE(z->wire);
-            for (size_t r = 0; r < z->parts; r++)
-                dsi_zero_clear(z, bucket + z->piece_offset[p->piece + r] * each, p->counts[r] * each, z->stream);
-        }
-        dsi_zero_complete(z, p);
-    }
-    if ((status = dsi_zero_launch_buckets(z, true))) return status;
+    if ((status = dsi_zero_launch_buckets(z, DSI_ZERO_END))) return status;
     while (z->finished < z->n_buckets) {
         if ((status = dsi_zero_bucket_finish(z, z->finished))) return status;
         z->finished++;
@@ -2550,6 +2582,7 @@ DS_API ds_status ds_zero_end(ds_zero *z) {
         z->ns_forward += z->t_gradient - z->t_begin;
         z->ns_backward += now - z->t_gradient;
         z->micro++;
+        z->trained = true;
     }
     if ((status = dsi_zero_drop_all(z))) return status;
     z->traces[z->pass].recorded = z->traces[z->pass].count > 0;
@@ -2568,6 +2601,12 @@ static ds_status dsi_zero_grad_of(ds_zero *z, size_t index, const char *doing, d
     if ((*out)->given == (*out)->contributions)
         return dsi_zero_fail(z, DS_ERR_STATE, "%s of '%s': it has its %d gradients of this micro-batch already", doing,
                              (*out)->name, (*out)->contributions);
+    if ((*out)->bucket < z->launched)
+        return dsi_zero_fail(
+            z, DS_ERR_STATE,
+            "%s of '%s' after the other ranks' was reduced, with zeros for this rank's: at stage 3 a gradient comes "
+            "between the same fetches on all ranks, or not at all",
+            doing, (*out)->name);
     if (!z->t_gradient) z->t_gradient = dsi_now(&z->clock);
     status = dsi_zero_catch_up(z, z->n_train); /* the accumulators are to be written */
     if (!status) status = dsi_zero_sums_ahead(z);
@@ -5100,6 +5139,8 @@ static ds_status dsi_zero_build(ds_zero *z, const ds_zero_desc *d, ds_error *err
     size_t at = 0;
     if (d->comm && ds_comm_split(d->comm, 0, 0, &z->comm, error)) return error->status;
     if (z->comm && (status = dsi_zero_same_everywhere(z, error))) return status;
+    for (size_t i = 0; i < z->n_params && z->world > 1 && !z->votes; i++)
+        if (!z->params[i].whole && ds_comm_split(z->comm, 0, 0, &z->votes, error)) return error->status;
     if (dsi_zero_nodes(z)) {
         int size = (int)z->near_parts;
         if (ds_comm_split(z->comm, z->rank / size, z->rank, &z->node, error) ||
@@ -5194,6 +5235,7 @@ DS_API void ds_zero_destroy(ds_zero *z) {
     near = dsi_zero_near(z);
     (void)ds_zero_save_finish(z);
     if (z->comm) (void)ds_comm_wait(z->comm, UINT64_MAX);
+    ds_comm_destroy(z->votes);
     ds_comm_destroy(z->across);
     ds_comm_destroy(z->node);
     for (size_t i = 0; i < z->n_params && z->params; i++) {

@@ -1,6 +1,6 @@
 /* Random schedules of passes, fetches, releases, gradients and steps, right and wrong ones, against a model of what must
    hold: what is refused, what a slot shows, and that what comes out is the plain engine's, bit for bit. All ranks draw the
-   same schedule. Environment: DS_TEST_SCHEDULES, how many (default 300). */
+   same schedule, but each leaves out gradients of its own choice. Environment: DS_TEST_SCHEDULES, how many (default 300). */
 #define DS_IMPLEMENTATION
 #include "ds_zero.h"
 #include "../test.h"
@@ -28,6 +28,18 @@ typedef struct walker {
     uint64_t seed;
     char message[700];
 } walker;
+
+/* Gradients of a parameter that a rank gives in a pass at most. */
+static int most_given(const walker *w, size_t i, int64_t pass, int rank) {
+    uint64_t state = w->seed + i * 7919u + (uint64_t)pass * 1299709u + (uint64_t)rank * 104729u;
+    int draw = (int)(test_random(&state) % 16);
+    return w->world > 1 && draw < 3 ? draw % 2 : 2;
+}
+static bool some_leave_out(const walker *w, size_t i, int64_t pass) {
+    bool some = false;
+    for (int r = 0; r < w->world; r++) some |= most_given(w, i, pass, r) < 2;
+    return some;
+}
 
 /* What must hold. */
 typedef struct state {
@@ -112,7 +124,7 @@ static int tidy(const state *m, size_t *i) {
 static ds_status mirror(ds_zero *plain, const walker *w, int64_t pass, const int *given, float *values) {
     ds_status status = ds_zero_begin(plain, DS_ZERO_TRAIN);
     for (size_t i = N; i-- > 0 && !status;)
-        for (int k = 0; k < given[i] && !status; k++) {
+        for (int k = 0; k < given[i] && k < most_given(w, i, pass, w->rank) && !status; k++) {
             for (size_t e = 0; e < sizes[i]; e++) values[e] = gradient(i, e, w->rank, pass, k);
             status = ds_zero_grad(plain, i, values, NULL);
         }
@@ -139,12 +151,12 @@ static void *walk(void *arg) {
         snprintf(w->message, sizeof w->message, "create: %s", error.message);
         goto done;
     }
-    for (int turn = 0; turn < 400; turn++) {
+    for (int turn = 0; turn < 400 || m.pass >= 0; turn++) { /* others may wait for a pass to end */
         ds_status s;
         bool train, whole;
         op = (int)(test_random(&random) % 12);
         i = test_random(&random) % N;
-        if (turn & 16 && test_random(&random) % 4) op = tidy(&m, &i);
+        if (turn >= 400 || (turn & 16 && test_random(&random) % 4)) op = tidy(&m, &i);
         train = m.pass == DS_ZERO_TRAIN;
         whole = !partial || sizes[i] == 0 || (strstr(zero, "threshold\": 100") && sizes[i] <= 100);
         if (op == 0) {
@@ -190,6 +202,11 @@ static void *walk(void *arg) {
         } else if (op <= 8) {
             bool right = train && i != FROZEN && m.given[i] + m.lent[i] < (i == TIED ? 2 : 1);
             for (size_t e = 0; e < sizes[i]; e++) values[e] = gradient(i, e, w->rank, m.passes, m.given[i]);
+            if (right && m.given[i] >= most_given(w, i, m.passes, w->rank)) {
+                m.given[i]++;
+                continue;
+            }
+            if (!right && some_leave_out(w, i, m.passes)) continue;
             s = ds_zero_grad(z, i, values, NULL);
             MUST(s == (right ? DS_OK : DS_ERR_STATE), "gradient");
             MUST(right || m.pass < 0 || strstr(ds_zero_error(z)->message, names[i]), "gradient");
@@ -197,6 +214,7 @@ static void *walk(void *arg) {
         } else if (op == 9) {
             bool right = train && i != FROZEN && m.given[i] < (i == TIED ? 2 : 1) && !m.lent[i];
             void *buffer = NULL;
+            if (some_leave_out(w, i, m.passes)) continue;
             s = ds_zero_grad_buffer(z, i, &buffer);
             MUST(s == (right ? DS_OK : DS_ERR_STATE), "gradient buffer");
             MUST((buffer != NULL) == right, "gradient buffer");

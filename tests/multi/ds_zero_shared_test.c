@@ -162,7 +162,7 @@ int main(int argc, char **argv) {
                 fflush(stdout);
                 for (int r = 0; r < WORLD; r++)
                     if ((pids[r] = fork()) == 0) {
-                        process(stage, r, small ? 600 << 10 : ARENA, &out[r]);
+                        process(stage, r, small ? 900 << 10 : ARENA, &out[r]);
                         test_child_exit(0);
                     }
                 for (int r = 0; r < WORLD; r++) {
