@@ -133,8 +133,8 @@ MEMORY
 ERRORS
     Each call returns a ds_status; ds_zero_error(zero) has the text, naming the parameter. Misuse (a gradient too many, a step
     too early, a release without fetch) changes nothing. An engine or room for an answer that is NULL is DS_ERR_ARGUMENT, and
-    harmless where no status can be given. After an error of a collective or of the disk the engine is dead:
-    every later call returns the same error, and the last checkpoint is what remains. A step skipped for overflow is not an
+    harmless where no status can be given. After an error of a collective, of the disk or of a client's update the engine is
+    dead: every later call returns the same error, and the last checkpoint is what remains. A step skipped for overflow is not an
     error: report.skipped. Log ids: 2 step skipped, 3 a parameter that does not fit the arena, 4 memory not pinned,
     5 reduction at the step's boundary, 9 fewer swap buffers than the pipelines want, 6 times of a
     step (wall_clock_breakdown), 7 the step (every steps_per_print), 8 the state at create (dump_state), 10 a load of

@@ -286,6 +286,370 @@ static void model_group(void) {
     }
 }
 
+/* ---- optimizers of the client's own ---- */
+
+/* Momentum that the ranks average by themselves from the third step on. */
+typedef struct own {
+    bool full;      /* in fp32 over the pass's group, not with one bit */
+    int step, rank; /* where an update fails: 0: nowhere */
+    const char *tensor;
+} own;
+
+static bool own_local(void *ctx, int64_t step) {
+    (void)ctx;
+    return step > 2;
+}
+
+static ds_status own_update(const ds_optim_pass *pass, const float *grad, float *master, float *const *state,
+                            size_t count) {
+    const own *o = (const own *)pass->ctx;
+    int size = pass->group->size ? pass->group->size : 1;
+    ds_status status = DS_OK;
+    if (o->step == pass->step && o->rank == pass->group->rank && strcmp(o->tensor, pass->tensor->name) == 0)
+        return DS_ERR_NUMERIC;
+    for (size_t i = 0; i < count; i++) state[0][i] = 0.5f * (state[0][i] + grad[i]);
+    if (own_local(NULL, pass->step) && !o->full) status = ds_optim_pass_average(pass, state[0]);
+    if (own_local(NULL, pass->step) && o->full && size > 1 && count) {
+        float *all = (float *)malloc((size_t)size * count * sizeof *all);
+        status = pass->group->exchange(pass->group->ctx, state[0], all, count * sizeof *all);
+        for (size_t i = 0; i < count && !status; i++) {
+            state[0][i] = 0;
+            for (int r = 0; r < size; r++) state[0][i] += all[(size_t)r * count + i] / (float)size;
+        }
+        free(all);
+    }
+    for (size_t i = 0; i < count && !status; i++) master[i] -= (float)pass->params->lr * state[0][i];
+    return status;
+}
+
+static ds_optim_table own_table(own *o) {
+    ds_optim_table t;
+    memset(&t, 0, sizeof t);
+    t.name = "Own";
+    t.work = DS_OPTIM_WHOLE;
+    t.state_count = 1;
+    t.state_names[0] = "momentum";
+    t.update = own_update;
+    t.ctx = o;
+    t.local_gradients = own_local;
+    t.compresses = !o->full;
+    return t;
+}
+
+static ds_status plain_average(void *ctx, float *buffer, float *worker_error, float *server_error, size_t count,
+                               void *stream) {
+    ds_comm *comm = (ds_comm *)ctx;
+    void *scratch = malloc(ds_comm_one_bit_sizes(ds_comm_world(comm), count).scratch_bytes);
+    ds_status status = ds_comm_one_bit_all_reduce(comm, buffer, buffer, count, worker_error, server_error, scratch);
+    (void)stream;
+    free(scratch);
+    return status;
+}
+
+/* What must come out of it: the optimizer alone on each rank, over whole tensors. */
+typedef struct alone_of {
+    const setting *s;
+    ds_comm *comm;
+    int rank;
+    double squares; /* of this rank's last gradients */
+    outcome *out;
+} alone_of;
+
+static void *run_alone(void *arg) {
+    alone_of *a = (alone_of *)arg;
+    const setting *s = a->s;
+    ds_optim_params p;
+    ds_optim_tensor tensors[N_PARAMS];
+    ds_optim_desc d;
+    ds_optim *o = NULL;
+    float *sums[N_PARAMS], *one = (float *)malloc(9000 * 4), *grads[MAX_WORLD];
+    const void *inputs[MAX_WORLD];
+    memset(&d, 0, sizeof d);
+    memset(tensors, 0, sizeof tensors);
+    memset(a->out, 0, sizeof *a->out);
+    ds_optim_params_default("AdamW", &p);
+    p.lr = 0.01;
+    for (size_t i = 0; i < N_PARAMS; i++) {
+        tensors[i].name = names[i];
+        tensors[i].rows = shapes[i][0];
+        tensors[i].cols = shapes[i][1];
+        sums[i] = (float *)calloc(9000, 4);
+        for (size_t e = 0; e < numel(i); e++) a->out->value[i][e] = initial(i, e);
+    }
+    for (int r = 0; r < s->world; r++) inputs[r] = grads[r] = (float *)malloc(9000 * 4);
+    d.type = "Own";
+    d.groups = &p;
+    d.group_count = 1;
+    d.tensors = tensors;
+    d.tensor_count = N_PARAMS;
+    d.tables = s->client;
+    d.table_count = 1;
+    if (a->comm) {
+        d.group = ds_comm_group(a->comm);
+        d.average.average = plain_average;
+        d.average.ctx = a->comm;
+    }
+    if (ds_optim_create(&d, &o, NULL)) snprintf(a->out->message, sizeof a->out->message, "the optimizer alone");
+    for (int step = 0; step < s->steps && o; step++) {
+        bool local = ds_optim_wants_local_gradients(o);
+        ds_status status = ds_optim_begin(o, 1.0 / (s->accumulation * (local ? 1 : s->world)), 1.0, 0.0);
+        a->squares = 0.0;
+        for (size_t i = 0; i < N_PARAMS; i++) {
+            ds_optim_slice slice;
+            double grains[16];
+            for (int micro = 0; micro < s->accumulation; micro++) {
+                for (int r = 0; r < s->world; r++)
+                    for (size_t e = 0; e < numel(i); e++) grads[r][e] = given(s, i, e, r, micro, step, 0);
+                if (local)
+                    memcpy(one, grads[a->rank], numel(i) * 4);
+                else
+                    ds_comm_tree_sum_f32(one, inputs, s->world, DS_F32, numel(i));
+                for (size_t e = 0; e < numel(i); e++) sums[i][e] = micro ? sums[i][e] + one[e] : one[e];
+            }
+            ds_optim_norm_grains(sums[i], DS_F32, numel(i), 1.0f, grains);
+            a->squares += ds_optim_norm_tree(grains, (numel(i) + 1023) / 1024);
+            memset(&slice, 0, sizeof slice);
+            slice.tensor = i;
+            slice.count = numel(i);
+            slice.master = a->out->value[i];
+            slice.state[0] = a->out->exp_avg[i];
+            slice.grad = sums[i];
+            if (!status) status = ds_optim_apply(o, &slice, 1);
+        }
+        if (!status) status = ds_optim_end(o);
+        if (status) snprintf(a->out->message, sizeof a->out->message, "%.400s", ds_optim_error(o)->message);
+    }
+    ds_optim_destroy(o);
+    for (size_t i = 0; i < N_PARAMS; i++) free(sums[i]);
+    for (int r = 0; r < s->world; r++) free(grads[r]);
+    free(one);
+    ds_comm_destroy(a->comm);
+    return NULL;
+}
+
+static void alone(const setting *s, outcome *o) {
+    ds_comm *comms[MAX_WORLD] = {0};
+    alone_of of[MAX_WORLD];
+    pthread_t threads[MAX_WORLD];
+    ds_comm_desc d;
+    double squares = 0.0;
+    bool local = own_local(NULL, s->steps);
+    memset(&d, 0, sizeof d);
+    d.timeout = 60000000000;
+    if (s->world > 1 && !CHECK(ds_comm_threads_create(&d, s->world, comms, NULL) == DS_OK)) return;
+    for (int r = 0; r < s->world; r++) {
+        of[r].s = s;
+        of[r].comm = comms[r];
+        of[r].rank = r;
+        of[r].out = &o[r];
+        pthread_create(&threads[r], NULL, run_alone, &of[r]);
+    }
+    for (int r = 0; r < s->world; r++) pthread_join(threads[r], NULL);
+    for (int r = 0; r < s->world; r++) squares += of[r].squares;
+    for (int r = 0; r < s->world; r++) {
+        if (!CHECK(o[r].message[0] == 0)) printf("  rank %d: %s\n", r, o[r].message);
+        o[r].norm = sqrt(local ? squares / s->world : of[r].squares) / (s->accumulation * (local ? 1 : s->world));
+    }
+}
+
+static void own_average(void) {
+    for (int world = 1; world < 4; world++)
+        for (int full = 0; full < 2; full++) {
+            char name[128];
+            snprintf(name, sizeof name, "a client's optimizer that averages %s: world %d",
+                     full ? "over the group" : "with one bit", world);
+            TEST_NAMED(name) {
+                char folder[] = "/tmp/ds_zero_XXXXXX", command[64];
+                own how = {false, 0, 0, NULL};
+                ds_optim_table table;
+                setting s = setting_of(world, 0, 2, 2, "fp32");
+                uint64_t warm;
+                how.full = full;
+                table = own_table(&how);
+                s.client = &table;
+                CHECK(mkdtemp(folder) != NULL);
+                for (int k = 0; k < 2; k++) {
+                    if (k) s.steps = 7;
+                    alone(&s, plain);
+                    if (!ran(&s, out)) break;
+                    for (int r = 0; r < world; r++) {
+                        CHECK(same(&out[r], &plain[r]) && same(&out[r], &out[0]));
+                        CHECK(memcmp(&out[r].plan, &out[r].stats.peak, sizeof(ds_zero_bytes)) == 0);
+                    }
+                    if (k) CHECK_EQ(out->stats.comm.bytes_sent[DS_COMM_ALL_REDUCE], warm);
+                    warm = out->stats.comm.bytes_sent[DS_COMM_ALL_REDUCE];
+                }
+                CHECK(full || world == 1 || out->stats.comm.bytes_sent[DS_COMM_ALL_TO_ALL] > 0);
+                s.steps = 5; /* its error feedback is saved, too */
+                s.save = folder;
+                ran(&s, out);
+                s.load = folder;
+                s.save = NULL;
+                s.first = 5;
+                s.steps = 2;
+                ran(&s, out);
+                for (int r = 0; r < world; r++) CHECK(same(&out[r], &plain[r]));
+                if (world == 3) { /* that of three ranks is of no use to two */
+                    s.world = 2;
+                    ran(&s, out);
+                    CHECK(same(&out[0], &out[1]));
+                    CHECK((strstr(out->lines, "the error feedback of Own starts from zero") != NULL) == !full);
+                    s.world = 3;
+                }
+                s.load = NULL;
+                s.first = 0;
+                s.steps = 4;
+                s.overflow_rank = world - 1; /* of one rank's own gradient: all skip */
+                s.overflow_step = 3;
+                ran(&s, out);
+                for (int r = 0; r < world; r++) CHECK(out[r].skipped == 1 && same(&out[r], &out[0]));
+                s.overflow_step = 0;
+                s.top = ", \"gradient_clipping\": 1.0";
+                run(&s, out);
+                CHECK_HAS(out->message, "gradient_clipping: Own cannot clip");
+                s.top = NULL;
+                s.stage = 1;
+                run(&s, out);
+                if (world > 1)
+                    CHECK_HAS(out->message, "optimizer.type: Own averages gradients itself");
+                else
+                    CHECK(out->message[0] == 0); /* its part is everything */
+                snprintf(command, sizeof command, "rm -r %s", folder);
+                CHECK(system(command) == 0);
+            }
+        }
+}
+
+/* An update that fails on one rank. `tensor` and what the others do after it say where they find out. */
+typedef struct failing {
+    ds_comm *comm;
+    int rank, world, stage;
+    const char *zero;
+    ds_optim_table table;
+    ds_status status[6]; /* of each step, then of a read */
+    char message[600];
+    bool alive, leaked;
+} failing;
+
+static void *run_failing(void *arg) {
+    failing *a = (failing *)arg;
+    static const size_t sizes[3] = {1500, 0, 2500};
+    setting s = setting_of(a->world, a->stage, 1, 1, "fp32");
+    ds_error error = {DS_OK, ""};
+    ds_zero_param params[3];
+    ds_zero_desc d;
+    ds_zero *z = NULL;
+    float values[2500];
+    void *slots[3];
+    test_memory memory;
+    ds_config *config;
+    s.zero = a->zero;
+    config = config_of(&s, &error);
+    memset(params, 0, sizeof params);
+    memset(&memory, 0, sizeof memory);
+    memset(&d, 0, sizeof d);
+    for (size_t i = 0; i < 3; i++) {
+        params[i].name = names[i];
+        params[i].dims = 1;
+        params[i].shape[0] = sizes[i];
+        params[i].slot = &slots[i];
+    }
+    d.config = config;
+    d.comm = a->comm;
+    d.params = params;
+    d.n_params = 3;
+    d.optimizer = &a->table;
+    d.allocator.alloc = test_alloc;
+    d.allocator.release = test_release;
+    d.allocator.ctx = &memory;
+    if (ds_zero_create(&d, &z, &error)) snprintf(a->message, sizeof a->message, "%s", error.message);
+    for (int step = 0; z && step < 5; step++) {
+        ds_status status = ds_zero_begin(z, DS_ZERO_TRAIN);
+        for (size_t i = 3; i-- > 0 && !status;) {
+            for (size_t e = 0; e < sizes[i]; e++) values[e] = gradient(i, e, a->rank, 0, step, 0);
+            status = ds_zero_grad(z, i, values, NULL);
+        }
+        if (!status) status = ds_zero_end(z);
+        a->status[step] = status ? status : ds_zero_step(z, NULL);
+    }
+    if (z) {
+        a->status[5] = ds_zero_read(z, 0, -1, 0, 1, values);
+        snprintf(a->message, sizeof a->message, "%s", ds_zero_error(z)->message);
+    }
+    ds_zero_destroy(z);
+    a->leaked = memory.live || memory.mismatches;
+    ds_comm_destroy(a->comm);
+    ds_config_free(config);
+    return NULL;
+}
+
+static void own_fails(void) {
+    static const struct {
+        const char *title;
+        int stage;
+        bool averages; /* the ranks exchange something in each update from step 3 on */
+        const char *zero, *tensor;
+        int at;    /* step of the failure, from 1 */
+        int finds; /* steps after it until the others find out */
+    } rows[] = {
+        {"before its average", 0, true, "", "bias", 3, 0},
+        {"on the last tensor, before its average", 0, true, "", "matrix", 4, 0},
+        {"in a step whose gradients were reduced", 0, true, "", "matrix", 2, 1},
+        {"on a grain", 0, false, "", "matrix", 2, 1},
+        {"on a grain of stage 2", 2, false, "", "matrix", 2, 0},
+        {"on a grain of stage 3", 3, false, ", \"stage3_param_persistence_threshold\": 0", "matrix", 2, 1},
+        {"while the disk writes", 3, false,
+         ", \"stage3_param_persistence_threshold\": 0, \"sub_group_size\": 1024, \"offload_optimizer\": {\"device\": "
+         "\"nvme\", \"nvme_path\": \"build\", \"pipeline_read\": true, \"pipeline_write\": true}",
+         "matrix", 2, 1},
+    };
+    for (size_t k = 0; k < sizeof rows / sizeof rows[0]; k++)
+        for (int world = 1; world < 4; world++) {
+            char name[128];
+            snprintf(name, sizeof name, "a client's update fails on one rank %s: world %d", rows[k].title, world);
+            TEST_NAMED(name) {
+                ds_comm *comms[3] = {NULL, NULL, NULL};
+                failing a[3];
+                pthread_t threads[3];
+                ds_comm_desc d;
+                own how = {false, 0, 0, NULL};
+                int bad = world - 1;
+                how.step = rows[k].at;
+                how.rank = bad;
+                how.tensor = rows[k].tensor;
+                memset(&d, 0, sizeof d);
+                memset(a, 0, sizeof a);
+                d.timeout = 60000000000;
+                if (world > 1 && !CHECK(ds_comm_threads_create(&d, world, comms, NULL) == DS_OK)) break;
+                for (int r = 0; r < world; r++) {
+                    a[r].comm = comms[r];
+                    a[r].rank = r;
+                    a[r].world = world;
+                    a[r].stage = rows[k].stage;
+                    a[r].zero = rows[k].zero;
+                    a[r].table = own_table(&how);
+                    if (!rows[k].averages) {
+                        a[r].table.work = DS_OPTIM_BY_GRAIN;
+                        a[r].table.local_gradients = NULL;
+                        a[r].table.compresses = false;
+                    }
+                    pthread_create(&threads[r], NULL, run_failing, &a[r]);
+                }
+                for (int r = 0; r < world; r++) pthread_join(threads[r], NULL);
+                for (int r = 0; r < world; r++) {
+                    int first = rows[k].at - 1 + (r == bad ? 0 : rows[k].finds);
+                    for (int i = 0; i < 6; i++) /* the first error stays */
+                        CHECK_EQ(a[r].status[i], i < first ? DS_OK : r == bad ? DS_ERR_NUMERIC : DS_ERR_PEER);
+                    CHECK_HAS(a[r].message, "ds_optim_apply: table \"Own\" failed on ");
+                    CHECK_HAS(a[r].message, rows[k].tensor);
+                    CHECK_HAS(a[r].message, "the engine cannot go on");
+                    CHECK((strncmp(a[r].message, "optimizer step: ", 16) == 0) == (r == bad));
+                    CHECK(!a[r].leaked);
+                }
+            }
+        }
+}
+
 int main(int argc, char **argv) {
     test_begin(argc, argv);
     whole("Lamb", "fp32");
@@ -296,6 +660,8 @@ int main(int argc, char **argv) {
     one_bit("OneBitAdam", ", \"freeze_step\": 3");
     one_bit("OneBitLamb", ", \"freeze_step\": 3");
     zero_one();
+    own_average();
+    own_fails();
     model_group();
     return test_end();
 }

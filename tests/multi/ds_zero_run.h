@@ -40,6 +40,7 @@ typedef struct setting {
     int tied;                         /* parameter 2 has two contributions */
     int shuffled;                     /* gradients come in another order than that of registration reversed */
     const char *optimizer;            /* NULL: AdamW; else the type and "params" */
+    const ds_optim_table *client;     /* the client's own instead; NULL: none */
     int leaf;                         /* gradients and losses depend on micro * world + rank and the step alone */
     int sparse;                       /* 1: parameter 2 is a table of rows, most without a gradient; 2: so is 6 */
     const char *hyper;                /* more of optimizer.params, beginning with a comma */
@@ -212,6 +213,7 @@ static void *run_rank(void *arg) {
     d.params = params;
     d.n_params = N_PARAMS;
     d.gradient_buffers = 1;
+    d.optimizer = s->client;
     d.event = note_event;
     d.event_ctx = a->out;
     d.logger.log = note_line;
