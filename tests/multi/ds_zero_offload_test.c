@@ -451,45 +451,276 @@ static void big_step(ds_zero *z, size_t n, const size_t *sizes, int step) {
     CHECK(ds_zero_step(z, NULL) == DS_OK);
 }
 
+enum { MANY = 24 };
+
+/* The engine without a disk, and with one; two steps of both come to the same states. */
+static void on_disk_as_off(size_t n, const size_t *sizes, const char *more) {
+    static float value[2][700000];
+    void *slots[MANY];
+    ds_zero *z[2] = {NULL, NULL};
+    ds_config *config[2] = {NULL, NULL};
+    bool same = true;
+    for (int k = 0; k < 2; k++) {
+        setting s = setting_of(1, 3, 2, 1, "fp32");
+        char called[MANY][4];
+        ds_zero_param params[MANY];
+        ds_zero_desc d;
+        ds_error e = {DS_OK, ""};
+        memset(params, 0, sizeof params);
+        memset(&d, 0, sizeof d);
+        snprintf(zero, sizeof zero,
+                 ", \"stage3_param_persistence_threshold\": 0, %s, \"offload_optimizer\": "
+                 "{\"device\": \"nvme\", \"nvme_path\": \"%s\", \"pipeline_read\": true, \"pipeline_write\": true}",
+                 more, folder());
+        if (k) s.zero = zero;
+        for (size_t i = 0; i < n; i++) {
+            snprintf(called[i], sizeof called[i], "t%d", (int)i % 100);
+            params[i].name = called[i];
+            params[i].dims = 1;
+            params[i].shape[0] = sizes[i];
+            params[i].slot = &slots[i];
+        }
+        d.config = config[k] = config_of(&s, &e);
+        d.params = params;
+        d.n_params = n;
+        if (!CHECK(config[k] && ds_zero_create(&d, &z[k], &e) == DS_OK)) printf("  %s\n", e.message);
+    }
+    for (int step = 0; step < 2 && z[0] && z[1]; step++)
+        for (int k = 0; k < 2; k++) big_step(z[k], n, sizes, step);
+    for (size_t i = 0; i < n && z[0] && z[1]; i++) {
+        for (int k = 0; k < 2; k++) CHECK(ds_zero_read(z[k], i, 0, 0, sizes[i], value[k]) == DS_OK);
+        same = same && memcmp(value[0], value[1], sizes[i] * sizeof(float)) == 0;
+    }
+    CHECK(same);
+    for (int k = 0; k < 2; k++) ds_zero_destroy(z[k]), ds_config_free(config[k]);
+}
+
 static void lanes(void) {
     static const size_t sizes[5] = {5000, 700000, 3000, 1, 280000};
-    static float value[2][700000];
-    TEST(sums of large and small tensors on disk) {
-        void *slots[5];
-        ds_zero *z[2] = {NULL, NULL};
-        ds_config *config[2] = {NULL, NULL};
-        bool same = true;
-        for (int k = 0; k < 2; k++) {
-            setting s = setting_of(1, 3, 2, 1, "fp32");
-            ds_zero_param params[5];
-            ds_zero_desc d;
-            ds_error e = {DS_OK, ""};
-            memset(params, 0, sizeof params);
-            memset(&d, 0, sizeof d);
-            snprintf(zero, sizeof zero,
-                     ", \"stage3_param_persistence_threshold\": 0, \"sub_group_size\": 10240, \"offload_optimizer\": "
-                     "{\"device\": \"nvme\", \"nvme_path\": \"%s\", \"pipeline_read\": true, \"pipeline_write\": true}",
-                     folder());
-            if (k) s.zero = zero;
-            for (size_t i = 0; i < 5; i++) {
-                params[i].name = names[i];
-                params[i].dims = 1;
-                params[i].shape[0] = sizes[i];
-                params[i].slot = &slots[i];
+    TEST(sums of large and small tensors on disk) on_disk_as_off(5, sizes, "\"sub_group_size\": 10240");
+    TEST(more sums on disk than lanes) { /* each in a bucket of its own, so that none move together */
+        size_t many[MANY];
+        for (size_t i = 0; i < MANY; i++) many[i] = 1500;
+        on_disk_as_off(MANY, many, "\"sub_group_size\": 2048, \"reduce_bucket_size\": 1500");
+    }
+}
+
+/* ---- what a step moves, and when ---- */
+
+/* Momentum by grain and LAMB's kind of norm, of the client: the rate is read while it updates, the gradient in both passes. */
+static ds_status client_update(const ds_optim_pass *pass, const float *grad, float *master, float *const *state,
+                               size_t count) {
+    float rate = (float)(pass->params->lr * (pass->norm[1] > 0 ? pass->norm[0] / pass->norm[1] : 1.0));
+    for (size_t i = 0; i < count; i++) {
+        state[0][i] = 0.5f * (state[0][i] + grad[i]);
+        master[i] -= rate * (state[0][i] + grad[i] * (float)pass->step);
+    }
+    return DS_OK;
+}
+static void client_measure(const ds_optim_pass *pass, const float *grad, const float *master, float *const *state,
+                           size_t count, double sums[2]) {
+    (void)pass, (void)state;
+    sums[0] = sums[1] = 0.0;
+    for (size_t i = 0; i < count; i++) {
+        sums[0] += (double)master[i] * (double)master[i];
+        sums[1] += (double)grad[i] * (double)grad[i];
+    }
+}
+static const ds_optim_table clients[2] = {
+    {"Own", DS_OPTIM_BY_GRAIN, 1, {"m", NULL, NULL}, NULL, client_update, NULL, NULL, false},
+    {"OwnByNorm", DS_OPTIM_BY_NORM, 1, {"m", NULL, NULL}, client_measure, client_update, NULL, NULL, false}};
+
+typedef struct traffic {
+    uint64_t read, written;
+} traffic;
+
+static traffic moved(const ds_zero *z) {
+    ds_zero_stats s;
+    traffic t;
+    ds_zero_get_stats(z, &s);
+    t.read = s.swap.bytes_read;
+    t.written = s.swap.bytes_written;
+    return t;
+}
+
+enum { GRAINS = 16, GRAIN_BYTES = 4096, MICROS = 4 }; /* of the small model in fp32 */
+
+/* Steps of MICROS micro-batches, of which the last is measured: `micro` at the end of each, the whole step, and what a
+   read finds left. */
+static bool move(const setting *s, int steps, traffic micro[MICROS], traffic *step, traffic *left) {
+    static float gradients[129 * 64];
+    void *slots[N_PARAMS];
+    ds_error e = {DS_OK, ""};
+    ds_config *c = config_of(s, &e);
+    ds_zero_param params[N_PARAMS];
+    ds_zero_desc d;
+    ds_zero *z = NULL;
+    traffic before = {0, 0};
+    memset(&d, 0, sizeof d);
+    if (!CHECK(c != NULL)) return printf("  %s\n", e.message), false;
+    describe(params, slots, DS_F32, s);
+    d.config = c;
+    d.params = params;
+    d.n_params = N_PARAMS;
+    d.optimizer = s->client;
+    if (!CHECK(ds_zero_create(&d, &z, &e) == DS_OK)) printf("  %s\n", e.message);
+    for (int k = 0; k < steps && z; k++) {
+        before = moved(z);
+        for (int m = 0; m < MICROS; m++) {
+            CHECK(ds_zero_begin(z, DS_ZERO_TRAIN) == DS_OK);
+            for (size_t i = N_PARAMS; i-- > 0;) {
+                for (size_t n = 0; n < numel(i); n++) gradients[n] = gradient(i, n, 0, m, k, 0);
+                CHECK(ds_zero_grad(z, i, gradients, NULL) == DS_OK);
             }
-            d.config = config[k] = config_of(&s, &e);
-            d.params = params;
-            d.n_params = 5;
-            if (!CHECK(config[k] && ds_zero_create(&d, &z[k], &e) == DS_OK)) printf("  %s\n", e.message);
+            CHECK(ds_zero_end(z) == DS_OK);
+            micro[m] = moved(z);
+            micro[m].read -= before.read, micro[m].written -= before.written;
         }
-        for (int step = 0; step < 2 && z[0] && z[1]; step++)
-            for (int k = 0; k < 2; k++) big_step(z[k], 5, sizes, step);
-        for (size_t i = 0; i < 5 && z[0] && z[1]; i++) {
-            for (int k = 0; k < 2; k++) CHECK(ds_zero_read(z[k], i, 0, 0, sizes[i], value[k]) == DS_OK);
-            same = same && memcmp(value[0], value[1], sizes[i] * sizeof(float)) == 0;
+        CHECK(ds_zero_step(z, NULL) == DS_OK);
+    }
+    if (z) {
+        float one;
+        traffic after = moved(z);
+        step->read = after.read - before.read, step->written = after.written - before.written;
+        CHECK(ds_zero_read(z, 0, -1, 0, 1, &one) == DS_OK); /* the value, which is in memory */
+        *left = moved(z);
+        left->read -= after.read, left->written -= after.written;
+    }
+    ds_zero_destroy(z);
+    ds_config_free(c);
+    return z != NULL;
+}
+
+static const char *disk_with(const char *pipes) {
+    static char text[600];
+    snprintf(text, sizeof text,
+             ", \"stage3_param_persistence_threshold\": 0, \"sub_group_size\": 1024, \"reduce_bucket_size\": 1000, "
+             "\"offload_optimizer\": {\"device\": \"nvme\", \"nvme_path\": \"%s\"%s}",
+             folder(), pipes);
+    return text;
+}
+
+static void movement(void) {
+    static const char *const pipes[3] = {"", ", \"pipeline_read\": true",
+                                         ", \"pipeline_read\": true, \"pipeline_write\": true"};
+    TEST(bytes that a step moves) {
+        for (int k = 0; k < 3; k++)
+            for (int how = 0; how < 3; how++) { /* plain, with world_invariant, LAMB */
+                setting s = setting_of(1, 3, MICROS, 1, "fp32");
+                uint64_t kept = how == 2 ? 0 : 1 + (uint64_t)k, sums = GRAINS - kept;
+                uint64_t passes = how == 2 ? 2 : 1, states = passes * 2 * GRAINS, reads, writes;
+                traffic micro[MICROS], step, left;
+                s.zero = disk_with(pipes[k]);
+                s.top = how == 1 ? ", \"ds\": {\"world_invariant\": true}" : NULL;
+                s.optimizer = how == 2 ? "Lamb" : NULL;
+                if (!move(&s, 3, micro, &step, &left)) break;
+                reads = states + passes * sums + (MICROS - 1) * (how == 1 ? GRAINS : sums);
+                writes = states + sums + (MICROS - 1) * (how == 1 ? GRAINS : sums);
+                CHECK_EQ(step.read, reads * GRAIN_BYTES);
+                CHECK_EQ(step.written, writes * GRAIN_BYTES);
+            }
+    }
+    TEST(pipeline_read fills all sets in the last backward pass) {
+        for (int k = 0; k < 3; k++)
+            for (int last = 0; last < 2; last++) {
+                setting s = setting_of(1, 3, MICROS, 1, "fp32");
+                traffic micro[MICROS], step, left;
+                uint64_t sets = 1 + (uint64_t)k, m = last ? MICROS - 1 : MICROS - 2;
+                s.zero = disk_with(pipes[k]);
+                if (!move(&s, 1, micro, &step, &left)) break;
+                CHECK_EQ(micro[m].read, (m * (GRAINS - sets) + (k && last ? 2 * sets : 0)) * GRAIN_BYTES);
+            }
+    }
+    TEST(who updates in the step) {
+        static const char *const types[] = {"AdamW", "Lamb", "Muon", NULL, NULL};
+        for (int k = 0; k < 5; k++)
+            for (int late = 1; late < 3; late++) {
+                setting s = setting_of(1, 3, MICROS, 1, "fp32");
+                traffic micro[MICROS], step, left;
+                s.zero = disk_with(pipes[late]);
+                s.optimizer = types[k];
+                s.client = types[k] ? NULL : &clients[k - 3];
+                if (!move(&s, 2, micro, &step, &left)) break;
+                CHECK(k == 0 && late == 2 ? left.written >= GRAINS * GRAIN_BYTES : left.written == 0);
+                CHECK(k == 0 && late == 2 ? left.read > 0 : left.read == 0);
+            }
+    }
+    for (int k = 0; k < 2; k++)
+        for (int world = 1; world < 4; world++) {
+            char name[100];
+            snprintf(name, sizeof name, "a client's optimizer on disk, %s: world %d", k ? "by norm" : "by grain",
+                     world);
+            TEST_NAMED(name) {
+                setting s = setting_of(world, 3, 2, 4, "bf16");
+                s.client = &clients[k];
+                s.top = ", \"scheduler\": {\"type\": \"WarmupLR\", \"params\": {\"warmup_num_steps\": 10, "
+                        "\"warmup_type\": \"linear\"}}";
+                run(&s, plain);
+                CHECK(plain->message[0] == 0);
+                for (int p = 0; p < 3; p++) {
+                    s.zero = disk_with(pipes[p]);
+                    ran(&s, out);
+                }
+            }
         }
-        CHECK(same);
-        for (int k = 0; k < 2; k++) ds_zero_destroy(z[k]), ds_config_free(config[k]);
+}
+
+/* ---- micro-batches that give few gradients or none ---- */
+
+static ds_zero *sparse_engine(const setting *s, ds_config **config, void **slots) {
+    ds_error e = {DS_OK, ""};
+    ds_zero_param params[N_PARAMS];
+    ds_zero_desc d;
+    ds_zero *z = NULL;
+    memset(&d, 0, sizeof d);
+    if (!CHECK((*config = config_of(s, &e)) != NULL)) return printf("  %s\n", e.message), NULL;
+    describe(params, slots, DS_F32, s);
+    d.config = *config;
+    d.params = params;
+    d.n_params = N_PARAMS;
+    if (!CHECK(ds_zero_create(&d, &z, &e) == DS_OK)) printf("  %s\n", e.message);
+    return z;
+}
+
+/* Every set of two micro-batches' gradients in turn, most of them empty; then all, so that all values move. */
+static void sparse_step(ds_zero *z, unsigned given) {
+    static float gradients[129 * 64];
+    for (int micro = 0; micro < 2; micro++) {
+        CHECK(ds_zero_begin(z, DS_ZERO_TRAIN) == DS_OK);
+        for (size_t i = N_PARAMS; i-- > 0;) {
+            if (!(given >> (micro * 4 + (int)i % 4) & 1u)) continue;
+            for (size_t n = 0; n < numel(i); n++) gradients[n] = gradient(i, n, 0, micro, (int)given, 0);
+            CHECK(ds_zero_grad(z, i, gradients, NULL) == DS_OK);
+        }
+        CHECK(ds_zero_end(z) == DS_OK);
+    }
+    CHECK(ds_zero_step(z, NULL) == DS_OK);
+}
+
+static void missing(void) {
+    static const unsigned masks[] = {0xFF, 0x0F, 0xF0, 0x00, 0x00, 0x21, 0x40, 0x08, 0xFF};
+    static float value[2][129 * 64];
+    TEST(gradients that did not come are zeros on disk too) {
+        for (int pipe = 0; pipe < 2; pipe++) {
+            ds_zero *z[2];
+            ds_config *config[2] = {NULL, NULL};
+            void *slots[2][N_PARAMS];
+            for (int k = 0; k < 2; k++) {
+                setting s = setting_of(1, 3, 2, 1, "fp32");
+                s.zero = k ? disk_with(pipe ? late_pipes[1] : "") : ", \"stage3_param_persistence_threshold\": 0";
+                z[k] = sparse_engine(&s, &config[k], slots[k]);
+            }
+            for (size_t m = 0; m < sizeof masks / sizeof masks[0] && z[0] && z[1]; m++) {
+                for (int k = 0; k < 2; k++) sparse_step(z[k], masks[m]);
+                if (m != 3 && m != 8) continue; /* in between an update is left to passes that give nothing */
+                for (size_t i = 0; i < N_PARAMS; i++)
+                    for (int state = -1; state < 2; state++) {
+                        for (int k = 0; k < 2; k++) CHECK(ds_zero_read(z[k], i, state, 0, numel(i), value[k]) == DS_OK);
+                        CHECK_EQ(memcmp(value[0], value[1], numel(i) * sizeof(float)), 0);
+                    }
+            }
+            for (int k = 0; k < 2; k++) ds_zero_destroy(z[k]), ds_config_free(config[k]);
+        }
     }
 }
 
@@ -505,5 +736,7 @@ int main(int argc, char **argv) {
     left_over(0);
     left_over(2000);
     lanes();
+    movement();
+    missing();
     return test_end();
 }
