@@ -43,10 +43,11 @@ CONCEPTS
     Parts. A tensor is cut in grains of 1,024 elements; rank r of W owns the grains from floor((g*r + k)/W) to
     floor((g*(r+1) + k)/W), where k spreads the remainders. At stages 1 to 3 a rank keeps the optimizer's states of its own
     part alone, at 2 and 3 the gradients too, at 3 the parameters too. At stage 0 every rank owns everything.
-    So each rank copies a like share of each tensor. zero_optimization.round_robin_gradients asks for that where a rank owns
-    whole tensors in a row, as DeepSpeed's do at stages 1 and 2; here nothing is left for it to change, given or not.
+    So each rank copies a like share of each tensor. LAMB's parts exchange two numbers per grain in each step.
     A matrix that Muon orthogonalises is not cut: it belongs to the rank that has the fewest elements so far, and nothing
-    more is sent; ranks then differ by up to the largest matrix. LAMB's parts exchange two numbers per grain in each step.
+    more is sent; ranks then differ by up to the largest matrix, and several in a row may be one rank's, which then copies
+    alone what a bucket holds. zero_optimization.round_robin_gradients deals them out in turn at stages 1 and 2: neighbours
+    are different ranks', which copy at once; sums of elements may be less even. No bit of the result depends on it.
     The 1-bit optimizers work at stage 0: in their compressed phase gradients are not reduced at all, the optimizer averages
     its momenta with one bit per element, report.grad_norm is the root of the ranks' mean square, and nothing is clipped.
     ZeroOneAdam's ranks differ between two averages, and a save there is refused; after one they agree to the rounding of
@@ -139,7 +140,7 @@ ERRORS
     5 reduction at the step's boundary, 9 fewer swap buffers than the pipelines want, 6 times of a
     step (wall_clock_breakdown), 7 the step (every steps_per_print), 8 the state at create (dump_state), 10 a load of
     what is not ds's own, 11 another comm_backend_name than the communicator's, 12 the CPU updates for the GPU,
-    14 round_robin_gradients, which has no effect.
+    14 round_robin_gradients, where the optimizer takes no tensor whole and there is nothing to deal out.
 
 THREADS
     One thread at a time per engine. Several engines may live in one process.
@@ -962,7 +963,7 @@ struct ds_zero {
     bool local;            /* this step's gradients are not reduced: the optimizer averages its momenta by itself */
     size_t levels;         /* accumulators: one, with world_invariant one for each bit of the micro-batch's number */
     bool overlap, contiguous, sparse, elastic, ignore_unused, gather_by_broadcast, reduce_whole, hooks, gather_on_save,
-        load_fp32, fp16;
+        load_fp32, fp16, round_robin;
     double clipping, before_reduce; /* before_reduce: factor of the gradients on the way into their bucket */
     ds_zero_tier state_tier, param_tier;
     bool pin_states, pin_params, pipeline_read, pipeline_write;
@@ -3953,9 +3954,7 @@ static ds_status dsi_zero_configure(ds_zero *z, const ds_config *c, ds_error *er
     z->hooks = z->stage != 1 || c->zero_optimization.grad_hooks;
     z->contiguous = c->zero_optimization.contiguous_gradients;
     z->sparse = c->sparse_gradients;
-    if (c->zero_optimization.round_robin_gradients)
-        dsi_log(&z->logger, "ds_zero", DS_LOG_INFO, 14,
-                "zero_optimization.round_robin_gradients: each rank copies a like share of each tensor in any case");
+    z->round_robin = c->zero_optimization.round_robin_gradients && (z->stage == 1 || z->stage == 2);
     z->elastic = c->zero_optimization.elastic_checkpoint || !dsi_zero_given(c, "zero_optimization.elastic_checkpoint");
     z->load_fp32 = c->zero_optimization.load_from_fp32_weights;
     z->ignore_unused = c->zero_optimization.ignore_unused_parameters;
@@ -4227,9 +4226,10 @@ static bool dsi_zero_nodes(const ds_zero *z) {
     return z->near_parts > 1 && z->near_parts < (size_t)z->world;
 }
 
-/* Who has which part. A tensor that the optimizer takes as a whole goes to the rank with the fewest elements so far. */
+/* Who has which part. A tensor that the optimizer takes as a whole goes to the rank with the fewest elements so far, or to
+   the next rank in turn. [cfg: zero_optimization.round_robin_gradients] */
 static ds_status dsi_zero_share(ds_zero *z, ds_error *error) {
-    size_t turn = 0, *load = (size_t *)dsi_zero_table(z, z->parts, sizeof *load);
+    size_t turn = 0, dealt = 0, *load = (size_t *)dsi_zero_table(z, z->parts, sizeof *load);
     if (!load) return dsi_zero_no_memory(z, error, "the table of parts");
     if (dsi_zero_nodes(z) && z->n_params) {
         z->near_counts = (size_t *)dsi_zero_table(z, dsi_mul(z->n_params, z->near_parts), sizeof(size_t));
@@ -4252,8 +4252,8 @@ static ds_status dsi_zero_share(ds_zero *z, ds_error *error) {
                             ds_optim_type_name(z->optim), p->name);
         }
         if (p->uncut && z->parts > 1) {
-            p->owner = 0;
-            for (size_t r = 1; r < z->parts; r++)
+            p->owner = z->round_robin ? dealt++ % z->parts : 0;
+            for (size_t r = 1; r < z->parts && !z->round_robin; r++)
                 if (load[r] < load[p->owner]) p->owner = r;
             load[p->owner] += p->numel;
         }
@@ -4278,6 +4278,9 @@ static ds_status dsi_zero_share(ds_zero *z, ds_error *error) {
             p->near_counts[r] = dsi_zero_even_cut(p, z->near_parts, r + 1) - dsi_zero_even_cut(p, z->near_parts, r);
         z->near_bytes += dsi_round_up(dsi_zero_near_count(z, p) * p->bytes_each, DSI_ZERO_ALIGN);
     }
+    if (z->round_robin && !dealt)
+        dsi_log(&z->logger, "ds_zero", DS_LOG_INFO, 14,
+                "zero_optimization.round_robin_gradients: each rank copies a like share of each tensor in any case");
     dsi_zero_untable(z, load, z->parts, sizeof *load);
     return DS_OK;
 }

@@ -221,22 +221,131 @@ static void sparse(void) {
     }
 }
 
-/* No tensor is a part of one rank's alone: what round_robin_gradients asks for. */
+/* A large matrix and three small ones that Muon takes whole, and a vector, on two ranks. */
+enum { DEALT = 5, DEALT_MOST = 64 * 96 };
+static const size_t dealt_shapes[DEALT][2] = {{64, 96}, {16, 64}, {32, 64}, {48, 64}, {1, 2048}};
+typedef struct dealt {
+    ds_comm *comm;
+    int rank, stage;
+    bool turns; /* round_robin_gradients */
+    ds_zero_bytes plan;
+    ds_zero_stats stats;
+    float value[DEALT][DEALT_MOST];
+    ds_status status;
+} dealt;
+
+static void *dealt_rank(void *arg) {
+    static const char *const dealt_names[DEALT] = {"a", "b", "c", "d", "v"};
+    dealt *a = (dealt *)arg;
+    char text[400];
+    float *values = (float *)malloc(DEALT_MOST * sizeof *values);
+    void *slots[DEALT];
+    ds_zero_param params[DEALT];
+    ds_config_options options;
+    ds_config *config = NULL;
+    ds_zero_desc d;
+    ds_zero *z = NULL;
+    memset(params, 0, sizeof params);
+    memset(&options, 0, sizeof options);
+    memset(&d, 0, sizeof d);
+    options.world_size = 2;
+    snprintf(text, sizeof text,
+             "{\"train_micro_batch_size_per_gpu\": 1, \"gradient_accumulation_steps\": 2, \"optimizer\": {\"type\": "
+             "\"Muon\"}, \"zero_optimization\": {\"stage\": %d, \"offload_optimizer\": {\"device\": \"cpu\"}, "
+             "\"round_robin_gradients\": %s}}",
+             a->stage, a->turns ? "true" : "false");
+    for (size_t i = 0; i < DEALT; i++) {
+        params[i].name = dealt_names[i];
+        params[i].dims = 2;
+        memcpy(params[i].shape, dealt_shapes[i], sizeof dealt_shapes[i]);
+        params[i].slot = &slots[i];
+        params[i].init = init;
+    }
+    d.comm = a->comm;
+    d.params = params;
+    d.n_params = DEALT;
+    a->status = ds_config_parse(text, strlen(text), &options, &config, NULL);
+    d.config = config;
+    if (!a->status) a->status = ds_zero_plan(&d, a->rank, 2, &a->plan, NULL);
+    if (!a->status) a->status = ds_zero_create(&d, &z, NULL);
+    for (int micro = 0; micro < 6 && !a->status; micro++) {
+        a->status = ds_zero_begin(z, DS_ZERO_TRAIN);
+        for (size_t i = DEALT; i-- > 0 && !a->status;) {
+            for (size_t e = 0; e < DEALT_MOST; e++) values[e] = gradient(i, e, a->rank, micro, 0, 0);
+            a->status = ds_zero_grad(z, i, values, NULL);
+        }
+        if (!a->status) a->status = ds_zero_end(z);
+        if (!a->status && micro % 2) a->status = ds_zero_step(z, NULL);
+    }
+    for (size_t i = 0; i < DEALT && !a->status; i++)
+        a->status = ds_zero_read(z, i, -1, 0, dealt_shapes[i][0] * dealt_shapes[i][1], a->value[i]);
+    if (z) ds_zero_get_stats(z, &a->stats);
+    ds_zero_destroy(z);
+    ds_config_free(config);
+    ds_comm_destroy(a->comm);
+    free(values);
+    return NULL;
+}
+
+/* Who has a matrix that is not cut, and so who copies it from its bucket: the rank with the fewest elements so far, or the
+   next in turn. */
 static void round_robin(void) {
-    TEST(round_robin_gradients : each rank copies a like share of each tensor) {
+    static dealt ranks[2][2]; /* without and with the key; ranks */
+    static const size_t own[2][2] = {{6144, 1024 + 2048 + 3072}, {6144 + 2048, 1024 + 3072}};
+    for (int stage = 1; stage < 3; stage++) {
+        char name[96];
+        snprintf(name, sizeof name, "round_robin_gradients: at stage %d matrices are dealt in turn", stage);
+        TEST_NAMED(name) {
+            memset(ranks, 0, sizeof ranks);
+            for (int on = 0; on < 2; on++) {
+                ds_comm_desc d;
+                ds_comm *comms[2];
+                pthread_t threads[2];
+                memset(&d, 0, sizeof d);
+                d.timeout = 60000000000;
+                if (!CHECK(ds_comm_threads_create(&d, 2, comms, NULL) == DS_OK)) break;
+                for (int r = 0; r < 2; r++) {
+                    dealt *a = &ranks[on][r];
+                    a->comm = comms[r];
+                    a->rank = r;
+                    a->stage = stage;
+                    a->turns = on;
+                    pthread_create(&threads[r], NULL, dealt_rank, a);
+                }
+                for (int r = 0; r < 2; r++) pthread_join(threads[r], NULL);
+                for (int r = 0; r < 2; r++) {
+                    const dealt *a = &ranks[on][r];
+                    const uint64_t *sent = a->stats.comm.bytes_sent;
+                    size_t mine = own[on][r] + 1024, others = own[on][1 - r] + 1024; /* half of the vector */
+                    CHECK(a->status == DS_OK);
+                    CHECK_EQ(a->plan.bytes[DS_ZERO_GRADS][DS_ZERO_HOST], mine * sizeof(float));
+                    CHECK_EQ(memcmp(&a->plan, &a->stats.peak, sizeof a->plan), 0);
+                    CHECK_EQ(sent[DS_COMM_REDUCE_SCATTER], 6 * others * sizeof(float)); /* of six micro-batches */
+                    CHECK_EQ(memcmp(a->value, ranks[0][0].value, sizeof a->value), 0);
+                }
+            }
+        }
+    }
+    TEST(round_robin_gradients : where nothing is whole each rank copies a like share of each tensor) {
         setting s = setting_of(4, 2, 2, 2, "fp32");
         s.zero = ", \"offload_optimizer\": {\"device\": \"cpu\"}";
         size_t least = SIZE_MAX, most = 0;
         ran(&s, plain);
+        CHECK(!strstr(plain[0].lines, "ds_zero.2.14"));
         s.zero = ", \"offload_optimizer\": {\"device\": \"cpu\"}, \"round_robin_gradients\": true";
         ran(&s, out);
         CHECK(same(&out[0], &plain[0]));
+        CHECK_HAS(out[0].lines, "ds_zero.2.14 zero_optimization.round_robin_gradients: ");
         for (int r = 0; r < 4; r++) {
             size_t bytes = out[r].plan.bytes[DS_ZERO_GRADS][DS_ZERO_HOST];
+            CHECK_EQ(memcmp(&out[r].plan, &plain[r].plan, sizeof out[r].plan), 0);
             least = bytes < least ? bytes : least;
             most = bytes > most ? bytes : most;
         }
         CHECK(least > 0 && most - least <= 2 * DS_GRAIN * sizeof(float));
+        s.optimizer = "Muon";
+        ran(&s, out);
+        CHECK(!strstr(out[0].lines, "ds_zero.2.14"));
     }
 }
 
