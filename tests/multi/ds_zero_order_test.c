@@ -6,8 +6,10 @@
 
 enum { N = 4, NUMEL = 4096, WORLD = 2 };
 
+typedef struct player player;
 typedef struct scene {
     const char *zero;
+    void (*body)(player *p, ds_zero *z); /* of each rank */
     pthread_mutex_t lock;
     pthread_cond_t changed;
     int returned[WORLD]; /* gradients that each rank's call has come back from */
@@ -16,7 +18,7 @@ typedef struct scene {
     bool during; /* a reduction is expected while gradients still come */
 } scene;
 
-typedef struct player {
+struct player {
     scene *s;
     ds_comm *comm;
     int rank;
@@ -24,7 +26,7 @@ typedef struct player {
     ds_zero_stats stats;
     float values[N][NUMEL];
     char message[600], refusal[600];
-} player;
+};
 
 static uint64_t calls_of(ds_zero *z, ds_comm_kind kind) {
     ds_zero_stats s;
@@ -85,26 +87,16 @@ static void tell(scene *s, int rank, int returned, int other_limit) {
     do {                                                                                                               \
         if ((call) != DS_OK) {                                                                                         \
             snprintf(p->message, sizeof p->message, "%s: %s", #call, ds_zero_error(z)->message);                       \
-            goto done;                                                                                                 \
+            return;                                                                                                    \
         }                                                                                                              \
     } while (0)
 
 /* Rank 0 gives gradient k and comes back; only then may rank 1 give its own; then both see bucket k reduced, and only then
    gradient k + 1 comes. */
-static void *play(void *arg) {
-    player *p = (player *)arg;
+static void play(player *p, ds_zero *z) {
     scene *s = p->s;
     static float gradient[NUMEL];
-    void *slots[N];
-    ds_error error = {DS_OK, ""};
-    ds_config *config = NULL;
-    ds_zero *z = engine(s, p->comm, slots, &config, &error);
-    uint64_t before;
-    if (!z) {
-        snprintf(p->message, sizeof p->message, "create: %s", error.message);
-        goto done;
-    }
-    before = calls_of(z, s->kind);
+    uint64_t before = calls_of(z, s->kind);
     MUST(ds_zero_begin(z, DS_ZERO_TRAIN));
     for (int k = 0; k < N; k++) {
         wait_for(s, p->rank, k + 1);
@@ -117,15 +109,26 @@ static void *play(void *arg) {
     MUST(ds_zero_end(z));
     p->calls[N] = calls_of(z, s->kind) - before;
     MUST(ds_zero_step(z, NULL));
-done:
-    tell(s, p->rank, N + 1, N + 2);
+}
+
+static void *on_rank(void *arg) {
+    player *p = (player *)arg;
+    void *slots[N];
+    ds_error error = {DS_OK, ""};
+    ds_config *config = NULL;
+    ds_zero *z = engine(p->s, p->comm, slots, &config, &error);
+    if (z)
+        p->s->body(p, z);
+    else
+        snprintf(p->message, sizeof p->message, "create: %s", error.message);
+    tell(p->s, p->rank, N + 1, N + 2);
     ds_zero_destroy(z);
     ds_comm_destroy(p->comm);
     ds_config_free(config);
     return NULL;
 }
 
-static void on_ranks(scene *s, player *p, void *(*body)(void *)) {
+static void on_ranks(scene *s, player *p, void (*body)(player *p, ds_zero *z)) {
     ds_comm *comms[WORLD] = {NULL, NULL};
     pthread_t threads[WORLD];
     ds_comm_desc d;
@@ -135,13 +138,14 @@ static void on_ranks(scene *s, player *p, void *(*body)(void *)) {
     CHECK(ds_comm_threads_create(&d, WORLD, comms, NULL) == DS_OK);
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->changed, NULL);
+    s->body = body;
     s->limit[0] = 1;
     s->limit[1] = 0;
     for (int r = 0; r < WORLD; r++) {
         p[r].s = s;
         p[r].comm = comms[r];
         p[r].rank = r;
-        pthread_create(&threads[r], NULL, body, &p[r]);
+        pthread_create(&threads[r], NULL, on_rank, &p[r]);
     }
     for (int r = 0; r < WORLD; r++) pthread_join(threads[r], NULL);
     for (int r = 0; r < WORLD; r++)
@@ -175,17 +179,8 @@ static void reductions(void) {
 }
 
 /* Gathers that were started by each fetch of the second pass, which has a trace to follow. */
-static void *fetch(void *arg) {
-    player *p = (player *)arg;
+static void fetch(player *p, ds_zero *z) {
     static float gradient[NUMEL];
-    void *slots[N];
-    ds_error error = {DS_OK, ""};
-    ds_config *config = NULL;
-    ds_zero *z = engine(p->s, p->comm, slots, &config, &error);
-    if (!z) {
-        snprintf(p->message, sizeof p->message, "create: %s", error.message);
-        goto done;
-    }
     for (int pass = 0; pass < 2; pass++) {
         uint64_t before = calls_of(z, DS_COMM_ALL_GATHER);
         MUST(ds_zero_begin(z, DS_ZERO_TRAIN));
@@ -200,27 +195,13 @@ static void *fetch(void *arg) {
         MUST(ds_zero_step(z, NULL));
     }
     ds_zero_get_stats(z, &p->stats);
-done:
-    ds_zero_destroy(z);
-    ds_comm_destroy(p->comm);
-    ds_config_free(config);
-    return NULL;
 }
 
 /* Rank 1 gives nothing in the first pass, rank 0 leaves out a gradient in the others, which in the last one comes after the
    next fetch; p->refusal is what that call said. */
-static void *uneven(void *arg) {
-    player *p = (player *)arg;
+static void uneven(player *p, ds_zero *z) {
     static const int without[3] = {N, 1, 3};
     float gradient[NUMEL];
-    void *slots[N];
-    ds_error error = {DS_OK, ""};
-    ds_config *config = NULL;
-    ds_zero *z = engine(p->s, p->comm, slots, &config, &error);
-    if (!z) {
-        snprintf(p->message, sizeof p->message, "create: %s", error.message);
-        goto done;
-    }
     for (int pass = 0; pass < 3; pass++) {
         bool late = false;
         MUST(ds_zero_begin(z, DS_ZERO_TRAIN));
@@ -238,25 +219,11 @@ static void *uneven(void *arg) {
     }
     for (int i = 0; i < N; i++) MUST(ds_zero_read(z, (size_t)i, -1, 0, NUMEL, p->values[i]));
     ds_zero_get_stats(z, &p->stats);
-done:
-    ds_zero_destroy(z);
-    ds_comm_destroy(p->comm);
-    ds_config_free(config);
-    return NULL;
 }
 
 /* ignore_unused_parameters false: rank 0 has not "b" at the end of the pass, is told so, and gives it. */
-static void *owing(void *arg) {
-    player *p = (player *)arg;
+static void owing(player *p, ds_zero *z) {
     static float gradient[NUMEL];
-    void *slots[N];
-    ds_error error = {DS_OK, ""};
-    ds_config *config = NULL;
-    ds_zero *z = engine(p->s, p->comm, slots, &config, &error);
-    if (!z) {
-        snprintf(p->message, sizeof p->message, "create: %s", error.message);
-        goto done;
-    }
     MUST(ds_zero_begin(z, DS_ZERO_TRAIN));
     for (int i = N - 1; i >= 0; i--) {
         MUST(ds_zero_fetch(z, (size_t)i, NULL));
@@ -269,11 +236,6 @@ static void *owing(void *arg) {
     }
     MUST(ds_zero_end(z));
     MUST(ds_zero_step(z, NULL));
-done:
-    ds_zero_destroy(z);
-    ds_comm_destroy(p->comm);
-    ds_config_free(config);
-    return NULL;
 }
 
 #define STAGE3 "\"stage\": 3, \"stage3_param_persistence_threshold\": 0, \"overlap_comm\": false, "
