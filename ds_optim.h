@@ -1165,14 +1165,14 @@ typedef struct dsi_optim_feed {
     void *out; // NULL: no 16-bit weights
 } dsi_optim_feed;
 
+// One rule of ds_optim_rule, ADAM to LION; `one` and `two` are the states, NULL where there is none.
+typedef void dsi_optim_update(const ds_optim_constants *k, const dsi_optim_feed *f, float *p, float *one, float *two,
+                              size_t n);
 // The kernels of one level. Arrays may have any alignment; n is any number.
 typedef struct dsi_optim_simd {
     ds_optim_level level;
     size_t tile_columns;
-    void (*adam)(const ds_optim_adam *k, const dsi_optim_feed *f, float *p, float *m, float *v, size_t n);
-    void (*sgd)(const ds_optim_constants *k, const dsi_optim_feed *f, float *p, float *m, size_t n); // m may be NULL
-    void (*adagrad)(const ds_optim_constants *k, const dsi_optim_feed *f, float *p, float *v, size_t n);
-    void (*lion)(const ds_optim_constants *k, const dsi_optim_feed *f, float *p, float *m, size_t n);
+    dsi_optim_update *const *update; // by rule
     // p += a * trust(p, m, v)
     void (*lamb)(const ds_optim_constants *k, const dsi_optim_feed *f, float *p, const float *m, const float *v,
                  float a, size_t n);
@@ -1274,77 +1274,32 @@ static void dsi_optim_measure_x1(const ds_optim_constants *k, const dsi_optim_fe
 #define dsi_optim_x16_ahead(x)       ((void)0)
 #define dsi_optim_x16_ahead_of(f, i) ((void)0)
 #define DSI_OPTIM_EACH(L)            for (; n - i >= dsi_optim_##L##_width; i += dsi_optim_##L##_width)
-#define DSI_OPTIM_LEVEL(L, TARGET)                                                                                     \
-    TARGET static void dsi_optim_adam_##L(const ds_optim_adam *k, const dsi_optim_feed *feed, float *weights,          \
-                                          float *moment, float *variance, size_t n) {                                  \
-        const ds_optim_adam c = *k;                                                                                    \
-        const dsi_optim_feed f = *feed;                                                                                \
-        size_t i = 0;                                                                                                  \
-        DSI_OPTIM_EACH(L) {                                                                                            \
-            dsi_optim_##L##_ahead_of(f, i), dsi_optim_##L##_ahead(weights + i), dsi_optim_##L##_ahead(moment + i),     \
-                dsi_optim_##L##_ahead(variance + i);                                                                   \
-            dsi_optim_##L##_t g = dsi_optim_##L##_grad(&f, i), p = dsi_optim_##L##_load(weights + i);                  \
-            dsi_optim_##L##_t m = dsi_optim_##L##_load(moment + i), v = dsi_optim_##L##_load(variance + i);            \
-            DSI_OPTIM_ADAM(L, g, p, m, v)                                                                              \
-            dsi_optim_##L##_store(weights + i, p);                                                                     \
-            dsi_optim_##L##_give(&f, i, p);                                                                            \
-            dsi_optim_##L##_store(moment + i, m);                                                                      \
-            dsi_optim_##L##_store(variance + i, v);                                                                    \
-        }                                                                                                              \
-        const dsi_optim_feed rest = dsi_optim_feed_at(&f, i);                                                          \
-        if (i < n) dsi_optim_adam_x1(k, &rest, weights + i, moment + i, variance + i, n - i);                          \
-    }                                                                                                                  \
-    TARGET static void dsi_optim_sgd_##L(const ds_optim_constants *k, const dsi_optim_feed *feed, float *weights,      \
-                                         float *moment, size_t n) {                                                    \
-        const ds_optim_constants c = *k;                                                                               \
+// One rule: loads, formula, stores. ONE and TWO say which states it has: 1, 0, or (SGD) `one`, which may be NULL.
+#define DSI_OPTIM_UPDATE(L, TARGET, name, CONSTANTS, constants, ONE, TWO, FORMULA)                                     \
+    TARGET static void dsi_optim_##name##_##L(const ds_optim_constants *k, const dsi_optim_feed *feed, float *weights, \
+                                              float *one, float *two, size_t n) {                                      \
+        const CONSTANTS c = constants;                                                                                 \
         const dsi_optim_feed f = *feed;                                                                                \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) {                                                                                            \
             dsi_optim_##L##_ahead_of(f, i), dsi_optim_##L##_ahead(weights + i);                                        \
-            dsi_optim_##L##_t g = dsi_optim_##L##_grad(&f, i), p = dsi_optim_##L##_load(weights + i), m = g;           \
-            if (moment) dsi_optim_##L##_ahead(moment + i), m = dsi_optim_##L##_load(moment + i);                       \
-            DSI_OPTIM_SGD(L, g, p, m)                                                                                  \
+            dsi_optim_##L##_t g = dsi_optim_##L##_grad(&f, i), p = dsi_optim_##L##_load(weights + i), m = g, v = g;    \
+            if (ONE) dsi_optim_##L##_ahead(one + i), m = dsi_optim_##L##_load(one + i);                                \
+            if (TWO) dsi_optim_##L##_ahead(two + i), v = dsi_optim_##L##_load(two + i);                                \
+            FORMULA                                                                                                    \
             dsi_optim_##L##_store(weights + i, p);                                                                     \
             dsi_optim_##L##_give(&f, i, p);                                                                            \
-            if (moment) dsi_optim_##L##_store(moment + i, m);                                                          \
+            if (ONE) dsi_optim_##L##_store(one + i, m);                                                                \
+            if (TWO) dsi_optim_##L##_store(two + i, v);                                                                \
         }                                                                                                              \
         const dsi_optim_feed rest = dsi_optim_feed_at(&f, i);                                                          \
-        if (i < n) dsi_optim_sgd_x1(k, &rest, weights + i, moment ? moment + i : NULL, n - i);                         \
-    }                                                                                                                  \
-    TARGET static void dsi_optim_adagrad_##L(const ds_optim_constants *k, const dsi_optim_feed *feed, float *weights,  \
-                                             float *variance, size_t n) {                                              \
-        const ds_optim_constants c = *k;                                                                               \
-        const dsi_optim_feed f = *feed;                                                                                \
-        size_t i = 0;                                                                                                  \
-        DSI_OPTIM_EACH(L) {                                                                                            \
-            dsi_optim_##L##_ahead_of(f, i), dsi_optim_##L##_ahead(weights + i), dsi_optim_##L##_ahead(variance + i);   \
-            dsi_optim_##L##_t g = dsi_optim_##L##_grad(&f, i), p = dsi_optim_##L##_load(weights + i);                  \
-            dsi_optim_##L##_t v = dsi_optim_##L##_load(variance + i);                                                  \
-            DSI_OPTIM_ADAGRAD(L, g, p, v)                                                                              \
-            dsi_optim_##L##_store(weights + i, p);                                                                     \
-            dsi_optim_##L##_give(&f, i, p);                                                                            \
-            dsi_optim_##L##_store(variance + i, v);                                                                    \
-        }                                                                                                              \
-        const dsi_optim_feed rest = dsi_optim_feed_at(&f, i);                                                          \
-        if (i < n) dsi_optim_adagrad_x1(k, &rest, weights + i, variance + i, n - i);                                   \
-    }                                                                                                                  \
-    TARGET static void dsi_optim_lion_##L(const ds_optim_constants *k, const dsi_optim_feed *feed, float *weights,     \
-                                          float *moment, size_t n) {                                                   \
-        const ds_optim_constants c = *k;                                                                               \
-        const dsi_optim_feed f = *feed;                                                                                \
-        size_t i = 0;                                                                                                  \
-        DSI_OPTIM_EACH(L) {                                                                                            \
-            dsi_optim_##L##_ahead_of(f, i), dsi_optim_##L##_ahead(weights + i), dsi_optim_##L##_ahead(moment + i);     \
-            dsi_optim_##L##_t g = dsi_optim_##L##_grad(&f, i), p = dsi_optim_##L##_load(weights + i);                  \
-            dsi_optim_##L##_t m = dsi_optim_##L##_load(moment + i);                                                    \
-            DSI_OPTIM_LION(L, g, p, m)                                                                                 \
-            dsi_optim_##L##_store(weights + i, p);                                                                     \
-            dsi_optim_##L##_give(&f, i, p);                                                                            \
-            dsi_optim_##L##_store(moment + i, m);                                                                      \
-        }                                                                                                              \
-        const dsi_optim_feed rest = dsi_optim_feed_at(&f, i);                                                          \
-        if (i < n) dsi_optim_lion_x1(k, &rest, weights + i, moment + i, n - i);                                        \
-    }                                                                                                                  \
+        if (i < n) dsi_optim_##name##_x1(k, &rest, weights + i, ONE ? one + i : NULL, TWO ? two + i : NULL, n - i);    \
+    }
+#define DSI_OPTIM_LEVEL(L, TARGET)                                                                                     \
+    DSI_OPTIM_UPDATE(L, TARGET, adam, ds_optim_adam, k->adam, 1, 1, DSI_OPTIM_ADAM(L, g, p, m, v))                     \
+    DSI_OPTIM_UPDATE(L, TARGET, sgd, ds_optim_constants, *k, one, 0, DSI_OPTIM_SGD(L, g, p, m))                        \
+    DSI_OPTIM_UPDATE(L, TARGET, adagrad, ds_optim_constants, *k, 1, 0, DSI_OPTIM_ADAGRAD(L, g, p, m))                  \
+    DSI_OPTIM_UPDATE(L, TARGET, lion, ds_optim_constants, *k, 1, 0, DSI_OPTIM_LION(L, g, p, m))                        \
     TARGET static void dsi_optim_lamb_##L(const ds_optim_constants *k, const dsi_optim_feed *feed, float *weights,     \
                                           const float *moment, const float *variance, float a, size_t n) {             \
         const ds_optim_constants c = *k;                                                                               \
@@ -1424,8 +1379,9 @@ static void dsi_optim_measure_x1(const ds_optim_constants *k, const dsi_optim_fe
         DSI_OPTIM_EACH(L) dsi_optim_##L##_give(&f, i, dsi_optim_##L##_load(from + i));                                 \
         if (i < n) dsi_optim_narrow_x1(dsi_optim_feed_at(&f, i).out, dtype, from + i, n - i);                          \
     }                                                                                                                  \
-    static const dsi_optim_simd dsi_optim_##L = {DSI_OPTIM_LEVEL_##L, DSI_OPTIM_TILE_##L,    dsi_optim_adam_##L,       \
-                                                 dsi_optim_sgd_##L,   dsi_optim_adagrad_##L, dsi_optim_lion_##L,       \
+    static dsi_optim_update *const dsi_optim_updates_##L[] = {dsi_optim_adam_##L, dsi_optim_sgd_##L,                   \
+                                                              dsi_optim_adagrad_##L, dsi_optim_lion_##L};              \
+    static const dsi_optim_simd dsi_optim_##L = {DSI_OPTIM_LEVEL_##L, DSI_OPTIM_TILE_##L,    dsi_optim_updates_##L,    \
                                                  dsi_optim_lamb_##L,  dsi_optim_moments_##L, dsi_optim_measure_##L,    \
                                                  dsi_optim_trust_##L, dsi_optim_axpy_##L,    dsi_optim_mix_##L,        \
                                                  dsi_optim_add_##L,   dsi_optim_norm_##L,    dsi_optim_norm_two_##L,   \
@@ -1846,7 +1802,8 @@ static bool dsi_optim_measured(const double *sum) {
 typedef struct dsi_optim_entry {
     ds_optim_table table; // without `update`: the built-in ones take a feed
     unsigned facts;
-    // one grain, 16-bit weights included; NULL: whole tensors alone
+    int rule; // of the kernels; -1: whole tensors alone
+    // one grain, 16-bit weights included; NULL: the rule's dsi_optim_simd.update
     void (*fed)(const ds_optim_pass *pass, const dsi_optim_feed *feed, float *master, float *const *state,
                 size_t count);
     // WHOLE: the tensor at once, with its gradient in fp32
@@ -1963,26 +1920,6 @@ static void dsi_optim_parallel(const ds_optim *o, size_t count,
 // >>table
 static const ds_optim_constants *dsi_optim_k(const ds_optim_pass *pass) {
     return (const ds_optim_constants *)pass->ctx;
-}
-static void dsi_optim_fed_adam(const ds_optim_pass *pass, const dsi_optim_feed *f, float *master, float *const *state,
-                               size_t count) {
-    const ds_optim_constants *k = dsi_optim_k(pass);
-    k->simd->adam(&k->adam, f, master, state[0], state[1], count);
-}
-static void dsi_optim_fed_sgd(const ds_optim_pass *pass, const dsi_optim_feed *f, float *master, float *const *state,
-                              size_t count) {
-    const ds_optim_constants *k = dsi_optim_k(pass);
-    k->simd->sgd(k, f, master, state[0], count);
-}
-static void dsi_optim_fed_adagrad(const ds_optim_pass *pass, const dsi_optim_feed *f, float *master,
-                                  float *const *state, size_t count) {
-    const ds_optim_constants *k = dsi_optim_k(pass);
-    k->simd->adagrad(k, f, master, state[0], count);
-}
-static void dsi_optim_fed_lion(const ds_optim_pass *pass, const dsi_optim_feed *f, float *master, float *const *state,
-                               size_t count) {
-    const ds_optim_constants *k = dsi_optim_k(pass);
-    k->simd->lion(k, f, master, state[0], count);
 }
 // LAMB (You et al. 2020): the direction's length is set to the weights', tensor by tensor.
 static void dsi_optim_measure_lamb(const ds_optim_pass *pass, const float *grad, const float *master,
@@ -2737,16 +2674,16 @@ static void dsi_optim_fed_one_bit_lamb(const ds_optim_pass *pass, const dsi_opti
 }
 // clang-format off
 static const dsi_optim_entry dsi_optim_entries[] = {
-    {{"Adam",        DS_OPTIM_BY_GRAIN,      2, {"exp_avg", "exp_avg_sq", NULL},                   NULL,                   NULL, NULL, NULL, false}, DSI_OPTIM_BETAS, dsi_optim_fed_adam, NULL},
-    {{"AdamW",       DS_OPTIM_BY_GRAIN,      2, {"exp_avg", "exp_avg_sq", NULL},                   NULL,                   NULL, NULL, NULL, false}, DSI_OPTIM_BETAS, dsi_optim_fed_adam, NULL},
-    {{"SGD",         DS_OPTIM_BY_GRAIN,      1, {"momentum_buffer", NULL, NULL},                   NULL,                   NULL, NULL, NULL, false}, 0, dsi_optim_fed_sgd, NULL},
-    {{"Adagrad",     DS_OPTIM_BY_GRAIN,      1, {"exp_avg_sq", NULL, NULL},                        NULL,                   NULL, NULL, NULL, false}, 0, dsi_optim_fed_adagrad, NULL},
-    {{"Lion",        DS_OPTIM_BY_GRAIN,      1, {"exp_avg", NULL, NULL},                           NULL,                   NULL, NULL, NULL, false}, DSI_OPTIM_BETAS, dsi_optim_fed_lion, NULL},
-    {{"Lamb",        DS_OPTIM_BY_NORM,       2, {"exp_avg", "exp_avg_sq", NULL},                   dsi_optim_measure_lamb, NULL, NULL, NULL, false}, DSI_OPTIM_BETAS, dsi_optim_fed_lamb, NULL},
-    {{"Muon",        DS_OPTIM_WHOLE,         1, {"momentum_buffer", NULL, NULL},                   NULL,                   NULL, NULL, NULL, false}, DSI_OPTIM_MATRIX | DSI_OPTIM_BETAS, NULL, dsi_optim_whole_muon},
-    {{"OneBitAdam",  DS_OPTIM_WHOLE,         2, {"exp_avg", "exp_avg_sq", NULL},                   NULL,                   NULL, NULL, NULL, false}, DSI_OPTIM_ONE_BIT | DSI_OPTIM_BETAS, dsi_optim_fed_one_bit_adam, dsi_optim_whole_one_bit_adam},
-    {{"ZeroOneAdam", DS_OPTIM_WHOLE,         3, {"exp_avg", "exp_avg_sq", "momentum_accumulator"}, NULL,                   NULL, NULL, NULL, false}, DSI_OPTIM_ONE_BIT | DSI_OPTIM_LOCAL_STEPS | DSI_OPTIM_BETAS, dsi_optim_fed_one_bit_adam, dsi_optim_whole_zero_one},
-    {{"OneBitLamb",  DS_OPTIM_WHOLE_BY_NORM, 3, {"exp_avg", "exp_avg_sq", "exp_avg_sq_fresh"},     dsi_optim_measure_lamb, NULL, NULL, NULL, false}, DSI_OPTIM_ONE_BIT | DSI_OPTIM_BETAS, dsi_optim_fed_one_bit_lamb, dsi_optim_whole_one_bit_lamb},
+    {{"Adam",        DS_OPTIM_BY_GRAIN,      2, {"exp_avg", "exp_avg_sq", NULL},                   NULL,                   NULL, NULL, NULL, false}, DSI_OPTIM_BETAS, DS_OPTIM_RULE_ADAM, NULL, NULL},
+    {{"AdamW",       DS_OPTIM_BY_GRAIN,      2, {"exp_avg", "exp_avg_sq", NULL},                   NULL,                   NULL, NULL, NULL, false}, DSI_OPTIM_BETAS, DS_OPTIM_RULE_ADAM, NULL, NULL},
+    {{"SGD",         DS_OPTIM_BY_GRAIN,      1, {"momentum_buffer", NULL, NULL},                   NULL,                   NULL, NULL, NULL, false}, 0, DS_OPTIM_RULE_SGD, NULL, NULL},
+    {{"Adagrad",     DS_OPTIM_BY_GRAIN,      1, {"exp_avg_sq", NULL, NULL},                        NULL,                   NULL, NULL, NULL, false}, 0, DS_OPTIM_RULE_ADAGRAD, NULL, NULL},
+    {{"Lion",        DS_OPTIM_BY_GRAIN,      1, {"exp_avg", NULL, NULL},                           NULL,                   NULL, NULL, NULL, false}, DSI_OPTIM_BETAS, DS_OPTIM_RULE_LION, NULL, NULL},
+    {{"Lamb",        DS_OPTIM_BY_NORM,       2, {"exp_avg", "exp_avg_sq", NULL},                   dsi_optim_measure_lamb, NULL, NULL, NULL, false}, DSI_OPTIM_BETAS, DS_OPTIM_RULE_LAMB_UPDATE, dsi_optim_fed_lamb, NULL},
+    {{"Muon",        DS_OPTIM_WHOLE,         1, {"momentum_buffer", NULL, NULL},                   NULL,                   NULL, NULL, NULL, false}, DSI_OPTIM_MATRIX | DSI_OPTIM_BETAS, -1, NULL, dsi_optim_whole_muon},
+    {{"OneBitAdam",  DS_OPTIM_WHOLE,         2, {"exp_avg", "exp_avg_sq", NULL},                   NULL,                   NULL, NULL, NULL, false}, DSI_OPTIM_ONE_BIT | DSI_OPTIM_BETAS, DS_OPTIM_RULE_ONE_BIT_WARM, dsi_optim_fed_one_bit_adam, dsi_optim_whole_one_bit_adam},
+    {{"ZeroOneAdam", DS_OPTIM_WHOLE,         3, {"exp_avg", "exp_avg_sq", "momentum_accumulator"}, NULL,                   NULL, NULL, NULL, false}, DSI_OPTIM_ONE_BIT | DSI_OPTIM_LOCAL_STEPS | DSI_OPTIM_BETAS, DS_OPTIM_RULE_ONE_BIT_WARM, dsi_optim_fed_one_bit_adam, dsi_optim_whole_zero_one},
+    {{"OneBitLamb",  DS_OPTIM_WHOLE_BY_NORM, 3, {"exp_avg", "exp_avg_sq", "exp_avg_sq_fresh"},     dsi_optim_measure_lamb, NULL, NULL, NULL, false}, DSI_OPTIM_ONE_BIT | DSI_OPTIM_BETAS, DS_OPTIM_RULE_LAMB_UPDATE, dsi_optim_fed_one_bit_lamb, dsi_optim_whole_one_bit_lamb},
 };
 // clang-format on
 enum { DSI_OPTIM_ENTRIES = sizeof dsi_optim_entries / sizeof *dsi_optim_entries };
@@ -2925,7 +2862,7 @@ static ds_status dsi_optim_register(ds_optim *o, const ds_optim_desc *d) {
         item->table = item->entry ? &item->entry->table : o->table;
         item->constants = &o->constants[2 * item->tensor.group + aux];
         item->state_count = item->table->state_count;
-        if (item->entry && item->entry->fed == dsi_optim_fed_sgd && o->groups[item->tensor.group].momentum == 0)
+        if (item->entry && item->entry->rule == DS_OPTIM_RULE_SGD && o->groups[item->tensor.group].momentum == 0)
             item->state_count = 0;
         item->pass.params = &o->groups[item->tensor.group];
         item->pass.tensor = &item->tensor;
@@ -2974,17 +2911,6 @@ static ds_status dsi_optim_scratch(ds_optim *o) {
     return DS_OK;
 }
 
-// The rule of the kernels that an optimizer takes, or -1.
-static int dsi_optim_rule_of(const dsi_optim_entry *entry) {
-    if (!entry) return -1;
-    return entry->fed == dsi_optim_fed_adam           ? (int)DS_OPTIM_RULE_ADAM
-           : entry->fed == dsi_optim_fed_sgd          ? (int)DS_OPTIM_RULE_SGD
-           : entry->fed == dsi_optim_fed_adagrad      ? (int)DS_OPTIM_RULE_ADAGRAD
-           : entry->fed == dsi_optim_fed_lion         ? (int)DS_OPTIM_RULE_LION
-           : entry->fed == dsi_optim_fed_one_bit_adam ? (int)DS_OPTIM_RULE_ONE_BIT_WARM
-           : entry->table.measure                     ? (int)DS_OPTIM_RULE_LAMB_UPDATE
-                                                      : -1;
-}
 static ds_status dsi_optim_device_scratch(ds_optim *o) {
     if (!o->desc.kernels) return DS_OK;
     o->parts = (ds_optim_part *)dsi_optim_take(o, o->desc.tensor_count, sizeof(ds_optim_part));
@@ -2993,16 +2919,15 @@ static ds_status dsi_optim_device_scratch(ds_optim *o) {
     return dsi_optim_device_take(o, dsi_mul(2, o->grains), 0);
 }
 static ds_status dsi_optim_check_kernels(const ds_optim_desc *d, const dsi_optim_entry *entry, ds_error *error) {
-    const bool whole = entry && entry->whole, one_bit = entry && (entry->facts & DSI_OPTIM_ONE_BIT);
     if (!d->kernels) return DS_OK;
-    if (d->own_states || (whole ? !d->all_on_device : dsi_optim_rule_of(entry) < 0))
+    if (!entry || d->own_states || (entry->whole && !d->all_on_device))
         return dsi_fail(error, DS_ERR_UNSUPPORTED,
                         "ds_optim: device kernels serve Adam, AdamW, SGD, Adagrad, Lion and Lamb over slices only, and "
                         "Muon and the 1-bit family with all_on_device");
-    if ((whole || entry->table.measure) && !d->device)
+    if ((entry->whole || entry->table.measure) && !d->device)
         return dsi_fail(error, DS_ERR_ARGUMENT,
                         "ds_optim: the kernels of Lamb, Muon and the 1-bit family need desc.device");
-    if (one_bit && (d->masks || (d->group.size > 1 && !d->average.average)))
+    if ((entry->facts & DSI_OPTIM_ONE_BIT) && (d->masks || (d->group.size > 1 && !d->average.average)))
         return dsi_fail(error, DS_ERR_ARGUMENT, "ds_optim: with kernels the 1-bit family %s",
                         d->masks ? "takes no masks" : "needs desc.average for several ranks");
     return DS_OK;
@@ -3170,7 +3095,7 @@ DS_API ds_status ds_optim_set_group_params(ds_optim *o, size_t group, const ds_o
         return dsi_fail(&o->error, DS_ERR_ARGUMENT, "ds_optim_set_group_params: group %zu of %zu, or a step is open",
                         group, o->desc.group_count);
     if ((status = dsi_optim_check_params(params, !o->entry, group, &o->error)) != DS_OK) return status;
-    if (o->entry && o->entry->fed == dsi_optim_fed_sgd && (params->momentum == 0) != (o->groups[group].momentum == 0))
+    if (o->entry && o->entry->rule == DS_OPTIM_RULE_SGD && (params->momentum == 0) != (o->groups[group].momentum == 0))
         return dsi_fail(&o->error, DS_ERR_STATE,
                         "ds_optim_set_group_params: momentum decides whether SGD has a state, "
                         "so it cannot become or cease to be 0");
@@ -3369,8 +3294,10 @@ static void dsi_optim_grain(const dsi_optim_job *job, const ds_optim_slice *s, s
         item->table->measure(&pass, grad, s->master + at, state, n, sums);
     } else if (dsi_optim_is(o, DSI_OPTIM_ONE_BIT) && o->step == 0) { // that step only counts
         if (f.out) o->simd->narrow(f.out, f.out_dtype, s->master + at, n);
-    } else if (item->entry)
+    } else if (item->entry && item->entry->fed)
         item->entry->fed(&pass, &f, s->master + at, state, n);
+    else if (item->entry)
+        o->simd->update[item->entry->rule](item->constants, &f, s->master + at, state[0], state[1], n);
     else {
         const float *grad = dsi_optim_grad(o->simd, f.grad, f.grad_dtype, factor, n, buffer);
         dsi_optim_note(o, item, item->table->update(&pass, grad, s->master + at, state, n));
@@ -3506,7 +3433,7 @@ static void dsi_optim_by_rule(ds_optim *o, int given, const ds_optim_slice *slic
         for (size_t i = 0; i < count; i++) {
             const dsi_optim_item *item = &o->items[slices[i].tensor];
             if (item->constants != k || !slices[i].count || (given < 0 && dsi_optim_now_whole(o, item))) continue;
-            if (given < 0) rule = (ds_optim_rule)dsi_optim_rule_of(item->entry);
+            if (given < 0) rule = (ds_optim_rule)item->entry->rule;
             dsi_optim_part_of(o, rule, &slices[i], &o->parts[n]);
             if (++n < o->desc.tensor_count) continue;
             DSI_OPTIM_ON_DEVICE(table->update(table->ctx, rule, k, o->parts, n, o->stream));
@@ -4179,6 +4106,7 @@ DS_API int64_t ds_optim_schedule_count(const ds_optim *o) {
 #undef DSI_OPTIM_EACH
 #undef DSI_OPTIM_LEVEL
 #undef DSI_OPTIM_TILE
+#undef DSI_OPTIM_UPDATE
 #undef DSI_OPTIM_X86
 #undef dsi_optim_x1_add
 #undef dsi_optim_x1_ahead

@@ -1396,7 +1396,7 @@ static ds_status fake_adam(void *ctx, ds_optim_rule rule, const ds_optim_constan
     const ds_optim_slice *s = &parts[0].slice;
     const dsi_optim_feed feed = {s->grad, s->grad_dtype, DS_F32, k->adam.factor, false, NULL};
     if (stream != ctx || rule != DS_OPTIM_RULE_ADAM || count != 1) return DS_ERR_DEVICE;
-    dsi_optim_x1.adam(&k->adam, &feed, s->master, s->state[0], s->state[1], s->count);
+    dsi_optim_x1.update[rule](k, &feed, s->master, s->state[0], s->state[1], s->count);
     return DS_OK;
 }
 static const char *describe_failure(void *ctx) {
