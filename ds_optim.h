@@ -1114,7 +1114,6 @@ DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers
 
 // >>simd
 #define dsi_optim_x1_t            float
-#define dsi_optim_x1_width        ((size_t)1)
 #define dsi_optim_x1_load(from)   (*(from))
 #define dsi_optim_x1_store(to, x) (*(to) = (x))
 #define dsi_optim_x1_set(x)       (x)
@@ -1126,7 +1125,6 @@ DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers
 #define dsi_optim_x1_sign(a)      ((a) != (a) ? (a) : copysignf(1.0f, a))
 
 #define dsi_optim_x8_t            __m256
-#define dsi_optim_x8_width        ((size_t)8)
 #define dsi_optim_x8_load(from)   _mm256_loadu_ps(from)
 #define dsi_optim_x8_store(to, x) _mm256_storeu_ps(to, x)
 #define dsi_optim_x8_set(x)       _mm256_set1_ps(x)
@@ -1140,7 +1138,6 @@ DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers
                      _mm256_cmp_ps(a, a, _CMP_ORD_Q))
 
 #define dsi_optim_x16_t            __m512
-#define dsi_optim_x16_width        ((size_t)16)
 #define dsi_optim_x16_load(from)   _mm512_loadu_ps(from)
 #define dsi_optim_x16_store(to, x) _mm512_storeu_ps(to, x)
 #define dsi_optim_x16_set(x)       _mm512_set1_ps(x)
@@ -1181,7 +1178,6 @@ typedef struct dsi_optim_simd {
     void (*measure)(const ds_optim_constants *k, const dsi_optim_feed *f, const float *p, float *m, float *v, size_t n,
                     double sums[2]);
     void (*trust)(const ds_optim_constants *k, float *u, const float *p, const float *m, const float *v, size_t n);
-    void (*axpy)(float *y, const float *x, float a, size_t n);         // y = x * a + y
     void (*mix)(float *y, const float *x, float a, float b, size_t n); // y = x * a + y * b
     void (*add)(float *y, const float *x, size_t n);
     double (*norm)(const dsi_optim_feed *f, size_t n);                        // sum of the gradient's squares
@@ -1266,14 +1262,16 @@ static void dsi_optim_measure_x1(const ds_optim_constants *k, const dsi_optim_fe
 // The elementwise kernels of a level; what is left of a vector's width goes to x1.
 // Where AVX2 is the best level (Zen 3), the hardware's prefetcher stops at each page of each stream, and a grain ahead of
 // the loop is time enough. Processors with AVX-512 (Zen 4) go on by themselves, and asking costs them a sixth.
-#define dsi_optim_x1_ahead(x)       ((void)0)
+#define dsi_optim_x1_pull           dsi_optim_x1_load
 #define dsi_optim_x1_ahead_of(f, i) ((void)0)
-#define dsi_optim_x8_ahead(x)       __builtin_prefetch((const void *)((uintptr_t)(x) + DS_GRAIN * sizeof(float)), 1)
+#define dsi_optim_x8_pull(from)                                                                                        \
+    (__builtin_prefetch((const void *)((uintptr_t)(from) + DS_GRAIN * sizeof(float)), 1), dsi_optim_x8_load(from))
 #define dsi_optim_x8_ahead_of(f, i)                                                                                    \
     __builtin_prefetch((const void *)((uintptr_t)(f).grad + ((i) + DS_GRAIN) * DS_DTYPE_SIZE((f).grad_dtype)), 0)
-#define dsi_optim_x16_ahead(x)       ((void)0)
+#define dsi_optim_x16_pull           dsi_optim_x16_load
 #define dsi_optim_x16_ahead_of(f, i) ((void)0)
-#define DSI_OPTIM_EACH(L)            for (; n - i >= dsi_optim_##L##_width; i += dsi_optim_##L##_width)
+#define DSI_OPTIM_WIDTH(L)           (sizeof(dsi_optim_##L##_t) / sizeof(float))
+#define DSI_OPTIM_EACH(L)            for (; n - i >= DSI_OPTIM_WIDTH(L); i += DSI_OPTIM_WIDTH(L))
 // One rule: loads, formula, stores. ONE and TWO say which states it has: 1, 0, or (SGD) `one`, which may be NULL.
 #define DSI_OPTIM_UPDATE(L, TARGET, name, CONSTANTS, constants, ONE, TWO, FORMULA)                                     \
     TARGET static void dsi_optim_##name##_##L(const ds_optim_constants *k, const dsi_optim_feed *feed, float *weights, \
@@ -1282,10 +1280,10 @@ static void dsi_optim_measure_x1(const ds_optim_constants *k, const dsi_optim_fe
         const dsi_optim_feed f = *feed;                                                                                \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) {                                                                                            \
-            dsi_optim_##L##_ahead_of(f, i), dsi_optim_##L##_ahead(weights + i);                                        \
-            dsi_optim_##L##_t g = dsi_optim_##L##_grad(&f, i), p = dsi_optim_##L##_load(weights + i), m = g, v = g;    \
-            if (ONE) dsi_optim_##L##_ahead(one + i), m = dsi_optim_##L##_load(one + i);                                \
-            if (TWO) dsi_optim_##L##_ahead(two + i), v = dsi_optim_##L##_load(two + i);                                \
+            dsi_optim_##L##_ahead_of(f, i);                                                                            \
+            dsi_optim_##L##_t g = dsi_optim_##L##_grad(&f, i), p = dsi_optim_##L##_pull(weights + i), m = g, v = g;    \
+            if (ONE) m = dsi_optim_##L##_pull(one + i);                                                                \
+            if (TWO) v = dsi_optim_##L##_pull(two + i);                                                                \
             FORMULA                                                                                                    \
             dsi_optim_##L##_store(weights + i, p);                                                                     \
             dsi_optim_##L##_give(&f, i, p);                                                                            \
@@ -1295,7 +1293,7 @@ static void dsi_optim_measure_x1(const ds_optim_constants *k, const dsi_optim_fe
         const dsi_optim_feed rest = dsi_optim_feed_at(&f, i);                                                          \
         if (i < n) dsi_optim_##name##_x1(k, &rest, weights + i, ONE ? one + i : NULL, TWO ? two + i : NULL, n - i);    \
     }
-#define DSI_OPTIM_LEVEL(L, TARGET)                                                                                     \
+#define DSI_OPTIM_LEVEL(L, TARGET, LEVEL, TILE)                                                                        \
     DSI_OPTIM_UPDATE(L, TARGET, adam, ds_optim_adam, k->adam, 1, 1, DSI_OPTIM_ADAM(L, g, p, m, v))                     \
     DSI_OPTIM_UPDATE(L, TARGET, sgd, ds_optim_constants, *k, one, 0, DSI_OPTIM_SGD(L, g, p, m))                        \
     DSI_OPTIM_UPDATE(L, TARGET, adagrad, ds_optim_constants, *k, 1, 0, DSI_OPTIM_ADAGRAD(L, g, p, m))                  \
@@ -1306,10 +1304,8 @@ static void dsi_optim_measure_x1(const ds_optim_constants *k, const dsi_optim_fe
         const dsi_optim_feed f = *feed;                                                                                \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) {                                                                                            \
-            dsi_optim_##L##_ahead(weights + i), dsi_optim_##L##_ahead(moment + i),                                     \
-                dsi_optim_##L##_ahead(variance + i);                                                                   \
-            dsi_optim_##L##_t p = dsi_optim_##L##_load(weights + i), m = dsi_optim_##L##_load(moment + i);             \
-            dsi_optim_##L##_t v = dsi_optim_##L##_load(variance + i), u;                                               \
+            dsi_optim_##L##_t p = dsi_optim_##L##_pull(weights + i), m = dsi_optim_##L##_pull(moment + i);             \
+            dsi_optim_##L##_t v = dsi_optim_##L##_pull(variance + i), u;                                               \
             DSI_OPTIM_TRUST(L, u, p, m, v)                                                                             \
             p = dsi_optim_##L##_fma(u, dsi_optim_##L##_set(a), p);                                                     \
             dsi_optim_##L##_store(weights + i, p);                                                                     \
@@ -1323,9 +1319,8 @@ static void dsi_optim_measure_x1(const ds_optim_constants *k, const dsi_optim_fe
         const ds_optim_constants c = *k;                                                                               \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) {                                                                                            \
-            dsi_optim_##L##_ahead(grad + i), dsi_optim_##L##_ahead(moment + i), dsi_optim_##L##_ahead(variance + i);   \
-            dsi_optim_##L##_t g = dsi_optim_##L##_load(grad + i), m = dsi_optim_##L##_load(moment + i);                \
-            dsi_optim_##L##_t v = dsi_optim_##L##_load(variance + i);                                                  \
+            dsi_optim_##L##_t g = dsi_optim_##L##_pull(grad + i), m = dsi_optim_##L##_pull(moment + i);                \
+            dsi_optim_##L##_t v = dsi_optim_##L##_pull(variance + i);                                                  \
             DSI_OPTIM_MOMENTS(L, g, m, v)                                                                              \
             dsi_optim_##L##_store(moment + i, m);                                                                      \
             dsi_optim_##L##_store(variance + i, v);                                                                    \
@@ -1337,21 +1332,12 @@ static void dsi_optim_measure_x1(const ds_optim_constants *k, const dsi_optim_fe
         const ds_optim_constants c = *k;                                                                               \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) {                                                                                            \
-            dsi_optim_##L##_ahead(weights + i), dsi_optim_##L##_ahead(moment + i),                                     \
-                dsi_optim_##L##_ahead(variance + i);                                                                   \
-            dsi_optim_##L##_t p = dsi_optim_##L##_load(weights + i), m = dsi_optim_##L##_load(moment + i);             \
-            dsi_optim_##L##_t v = dsi_optim_##L##_load(variance + i), u;                                               \
+            dsi_optim_##L##_t p = dsi_optim_##L##_pull(weights + i), m = dsi_optim_##L##_pull(moment + i);             \
+            dsi_optim_##L##_t v = dsi_optim_##L##_pull(variance + i), u;                                               \
             DSI_OPTIM_TRUST(L, u, p, m, v)                                                                             \
             dsi_optim_##L##_store(update + i, u);                                                                      \
         }                                                                                                              \
         if (i < n) dsi_optim_trust_x1(k, update + i, weights + i, moment + i, variance + i, n - i);                    \
-    }                                                                                                                  \
-    TARGET static void dsi_optim_axpy_##L(float *y, const float *x, float a, size_t n) {                               \
-        size_t i = 0;                                                                                                  \
-        DSI_OPTIM_EACH(L)                                                                                              \
-        dsi_optim_##L##_store(y + i, dsi_optim_##L##_fma(dsi_optim_##L##_load(x + i), dsi_optim_##L##_set(a),          \
-                                                         dsi_optim_##L##_load(y + i)));                                \
-        if (i < n) dsi_optim_axpy_x1(y + i, x + i, a, n - i);                                                          \
     }                                                                                                                  \
     TARGET static void dsi_optim_mix_##L(float *y, const float *x, float a, float b, size_t n) {                       \
         size_t i = 0;                                                                                                  \
@@ -1381,28 +1367,23 @@ static void dsi_optim_measure_x1(const ds_optim_constants *k, const dsi_optim_fe
     }                                                                                                                  \
     static dsi_optim_update *const dsi_optim_updates_##L[] = {dsi_optim_adam_##L, dsi_optim_sgd_##L,                   \
                                                               dsi_optim_adagrad_##L, dsi_optim_lion_##L};              \
-    static const dsi_optim_simd dsi_optim_##L = {DSI_OPTIM_LEVEL_##L, DSI_OPTIM_TILE_##L,    dsi_optim_updates_##L,    \
-                                                 dsi_optim_lamb_##L,  dsi_optim_moments_##L, dsi_optim_measure_##L,    \
-                                                 dsi_optim_trust_##L, dsi_optim_axpy_##L,    dsi_optim_mix_##L,        \
-                                                 dsi_optim_add_##L,   dsi_optim_norm_##L,    dsi_optim_norm_two_##L,   \
-                                                 dsi_optim_widen_##L, dsi_optim_narrow_##L,  dsi_optim_tile_##L};
+    DSI_OPTIM_TABLE(L, LEVEL, TILE)
+// clang-format off
+#define DSI_OPTIM_TABLE(L, LEVEL, TILE) \
+    static const dsi_optim_simd dsi_optim_##L = { \
+        LEVEL, TILE, dsi_optim_updates_##L, dsi_optim_lamb_##L, dsi_optim_moments_##L, dsi_optim_measure_##L, dsi_optim_trust_##L, \
+        dsi_optim_mix_##L, dsi_optim_add_##L, dsi_optim_norm_##L, dsi_optim_norm_two_##L, dsi_optim_widen_##L, \
+        dsi_optim_narrow_##L, dsi_optim_tile_##L};
+// clang-format on
 
-#define DSI_OPTIM_LEVEL_x1  DS_OPTIM_LEVEL_SCALAR
-#define DSI_OPTIM_LEVEL_x8  DS_OPTIM_LEVEL_AVX2
-#define DSI_OPTIM_LEVEL_x16 DS_OPTIM_LEVEL_AVX512
-#define DSI_OPTIM_TILE_x1   8
-#define DSI_OPTIM_TILE_x8   16
-#define DSI_OPTIM_TILE_x16  32
-
-DSI_OPTIM_LEVEL(x1, )
+DSI_OPTIM_LEVEL(x1, , DS_OPTIM_LEVEL_SCALAR, 8)
 
 // LAMB's first pass in vectors: one step of a level's width, and sixteen elements, a round of the lanes, at a time.
 #define DSI_OPTIM_MEASURE_AT(L, at, half)                                                                              \
     {                                                                                                                  \
-        dsi_optim_##L##_ahead_of(f, at), dsi_optim_##L##_ahead(weights + (at)), dsi_optim_##L##_ahead(moment + (at)),  \
-            dsi_optim_##L##_ahead(variance + (at));                                                                    \
-        dsi_optim_##L##_t g = dsi_optim_##L##_grad(&f, at), p = dsi_optim_##L##_load(weights + (at));                  \
-        dsi_optim_##L##_t m = dsi_optim_##L##_load(moment + (at)), v = dsi_optim_##L##_load(variance + (at)), u;       \
+        dsi_optim_##L##_ahead_of(f, at);                                                                               \
+        dsi_optim_##L##_t g = dsi_optim_##L##_grad(&f, at), p = dsi_optim_##L##_pull(weights + (at));                  \
+        dsi_optim_##L##_t m = dsi_optim_##L##_pull(moment + (at)), v = dsi_optim_##L##_pull(variance + (at)), u;       \
         DSI_OPTIM_MOMENTS(L, g, m, v)                                                                                  \
         dsi_optim_##L##_store(moment + (at), m);                                                                       \
         dsi_optim_##L##_store(variance + (at), v);                                                                     \
@@ -1561,7 +1542,7 @@ DSI_OPTIM_AVX2 static inline void dsi_optim_x8_together(const dsi_optim_odd_even
 // in the order of k, at any width.
 #define DSI_OPTIM_TILE(L, TARGET)                                                                                      \
     TARGET static void dsi_optim_tile_##L(const float *a, const float *b, size_t k, float *c) {                        \
-        const size_t w = dsi_optim_##L##_width;                                                                        \
+        const size_t w = DSI_OPTIM_WIDTH(L);                                                                           \
         dsi_optim_##L##_t b0, b1, e, c00 = dsi_optim_##L##_set(0), c01 = c00, c10 = c00, c11 = c00, c20 = c00,         \
                                      c21 = c00, c30 = c00, c31 = c00, c40 = c00, c41 = c00, c50 = c00, c51 = c00;      \
         for (size_t l = 0; l < k; l++, a += 6, b += 2 * w) {                                                           \
@@ -1657,11 +1638,11 @@ DSI_OPTIM_TILE(x16, DSI_OPTIM_AVX512)
 DSI_OPTIM_MEASURE(x8, DSI_OPTIM_AVX2, __m256d)
 DSI_OPTIM_NORM_BF16(x8, DSI_OPTIM_AVX2, __m256d)
 DSI_OPTIM_NORM(x8, DSI_OPTIM_AVX2, __m256d)
-DSI_OPTIM_LEVEL(x8, DSI_OPTIM_AVX2)
+DSI_OPTIM_LEVEL(x8, DSI_OPTIM_AVX2, DS_OPTIM_LEVEL_AVX2, 16)
 DSI_OPTIM_MEASURE(x16, DSI_OPTIM_AVX512, __m512d)
 DSI_OPTIM_NORM_BF16(x16, DSI_OPTIM_AVX512, __m512d)
 DSI_OPTIM_NORM(x16, DSI_OPTIM_AVX512, __m512d)
-DSI_OPTIM_LEVEL(x16, DSI_OPTIM_AVX512)
+DSI_OPTIM_LEVEL(x16, DSI_OPTIM_AVX512, DS_OPTIM_LEVEL_AVX512, 32)
 #if !defined(__clang__)
 #pragma GCC diagnostic pop
 #endif
@@ -2387,8 +2368,8 @@ static void dsi_optim_direct(ds_optim *o, const ds_optim_slice *s, float minus_r
     for (size_t i = 0; i < s->count; i += DS_GRAIN) {
         const size_t n = s->count - i < DS_GRAIN ? s->count - i : DS_GRAIN;
         k->simd->trust(k, direction, s->master + i, s->state[0] + i, s->state[1] + i, n);
-        k->simd->axpy(s->master + i, direction, minus_rate, n);
-        if (moved) k->simd->axpy(moved + i, direction, minus_rate, n);
+        k->simd->mix(s->master + i, direction, minus_rate, 1, n);
+        if (moved) k->simd->mix(moved + i, direction, minus_rate, 1, n);
     }
 }
 static ds_status dsi_optim_whole_one_bit_adam(ds_optim *o, dsi_optim_item *item, const ds_optim_slice *s, float *grad) {
@@ -2407,7 +2388,7 @@ static void dsi_optim_undo(ds_optim *o, const ds_optim_slice *s, float eps) {
         dsi_optim_rule(o, DS_OPTIM_RULE_ONE_BIT_UNDO, s, 0);
         return;
     }
-    o->simd->axpy(s->master, moved, -1, s->count);
+    o->simd->mix(s->master, moved, -1, 1, s->count);
     for (size_t i = 0; i < s->count; i++) moved[i] *= sqrtf(s->state[1][i]) + eps;
 }
 static void dsi_optim_redo(ds_optim *o, const ds_optim_slice *s, float eps, float rates) {
@@ -2506,7 +2487,7 @@ static dsi_optim_found dsi_optim_imply(ds_optim *o, const dsi_optim_item *item, 
         const size_t n = s->count - at < DS_GRAIN ? s->count - at : DS_GRAIN;
         float *m = s->state[0] + at, *v = s->state[1] + at, *real = s->state[2] + at;
         for (size_t i = 0; i < n; i++) fresh[i] = direction[i] = fused[at + i] / scaling * (mask ? mask[at + i] : 1);
-        o->simd->axpy(direction, m, -k->beta1, n); // the gradient that would have led there
+        o->simd->mix(direction, m, -k->beta1, 1, n); // the gradient that would have led there
         for (size_t i = 0; i < n; i++) direction[i] /= k->one_minus_beta1, direction[i] *= direction[i];
         o->simd->mix(real, direction, k->one_minus_beta2, k->beta2, n);
         memcpy(m, fresh, n * sizeof(float));
@@ -4105,11 +4086,13 @@ DS_API int64_t ds_optim_schedule_count(const ds_optim *o) {
 #endif
 #undef DSI_OPTIM_EACH
 #undef DSI_OPTIM_LEVEL
+#undef DSI_OPTIM_TABLE
 #undef DSI_OPTIM_TILE
 #undef DSI_OPTIM_UPDATE
+#undef DSI_OPTIM_WIDTH
 #undef DSI_OPTIM_X86
 #undef dsi_optim_x1_add
-#undef dsi_optim_x1_ahead
+#undef dsi_optim_x1_pull
 #undef dsi_optim_x1_ahead_of
 #undef dsi_optim_x1_div
 #undef dsi_optim_x1_fma
@@ -4120,9 +4103,8 @@ DS_API int64_t ds_optim_schedule_count(const ds_optim *o) {
 #undef dsi_optim_x1_sqrt
 #undef dsi_optim_x1_store
 #undef dsi_optim_x1_t
-#undef dsi_optim_x1_width
 #undef dsi_optim_x16_add
-#undef dsi_optim_x16_ahead
+#undef dsi_optim_x16_pull
 #undef dsi_optim_x16_ahead_of
 #undef dsi_optim_x16_div
 #undef dsi_optim_x16_fma
@@ -4133,9 +4115,8 @@ DS_API int64_t ds_optim_schedule_count(const ds_optim *o) {
 #undef dsi_optim_x16_sqrt
 #undef dsi_optim_x16_store
 #undef dsi_optim_x16_t
-#undef dsi_optim_x16_width
 #undef dsi_optim_x8_add
-#undef dsi_optim_x8_ahead
+#undef dsi_optim_x8_pull
 #undef dsi_optim_x8_ahead_of
 #undef dsi_optim_x8_div
 #undef dsi_optim_x8_fma
@@ -4146,13 +4127,6 @@ DS_API int64_t ds_optim_schedule_count(const ds_optim *o) {
 #undef dsi_optim_x8_sqrt
 #undef dsi_optim_x8_store
 #undef dsi_optim_x8_t
-#undef dsi_optim_x8_width
-#undef DSI_OPTIM_LEVEL_x1
-#undef DSI_OPTIM_LEVEL_x8
-#undef DSI_OPTIM_LEVEL_x16
-#undef DSI_OPTIM_TILE_x1
-#undef DSI_OPTIM_TILE_x8
-#undef DSI_OPTIM_TILE_x16
 #undef DSI_OPTIM_MEASURE
 #undef DSI_OPTIM_MEASURE_AT
 #undef DSI_OPTIM_ON_DEVICE
