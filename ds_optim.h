@@ -1715,54 +1715,35 @@ DS_API double ds_optim_clip_coefficient(double norm, double max_norm) {
     double excess = max_norm > 0 ? (norm + 1e-6) / max_norm : 0;
     return excess > 1 ? 1 / excess : 1;
 }
-DS_API ds_status ds_optim_cast(void *to, ds_dtype to_dtype, const void *from, ds_dtype from_dtype, size_t count) {
+// to = from * factor, or to += from, by grains: in fp32, rounded once.
+static ds_status dsi_optim_elementwise(void *to, ds_dtype to_dtype, const void *from, ds_dtype from_dtype, float factor,
+                                       bool adds, size_t count) {
     const dsi_optim_simd *simd = dsi_optim_kernels_of(DS_OPTIM_LEVEL_BEST);
-    float buffer[DS_GRAIN];
+    float result[DS_GRAIN], buffer[DS_GRAIN];
     if (!dsi_optim_is_float(to_dtype) || !dsi_optim_is_float(from_dtype)) return DS_ERR_ARGUMENT;
-    if (to_dtype == from_dtype) {
-        if (count && to != from) memmove(to, from, count * DS_DTYPE_SIZE(to_dtype));
-        return DS_OK;
-    }
     for (size_t i = 0; i < count; i += DS_GRAIN) {
-        size_t n = count - i < DS_GRAIN ? count - i : DS_GRAIN;
+        const size_t n = count - i < DS_GRAIN ? count - i : DS_GRAIN;
         void *out = (char *)to + i * DS_DTYPE_SIZE(to_dtype);
+        float *wide = to_dtype == DS_F32 ? (float *)out : result;
         const void *in = dsi_optim_at(from, from_dtype, i);
-        float *wide = to_dtype == DS_F32 ? (float *)out : buffer;
-        const float *x = (const float *)in;
-        if (from_dtype != DS_F32) simd->widen(wide, in, from_dtype, 1.0f, n), x = wide;
+        const float *x = dsi_optim_grad(simd, in, from_dtype, factor, n, adds ? buffer : wide);
+        if (adds && to_dtype != DS_F32) simd->widen(wide, out, to_dtype, 1.0f, n);
+        if (adds) simd->add(wide, x, n), x = wide;
         if (to_dtype != DS_F32) simd->narrow(out, to_dtype, x, n);
     }
     return DS_OK;
 }
-DS_API ds_status ds_optim_accumulate(void *to, ds_dtype to_dtype, const void *from, ds_dtype from_dtype, size_t count) {
-    const dsi_optim_simd *simd = dsi_optim_kernels_of(DS_OPTIM_LEVEL_BEST);
-    float sum[DS_GRAIN], buffer[DS_GRAIN];
-    if (!dsi_optim_is_float(to_dtype) || !dsi_optim_is_float(from_dtype)) return DS_ERR_ARGUMENT;
-    for (size_t i = 0; i < count; i += DS_GRAIN) {
-        size_t n = count - i < DS_GRAIN ? count - i : DS_GRAIN;
-        void *out = (char *)to + i * DS_DTYPE_SIZE(to_dtype);
-        float *wide = to_dtype == DS_F32 ? (float *)out : sum;
-        if (to_dtype != DS_F32) simd->widen(sum, out, to_dtype, 1.0f, n);
-        simd->add(wide, dsi_optim_grad(simd, dsi_optim_at(from, from_dtype, i), from_dtype, 1.0f, n, buffer), n);
-        if (to_dtype != DS_F32) simd->narrow(out, to_dtype, sum, n);
-    }
+DS_API ds_status ds_optim_cast(void *to, ds_dtype to_dtype, const void *from, ds_dtype from_dtype, size_t count) {
+    if (to_dtype != from_dtype || !dsi_optim_is_float(to_dtype))
+        return dsi_optim_elementwise(to, to_dtype, from, from_dtype, 1.0f, false, count);
+    if (count && to != from) memmove(to, from, count * DS_DTYPE_SIZE(to_dtype));
     return DS_OK;
 }
+DS_API ds_status ds_optim_accumulate(void *to, ds_dtype to_dtype, const void *from, ds_dtype from_dtype, size_t count) {
+    return dsi_optim_elementwise(to, to_dtype, from, from_dtype, 1.0f, true, count);
+}
 DS_API ds_status ds_optim_scale(void *x, ds_dtype dtype, float factor, size_t count) {
-    const dsi_optim_simd *simd = dsi_optim_kernels_of(DS_OPTIM_LEVEL_BEST);
-    float buffer[DS_GRAIN];
-    if (!dsi_optim_is_float(dtype)) return DS_ERR_ARGUMENT;
-    if (dtype == DS_F32) {
-        simd->widen((float *)x, x, DS_F32, factor, count);
-        return DS_OK;
-    }
-    for (size_t i = 0; i < count; i += DS_GRAIN) {
-        size_t n = count - i < DS_GRAIN ? count - i : DS_GRAIN;
-        void *at = (char *)x + i * DS_DTYPE_SIZE(dtype);
-        simd->widen(buffer, at, dtype, factor, n);
-        simd->narrow(at, dtype, buffer, n);
-    }
-    return DS_OK;
+    return dsi_optim_elementwise(x, dtype, x, dtype, factor, false, count);
 }
 
 // >>object
