@@ -3205,7 +3205,15 @@ static ds_status dsi_optim_check_slices(ds_optim *o, const char *call, const ds_
     return DS_OK;
 }
 
-typedef enum dsi_optim_what { DSI_OPTIM_NORM, DSI_OPTIM_MEASURE, DSI_OPTIM_UPDATE } dsi_optim_what;
+// What is done to each grain. WIDEN and NARROW serve tensors that are taken whole: their gradient in fp32, and their 16-bit
+// weights.
+typedef enum dsi_optim_what {
+    DSI_OPTIM_NORM,
+    DSI_OPTIM_WIDEN,
+    DSI_OPTIM_NARROW,
+    DSI_OPTIM_MEASURE,
+    DSI_OPTIM_UPDATE
+} dsi_optim_what;
 typedef struct dsi_optim_job {
     ds_optim *o;
     const ds_optim_slice *slices;
@@ -3215,7 +3223,7 @@ typedef struct dsi_optim_job {
 } dsi_optim_job;
 
 static size_t dsi_optim_slice_grains(const dsi_optim_job *job, const ds_optim_slice *s) {
-    return job->what != DSI_OPTIM_NORM && dsi_optim_now_whole(job->o, &job->o->items[s->tensor])
+    return job->what >= DSI_OPTIM_MEASURE && dsi_optim_now_whole(job->o, &job->o->items[s->tensor])
                ? 0
                : dsi_optim_grains(s->count);
 }
@@ -3249,7 +3257,11 @@ static void dsi_optim_grain(const dsi_optim_job *job, const ds_optim_slice *s, s
     pass = item->pass;
     pass.begin = s->begin + at;
     for (size_t k = 0; k < item->state_count; k++) state[k] = s->state[k] + at;
-    if (job->what == DSI_OPTIM_MEASURE && item->entry) // LAMB's, which takes the gradient as it is
+    if (job->what == DSI_OPTIM_WIDEN)
+        o->simd->widen(o->gradient + at, f.grad, f.grad_dtype, factor, n);
+    else if (job->what == DSI_OPTIM_NARROW)
+        o->simd->narrow(f.out, f.out_dtype, s->master + at, n);
+    else if (job->what == DSI_OPTIM_MEASURE && item->entry) // LAMB's, which takes the gradient as it is
         o->simd->measure(item->constants, &f, s->master + at, state[0], state[1], n, sums);
     else if (job->what == DSI_OPTIM_MEASURE) {
         const float *grad = dsi_optim_grad(o->simd, f.grad, f.grad_dtype, factor, n, buffer);
@@ -3298,45 +3310,19 @@ static void dsi_optim_run(ds_optim *o, dsi_optim_what what, float factor, const 
     dsi_optim_parallel(o, grains, dsi_optim_share, &job);
 }
 
-typedef struct dsi_optim_convert {
-    const dsi_optim_simd *simd;
-    const ds_optim_slice *slice;
-    float *wide;
-    float factor;
-    bool back;
-} dsi_optim_convert;
-static void dsi_optim_convert_share(void *arg, size_t begin, size_t end, unsigned worker) {
-    const dsi_optim_convert *c = (const dsi_optim_convert *)arg;
-    const ds_optim_slice *s = c->slice;
-    const size_t at = begin * DS_GRAIN, n = (end * DS_GRAIN < s->count ? end * DS_GRAIN : s->count) - at;
-    (void)worker;
-    if (c->back)
-        c->simd->narrow((char *)s->weights16 + at * DS_DTYPE_SIZE(s->weights16_dtype), s->weights16_dtype,
-                        s->master + at, n);
-    else
-        c->simd->widen(c->wide + at, dsi_optim_at(s->grad, s->grad_dtype, at), s->grad_dtype, c->factor, n);
-}
-static dsi_optim_convert dsi_optim_convert_grad(ds_optim *o, const ds_optim_slice *s) {
-    dsi_optim_convert c;
-    c.simd = o->simd, c.slice = s, c.wide = o->gradient, c.back = false;
-    c.factor = o->items[s->tensor].constants->adam.factor;
-    dsi_optim_parallel(o, dsi_optim_grains(s->count), dsi_optim_convert_share, &c);
-    return c;
-}
 // A tensor as a whole: its gradient in fp32, the optimizer's own parallelism, the 16-bit weights.
 static ds_status dsi_optim_whole(ds_optim *o, const ds_optim_slice *s) {
     dsi_optim_item *item = &o->items[s->tensor];
     ds_optim_pass pass = item->pass;
     ds_status status;
-    dsi_optim_convert c = dsi_optim_convert_grad(o, s);
+    dsi_optim_run(o, DSI_OPTIM_WIDEN, 0, s, 1);
     if (item->entry)
         status = item->entry->whole(o, item, s, o->gradient);
     else {
         dsi_optim_note(o, item, item->table->update(&pass, o->gradient, s->master, s->state, s->count));
         status = dsi_optim_failed(o);
     }
-    c.back = true;
-    if (!status && s->weights16) dsi_optim_parallel(o, item->grains, dsi_optim_convert_share, &c);
+    if (!status && s->weights16) dsi_optim_run(o, DSI_OPTIM_NARROW, 0, s, 1);
     return status;
 }
 static void dsi_optim_give_on_device(ds_optim *o, const ds_optim_slice *s) {
@@ -3470,7 +3456,7 @@ DS_API ds_status ds_optim_measure_on(ds_optim *o, const ds_optim_slice *slices, 
     dsi_optim_run(o, DSI_OPTIM_MEASURE, 0, slices, count);
     for (size_t i = 0; i < count; i++)
         if (dsi_optim_now_whole(o, &o->items[slices[i].tensor])) {
-            (void)dsi_optim_convert_grad(o, &slices[i]);
+            dsi_optim_run(o, DSI_OPTIM_WIDEN, 0, &slices[i], 1);
             dsi_optim_fuse(o, &slices[i], o->gradient);
         }
     return DS_OK;
