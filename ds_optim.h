@@ -1807,6 +1807,7 @@ struct ds_optim {
     ds_error error;
     dsi_optim_block *blocks;
     size_t bytes, large_blocks;
+    bool no_memory; // dsi_optim_take gave NULL; from then on it gives no more, and create fails at its end
     dsi_pool *pool;
     ds_tasks tasks;
     ds_optim_params *groups;
@@ -1843,7 +1844,9 @@ static void *dsi_optim_take(ds_optim *o, size_t count, size_t size) {
     const bool large = dsi_mul(count, size) >= 65536;
     const size_t lead = large ? 512 * (1 + o->large_blocks++ % 7) : 64, align = large ? 4096 : 64;
     const size_t bytes = dsi_add(dsi_mul(count, size), lead);
-    dsi_optim_block *block = (dsi_optim_block *)dsi_alloc_aligned(&o->desc.allocator, bytes, align);
+    dsi_optim_block *block =
+        o->no_memory ? NULL : (dsi_optim_block *)dsi_alloc_aligned(&o->desc.allocator, bytes, align);
+    o->no_memory = !block;
     if (!block) return NULL;
 #ifdef MADV_HUGEPAGE
     if (large && !o->desc.allocator.alloc) (void)madvise(block, bytes, MADV_HUGEPAGE);
@@ -2182,15 +2185,13 @@ static ds_status dsi_optim_matrix_scratch(ds_optim *o) {
     }
     if (!whole) return DS_OK;
     if (dsi_optim_by_kernels(o)) return dsi_optim_device_matrices(o, whole, square);
-    for (int i = 0; i < 2; i++)
-        if (!(o->matrices[i] = (float *)dsi_optim_take(o, whole, sizeof(float)))) return DS_ERR_MEMORY;
-    for (int i = 0; i < 4; i++)
-        if (!(o->squares[i] = (float *)dsi_optim_take(o, square, sizeof(float)))) return DS_ERR_MEMORY;
+    for (int i = 0; i < 2; i++) o->matrices[i] = (float *)dsi_optim_take(o, whole, sizeof(float));
+    for (int i = 0; i < 4; i++) o->squares[i] = (float *)dsi_optim_take(o, square, sizeof(float));
     if (o->desc.gemm.gemm) return DS_OK;
     // rows are packed in sixes, with the last panel filled up
     o->packed_rows = (float *)dsi_optim_take(o, dsi_add(whole, dsi_mul(6, longest)), sizeof(float));
     o->packed_columns = (float *)dsi_optim_take(o, dsi_mul(dsi_mul(longest, 32), o->tasks.workers), sizeof(float));
-    return o->packed_rows && o->packed_columns ? DS_OK : DS_ERR_MEMORY;
+    return DS_OK;
 }
 
 // >>one bit
@@ -2588,7 +2589,7 @@ static ds_status dsi_optim_one_bit_scratch(ds_optim *o) {
     o->average = (float *)dsi_optim_take(o, largest, sizeof(float));
     o->packed = (unsigned char *)dsi_optim_take(o, largest / 8 + sizeof(float), 1);
     o->all_packed = (unsigned char *)dsi_optim_take(o, largest / 8 + sizeof(float), ranks);
-    return o->worker_error && o->server_error && o->average && o->packed && o->all_packed ? DS_OK : DS_ERR_MEMORY;
+    return DS_OK;
 }
 DS_API size_t ds_optim_error_buffers(const ds_optim *o) {
     if (!dsi_optim_compresses(o)) return 0;
@@ -2767,21 +2768,19 @@ static bool dsi_optim_is_hidden(const ds_optim_tensor *t) {
     return t->rows > 1 && t->cols > 1;
 }
 
-// False without memory; *to is left then.
-static bool dsi_optim_copy_text(ds_optim *o, const char **to, const char *text) {
+static void dsi_optim_copy_text(ds_optim *o, const char **to, const char *text) {
     const size_t length = strlen(text) + 1;
     char *copy = (char *)dsi_optim_take(o, length, 1);
     if (copy) *to = (const char *)memcpy(copy, text, length);
-    return copy != NULL;
 }
 // Of the user's array and its texts nothing is needed after create.
-static ds_status dsi_optim_copy_table(ds_optim *o, const ds_optim_table *table) {
+static void dsi_optim_copy_table(ds_optim *o, const ds_optim_table *table) {
     ds_optim_table *copy = (ds_optim_table *)dsi_optim_take(o, 1, sizeof *copy);
-    if (!copy) return DS_ERR_MEMORY;
+    if (!copy) return;
     o->table = (const ds_optim_table *)memcpy(copy, table, sizeof *copy);
     for (size_t k = 0; k < table->state_count; k++)
-        if (!dsi_optim_copy_text(o, &copy->state_names[k], table->state_names[k])) return DS_ERR_MEMORY;
-    return dsi_optim_copy_text(o, &copy->name, table->name) ? DS_OK : DS_ERR_MEMORY;
+        dsi_optim_copy_text(o, &copy->state_names[k], table->state_names[k]);
+    dsi_optim_copy_text(o, &copy->name, table->name);
 }
 static int dsi_optim_compare_names(const void *a, const void *b) {
     const dsi_optim_item *x = *(dsi_optim_item *const *)a, *y = *(dsi_optim_item *const *)b;
@@ -2809,13 +2808,13 @@ static ds_status dsi_optim_register(ds_optim *o, const ds_optim_desc *d) {
     o->schedules = (ds_schedule *)dsi_optim_take(o, groups, sizeof *o->schedules);
     o->constants = (ds_optim_constants *)dsi_optim_take(o, dsi_mul(2, groups), sizeof *o->constants);
     o->items = (dsi_optim_item *)dsi_optim_take(o, d->tensor_count, sizeof *o->items);
-    if (!o->groups || !o->base_lr || !o->schedules || !o->constants || !o->items) return DS_ERR_MEMORY;
+    if (o->no_memory) return DS_ERR_MEMORY;
     for (size_t g = 0; g < groups; g++) o->groups[g] = d->groups[g], o->base_lr[g] = d->groups[g].lr;
     for (size_t i = 0; i < d->tensor_count; i++) {
         dsi_optim_item *item = &o->items[i];
         bool aux = dsi_optim_is(o, DSI_OPTIM_MATRIX) && !dsi_optim_is_hidden(&d->tensors[i]);
         item->tensor = d->tensors[i];
-        if (!dsi_optim_copy_text(o, &item->tensor.name, d->tensors[i].name)) return DS_ERR_MEMORY;
+        dsi_optim_copy_text(o, &item->tensor.name, d->tensors[i].name);
         item->count = item->tensor.rows * item->tensor.cols;
         item->grains = dsi_optim_grains(item->count);
         item->first_grain = o->grains;
@@ -2834,20 +2833,17 @@ static ds_status dsi_optim_register(ds_optim *o, const ds_optim_desc *d) {
     return DS_OK;
 }
 
-static ds_status dsi_optim_own(ds_optim *o) {
+static void dsi_optim_own(ds_optim *o) {
     for (size_t i = 0; i < o->desc.tensor_count; i++) {
         dsi_optim_item *item = &o->items[i];
         for (size_t k = 0; k < item->state_count; k++)
-            if (!(item->state[k] = (float *)dsi_optim_take(o, item->count, sizeof(float)))) return DS_ERR_MEMORY;
-        if (item->tensor.weights_dtype != DS_F32 &&
-            !(item->master = (float *)dsi_optim_take(o, item->count, sizeof(float))))
-            return DS_ERR_MEMORY;
+            item->state[k] = (float *)dsi_optim_take(o, item->count, sizeof(float));
+        if (item->tensor.weights_dtype != DS_F32) item->master = (float *)dsi_optim_take(o, item->count, sizeof(float));
     }
-    return DS_OK;
 }
 
 // Scratch for the largest tensor of each kind, so that no step allocates.
-static ds_status dsi_optim_scratch(ds_optim *o) {
+static void dsi_optim_scratch(ds_optim *o) {
     const size_t ranks = (size_t)dsi_optim_ranks(o);
     size_t whole = 0;
     bool by_norm = false;
@@ -2856,27 +2852,17 @@ static ds_status dsi_optim_scratch(ds_optim *o) {
         if (item->table->work >= DS_OPTIM_WHOLE && item->count > whole) whole = item->count;
         if (item->table->measure) by_norm = true;
     }
-    if (whole && !dsi_optim_by_kernels(o) && !(o->gradient = (float *)dsi_optim_take(o, whole, sizeof(float))))
-        return DS_ERR_MEMORY;
-    if (by_norm || dsi_optim_is(o, DSI_OPTIM_MATRIX) || o->desc.own_states) {
+    if (whole && !dsi_optim_by_kernels(o)) o->gradient = (float *)dsi_optim_take(o, whole, sizeof(float));
+    if (by_norm || dsi_optim_is(o, DSI_OPTIM_MATRIX) || o->desc.own_states)
         o->sums = (double *)dsi_optim_take(o, dsi_mul(o->grains, 2), sizeof(double));
-        if (!o->sums) return DS_ERR_MEMORY;
-    }
-    if (o->desc.own_states && ranks > 1) {
-        o->ballots = (dsi_optim_ballot *)dsi_optim_take(o, ranks, sizeof *o->ballots);
-        if (!o->ballots) return DS_ERR_MEMORY;
-    }
-    if (by_norm && ranks > 1) {
+    if (o->desc.own_states && ranks > 1) o->ballots = (dsi_optim_ballot *)dsi_optim_take(o, ranks, sizeof *o->ballots);
+    if (by_norm && ranks > 1)
         o->all_sums = (double *)dsi_optim_take(o, dsi_mul(dsi_mul(o->grains, 2), ranks), sizeof(double));
-        if (!o->all_sums) return DS_ERR_MEMORY;
-    }
-    return DS_OK;
 }
 
 static ds_status dsi_optim_device_scratch(ds_optim *o) {
     if (!o->desc.kernels) return DS_OK;
     o->parts = (ds_optim_part *)dsi_optim_take(o, o->desc.tensor_count, sizeof(ds_optim_part));
-    if (!o->parts) return DS_ERR_MEMORY;
     if (!o->table->measure || dsi_optim_fused(o)) return DS_OK; // the latter has them
     return dsi_optim_device_take(o, dsi_mul(2, o->grains), 0);
 }
@@ -2895,19 +2881,18 @@ static ds_status dsi_optim_check_kernels(const ds_optim_desc *d, const dsi_optim
     return DS_OK;
 }
 
-static ds_status dsi_optim_workers(ds_optim *o) {
+static void dsi_optim_workers(ds_optim *o) {
     if (o->desc.tasks.parallel_for)
         o->tasks = o->desc.tasks;
     else if (o->desc.threads > 1) {
         o->pool = dsi_pool_create(&o->desc.allocator, o->desc.threads);
-        if (!o->pool) return DS_ERR_MEMORY;
+        o->no_memory = o->no_memory || !o->pool;
         o->bytes += dsi_pool_bytes(o->desc.threads);
         o->tasks.parallel_for = dsi_pool_for;
         o->tasks.ctx = o->pool;
         o->tasks.workers = o->desc.threads;
     }
     if (!o->tasks.workers) o->tasks.workers = 1;
-    return DS_OK;
 }
 
 DS_API ds_status ds_optim_create_(const ds_optim_desc *desc, ds_optim **out, ds_error *error, int version,
@@ -2943,16 +2928,16 @@ DS_API ds_status ds_optim_create_(const ds_optim_desc *desc, ds_optim **out, ds_
     o->entry = entry;
     o->table = entry ? &entry->table : table;
     o->simd = dsi_optim_kernels_of(desc->level);
-    if (table) status = dsi_optim_copy_table(o, table);
-    if (!status) status = dsi_optim_register(o, desc);
+    if (table) dsi_optim_copy_table(o, table);
+    status = dsi_optim_register(o, desc);
     if (!status) status = dsi_optim_sort_names(o, error);
     named = status != DS_ERR_ARGUMENT;
-    if (!status) status = dsi_optim_workers(o);
-    if (!status) status = dsi_optim_scratch(o);
+    if (!status) dsi_optim_workers(o), dsi_optim_scratch(o);
     if (!status) status = dsi_optim_matrix_scratch(o);
     if (!status) status = dsi_optim_one_bit_scratch(o);
     if (!status) status = dsi_optim_device_scratch(o);
-    if (!status && desc->own_states) status = dsi_optim_own(o);
+    if (!status && desc->own_states) dsi_optim_own(o);
+    if (!status && o->no_memory) status = DS_ERR_MEMORY;
     if (status) {
         if (named)
             dsi_fail(error, status, "ds_optim: no memory for %s's states and scratch (%zu bytes so far)",
