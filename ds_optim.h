@@ -3412,15 +3412,14 @@ static ds_status dsi_optim_on_device(ds_optim *o, bool measure, const ds_optim_s
     return o->device_status ? dsi_optim_device_failed(o) : status;
 }
 static ds_status dsi_optim_measure_on_device(ds_optim *o, const ds_optim_slice *slices, size_t count, void *stream) {
-    const ds_device *d = o->desc.device;
-    ds_status status = dsi_optim_on_device(o, true, slices, count, stream);
+    const ds_status status = dsi_optim_on_device(o, true, slices, count, stream);
+    const double *sums;
     if (status || (dsi_optim_fused(o) && dsi_optim_compressing(o))) return status; // the latter fused momenta
-    status = d->copy(d->ctx, o->pinned_sums, o->device_sums, 2 * sizeof(double) * o->grains, stream);
-    if (!status) status = d->synchronize(d->ctx, stream);
-    if (status) return dsi_fail(&o->error, status, "ds_optim_measure: the device failed");
+    sums = dsi_optim_sums(o, 2 * o->grains);
+    if (o->device_status) return dsi_optim_device_failed(o);
     for (size_t i = 0; i < count; i++) {
         const size_t at = 2 * (o->items[slices[i].tensor].first_grain + slices[i].begin / DS_GRAIN);
-        memcpy(o->sums + at, o->pinned_sums + at, 2 * sizeof(double) * dsi_optim_grains(slices[i].count));
+        memcpy(o->sums + at, sums + at, 2 * sizeof(double) * dsi_optim_grains(slices[i].count));
     }
     return DS_OK;
 }
