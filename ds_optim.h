@@ -2886,7 +2886,7 @@ static void dsi_optim_workers(ds_optim *o) {
         o->tasks = o->desc.tasks;
     else if (o->desc.threads > 1) {
         o->pool = dsi_pool_create(&o->desc.allocator, o->desc.threads);
-        o->no_memory = o->no_memory || !o->pool;
+        if (!o->pool) o->no_memory = true;
         o->bytes += dsi_pool_bytes(o->desc.threads);
         o->tasks.parallel_for = dsi_pool_for;
         o->tasks.ctx = o->pool;

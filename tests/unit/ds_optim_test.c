@@ -2068,6 +2068,7 @@ static void rest(void) {
         uint16_t h[3] = {0, 0, 0};
         CHECK(ds_optim_cast(h, DS_BF16, x, DS_I8, 3) == DS_ERR_ARGUMENT);
         CHECK(ds_optim_cast(h, DS_I16, x, DS_F32, 3) == DS_ERR_ARGUMENT);
+        CHECK(ds_optim_cast(h, DS_I16, x, DS_I16, 3) == DS_ERR_ARGUMENT && h[0] == 0);
         CHECK(ds_optim_accumulate(h, DS_BF16, x, DS_I8, 3) == DS_ERR_ARGUMENT);
         CHECK(ds_optim_accumulate(h, DS_U16, x, DS_F32, 3) == DS_ERR_ARGUMENT && h[0] == 0);
         CHECK(ds_optim_cast(x, DS_F32, x, DS_F32, 3) == DS_OK && ds_optim_cast(NULL, DS_F16, NULL, DS_F16, 0) == DS_OK);
