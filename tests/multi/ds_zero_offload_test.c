@@ -503,6 +503,11 @@ static void lanes(void) {
         for (size_t i = 0; i < MANY; i++) many[i] = 1500;
         on_disk_as_off(MANY, many, "\"sub_group_size\": 2048, \"reduce_bucket_size\": 1500");
     }
+    TEST(more neighbours in a bucket than a lane has room for) {
+        size_t many[MANY];
+        for (size_t i = 0; i < MANY; i++) many[i] = 3000;
+        on_disk_as_off(MANY, many, "\"sub_group_size\": 2048");
+    }
 }
 
 /* ---- what a step moves, and when ---- */
@@ -545,9 +550,20 @@ static traffic moved(const ds_zero *z) {
 
 enum { GRAINS = 16, GRAIN_BYTES = 4096, MICROS = 4 }; /* of the small model in fp32 */
 
-/* Steps of MICROS micro-batches, of which the last is measured: `micro` at the end of each, the whole step, and what a
-   read finds left. */
-static bool move(const setting *s, int steps, traffic micro[MICROS], traffic *step, traffic *left) {
+/* Of a step: up to the first gradient of each micro-batch and to its end, in all, and what a read after it finds left. */
+typedef struct step_moves {
+    traffic first[MICROS], micro[MICROS], all, left;
+} step_moves;
+
+static traffic since(const ds_zero *z, traffic before) {
+    traffic t = moved(z);
+    t.read -= before.read;
+    t.written -= before.written;
+    return t;
+}
+
+/* The last one of some steps. */
+static bool move(const setting *s, int steps, step_moves *m) {
     static float gradients[129 * 64];
     void *slots[N_PARAMS];
     ds_error e = {DS_OK, ""};
@@ -564,27 +580,26 @@ static bool move(const setting *s, int steps, traffic micro[MICROS], traffic *st
     d.n_params = N_PARAMS;
     d.optimizer = s->client;
     if (!CHECK(ds_zero_create(&d, &z, &e) == DS_OK)) printf("  %s\n", e.message);
-    for (int k = 0; k < steps && z; k++) {
+    for (int step = 0; step < steps && z; step++) {
         before = moved(z);
-        for (int m = 0; m < MICROS; m++) {
+        for (int k = 0; k < MICROS; k++) {
             CHECK(ds_zero_begin(z, DS_ZERO_TRAIN) == DS_OK);
             for (size_t i = N_PARAMS; i-- > 0;) {
-                for (size_t n = 0; n < numel(i); n++) gradients[n] = gradient(i, n, 0, m, k, 0);
+                for (size_t n = 0; n < numel(i); n++) gradients[n] = gradient(i, n, 0, k, step, 0);
                 CHECK(ds_zero_grad(z, i, gradients, NULL) == DS_OK);
+                if (i == N_PARAMS - 1) m->first[k] = since(z, before);
             }
             CHECK(ds_zero_end(z) == DS_OK);
-            micro[m] = moved(z);
-            micro[m].read -= before.read, micro[m].written -= before.written;
+            m->micro[k] = since(z, before);
         }
         CHECK(ds_zero_step(z, NULL) == DS_OK);
     }
     if (z) {
         float one;
-        traffic after = moved(z);
-        step->read = after.read - before.read, step->written = after.written - before.written;
+        m->all = since(z, before);
+        before = moved(z);
         CHECK(ds_zero_read(z, 0, -1, 0, 1, &one) == DS_OK); /* the value, which is in memory */
-        *left = moved(z);
-        left->read -= after.read, left->written -= after.written;
+        m->left = since(z, before);
     }
     ds_zero_destroy(z);
     ds_config_free(c);
@@ -609,40 +624,50 @@ static void movement(void) {
                 setting s = setting_of(1, 3, MICROS, 1, "fp32");
                 uint64_t kept = how == 2 ? 0 : 1 + (uint64_t)k, sums = GRAINS - kept;
                 uint64_t passes = how == 2 ? 2 : 1, states = passes * 2 * GRAINS, reads, writes;
-                traffic micro[MICROS], step, left;
+                step_moves m;
                 s.zero = disk_with(pipes[k]);
                 s.top = how == 1 ? ", \"ds\": {\"world_invariant\": true}" : NULL;
                 s.optimizer = how == 2 ? "Lamb" : NULL;
-                if (!move(&s, 3, micro, &step, &left)) break;
+                if (!move(&s, 3, &m)) break;
                 reads = states + passes * sums + (MICROS - 1) * (how == 1 ? GRAINS : sums);
                 writes = states + sums + (MICROS - 1) * (how == 1 ? GRAINS : sums);
-                CHECK_EQ(step.read, reads * GRAIN_BYTES);
-                CHECK_EQ(step.written, writes * GRAIN_BYTES);
+                CHECK_EQ(m.all.read, reads * GRAIN_BYTES);
+                CHECK_EQ(m.all.written, writes * GRAIN_BYTES);
             }
     }
     TEST(pipeline_read fills all sets in the last backward pass) {
         for (int k = 0; k < 3; k++)
             for (int last = 0; last < 2; last++) {
                 setting s = setting_of(1, 3, MICROS, 1, "fp32");
-                traffic micro[MICROS], step, left;
-                uint64_t sets = 1 + (uint64_t)k, m = last ? MICROS - 1 : MICROS - 2;
+                step_moves m;
+                uint64_t sets = 1 + (uint64_t)k, before = last ? MICROS - 1 : MICROS - 2;
                 s.zero = disk_with(pipes[k]);
-                if (!move(&s, 1, micro, &step, &left)) break;
-                CHECK_EQ(micro[m].read, (m * (GRAINS - sets) + (k && last ? 2 * sets : 0)) * GRAIN_BYTES);
+                if (!move(&s, 1, &m)) break;
+                CHECK_EQ(m.micro[before].read, (before * (GRAINS - sets) + (k && last ? 2 * sets : 0)) * GRAIN_BYTES);
             }
+    }
+    TEST(the first gradient starts to read what is added to) {
+        setting s = setting_of(1, 3, MICROS, 1, "fp32");
+        step_moves m;
+        s.zero = disk_with("");
+        if (!move(&s, 1, &m)) break;
+        for (uint64_t k = 0; k < MICROS; k++) { /* eight lanes hold all of this model's sums */
+            CHECK_EQ(m.first[k].read, k * (GRAINS - 1) * GRAIN_BYTES);
+            CHECK_EQ(m.micro[k].read, m.first[k].read);
+        }
     }
     TEST(who updates in the step) {
         static const char *const types[] = {"AdamW", "Lamb", "Muon", NULL, NULL};
         for (int k = 0; k < 5; k++)
             for (int late = 1; late < 3; late++) {
                 setting s = setting_of(1, 3, MICROS, 1, "fp32");
-                traffic micro[MICROS], step, left;
+                step_moves m;
                 s.zero = disk_with(pipes[late]);
                 s.optimizer = types[k];
                 s.client = types[k] ? NULL : &clients[k - 3];
-                if (!move(&s, 2, micro, &step, &left)) break;
-                CHECK(k == 0 && late == 2 ? left.written >= GRAINS * GRAIN_BYTES : left.written == 0);
-                CHECK(k == 0 && late == 2 ? left.read > 0 : left.read == 0);
+                if (!move(&s, 2, &m)) break;
+                CHECK(k == 0 && late == 2 ? m.left.written >= GRAINS * GRAIN_BYTES : m.left.written == 0);
+                CHECK(k == 0 && late == 2 ? m.left.read > 0 : m.left.read == 0);
             }
     }
     for (int k = 0; k < 2; k++)

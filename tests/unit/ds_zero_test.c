@@ -213,7 +213,7 @@ static void misuse(int stage) {
         BAD(ds_zero_grad_ready(z, 2, NULL), DS_ERR_STATE, "'gamma' is ready without a buffer");
         BAD(ds_zero_end(z), DS_ERR_STATE, "'beta' was taken but not");
         CHECK(buffer != NULL); /* what was lent is still known */
-        ds_zero_destroy(z); /* in the middle of a pass: nothing leaks */
+        ds_zero_destroy(z);    /* in the middle of a pass: nothing leaks */
         z = engine(c, params, NULL);
         micro_batch(z, gradient);
         BAD(ds_zero_save(z, "nowhere", NULL, NULL, 0), DS_ERR_STATE, "middle of a step");
@@ -1744,6 +1744,10 @@ static double halved(void *ctx, int64_t step, double base) {
     (*(int *)ctx)++;
     return ldexp(base, -(int)step);
 }
+static double lost(void *ctx, int64_t step, double base) {
+    (void)ctx;
+    return step ? (double)NAN : base;
+}
 static void of_the_client(void) {
     TEST_NAMED("a schedule of the client, and a group's own rate and decay") {
         ds_zero_param params[N];
@@ -1778,6 +1782,36 @@ static void of_the_client(void) {
             CHECK(memcmp(x, y, sizeof x) == 0); /* the other group has none */
         }
         CHECK(calls > 0);
+        ds_zero_destroy(z);
+        ds_config_free(c);
+    }
+    TEST_NAMED("a rate of the client's schedule that is not finite: the step is refused and nothing changes") {
+        ds_zero_param params[N];
+        ds_zero_desc d;
+        ds_zero_report r;
+        ds_zero *z;
+        ds_config *c = config_with("\"stage\": 3, \"stage3_param_persistence_threshold\": 0", "");
+        float x[8], y[8];
+        memset(&d, 0, sizeof d);
+        describe(params, DS_F32);
+        d.schedule = lost;
+        z = engine(c, params, &d);
+        for (int step = 0; step < 2; step++) {
+            OK(ds_zero_read(z, 1, -1, 0, 8, x));
+            micro_batch(z, gradient);
+            micro_batch(z, gradient);
+            if (step == 0) OK(ds_zero_step(z, NULL));
+        }
+        for (int again = 0; again < 2; again++) {
+            CHECK(ds_zero_step(z, &r) == DS_ERR_ARGUMENT && r.step == 0);
+            CHECK_HAS(ds_zero_error(z)->message,
+                      "optimizer step: ds_optim_begin: group 0: its schedule gives the rate nan");
+            CHECK(ds_zero_steps(z) == 1 && ds_zero_begin(z, DS_ZERO_TRAIN) == DS_ERR_STATE); /* the step is due */
+            OK(ds_zero_begin(z, DS_ZERO_EVALUATE));                                          /* and it is alive */
+            OK(ds_zero_end(z));
+            OK(ds_zero_read(z, 1, -1, 0, 8, y));
+            CHECK(memcmp(x, y, sizeof x) == 0);
+        }
         ds_zero_destroy(z);
         ds_config_free(c);
     }
