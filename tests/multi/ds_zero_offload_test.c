@@ -437,11 +437,12 @@ static void left_over(int threshold) {
 
 /* ---- tensors larger than a lane, between small ones ---- */
 
-static void big_step(ds_zero *z, size_t n, const size_t *sizes, int step) {
+static void big_step(ds_zero *z, size_t n, const size_t *sizes, size_t stride, int step) {
     static float gradient[700000];
     for (int micro = 0; micro < 2; micro++) {
         CHECK(ds_zero_begin(z, DS_ZERO_TRAIN) == DS_OK);
-        for (size_t i = n; i-- > 0;) {
+        for (size_t k = n; k-- > 0;) {
+            size_t i = k * stride % n;
             uint64_t seed = (uint64_t)(step * 100 + micro * 10) + i;
             for (size_t e = 0; e < sizes[i]; e++) gradient[e] = (float)(test_uniform(&seed) - 0.5);
             CHECK(ds_zero_grad(z, i, gradient, NULL) == DS_OK);
@@ -451,10 +452,11 @@ static void big_step(ds_zero *z, size_t n, const size_t *sizes, int step) {
     CHECK(ds_zero_step(z, NULL) == DS_OK);
 }
 
-enum { MANY = 24 };
+enum { MANY = 48 };
 
-/* The engine without a disk, and with one; two steps of both come to the same states. */
-static void on_disk_as_off(size_t n, const size_t *sizes, const char *more) {
+/* The engine without a disk, and with one; two steps of both, with every stride-th gradient in turn, come to the same
+   states. */
+static void on_disk_as_off(size_t n, const size_t *sizes, size_t stride, const char *more) {
     static float value[2][700000];
     void *slots[MANY];
     ds_zero *z[2] = {NULL, NULL};
@@ -486,7 +488,7 @@ static void on_disk_as_off(size_t n, const size_t *sizes, const char *more) {
         if (!CHECK(config[k] && ds_zero_create(&d, &z[k], &e) == DS_OK)) printf("  %s\n", e.message);
     }
     for (int step = 0; step < 2 && z[0] && z[1]; step++)
-        for (int k = 0; k < 2; k++) big_step(z[k], n, sizes, step);
+        for (int k = 0; k < 2; k++) big_step(z[k], n, sizes, stride, step);
     for (size_t i = 0; i < n && z[0] && z[1]; i++) {
         for (int k = 0; k < 2; k++) CHECK(ds_zero_read(z[k], i, 0, 0, sizes[i], value[k]) == DS_OK);
         same = same && memcmp(value[0], value[1], sizes[i] * sizeof(float)) == 0;
@@ -497,16 +499,21 @@ static void on_disk_as_off(size_t n, const size_t *sizes, const char *more) {
 
 static void lanes(void) {
     static const size_t sizes[5] = {5000, 700000, 3000, 1, 280000};
-    TEST(sums of large and small tensors on disk) on_disk_as_off(5, sizes, "\"sub_group_size\": 10240");
+    TEST(sums of large and small tensors on disk) on_disk_as_off(5, sizes, 1, "\"sub_group_size\": 10240");
     TEST(more sums on disk than lanes) { /* each in a bucket of its own, so that none move together */
         size_t many[MANY];
         for (size_t i = 0; i < MANY; i++) many[i] = 1500;
-        on_disk_as_off(MANY, many, "\"sub_group_size\": 2048, \"reduce_bucket_size\": 1500");
+        on_disk_as_off(MANY, many, 1, "\"sub_group_size\": 2048, \"reduce_bucket_size\": 1500");
     }
-    TEST(more neighbours in a bucket than a lane has room for) {
+    TEST(more sums on disk than lanes in one bucket) { /* which are no neighbours */
+        size_t many[MANY];
+        for (size_t i = 0; i < MANY; i++) many[i] = 1500;
+        on_disk_as_off(MANY, many, 5, "\"sub_group_size\": 2048");
+    }
+    TEST(more neighbours in a bucket than a lane has room for) { /* and what follows is in the next lane */
         size_t many[MANY];
         for (size_t i = 0; i < MANY; i++) many[i] = 3000;
-        on_disk_as_off(MANY, many, "\"sub_group_size\": 2048");
+        on_disk_as_off(MANY, many, 1, "\"sub_group_size\": 2048, \"reduce_bucket_size\": 72000");
     }
 }
 
@@ -692,7 +699,8 @@ static void movement(void) {
 
 /* ---- micro-batches that give few gradients or none ---- */
 
-static ds_zero *sparse_engine(const setting *s, ds_config **config, void **slots) {
+/* Of the first n parameters. */
+static ds_zero *sparse_engine(const setting *s, size_t n, ds_config **config, void **slots) {
     ds_error e = {DS_OK, ""};
     ds_zero_param params[N_PARAMS];
     ds_zero_desc d;
@@ -702,24 +710,75 @@ static ds_zero *sparse_engine(const setting *s, ds_config **config, void **slots
     describe(params, slots, DS_F32, s);
     d.config = *config;
     d.params = params;
-    d.n_params = N_PARAMS;
+    d.n_params = n;
     if (!CHECK(ds_zero_create(&d, &z, &e) == DS_OK)) printf("  %s\n", e.message);
     return z;
 }
 
 /* Every set of two micro-batches' gradients in turn, most of them empty; then all, so that all values move. */
-static void sparse_step(ds_zero *z, unsigned given) {
+static void sparse_step(ds_zero *z, size_t n, unsigned given) {
     static float gradients[129 * 64];
     for (int micro = 0; micro < 2; micro++) {
         CHECK(ds_zero_begin(z, DS_ZERO_TRAIN) == DS_OK);
-        for (size_t i = N_PARAMS; i-- > 0;) {
+        for (size_t i = n; i-- > 0;) {
             if (!(given >> (micro * 4 + (int)i % 4) & 1u)) continue;
-            for (size_t n = 0; n < numel(i); n++) gradients[n] = gradient(i, n, 0, micro, (int)given, 0);
+            for (size_t e = 0; e < numel(i); e++) gradients[e] = gradient(i, e, 0, micro, (int)given, 0);
             CHECK(ds_zero_grad(z, i, gradients, NULL) == DS_OK);
         }
         CHECK(ds_zero_end(z) == DS_OK);
     }
     CHECK(ds_zero_step(z, NULL) == DS_OK);
+}
+
+/* Bytes written by the end of each fetch of a pass that follows a step and a pass like it: of "one", which is frozen, "bias",
+   "grain" and "matrix". No tensor stays whole. */
+static bool fetch_all(const char *zeros, uint64_t written[4]) {
+    setting s = setting_of(1, 3, 2, 1, "fp32");
+    void *slots[N_PARAMS];
+    ds_config *config = NULL;
+    ds_zero *z;
+    s.frozen = 3;
+    s.zero = zeros;
+    z = sparse_engine(&s, 4, &config, slots);
+    for (int pass = 0; pass < 2 && z; pass++) {
+        traffic before;
+        sparse_step(z, 4, 0x77);
+        before = moved(z);
+        CHECK(ds_zero_begin(z, DS_ZERO_EVALUATE) == DS_OK);
+        for (size_t k = 0; k < 4; k++) {
+            size_t i = (k + 3) % 4;
+            CHECK(ds_zero_fetch(z, i, NULL) == DS_OK);
+            written[k] = since(z, before).written;
+            CHECK(ds_zero_release(z, i) == DS_OK);
+        }
+        CHECK(ds_zero_end(z) == DS_OK);
+    }
+    ds_zero_destroy(z);
+    ds_config_free(config);
+    return z != NULL;
+}
+
+static void in_time(void) {
+    uint64_t written[4], ahead[4];
+    char text[800];
+    TEST(a fetch updates what it needs of an update that was left) {
+        static const uint64_t grains[4] = {0, 1, 1, 3};
+        uint64_t sum = 0;
+        if (!fetch_all(disk_with(late_pipes[1]), written)) break;
+        for (size_t k = 0; k < 4; k++) CHECK_EQ(written[k], 2 * (sum += grains[k]) * GRAIN_BYTES);
+    }
+    TEST(and of the next tensor where that comes from the disk) {
+        for (int prefetch = 0; prefetch < 2; prefetch++) {
+            snprintf(
+                text, sizeof text,
+                "%s, \"stage3_prefetch_bucket_size\": %d, \"offload_param\": {\"device\": \"nvme\", \"nvme_path\": "
+                "\"%s\", \"max_in_cpu\": 0}",
+                disk_with(late_pipes[1]), prefetch ? 20000 : 0, folder());
+            if (!fetch_all(text, prefetch ? ahead : written)) break;
+        }
+        CHECK(written[0] == 0 && written[1] > 0 && written[2] > written[1] && written[3] > written[2]);
+        for (size_t k = 0; k < 3; k++) CHECK_EQ(ahead[k], written[k + 1]);
+    }
 }
 
 static void missing(void) {
@@ -733,10 +792,10 @@ static void missing(void) {
             for (int k = 0; k < 2; k++) {
                 setting s = setting_of(1, 3, 2, 1, "fp32");
                 s.zero = k ? disk_with(pipe ? late_pipes[1] : "") : ", \"stage3_param_persistence_threshold\": 0";
-                z[k] = sparse_engine(&s, &config[k], slots[k]);
+                z[k] = sparse_engine(&s, N_PARAMS, &config[k], slots[k]);
             }
             for (size_t m = 0; m < sizeof masks / sizeof masks[0] && z[0] && z[1]; m++) {
-                for (int k = 0; k < 2; k++) sparse_step(z[k], masks[m]);
+                for (int k = 0; k < 2; k++) sparse_step(z[k], N_PARAMS, masks[m]);
                 if (m != 3 && m != 8) continue; /* in between an update is left to passes that give nothing */
                 for (size_t i = 0; i < N_PARAMS; i++)
                     for (int state = -1; state < 2; state++) {
@@ -762,6 +821,7 @@ int main(int argc, char **argv) {
     left_over(2000);
     lanes();
     movement();
+    in_time();
     missing();
     return test_end();
 }
