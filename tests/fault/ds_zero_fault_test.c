@@ -149,6 +149,82 @@ static void disk(void) {
     }
 }
 
+/* A step that left its update to the calls after it; the disk fails in the first of these, whichever it is. */
+static void left_update(void) {
+    static const char *const calls[] = {"a fetch",
+                                        "a gradient",
+                                        "the end of a pass without gradients",
+                                        "a read",
+                                        "a save",
+                                        "a load",
+                                        "an export",
+                                        "an evaluation's fetch",
+                                        "destroy"};
+    for (int call = 0; call < 9; call++) {
+        char name[96];
+        snprintf(name, sizeof name, "the disk fails under an update that was left: %s", calls[call]);
+        TEST_NAMED(name) {
+            char folder[] = "/tmp/ds_zero_XXXXXX", command[96];
+            void *slots[N];
+            ds_zero_param params[N];
+            ds_config *c = config_for(
+                1, "\"stage\": 3, \"stage3_param_persistence_threshold\": 0, \"sub_group_size\": 1024, "
+                   "\"stage3_gather_16bit_weights_on_model_save\": true, \"offload_optimizer\": {\"device\": "
+                   "\"nvme\", \"nvme_path\": \"build\", \"pipeline_read\": true, \"pipeline_write\": true}");
+            ds_zero_desc d;
+            ds_zero *z = NULL;
+            ds_error e = {DS_OK, ""};
+            test_memory m;
+            trouble t;
+            float value;
+            ds_status s = DS_OK;
+            memset(&t, 0, sizeof t);
+            memset(&m, 0, sizeof m);
+            memset(&d, 0, sizeof d);
+            describe(params, slots);
+            d.config = c;
+            d.params = params;
+            d.n_params = N;
+            d.allocator.alloc = test_alloc;
+            d.allocator.release = test_release;
+            d.allocator.ctx = &m;
+            d.aio.ctx = &t;
+            d.aio.setup = setup;
+            d.aio.teardown = teardown;
+            d.aio.submit = submit;
+            d.aio.events = events;
+            CHECK(mkdtemp(folder) != NULL);
+            if (!CHECK(ds_zero_create(&d, &z, &e) == DS_OK)) break;
+            CHECK(step(z) == DS_OK && ds_zero_save(z, folder, NULL, NULL, 0) == DS_OK && step(z) == DS_OK);
+            t.dies = true;
+            __atomic_store_n(&t.at, __atomic_load_n(&t.seen, __ATOMIC_RELAXED) + 1, __ATOMIC_RELAXED);
+            if (call < 3) s = ds_zero_begin(z, DS_ZERO_TRAIN);
+            if (call == 7) s = ds_zero_begin(z, DS_ZERO_EVALUATE);
+            CHECK(s == DS_OK);
+            s = call == 0 || call == 7 ? ds_zero_fetch(z, N - 1, NULL)
+                : call == 1            ? ds_zero_grad(z, 0, gradient, NULL)
+                : call == 2            ? ds_zero_end(z)
+                : call == 3            ? ds_zero_read(z, 0, -1, 0, 1, &value)
+                : call == 4            ? ds_zero_save(z, folder, "second", NULL, 0)
+                : call == 5            ? ds_zero_load(z, folder, NULL, NULL, NULL)
+                : call == 6            ? ds_zero_save_16bit_model(z, "build/none.safetensors")
+                                       : DS_OK;
+            if (call < 8) {
+                CHECK(s == DS_ERR_IO);
+                CHECK_HAS(ds_zero_error(z)->message, "rank 0: swap of 'optimizer states'");
+                CHECK_HAS(ds_zero_error(z)->message, "the engine cannot go on");
+                CHECK(ds_zero_begin(z, DS_ZERO_TRAIN) == DS_ERR_IO &&
+                      ds_zero_read(z, 0, -1, 0, 1, &value) == DS_ERR_IO);
+            }
+            ds_zero_destroy(z);
+            CHECK(m.live == 0 && m.mismatches == 0);
+            ds_config_free(c);
+            snprintf(command, sizeof command, "test ! -e %s/second && rm -r %s", folder, folder); /* and no such save */
+            CHECK(system(command) == 0);
+        }
+    }
+}
+
 typedef struct rank_of {
     ds_comm *comm;
     const char *zero;
@@ -901,6 +977,7 @@ int main(int argc, char **argv) {
     test_begin(argc, argv);
     for (int i = 0; i < NUMEL; i++) half_gradient[i] = dsi_bf16_of_f32((float)(i % 13) * 0.01f - 0.05f);
     disk();
+    left_update();
     ranks();
     retries();
     messages();
