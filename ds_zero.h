@@ -4118,7 +4118,7 @@ static ds_status dsi_zero_average(void *ctx, float *buffer, float *worker_error,
                                   void *stream) {
     ds_zero *z = (ds_zero *)ctx;
     ds_status status;
-    if (z->gpu)
+    if (z->updates)
         status = ds_comm_one_bit_all_reduce_on(z->comm, buffer, buffer, count, worker_error, server_error,
                                                z->one_bit_scratch, stream);
     else
@@ -4739,8 +4739,8 @@ static ds_status dsi_zero_memory(ds_zero *z, const ds_zero_desc *d, bool take, d
     for (n = 0; n < (z->one_bit && z->world > 1 ? ds_optim_error_buffers(z->optim) : 0); n++) {
         size_t count = 0, bytes;
         (void)ds_optim_error_buffer(z->optim, n, 0, &count);
-        bytes =
-            z->gpu ? ds_comm_one_bit_scratch_on(z->world, count) : ds_comm_one_bit_sizes(z->world, count).scratch_bytes;
+        bytes = z->updates ? ds_comm_one_bit_scratch_on(z->world, count)
+                           : ds_comm_one_bit_sizes(z->world, count).scratch_bytes;
         if (bytes > z->one_bit_bytes) z->one_bit_bytes = bytes;
     }
     DSI_ZERO_ROW(z->near, DS_ZERO_PARAMS, DS_ZERO_DEVICE, z->near_bytes, "the node's copy of parameters")
@@ -4757,7 +4757,8 @@ static ds_status dsi_zero_memory(ds_zero *z, const ds_zero_desc *d, bool take, d
     dsi_zero_size_rows(z);
     DSI_ZERO_ROW(z->rows_device, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->rows_bytes[0], "rows of sparse gradients")
     DSI_ZERO_ROW(z->rows_host, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->rows_bytes[1], "indices of sparse gradients")
-    DSI_ZERO_ROW(z->one_bit_scratch, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->one_bit_bytes, "the compressed average")
+    DSI_ZERO_ROW(z->one_bit_scratch, DS_ZERO_BUCKETS, z->updates ? DS_ZERO_DEVICE : near, z->one_bit_bytes,
+                 "the compressed average")
     DSI_ZERO_ROW(z->losses, DS_ZERO_BOOKKEEPING, near, (size_t)z->accumulation * sizeof(double), "losses")
 #undef DSI_ZERO_ROW
     return status;
@@ -5130,7 +5131,7 @@ static ds_status dsi_zero_log_comm(ds_zero *z, const ds_config *c, ds_error *err
 /* The 1-bit optimizers' average must find the kernels when it is first called, many steps from here. */
 static ds_status dsi_zero_check_average(ds_zero *z, ds_error *error) {
     ds_status status;
-    if (!z->gpu || !z->one_bit || !z->comm) return DS_OK;
+    if (!z->updates || !z->one_bit || !z->comm) return DS_OK;
     status = ds_comm_one_bit_all_reduce_on(z->comm, NULL, NULL, 0, NULL, NULL, NULL, NULL);
     if (!status) return DS_OK;
     return dsi_fail(error, status, "optimizer.type: %s on a GPU: %.400s", ds_optim_type_name(z->optim),
@@ -5272,7 +5273,7 @@ DS_API void ds_zero_destroy(ds_zero *z) {
     dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->quantized, z->quantized_bytes);
     dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->rows_device, z->rows_bytes[0]);
     dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->rows_host, z->rows_bytes[1]);
-    dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->one_bit_scratch, z->one_bit_bytes);
+    dsi_zero_put(z, DS_ZERO_BUCKETS, z->updates ? DS_ZERO_DEVICE : near, z->one_bit_scratch, z->one_bit_bytes);
     dsi_zero_put(z, DS_ZERO_BUCKETS, near, z->scratch, DSI_ZERO_CHUNK * sizeof(float));
     for (size_t n = 0; n < 2; n++) {
         dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->stages[n].side[0], z->side_bytes[0]);

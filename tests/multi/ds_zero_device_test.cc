@@ -510,6 +510,39 @@ static void fails_in_turn(const setting *s, gate *of, size_t stride) {
     CHECK_EQ(told, tries);
 }
 
+// Optimizers of the client's own, which the kernels lack: by grain, by norm, and one that averages with one bit from the
+// third step on.
+static ds_status own_update(const ds_optim_pass *pass, const float *grad, float *master, float *const *state,
+                            size_t count) {
+    const ds_optim_table *own = (const ds_optim_table *)pass->ctx;
+    const double rate = pass->params->lr * (pass->norm[1] > 0 ? pass->norm[0] / pass->norm[1] : 1.0);
+    for (size_t i = 0; i < count; i++) state[0][i] = 0.5f * (state[0][i] + grad[i]);
+    if (own && own->local_gradients(NULL, pass->step)) {
+        const ds_status status = ds_optim_pass_average(pass, state[0]);
+        if (status) return status;
+    }
+    for (size_t i = 0; i < count; i++) master[i] -= (float)rate * state[0][i];
+    return DS_OK;
+}
+static void own_measure(const ds_optim_pass *, const float *grad, const float *master, float *const *, size_t count,
+                        double sums[2]) {
+    sums[0] = sums[1] = 0.0;
+    for (size_t i = 0; i < count; i++) sums[0] += (double)master[i] * master[i], sums[1] += (double)grad[i] * grad[i];
+}
+static ds_optim_table own_table(ds_optim_work work, bool compresses) {
+    ds_optim_table t;
+    memset(&t, 0, sizeof t);
+    t.name = "Own";
+    t.work = work;
+    t.state_count = 1;
+    t.state_names[0] = "m";
+    t.update = own_update;
+    t.measure = work == DS_OPTIM_BY_NORM ? own_measure : NULL;
+    t.compresses = compresses;
+    t.local_gradients = compresses ? [](void *, int64_t step) { return step > 2; } : (bool (*)(void *, int64_t))NULL;
+    return t;
+}
+
 int main(int argc, char **argv) {
     test_begin(argc, argv);
 #ifdef TEST_ON_GPU
@@ -906,6 +939,27 @@ int main(int argc, char **argv) {
             snprintf(clean, sizeof clean, "rm -rf %s", folder);
             CHECK_EQ(system(clean), 0);
         }
+    }
+    TEST(an_optimizer_of_the_client_updates_on_the_cpu) {
+        const ds_optim_table plain[3] = {own_table(DS_OPTIM_BY_GRAIN, false), own_table(DS_OPTIM_BY_NORM, false),
+                                         own_table(DS_OPTIM_WHOLE, false)};
+        ds_optim_table average = own_table(DS_OPTIM_WHOLE, true);
+        average.ctx = &average;
+        for (int k = 0; k < 4; k++)
+            for (int stage = 0; stage < (k < 3 ? 4 : 1); stage++)
+                for (int world = 1; world < 4; world++) {
+                    setting s = setting_of(world, stage, 2, 5, stage % 2 ? "fp32" : "bf16");
+                    s.client = k < 3 ? &plain[k] : &average;
+                    s.zero = stage < 3 || world == 2 // and with the states on disk
+                                 ? ", \"stage3_param_persistence_threshold\": 0"
+                                 : ", \"stage3_param_persistence_threshold\": 0, \"sub_group_size\": 2048, "
+                                   "\"offload_optimizer\": {\"device\": \"nvme\", \"nvme_path\": \"build\", "
+                                   "\"pipeline_read\": true, \"pipeline_write\": true}";
+                    run_both(&s, 90u + (unsigned)(k * 12 + stage * 3 + world));
+                    if (!CHECK(same_bits(&s))) printf("  optimizer %d, stage %d, world %d\n", k, stage, world);
+                    if (!strstr(s.zero, "nvme"))
+                        CHECK_HAS(on_gpu[0].lines, "the GPU has no kernels for Own: the CPU updates");
+                }
     }
     TEST(wrong_devices_are_refused) {
         ds_device half = device;
