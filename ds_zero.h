@@ -88,9 +88,10 @@ CONCEPTS
     are filled during a step's last backward pass. With pipeline_write a step returns before its update is over: whether it
     counts, its norm and rate are settled, and a parameter is updated when the next pass fetches it, or all before that pass's
     first gradient, so that the disk works while the model computes; read, save and load find all updated, and what fails
-    is the error of the call that waits for it. (Tensors that stay whole are updated in the step; with LAMB, Muon or an
-    optimizer of the client all are.) ns_step counts the step's own part of this. ratio: states of this part of the elements
-    are offloaded, those of the others stay. fast_init: initial values go to disk through these buffers, many at once.
+    is the error of the call that waits for it. (Tensors that stay whole are updated in the step, and where one of these is
+    of fp32 all of 16 bits, too; with LAMB, Muon or an optimizer of the client all are.) ns_step counts the step's own part
+    of this. ratio: states of this part of the elements are offloaded, those of the others stay. fast_init: initial values
+    go to disk through these buffers, many at once.
     Parameters on nvme are read through offload_param's buffer_count buffers of buffer_size elements, none larger or more
     than needed; max_in_cpu elements of them stay in memory, and 1e9 is the default: give 0 to have all on disk.
     What the files themselves take (bounce buffers, tables) is in the plan's host bytes.
