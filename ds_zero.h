@@ -1756,7 +1756,7 @@ static ds_status dsi_zero_gather_read(ds_zero *z, dsi_zero_param *p) {
     size_t bytes = p->own_count * p->bytes_each;
     if (status) return status;
     p->where = DSI_ZERO_READING;
-    p->from_near = z->near && p->near_valid;
+    p->from_near = z->near_counts && p->near_valid; /* z->near is NULL where all of a rank's shares are empty */
     if (p->from_near)
         dsi_zero_copy(z, p->full + p->near_begin * p->bytes_each, z->near + p->near,
                       dsi_zero_near_count(z, p) * p->bytes_each, z->fetching);
@@ -1796,7 +1796,7 @@ static ds_status dsi_zero_gather_wait(ds_zero *z, dsi_zero_param *p) {
     if (p->gather && ds_comm_wait(comm, p->gather)) return dsi_zero_failed_on(z, comm, "gather", p->name);
     p->gather = 0;
     p->where = DSI_ZERO_LIVE;
-    if (z->near && !p->near_valid) { /* until the next update the node has it [cfg: ...zero_hpz_partition_size] */
+    if (z->near_counts && !p->near_valid) { /* the node has it until the next update [cfg: ...hpz_partition_size] */
         dsi_zero_copy(z, z->near + p->near, p->full + p->near_begin * p->bytes_each,
                       dsi_zero_near_count(z, p) * p->bytes_each, z->fetching);
         p->near_valid = true;
@@ -1815,9 +1815,10 @@ static bool dsi_zero_is_new(const ds_zero *z, const dsi_zero_param *p) {
    is one tensor where it has a way to go: it overlaps with the computation on this one. */
 static ds_status dsi_zero_prefetch(ds_zero *z) {
     const dsi_zero_trace *t = &z->traces[z->pass];
-    size_t window = 0, limit = z->home ? z->prefetch : 2 * z->prefetch;
+    bool disk = z->param_tier == DS_ZERO_DISK; /* z->home is NULL also on a rank that owns nothing */
+    size_t window = 0, limit = disk ? 2 * z->prefetch : z->prefetch;
     if (!z->following || !z->prefetch) return DS_OK;
-    if (z->updated < z->n_train && z->position < t->count && (z->parts > 1 || !z->home)) {
+    if (z->updated < z->n_train && z->position < t->count && (z->parts > 1 || disk)) {
         ds_status status = dsi_zero_catch_up(z, z->params[t->fetched[z->position]].place + 1);
         if (status) return status;
     }
@@ -2012,8 +2013,8 @@ static size_t dsi_zero_head(const ds_zero *z) { /* in doubles */
 /* Whole grains: a part has its last one to itself, and they are what the disk takes without reading first. */
 static ds_status dsi_zero_acc_io(ds_zero *z, bool write, dsi_zero_lane *lane, size_t at, size_t count) {
     size_t each = dsi_zero_acc_bytes(z);
-    ds_status status = dsi_zero_keep_pace(z);
-    if (status) return status;
+    ds_status status = count ? dsi_zero_keep_pace(z) : DS_OK;
+    if (status || count == 0) return status; /* a rank that owns nothing has no such array */
     if (write)
         status = ds_offload_start_write(z->store[0], z->disk[DSI_ZERO_GRAD], at * each, count * each, lane->memory,
                                         &lane->ticket);
@@ -4592,10 +4593,11 @@ static ds_status dsi_zero_size_sets(ds_zero *z, ds_error *error) {
                 "ahead, one for updating and one for writing behind would overlap all three",
                 z->set_limit, wanted, each);
     }
+    /* what is updated late decides what is gathered when: alike on ranks of more and of fewer sub-groups */
+    z->in_step = z->acc_disk && z->pipeline_write && !z->by_norm && !z->clients ? 0 : z->n_train;
     z->n_sets = wanted < z->n_subs ? wanted : z->n_subs;
     if (z->n_sets == 1) z->pipeline_read = z->pipeline_write = false;
     if (z->acc_disk) z->lane_elements = dsi_zero_lane_size(z);
-    z->in_step = z->acc_disk && z->pipeline_write && !z->by_norm && !z->clients ? 0 : z->n_train;
     for (size_t k = 0; k < z->n_train; k++) {
         const dsi_zero_param *p = &z->params[z->order[k]];
         if (p->whole && z->in_step <= k) z->in_step = k + 1;
