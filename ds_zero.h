@@ -130,14 +130,15 @@ MEMORY
     tens to 0, and stage3_param_persistence_threshold likewise, which gather more often; then states on the CPU, parameters
     on the CPU, states on nvme, parameters on nvme, each with the same, where sub_group_size, both sections' buffers and
     max_in_cpu shrink along; what is offloaded is not taken back to the device. Only the keys that must change are named.
-    stage3_prefetch_bucket_size and stage3_max_reuse_distance change no bytes.
+    stage3_prefetch_bucket_size and stage3_max_reuse_distance change no bytes. Whole parameters at stage 3 stand in one piece of
+    memory, each on pages of its own: of the whole model, or of the worst choice of parameters that the window lets in at once.
 
 ERRORS
     Each call returns a ds_status; ds_zero_error(zero) has the text, naming the parameter. Misuse (a gradient too many, a step
     too early, a release without fetch) changes nothing. An engine or room for an answer that is NULL is DS_ERR_ARGUMENT, and
     harmless where no status can be given. After an error of a collective, of the disk or of a client's update the engine is
     dead: every later call returns the same error, and the last checkpoint is what remains. A step skipped for overflow is not an
-    error: report.skipped. Log ids: 2 step skipped, 3 a parameter that does not fit the arena, 4 memory not pinned,
+    error: report.skipped. Log ids: 2 step skipped, 3 a parameter that finds no room in the window's memory, 4 memory not pinned,
     5 reduction at the step's boundary, 9 fewer swap buffers than the pipelines want, 6 times of a
     step (wall_clock_breakdown), 7 the step (every steps_per_print), 8 the state at create (dump_state), 10 a load of
     what is not ds's own, 11 another comm_backend_name than the communicator's, 12 the CPU updates for the GPU,
@@ -467,7 +468,11 @@ DS_API ds_status ds_wire_monitor(const ds_config *config, ds_monitor_desc *desc,
 /* Bytes by class and tier that an engine of this descriptor will hold on this rank, before anything is allocated. `rank`
    and `world` need no communicator; desc->comm is not used. What the allocator then gives for training is this to the
    byte, while gradients come in the order of the pass before: one that comes before its bucket is open waits in a buffer of
-   its own, which desc->gradient_buffers can count in. Saving and loading take more for their time. Errors: as
+   its own, which desc->gradient_buffers can count in; at stage 3, while a pass has no more than four fetches for each
+   parameter, holds no more at once than stage3_max_live_parameters + desc->largest_fetch elements, and, where that is not
+   the whole model, releases first what it fetched last (of those with no fetch between their releases any): else gaps may be
+   too short between what is held, which cannot move, and a parameter gets memory of its own (log id 3); a larger
+   largest_fetch prevents that. Saving and loading take more for their time. Errors: as
    ds_zero_create's for the descriptor; DS_ERR_MEMORY when desc->limit is exceeded: the text has the largest item and the
    cheapest change that would fit, and *out is written. */
 DS_API ds_status ds_zero_plan(const ds_zero_desc *desc, int rank, int world, ds_zero_bytes *out, ds_error *error);
@@ -849,7 +854,8 @@ typedef struct dsi_zero_param {
     /* stage 3 */
     dsi_zero_where where;
     int fetches;
-    bool loose; /* `full` did not fit the arena */
+    size_t spot; /* its own place in the arena, where all have one */
+    bool loose;  /* `full` did not fit the arena */
     uint64_t sweep;
     size_t near, near_begin; /* the part of the node's copy: where in z->near in bytes, first element */
     size_t *near_counts;     /* (near_parts): elements of each rank of the node */
@@ -879,6 +885,7 @@ typedef struct dsi_zero_bucket {
 typedef struct dsi_zero_trace {
     uint32_t *fetched; /* parameters in the order of their fetches */
     size_t count, room;
+    size_t held;   /* most bytes of parameters that the pass holds at a time */
     bool recorded; /* the trace is that of a whole pass and may be relied on */
 } dsi_zero_trace;
 
@@ -1034,6 +1041,7 @@ struct ds_zero {
     size_t *near_counts;                                  /* (n_params, near_parts) */
     char *arena;
     size_t arena_bytes;
+    bool own_spots;   /* the arena has room for all parameters at once */
     uint32_t *blocks; /* parameters in the arena by address */
     size_t n_blocks;
     size_t live_elements, live_peak, fetches, fetches_waited;
@@ -1652,19 +1660,40 @@ static size_t dsi_zero_room(const dsi_zero_param *p) {
     return dsi_round_up(p->numel * p->bytes_each, DSI_ZERO_ALIGN);
 }
 
-/* First fit over the parameters that stand in the arena, kept in order of address. */
-static char *dsi_zero_arena_find(ds_zero *z, dsi_zero_param *p) {
-    size_t at = 0, i = 0, need = dsi_zero_room(p);
+/* A place in the arena: a parameter's own, or the first gap in [begin, end) between those that stand there, which are kept in
+   order of address. */
+static bool dsi_zero_arena_take(ds_zero *z, dsi_zero_param *p, size_t begin, size_t end) {
+    size_t need = dsi_zero_room(p), at = z->own_spots ? p->spot : begin, i = 0;
+    if (z->own_spots) end = at + need;
     for (; i < z->n_blocks; i++) {
         const dsi_zero_param *other = &z->params[z->blocks[i]];
-        if ((size_t)(other->full - z->arena) - at >= need) break;
-        at = (size_t)(other->full - z->arena) + dsi_zero_room(other);
+        size_t from = (size_t)(other->full - z->arena), to = from + dsi_zero_room(other);
+        if (from >= at && from - at >= need) break;
+        if (to > at) at = to;
     }
-    if (i == z->n_blocks && z->arena_bytes - at < need) return NULL;
+    if (end < at || end - at < need) return false;
     memmove(z->blocks + i + 1, z->blocks + i, (z->n_blocks - i) * sizeof *z->blocks);
     z->blocks[i] = (uint32_t)(p - z->params);
     z->n_blocks++;
-    return z->arena + at;
+    p->full = z->arena + at;
+    return true;
+}
+
+/* Where in a smaller arena that begins which a parameter may take that nobody holds: behind room for all that the pass held at
+   once when it was recorded. Before it are held ones alone, and where the last fetched is the first released they leave no
+   gaps: what the model fetches then finds its place, whatever was fetched ahead or kept for later. */
+static size_t dsi_zero_arena_floor(const ds_zero *z) {
+    size_t held = z->following ? z->traces[z->pass].held : SIZE_MAX;
+    if (z->own_spots) return 0;
+    return held < z->arena_bytes ? held : z->arena_bytes;
+}
+
+/* A fetch of `p` is to come. */
+static void dsi_zero_arena_note(ds_zero *z, const dsi_zero_param *p) {
+    size_t held = p->fetches ? 0 : dsi_zero_room(p), *most = &z->traces[z->pass].held;
+    for (size_t i = 0; i < z->n_blocks && !z->own_spots; i++)
+        if (z->params[z->blocks[i]].fetches) held += dsi_zero_room(&z->params[z->blocks[i]]);
+    if (held > *most || z->traces[z->pass].count == 0) *most = held;
 }
 
 static void dsi_zero_arena_drop(ds_zero *z, dsi_zero_param *p) {
@@ -1697,32 +1726,62 @@ static void dsi_zero_evict(ds_zero *z, size_t elements) {
     }
 }
 
-static ds_status dsi_zero_place(ds_zero *z, dsi_zero_param *p) {
-    p->full = dsi_zero_arena_find(z, p);
-    if (!p->full) {
-        size_t window = z->max_live;
-        z->max_live = 0; /* the arena is in pieces: drop all that is only cached */
-        dsi_zero_evict(z, p->numel);
-        z->max_live = window;
-        p->full = dsi_zero_arena_find(z, p);
+static size_t dsi_zero_near_count(const ds_zero *z, const dsi_zero_param *p) {
+    return p->near_counts[(size_t)z->rank % z->near_parts];
+}
+
+static ds_status dsi_zero_gather_wait(ds_zero *z, dsi_zero_param *p) {
+    ds_comm *comm = p->from_near ? z->node : z->comm;
+    if (p->gather && ds_comm_wait(comm, p->gather)) return dsi_zero_failed_on(z, comm, "gather", p->name);
+    p->gather = 0;
+    p->where = DSI_ZERO_LIVE;
+    if (z->near_counts && !p->near_valid) { /* the node has it until the next update [cfg: ...hpz_partition_size] */
+        dsi_zero_copy(z, z->near + p->near, p->full + p->near_begin * p->bytes_each,
+                      dsi_zero_near_count(z, p) * p->bytes_each, z->fetching);
+        p->near_valid = true;
     }
-    if (!p->full) {
-        p->full = (char *)dsi_zero_get(z, DS_ZERO_GATHERED, DS_ZERO_DEVICE, dsi_zero_room(p));
-        if (!p->full)
-            return dsi_zero_fail(z, DS_ERR_MEMORY, "parameter '%s': no memory for its %zu bytes", p->name,
-                                 dsi_zero_room(p));
-        p->loose = true;
-        dsi_log(&z->logger, "ds_zero", DS_LOG_DEBUG, 3,
-                "parameter '%s' does not fit the arena of %zu bytes; desc.largest_fetch is too small", p->name,
-                z->arena_bytes);
+    return dsi_zero_ended(z, DS_OK);
+}
+
+/* Drops all that nobody holds, also what is still on its way. */
+static ds_status dsi_zero_drop_all(ds_zero *z) {
+    for (size_t i = 0; i < z->n_params; i++) {
+        dsi_zero_param *p = &z->params[i];
+        ds_status status = DS_OK;
+        if (p->whole || !p->full || p->fetches) continue;
+        if ((status = dsi_zero_pool_land(z, p))) return status;
+        if (p->where == DSI_ZERO_GATHERING && (status = dsi_zero_gather_wait(z, p))) return status;
+        dsi_zero_arena_drop(z, p);
     }
-    z->live_elements += p->numel;
-    if (z->live_elements > z->live_peak) z->live_peak = z->live_elements;
     return DS_OK;
 }
 
-static size_t dsi_zero_near_count(const ds_zero *z, const dsi_zero_param *p) {
-    return p->near_counts[(size_t)z->rank % z->near_parts];
+static void dsi_zero_placed(ds_zero *z, const dsi_zero_param *p) {
+    z->live_elements += p->numel;
+    if (z->live_elements > z->live_peak) z->live_peak = z->live_elements;
+}
+
+/* Memory for what the model fetches. */
+static ds_status dsi_zero_place(ds_zero *z, dsi_zero_param *p) {
+    size_t floor = dsi_zero_arena_floor(z);
+    if (!dsi_zero_arena_take(z, p, floor, z->arena_bytes) && !dsi_zero_arena_take(z, p, 0, floor)) {
+        ds_status status = dsi_zero_drop_all(z);
+        if (status) return status;
+        p->loose = !dsi_zero_arena_take(z, p, 0, z->arena_bytes);
+    }
+    if (p->loose) {
+        p->full = (char *)dsi_zero_get(z, DS_ZERO_GATHERED, DS_ZERO_DEVICE, dsi_zero_room(p));
+        p->loose = p->full != NULL;
+        if (!p->full)
+            return dsi_zero_fail(z, DS_ERR_MEMORY, "parameter '%s': no memory for its %zu bytes", p->name,
+                                 dsi_zero_room(p));
+        dsi_log(
+            &z->logger, "ds_zero", DS_LOG_DEBUG, 3,
+            "parameter '%s' does not fit the arena of %zu bytes beside what is held; desc.largest_fetch is too small",
+            p->name, z->arena_bytes);
+    }
+    dsi_zero_placed(z, p);
+    return DS_OK;
 }
 
 /* All parts as signed bytes with a scale for each group: parts of one length, with zeros behind the shorter ones.
@@ -1752,9 +1811,9 @@ static ds_status dsi_zero_gather_quantized(ds_zero *z, dsi_zero_param *p) {
 
 /* First half of a gather: the own part comes to its place in the whole tensor. */
 static ds_status dsi_zero_gather_read(ds_zero *z, dsi_zero_param *p) {
-    ds_status status = dsi_zero_place(z, p);
     size_t bytes = p->own_count * p->bytes_each;
-    if (status) return status;
+    ds_status status;
+    if (!p->full && (status = dsi_zero_place(z, p))) return status;
     p->where = DSI_ZERO_READING;
     p->from_near = z->near_counts && p->near_valid; /* z->near is NULL where all of a rank's shares are empty */
     if (p->from_near)
@@ -1791,19 +1850,6 @@ static ds_status dsi_zero_gather_start(ds_zero *z, dsi_zero_param *p) {
     return DS_OK;
 }
 
-static ds_status dsi_zero_gather_wait(ds_zero *z, dsi_zero_param *p) {
-    ds_comm *comm = p->from_near ? z->node : z->comm;
-    if (p->gather && ds_comm_wait(comm, p->gather)) return dsi_zero_failed_on(z, comm, "gather", p->name);
-    p->gather = 0;
-    p->where = DSI_ZERO_LIVE;
-    if (z->near_counts && !p->near_valid) { /* the node has it until the next update [cfg: ...hpz_partition_size] */
-        dsi_zero_copy(z, z->near + p->near, p->full + p->near_begin * p->bytes_each,
-                      dsi_zero_near_count(z, p) * p->bytes_each, z->fetching);
-        p->near_valid = true;
-    }
-    return dsi_zero_ended(z, DS_OK);
-}
-
 static ds_status dsi_zero_catch_up(ds_zero *z, size_t count);
 
 static bool dsi_zero_is_new(const ds_zero *z, const dsi_zero_param *p) {
@@ -1831,6 +1877,8 @@ static ds_status dsi_zero_prefetch(ds_zero *z) {
         if (window + p->numel > limit || !dsi_zero_is_new(z, p)) break;
         if (p->where == DSI_ZERO_ABSENT) {
             if (dsi_add(z->live_elements, p->numel) > z->max_live) break;
+            if (!dsi_zero_arena_take(z, p, dsi_zero_arena_floor(z), z->arena_bytes)) break;
+            dsi_zero_placed(z, p);
             status = dsi_zero_gather_read(z, p);
         }
         if (!status && p->where == DSI_ZERO_READING && window + p->numel <= z->prefetch)
@@ -1843,6 +1891,7 @@ static ds_status dsi_zero_prefetch(ds_zero *z) {
 
 static ds_status dsi_zero_trace_add(ds_zero *z, size_t index) {
     dsi_zero_trace *t = &z->traces[z->pass];
+    dsi_zero_arena_note(z, &z->params[index]);
     if (t->recorded) {
         if (z->position < t->count && t->fetched[z->position] == index) {
             z->position++;
@@ -1865,11 +1914,12 @@ static ds_status dsi_zero_trace_add(ds_zero *z, size_t index) {
     return DS_OK;
 }
 
-/* Elements fetched between now and the parameter's next use in this pass; SIZE_MAX when there is none. */
+/* Elements fetched between now and the parameter's next use in this pass; SIZE_MAX when there is none, or when it may not
+   stay where it is. */
 static size_t dsi_zero_next_use(const ds_zero *z, const dsi_zero_param *p) {
     const dsi_zero_trace *t = &z->traces[z->pass];
     size_t between = 0;
-    if (!z->following) return SIZE_MAX;
+    if (!z->following || p->loose || (size_t)(p->full - z->arena) < dsi_zero_arena_floor(z)) return SIZE_MAX;
     for (size_t i = z->position; i < t->count && between <= z->max_reuse; i++) {
         if (&z->params[t->fetched[i]] == p) return between;
         between += z->params[t->fetched[i]].numel;
@@ -2528,18 +2578,6 @@ DS_API ds_status ds_zero_release(ds_zero *z, size_t index) {
     if (p->slot) *p->slot = NULL;
     if (z->live_elements > z->max_live || dsi_zero_next_use(z, p) > z->max_reuse) dsi_zero_arena_drop(z, p);
     return dsi_zero_ended(z, DS_OK);
-}
-
-static ds_status dsi_zero_drop_all(ds_zero *z) {
-    for (size_t i = 0; i < z->n_params; i++) {
-        dsi_zero_param *p = &z->params[i];
-        ds_status status = DS_OK;
-        if (p->whole || !p->full) continue;
-        if ((status = dsi_zero_pool_land(z, p))) return status;
-        if (p->where == DSI_ZERO_GATHERING && (status = dsi_zero_gather_wait(z, p))) return status;
-        dsi_zero_arena_drop(z, p);
-    }
-    return DS_OK;
 }
 
 static ds_status dsi_zero_end_gradients(ds_zero *z) {
@@ -4457,19 +4495,41 @@ static ds_status dsi_zero_memory_row(ds_zero *z, bool take, void **memory, ds_ze
     return DS_OK;
 }
 
-static size_t dsi_zero_arena_size(const ds_zero *z, const ds_zero_desc *d) {
-    size_t total = 0, window, wide = 0, largest = d->largest_fetch, each = DS_DTYPE_SIZE(z->model_dtype);
+/* Room for all parameters, or for the worst choice of them whose elements fit the window: each begins on a page, so that small
+   ones take more than their share. The worst choice is a knapsack's; its bound is that of parts of parameters, taken by bytes
+   for each element, and of it whole pages: that is no more than the largest parameter too much. */
+static size_t dsi_zero_arena_size(ds_zero *z, const ds_zero_desc *d) {
+    size_t total = 0, elements = 0, window, largest = d->largest_fetch;
+    double low = 0.0, high = DSI_ZERO_ALIGN, most;
     for (size_t i = 0; i < z->n_params; i++) {
-        const dsi_zero_param *p = &z->params[i];
+        dsi_zero_param *p = &z->params[i];
         if (p->whole) continue;
+        p->spot = total;
         total += dsi_zero_room(p);
-        if (p->bytes_each > each) wide += p->numel; /* fp32 beside a 16-bit model */
+        elements += p->numel;
         if (!d->largest_fetch && p->numel > largest) largest = p->numel;
     }
     window = dsi_add(z->max_live, largest);
-    wide = wide < window ? wide : window; /* they may all be live at a time */
-    window = dsi_add(dsi_mul(window - wide, each), dsi_mul(wide, sizeof(float)));
-    return total < window ? total : dsi_round_up(window, DSI_ZERO_ALIGN);
+    z->own_spots = elements <= window;
+    if (z->own_spots) return total;
+    for (int turn = 0; turn < 50; turn++) { /* the bytes for an element of which the window has no more room */
+        double rate = 0.5 * (low + high), dearer = 0.0;
+        for (size_t i = 0; i < z->n_params; i++) {
+            const dsi_zero_param *p = &z->params[i];
+            if (!p->whole && (double)dsi_zero_room(p) > rate * (double)p->numel) dearer += (double)p->numel;
+        }
+        if (dearer > (double)window)
+            low = rate;
+        else
+            high = rate;
+    }
+    most = high * (double)window;
+    for (size_t i = 0; i < z->n_params; i++) {
+        const dsi_zero_param *p = &z->params[i];
+        double more = (double)dsi_zero_room(p) - high * (double)p->numel;
+        if (!p->whole && more > 0.0) most += more;
+    }
+    return (size_t)(most + 1.0) / DSI_ZERO_ALIGN * DSI_ZERO_ALIGN;
 }
 
 /* The swap file of states (which 0) or of parameters; one file serves both when both sections name the same folder. */
