@@ -476,7 +476,7 @@ static void on_disk_as_off(size_t n, const size_t *sizes, size_t stride, const c
                  more, folder());
         if (k) s.zero = zero;
         for (size_t i = 0; i < n; i++) {
-            snprintf(called[i], sizeof called[i], "t%d", (int)i % 100);
+            snprintf(called[i], sizeof called[i], "t%u", (unsigned)i % 100u);
             params[i].name = called[i];
             params[i].dims = 1;
             params[i].shape[0] = sizes[i];
