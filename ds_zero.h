@@ -71,13 +71,15 @@ CONCEPTS
     the model computes with these. zero_hpz_partition_size P: P ranks in a row are a node, which keeps a copy of what it
     gathered, 1/P on each rank, and gathers from that until the next update. zero_quantized_gradients: gradients are
     reduced in four bits, inside the node, then across; stages 2 and 3. Quantized results are repeatable, but depend on
-    buckets and ranks.
+    buckets and ranks, and after a load the first pass has the order of registration again.
     Traces. The order of fetches is recorded per kind of pass; at stage 3 what comes next is fetched ahead within
     stage3_prefetch_bucket_size. Another order than last time is no error: it loses the prefetch until the next pass.
     A gradient that does not come counts as zero, on whichever ranks (an expert that a rank's batch did not use).
     At stage 3 gathers and reductions are one sequence of calls, so all ranks fetch in one order, and give what they give of
     a gradient between the same fetches: before a reduction they vote, and a rank that comes to the next fetch without a
     gradient that others have is taken to leave it out. A vote is a byte of each rank, which the stats do not count.
+    What comes behind one that is left out on all ranks (before stage 3: on one) waits for the end of the micro-batch in
+    memory beyond the plan, at most that of the whole gradient.
     Tiers. Without a GPU "device" is an account in host memory: offload_optimizer and offload_param move what they name
     to the pinned host tier or to a file, and ds_zero_plan says how many bytes go where. With states on nvme the gradient
     accumulators are on disk, too; sub_group_size elements of each array are in memory at a time, in as many sets of buffers
@@ -505,7 +507,8 @@ DS_API ds_status ds_zero_release(ds_zero *zero, size_t index);
 DS_API double ds_zero_loss_scale(const ds_zero *zero);
 
 /* Gives one contribution to the gradient of `index`: (numel) elements of the parameter's dtype, of the micro-batch's mean
-   loss times the scale. Copied. May start a reduction. DS_ERR_STATE for one contribution too many, and at stage 3 for one
+   loss times the scale. Copied. May start a reduction, and wait for the other
+   ranks: where overlap_comm is false, and for the memory of a bucket that they have yet to reduce. DS_ERR_STATE for one contribution too many, and at stage 3 for one
    that comes after a fetch before which another rank gave its own. */
 DS_API ds_status ds_zero_grad(ds_zero *zero, size_t index, const void *gradient, void *stream);
 /* The same without a buffer of your own: write (numel) elements to *buffer, then call ready. One buffer at a time per
@@ -868,6 +871,7 @@ typedef struct dsi_zero_param {
     size_t bucket, piece; /* piece: first of (parts) entries in z->piece_offset */
     int given;
     char *stash; /* a gradient that came before its bucket was open, in the wire type */
+    char *own;   /* memory for that, kept where no buffer was free */
     char *lent;  /* memory that the model writes a gradient to, in the parameter's type */
     void *ready; /* on a GPU: an event, of the copy of the own part to its place */
 } dsi_zero_param;
@@ -1989,7 +1993,7 @@ static size_t dsi_zero_stash_bytes(const ds_zero *z) {
     return dsi_round_up((z->largest ? z->largest : 1) * 4, DSI_ZERO_ALIGN); /* all may be empty, and each is lent */
 }
 
-/* Stashes are all as large as the largest gradient in fp32 and are kept for the next micro-batch when given back. */
+/* Buffers that are lent are all as large as the largest gradient in fp32 and are kept for the next micro-batch when given back. */
 static ds_status dsi_zero_stash_take(ds_zero *z, const dsi_zero_param *p, char **stash) {
     if (*stash) return DS_OK;
     if (z->n_pooled) {
@@ -2006,6 +2010,27 @@ static void dsi_zero_stash_give(ds_zero *z, char **stash) {
     if (!*stash) return;
     z->pool[z->n_pooled++] = *stash;
     *stash = NULL;
+}
+
+static size_t dsi_zero_own_bytes(const ds_zero *z, const dsi_zero_param *p) {
+    return dsi_round_up(p->numel ? p->numel * DS_DTYPE_SIZE(z->wire) : 1, DSI_ZERO_ALIGN);
+}
+
+/* What waits for its bucket waits in a buffer that is free, else in one of its own size: where many wait, because one before
+   them does not come, that is no more than the whole gradient. */
+static ds_status dsi_zero_wait_take(ds_zero *z, dsi_zero_param *p) {
+    if (p->stash) return DS_OK;
+    if (!p->own && z->n_pooled) return dsi_zero_stash_take(z, p, &p->stash);
+    if (!p->own) p->own = (char *)dsi_zero_get(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, dsi_zero_own_bytes(z, p));
+    p->stash = p->own;
+    return p->own ? DS_OK
+                  : dsi_zero_fail(z, DS_ERR_MEMORY, "parameter '%s': no memory for its gradient, %zu bytes", p->name,
+                                  dsi_zero_own_bytes(z, p));
+}
+
+static void dsi_zero_wait_give(ds_zero *z, dsi_zero_param *p) {
+    if (p->stash == p->own) p->stash = NULL;
+    dsi_zero_stash_give(z, &p->stash);
 }
 
 /* With reduce_at_boundary whole gradients, in the buckets' layout; else the own parts, in shard space. */
@@ -2386,7 +2411,7 @@ static ds_status dsi_zero_open_buckets(ds_zero *z, size_t wanted) {
             dsi_zero_param *p = &z->params[z->bucket_order[bucket->first + j]];
             if (!p->stash) continue;
             dsi_zero_move(z, p);
-            dsi_zero_stash_give(z, &p->stash);
+            dsi_zero_wait_give(z, p);
             dsi_zero_complete(z, p);
         }
     }
@@ -2406,10 +2431,10 @@ static void dsi_zero_fill_missing(ds_zero *z, dsi_zero_bucket *bucket) {
 }
 
 /* At stage 3 reductions and gathers are one sequence of calls, and what a rank has of the gradients must not change it. So
-   ranks vote before each reduction, on a communicator beside that sequence, which is as far on all of them: a rank votes
-   yes once its bucket is complete, but not before so many fetches as rank 0 had made then in the first pass, and no when
-   it comes to the next fetch or to the end without. One yes is enough, and the others give zeros for what they lack;
-   where all say no the question is put again after the next fetch. */
+   ranks vote before each reduction, on a communicator beside that sequence, which is as far on all of them: when they come
+   to the next fetch or to the end, after as many fetches as rank 0 had made when it had the bucket in the first pass; or
+   before that, when a gradient needs the bucket's memory. One that has the bucket says yes. One yes is enough, and the
+   others give zeros for what they lack; where all say no the question is put again at the fetch after this one. */
 static ds_status dsi_zero_vote(ds_zero *z, bool mine, bool *launch) {
     const uint8_t vote = mine;
     uint8_t most = 0;
@@ -2420,14 +2445,15 @@ static ds_status dsi_zero_vote(ds_zero *z, bool mine, bool *launch) {
     return DS_OK;
 }
 
-typedef enum dsi_zero_moment { DSI_ZERO_GIVEN, DSI_ZERO_FETCH, DSI_ZERO_END } dsi_zero_moment;
+typedef enum dsi_zero_moment { DSI_ZERO_GIVEN, DSI_ZERO_PRESSED, DSI_ZERO_FETCH, DSI_ZERO_END } dsi_zero_moment;
 
 /* Whether the next bucket's turn has come. */
 static ds_status dsi_zero_launches(ds_zero *z, const dsi_zero_bucket *bucket, dsi_zero_moment moment, bool *launch) {
     bool ready = bucket->missing == 0, agreed = false;
     bool votes = z->votes && z->position >= bucket->due && z->position >= z->vote_from;
     ds_status status = DS_OK;
-    if (votes && (ready || moment != DSI_ZERO_GIVEN)) status = dsi_zero_vote(z, ready, &agreed);
+    if (votes && (moment >= DSI_ZERO_FETCH || (ready && moment == DSI_ZERO_PRESSED)))
+        status = dsi_zero_vote(z, ready, &agreed);
     *launch = moment == DSI_ZERO_END || agreed || (ready && z->hooks && !z->votes);
     return status;
 }
@@ -2459,10 +2485,15 @@ static void dsi_zero_complete(ds_zero *z, dsi_zero_param *p) {
 static ds_status dsi_zero_contribute(ds_zero *z, dsi_zero_param *p, const char *gradient, ds_dtype dtype) {
     ds_status status;
     if (p->bucket >= z->opened && (status = dsi_zero_open_buckets(z, p->bucket))) return status;
+    if (p->bucket >= z->opened && z->votes) {
+        status = dsi_zero_launch_buckets(z, DSI_ZERO_PRESSED);
+        if (!status) status = dsi_zero_open_buckets(z, p->bucket);
+        if (status) return status;
+    }
     if (p->bucket < z->opened)
         dsi_zero_fill(z, p, gradient, dtype, p->given > 0);
     else {
-        if ((status = dsi_zero_stash_take(z, p, &p->stash))) return status;
+        if ((status = dsi_zero_wait_take(z, p))) return status;
         dsi_zero_copy_in(z, p->stash, gradient, dtype, p->numel, p->given > 0);
     }
     p->given++;
@@ -2564,9 +2595,7 @@ DS_API ds_status ds_zero_fetch(ds_zero *z, size_t index, void *stream) {
     p->fetches++;
     if (p->slot) *p->slot = p->full;
     if (z->gpu) dsi_zero_said(z, z->device.event_wait(z->device.ctx, p->ready, stream), "order");
-    status = dsi_zero_prefetch(z);
-    if (!status && z->votes && z->pass == DS_ZERO_TRAIN) status = dsi_zero_launch_buckets(z, DSI_ZERO_GIVEN);
-    return dsi_zero_ended(z, status);
+    return dsi_zero_ended(z, dsi_zero_prefetch(z));
 }
 
 DS_API ds_status ds_zero_release(ds_zero *z, size_t index) {
@@ -5309,8 +5338,9 @@ DS_API void ds_zero_destroy(ds_zero *z) {
         dsi_zero_param *p = &z->params[i];
         if (p->loose) dsi_zero_put(z, DS_ZERO_GATHERED, DS_ZERO_DEVICE, p->full, dsi_zero_room(p));
         if (p->slot && !p->external) *p->slot = NULL;
-        dsi_zero_stash_give(z, &p->stash);
+        dsi_zero_wait_give(z, p);
         dsi_zero_stash_give(z, &p->lent);
+        if (p->own) dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, p->own, dsi_zero_own_bytes(z, p));
     }
     while (z->n_pooled)
         dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->pool[--z->n_pooled], dsi_zero_stash_bytes(z));

@@ -111,6 +111,11 @@ static void play(player *p, ds_zero *z) {
     MUST(ds_zero_step(z, NULL));
 }
 
+static void meet(player *p, int meeting) {
+    tell(p->s, p->rank, meeting, meeting);
+    wait_for(p->s, p->rank, meeting);
+}
+
 static void *on_rank(void *arg) {
     player *p = (player *)arg;
     void *slots[N];
@@ -121,7 +126,7 @@ static void *on_rank(void *arg) {
         p->s->body(p, z);
     else
         snprintf(p->message, sizeof p->message, "create: %s", error.message);
-    tell(p->s, p->rank, N + 1, N + 2);
+    tell(p->s, p->rank, 1000, 1000); /* whoever waits for more */
     ds_zero_destroy(z);
     ds_comm_destroy(p->comm);
     ds_config_free(config);
@@ -198,9 +203,12 @@ static void fetch(player *p, ds_zero *z) {
 }
 
 /* Rank 1 gives nothing in the first pass, rank 0 leaves out a gradient in the others, which in the last one comes after the
-   next fetch; p->refusal is what that call said. */
+   next fetch; p->refusal is what that call said. At stage 3 the ranks also have an exchange of their own between two fetches,
+   rank 1 before its gradient and rank 0 after it. */
 static void uneven(player *p, ds_zero *z) {
     static const int without[3] = {N, 1, 3};
+    bool partial = strstr(p->s->zero, "\"stage\": 3") != NULL;
+    int meetings = 1;
     float gradient[NUMEL];
     for (int pass = 0; pass < 3; pass++) {
         bool late = false;
@@ -210,8 +218,10 @@ static void uneven(player *p, ds_zero *z) {
             MUST(ds_zero_fetch(z, (size_t)i, NULL));
             if (late && ds_zero_grad(z, 3, gradient, NULL) != DS_OK)
                 snprintf(p->refusal, sizeof p->refusal, "%s", ds_zero_error(z)->message);
-            late = pass == 2 && p->rank == 0 && i == 3 && strstr(p->s->zero, "\"stage\": 3");
+            if (partial && p->rank) meet(p, ++meetings);
+            late = pass == 2 && p->rank == 0 && i == 3 && partial;
             if (p->rank ? pass > 0 : without[pass] != i) MUST(ds_zero_grad(z, (size_t)i, gradient, NULL));
+            if (partial && !p->rank) meet(p, ++meetings);
             MUST(ds_zero_release(z, (size_t)i));
         }
         MUST(ds_zero_end(z));
