@@ -1223,14 +1223,14 @@ static void dsi_optim_norm_from(double *lane, const dsi_optim_feed *f, size_t i,
         lane[at % 16] += x * x; // exact: 24 + 24 bits fit in 53
     }
 }
-static double dsi_optim_norm_x1(const dsi_optim_feed *f, size_t n) {
+static double dsi_optim_norm_x1_plain(const dsi_optim_feed *f, size_t n) {
     double lane[16] = {0};
     dsi_optim_norm_from(lane, f, 0, n);
     return dsi_optim_fold(lane);
 }
-static void dsi_optim_norm_two_x1(const dsi_optim_feed *f, size_t apart, double norms[2]) {
+static void dsi_optim_norm_two_x1_plain(const dsi_optim_feed *f, size_t apart, double norms[2]) {
     const dsi_optim_feed second = dsi_optim_feed_at(f, apart);
-    norms[0] = dsi_optim_norm_x1(f, DS_GRAIN), norms[1] = dsi_optim_norm_x1(&second, DS_GRAIN);
+    norms[0] = dsi_optim_norm_x1_plain(f, DS_GRAIN), norms[1] = dsi_optim_norm_x1_plain(&second, DS_GRAIN);
 }
 static void dsi_optim_tile_x1(const float *a, const float *b, size_t k, float *c) {
     memset(c, 0, sizeof(float) * 6 * 8);
@@ -1252,38 +1252,37 @@ static void dsi_optim_measure_from(const ds_optim_constants *k, const dsi_optim_
         lanes[1][at % 16] += (double)u * (double)u;
     }
 }
-static void dsi_optim_measure_x1(const ds_optim_constants *k, const dsi_optim_feed *f, const float *weights,
-                                 float *moment, float *variance, size_t n, double sums[2]) {
+static void dsi_optim_measure_x1_plain(const ds_optim_constants *k, const dsi_optim_feed *f, const float *weights,
+                                       float *moment, float *variance, size_t n, double sums[2]) {
     double lanes[2][16] = {{0}, {0}};
     dsi_optim_measure_from(k, f, weights, moment, variance, 0, n, lanes);
     sums[0] = dsi_optim_fold(lanes[0]), sums[1] = dsi_optim_fold(lanes[1]);
 }
 
 // The elementwise kernels of a level; what is left of a vector's width goes to x1.
-// Where AVX2 is the best level (Zen 3), the hardware's prefetcher stops at each page of each stream, and a grain ahead of
-// the loop is time enough. Processors with AVX-512 (Zen 4) go on by themselves, and asking costs them a sixth.
-#define dsi_optim_x1_pull           dsi_optim_x1_load
-#define dsi_optim_x1_ahead_of(f, i) ((void)0)
-#define dsi_optim_x8_pull(from)                                                                                        \
-    (__builtin_prefetch((const void *)((uintptr_t)(from) + DS_GRAIN * sizeof(float)), 1), dsi_optim_x8_load(from))
-#define dsi_optim_x8_ahead_of(f, i)                                                                                    \
+// A level's loops go one of two ways: `ahead` asks for what lies a grain ahead, `plain` leaves that to the hardware. Where
+// AVX2 is the best level (Zen 3), and on Intel's processors with AVX-512 (Sapphire Rapids), its prefetcher stops at each
+// page of each stream, and a grain is time enough. AMD's with AVX-512 (Zen 4) go on by themselves; asking costs a sixth.
+#define DSI_OPTIM_FETCH_plain(f, i) ((void)0)
+#define DSI_OPTIM_FETCH_ahead(f, i)                                                                                    \
     __builtin_prefetch((const void *)((uintptr_t)(f).grad + ((i) + DS_GRAIN) * DS_DTYPE_SIZE((f).grad_dtype)), 0)
-#define dsi_optim_x16_pull           dsi_optim_x16_load
-#define dsi_optim_x16_ahead_of(f, i) ((void)0)
-#define DSI_OPTIM_WIDTH(L)           (sizeof(dsi_optim_##L##_t) / sizeof(float))
-#define DSI_OPTIM_EACH(L)            for (; n - i >= DSI_OPTIM_WIDTH(L); i += DSI_OPTIM_WIDTH(L))
+#define DSI_OPTIM_PULL_plain(L, from) dsi_optim_##L##_load(from)
+#define DSI_OPTIM_PULL_ahead(L, from)                                                                                  \
+    (__builtin_prefetch((const void *)((uintptr_t)(from) + DS_GRAIN * sizeof(float)), 1), dsi_optim_##L##_load(from))
+#define DSI_OPTIM_WIDTH(L) (sizeof(dsi_optim_##L##_t) / sizeof(float))
+#define DSI_OPTIM_EACH(L)  for (; n - i >= DSI_OPTIM_WIDTH(L); i += DSI_OPTIM_WIDTH(L))
 // One rule: loads, formula, stores. ONE and TWO say which states it has: 1, 0, or (SGD) `one`, which may be NULL.
-#define DSI_OPTIM_UPDATE(L, TARGET, name, CONSTANTS, constants, ONE, TWO, FORMULA)                                     \
-    TARGET static void dsi_optim_##name##_##L(const ds_optim_constants *k, const dsi_optim_feed *feed, float *weights, \
-                                              float *one, float *two, size_t n) {                                      \
+#define DSI_OPTIM_UPDATE(L, WAY, TARGET, name, CONSTANTS, constants, ONE, TWO, FORMULA)                                \
+    TARGET static void dsi_optim_##name##_##L##_##WAY(const ds_optim_constants *k, const dsi_optim_feed *feed,         \
+                                                      float *weights, float *one, float *two, size_t n) {              \
         const CONSTANTS c = constants;                                                                                 \
         const dsi_optim_feed f = *feed;                                                                                \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) {                                                                                            \
-            dsi_optim_##L##_ahead_of(f, i);                                                                            \
-            dsi_optim_##L##_t g = dsi_optim_##L##_grad(&f, i), p = dsi_optim_##L##_pull(weights + i), m = g, v = g;    \
-            if (ONE) m = dsi_optim_##L##_pull(one + i);                                                                \
-            if (TWO) v = dsi_optim_##L##_pull(two + i);                                                                \
+            DSI_OPTIM_FETCH_##WAY(f, i);                                                                               \
+            dsi_optim_##L##_t g = dsi_optim_##L##_grad(&f, i), p = DSI_OPTIM_PULL_##WAY(L, weights + i), m = g, v = g; \
+            if (ONE) m = DSI_OPTIM_PULL_##WAY(L, one + i);                                                             \
+            if (TWO) v = DSI_OPTIM_PULL_##WAY(L, two + i);                                                             \
             FORMULA                                                                                                    \
             dsi_optim_##L##_store(weights + i, p);                                                                     \
             dsi_optim_##L##_give(&f, i, p);                                                                            \
@@ -1291,54 +1290,11 @@ static void dsi_optim_measure_x1(const ds_optim_constants *k, const dsi_optim_fe
             if (TWO) dsi_optim_##L##_store(two + i, v);                                                                \
         }                                                                                                              \
         const dsi_optim_feed rest = dsi_optim_feed_at(&f, i);                                                          \
-        if (i < n) dsi_optim_##name##_x1(k, &rest, weights + i, ONE ? one + i : NULL, TWO ? two + i : NULL, n - i);    \
+        if (i < n)                                                                                                     \
+            dsi_optim_##name##_x1_plain(k, &rest, weights + i, ONE ? one + i : NULL, TWO ? two + i : NULL, n - i);     \
     }
-#define DSI_OPTIM_LEVEL(L, TARGET, LEVEL, TILE)                                                                        \
-    DSI_OPTIM_UPDATE(L, TARGET, adam, ds_optim_adam, k->adam, 1, 1, DSI_OPTIM_ADAM(L, g, p, m, v))                     \
-    DSI_OPTIM_UPDATE(L, TARGET, sgd, ds_optim_constants, *k, one, 0, DSI_OPTIM_SGD(L, g, p, m))                        \
-    DSI_OPTIM_UPDATE(L, TARGET, adagrad, ds_optim_constants, *k, 1, 0, DSI_OPTIM_ADAGRAD(L, g, p, m))                  \
-    DSI_OPTIM_UPDATE(L, TARGET, lion, ds_optim_constants, *k, 1, 0, DSI_OPTIM_LION(L, g, p, m))                        \
-    TARGET static void dsi_optim_lamb_##L(const ds_optim_constants *k, const dsi_optim_feed *feed, float *weights,     \
-                                          const float *moment, const float *variance, float a, size_t n) {             \
-        const ds_optim_constants c = *k;                                                                               \
-        const dsi_optim_feed f = *feed;                                                                                \
-        size_t i = 0;                                                                                                  \
-        DSI_OPTIM_EACH(L) {                                                                                            \
-            dsi_optim_##L##_t p = dsi_optim_##L##_pull(weights + i), m = dsi_optim_##L##_pull(moment + i);             \
-            dsi_optim_##L##_t v = dsi_optim_##L##_pull(variance + i), u;                                               \
-            DSI_OPTIM_TRUST(L, u, p, m, v)                                                                             \
-            p = dsi_optim_##L##_fma(u, dsi_optim_##L##_set(a), p);                                                     \
-            dsi_optim_##L##_store(weights + i, p);                                                                     \
-            dsi_optim_##L##_give(&f, i, p);                                                                            \
-        }                                                                                                              \
-        const dsi_optim_feed rest = dsi_optim_feed_at(&f, i);                                                          \
-        if (i < n) dsi_optim_lamb_x1(k, &rest, weights + i, moment + i, variance + i, a, n - i);                       \
-    }                                                                                                                  \
-    TARGET static void dsi_optim_moments_##L(const ds_optim_constants *k, const float *grad, float *moment,            \
-                                             float *variance, size_t n) {                                              \
-        const ds_optim_constants c = *k;                                                                               \
-        size_t i = 0;                                                                                                  \
-        DSI_OPTIM_EACH(L) {                                                                                            \
-            dsi_optim_##L##_t g = dsi_optim_##L##_pull(grad + i), m = dsi_optim_##L##_pull(moment + i);                \
-            dsi_optim_##L##_t v = dsi_optim_##L##_pull(variance + i);                                                  \
-            DSI_OPTIM_MOMENTS(L, g, m, v)                                                                              \
-            dsi_optim_##L##_store(moment + i, m);                                                                      \
-            dsi_optim_##L##_store(variance + i, v);                                                                    \
-        }                                                                                                              \
-        if (i < n) dsi_optim_moments_x1(k, grad + i, moment + i, variance + i, n - i);                                 \
-    }                                                                                                                  \
-    TARGET static void dsi_optim_trust_##L(const ds_optim_constants *k, float *update, const float *weights,           \
-                                           const float *moment, const float *variance, size_t n) {                     \
-        const ds_optim_constants c = *k;                                                                               \
-        size_t i = 0;                                                                                                  \
-        DSI_OPTIM_EACH(L) {                                                                                            \
-            dsi_optim_##L##_t p = dsi_optim_##L##_pull(weights + i), m = dsi_optim_##L##_pull(moment + i);             \
-            dsi_optim_##L##_t v = dsi_optim_##L##_pull(variance + i), u;                                               \
-            DSI_OPTIM_TRUST(L, u, p, m, v)                                                                             \
-            dsi_optim_##L##_store(update + i, u);                                                                      \
-        }                                                                                                              \
-        if (i < n) dsi_optim_trust_x1(k, update + i, weights + i, moment + i, variance + i, n - i);                    \
-    }                                                                                                                  \
+// what is the same either way
+#define DSI_OPTIM_COMMON(L, TARGET)                                                                                    \
     TARGET static void dsi_optim_mix_##L(float *y, const float *x, float a, float b, size_t n) {                       \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L)                                                                                              \
@@ -1364,26 +1320,75 @@ static void dsi_optim_measure_x1(const ds_optim_constants *k, const dsi_optim_fe
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) dsi_optim_##L##_give(&f, i, dsi_optim_##L##_load(from + i));                                 \
         if (i < n) dsi_optim_narrow_x1(dsi_optim_feed_at(&f, i).out, dtype, from + i, n - i);                          \
+    }
+#define DSI_OPTIM_LEVEL(L, WAY, TARGET, LEVEL, TILE)                                                                   \
+    DSI_OPTIM_UPDATE(L, WAY, TARGET, adam, ds_optim_adam, k->adam, 1, 1, DSI_OPTIM_ADAM(L, g, p, m, v))                \
+    DSI_OPTIM_UPDATE(L, WAY, TARGET, sgd, ds_optim_constants, *k, one, 0, DSI_OPTIM_SGD(L, g, p, m))                   \
+    DSI_OPTIM_UPDATE(L, WAY, TARGET, adagrad, ds_optim_constants, *k, 1, 0, DSI_OPTIM_ADAGRAD(L, g, p, m))             \
+    DSI_OPTIM_UPDATE(L, WAY, TARGET, lion, ds_optim_constants, *k, 1, 0, DSI_OPTIM_LION(L, g, p, m))                   \
+    TARGET static void dsi_optim_lamb_##L##_##WAY(const ds_optim_constants *k, const dsi_optim_feed *feed,             \
+                                                  float *weights, const float *moment, const float *variance, float a, \
+                                                  size_t n) {                                                          \
+        const ds_optim_constants c = *k;                                                                               \
+        const dsi_optim_feed f = *feed;                                                                                \
+        size_t i = 0;                                                                                                  \
+        DSI_OPTIM_EACH(L) {                                                                                            \
+            dsi_optim_##L##_t p = DSI_OPTIM_PULL_##WAY(L, weights + i), m = DSI_OPTIM_PULL_##WAY(L, moment + i);       \
+            dsi_optim_##L##_t v = DSI_OPTIM_PULL_##WAY(L, variance + i), u;                                            \
+            DSI_OPTIM_TRUST(L, u, p, m, v)                                                                             \
+            p = dsi_optim_##L##_fma(u, dsi_optim_##L##_set(a), p);                                                     \
+            dsi_optim_##L##_store(weights + i, p);                                                                     \
+            dsi_optim_##L##_give(&f, i, p);                                                                            \
+        }                                                                                                              \
+        const dsi_optim_feed rest = dsi_optim_feed_at(&f, i);                                                          \
+        if (i < n) dsi_optim_lamb_x1_plain(k, &rest, weights + i, moment + i, variance + i, a, n - i);                 \
     }                                                                                                                  \
-    static dsi_optim_update *const dsi_optim_updates_##L[] = {dsi_optim_adam_##L, dsi_optim_sgd_##L,                   \
-                                                              dsi_optim_adagrad_##L, dsi_optim_lion_##L};              \
-    DSI_OPTIM_TABLE(L, LEVEL, TILE)
+    TARGET static void dsi_optim_moments_##L##_##WAY(const ds_optim_constants *k, const float *grad, float *moment,    \
+                                                     float *variance, size_t n) {                                      \
+        const ds_optim_constants c = *k;                                                                               \
+        size_t i = 0;                                                                                                  \
+        DSI_OPTIM_EACH(L) {                                                                                            \
+            dsi_optim_##L##_t g = DSI_OPTIM_PULL_##WAY(L, grad + i), m = DSI_OPTIM_PULL_##WAY(L, moment + i);          \
+            dsi_optim_##L##_t v = DSI_OPTIM_PULL_##WAY(L, variance + i);                                               \
+            DSI_OPTIM_MOMENTS(L, g, m, v)                                                                              \
+            dsi_optim_##L##_store(moment + i, m);                                                                      \
+            dsi_optim_##L##_store(variance + i, v);                                                                    \
+        }                                                                                                              \
+        if (i < n) dsi_optim_moments_x1_plain(k, grad + i, moment + i, variance + i, n - i);                           \
+    }                                                                                                                  \
+    TARGET static void dsi_optim_trust_##L##_##WAY(const ds_optim_constants *k, float *update, const float *weights,   \
+                                                   const float *moment, const float *variance, size_t n) {             \
+        const ds_optim_constants c = *k;                                                                               \
+        size_t i = 0;                                                                                                  \
+        DSI_OPTIM_EACH(L) {                                                                                            \
+            dsi_optim_##L##_t p = DSI_OPTIM_PULL_##WAY(L, weights + i), m = DSI_OPTIM_PULL_##WAY(L, moment + i);       \
+            dsi_optim_##L##_t v = DSI_OPTIM_PULL_##WAY(L, variance + i), u;                                            \
+            DSI_OPTIM_TRUST(L, u, p, m, v)                                                                             \
+            dsi_optim_##L##_store(update + i, u);                                                                      \
+        }                                                                                                              \
+        if (i < n) dsi_optim_trust_x1_plain(k, update + i, weights + i, moment + i, variance + i, n - i);              \
+    }                                                                                                                  \
+    static dsi_optim_update *const dsi_optim_updates_##L##_##WAY[] = {                                                 \
+        dsi_optim_adam_##L##_##WAY, dsi_optim_sgd_##L##_##WAY, dsi_optim_adagrad_##L##_##WAY,                          \
+        dsi_optim_lion_##L##_##WAY};                                                                                   \
+    DSI_OPTIM_TABLE(L, WAY, LEVEL, TILE)
 // clang-format off
-#define DSI_OPTIM_TABLE(L, LEVEL, TILE) \
-    static const dsi_optim_simd dsi_optim_##L = { \
-        LEVEL, TILE, dsi_optim_updates_##L, dsi_optim_lamb_##L, dsi_optim_moments_##L, dsi_optim_measure_##L, dsi_optim_trust_##L, \
-        dsi_optim_mix_##L, dsi_optim_add_##L, dsi_optim_norm_##L, dsi_optim_norm_two_##L, dsi_optim_widen_##L, \
+#define DSI_OPTIM_TABLE(L, WAY, LEVEL, TILE) \
+    static const dsi_optim_simd dsi_optim_##L##_##WAY = { \
+        LEVEL, TILE, dsi_optim_updates_##L##_##WAY, dsi_optim_lamb_##L##_##WAY, dsi_optim_moments_##L##_##WAY, dsi_optim_measure_##L##_##WAY, dsi_optim_trust_##L##_##WAY, \
+        dsi_optim_mix_##L, dsi_optim_add_##L, dsi_optim_norm_##L##_##WAY, dsi_optim_norm_two_##L##_##WAY, dsi_optim_widen_##L, \
         dsi_optim_narrow_##L, dsi_optim_tile_##L};
 // clang-format on
 
-DSI_OPTIM_LEVEL(x1, , DS_OPTIM_LEVEL_SCALAR, 8)
+DSI_OPTIM_COMMON(x1, )
+DSI_OPTIM_LEVEL(x1, plain, , DS_OPTIM_LEVEL_SCALAR, 8)
 
 // LAMB's first pass in vectors: one step of a level's width, and sixteen elements, a round of the lanes, at a time.
-#define DSI_OPTIM_MEASURE_AT(L, at, half)                                                                              \
+#define DSI_OPTIM_MEASURE_AT(L, WAY, at, half)                                                                         \
     {                                                                                                                  \
-        dsi_optim_##L##_ahead_of(f, at);                                                                               \
-        dsi_optim_##L##_t g = dsi_optim_##L##_grad(&f, at), p = dsi_optim_##L##_pull(weights + (at));                  \
-        dsi_optim_##L##_t m = dsi_optim_##L##_pull(moment + (at)), v = dsi_optim_##L##_pull(variance + (at)), u;       \
+        DSI_OPTIM_FETCH_##WAY(f, at);                                                                                  \
+        dsi_optim_##L##_t g = dsi_optim_##L##_grad(&f, at), p = DSI_OPTIM_PULL_##WAY(L, weights + (at));               \
+        dsi_optim_##L##_t m = DSI_OPTIM_PULL_##WAY(L, moment + (at)), v = DSI_OPTIM_PULL_##WAY(L, variance + (at)), u; \
         DSI_OPTIM_MOMENTS(L, g, m, v)                                                                                  \
         dsi_optim_##L##_store(moment + (at), m);                                                                       \
         dsi_optim_##L##_store(variance + (at), v);                                                                     \
@@ -1391,82 +1396,85 @@ DSI_OPTIM_LEVEL(x1, , DS_OPTIM_LEVEL_SCALAR, 8)
         dsi_optim_##L##_square(squares[0] + (half), squares[0] + (half) + 1, p);                                       \
         dsi_optim_##L##_square(squares[1] + (half), squares[1] + (half) + 1, u);                                       \
     }
-#define DSI_OPTIM_MEASURE_x8  DSI_OPTIM_MEASURE_AT(x8, i, 0) DSI_OPTIM_MEASURE_AT(x8, i + 8, 2)
-#define DSI_OPTIM_MEASURE_x16 DSI_OPTIM_MEASURE_AT(x16, i, 0)
-#define DSI_OPTIM_MEASURE(L, TARGET, SUMS)                                                                             \
-    TARGET static void dsi_optim_measure_##L(const ds_optim_constants *k, const dsi_optim_feed *feed,                  \
-                                             const float *weights, float *moment, float *variance, size_t n,           \
-                                             double sums[2]) {                                                         \
+#define DSI_OPTIM_MEASURE_x8(WAY)  DSI_OPTIM_MEASURE_AT(x8, WAY, i, 0) DSI_OPTIM_MEASURE_AT(x8, WAY, i + 8, 2)
+#define DSI_OPTIM_MEASURE_x16(WAY) DSI_OPTIM_MEASURE_AT(x16, WAY, i, 0)
+#define DSI_OPTIM_MEASURE(L, WAY, TARGET, SUMS)                                                                        \
+    TARGET static void dsi_optim_measure_##L##_##WAY(const ds_optim_constants *k, const dsi_optim_feed *feed,          \
+                                                     const float *weights, float *moment, float *variance, size_t n,   \
+                                                     double sums[2]) {                                                 \
         const ds_optim_constants c = *k;                                                                               \
         const dsi_optim_feed f = *feed;                                                                                \
         SUMS squares[2][4] = {{{0}, {0}, {0}, {0}}, {{0}, {0}, {0}, {0}}};                                             \
         double lanes[2][16];                                                                                           \
         size_t i = 0;                                                                                                  \
         for (; n - i >= 16; i += 16) {                                                                                 \
-            DSI_OPTIM_MEASURE_##L                                                                                      \
+            DSI_OPTIM_MEASURE_##L(WAY)                                                                                 \
         }                                                                                                              \
         dsi_optim_##L##_lanes(lanes[0], squares[0]), dsi_optim_##L##_lanes(lanes[1], squares[1]);                      \
         dsi_optim_measure_from(k, &f, weights, moment, variance, i, n, lanes);                                         \
         sums[0] = dsi_optim_fold(lanes[0]), sums[1] = dsi_optim_fold(lanes[1]);                                        \
     }
 // A gradient's norm. The loop stands here for each dtype, as it would wait for a branch.
-#define DSI_OPTIM_NORM_AT(L, at, half, sums)                                                                           \
-    dsi_optim_##L##_ahead_of(f, at);                                                                                   \
+#define DSI_OPTIM_NORM_AT(L, WAY, at, half, sums)                                                                      \
+    DSI_OPTIM_FETCH_##WAY(f, at);                                                                                      \
     dsi_optim_##L##_square((sums) + (half), (sums) + (half) + 1, dsi_optim_##L##_grad(&f, at));
-#define DSI_OPTIM_NORM_x8(at, sums)  DSI_OPTIM_NORM_AT(x8, at, 0, sums) DSI_OPTIM_NORM_AT(x8, (at) + 8, 2, sums)
-#define DSI_OPTIM_NORM_x16(at, sums) DSI_OPTIM_NORM_AT(x16, at, 0, sums)
-#define DSI_OPTIM_NORM_BF16(L, TARGET, SUMS)                                                                           \
-    TARGET static size_t dsi_optim_norm_bf16_##L(const dsi_optim_feed *f, size_t n, SUMS *sums) {                      \
+#define DSI_OPTIM_NORM_x8(WAY, at, sums)                                                                               \
+    DSI_OPTIM_NORM_AT(x8, WAY, at, 0, sums) DSI_OPTIM_NORM_AT(x8, WAY, (at) + 8, 2, sums)
+#define DSI_OPTIM_NORM_x16(WAY, at, sums) DSI_OPTIM_NORM_AT(x16, WAY, at, 0, sums)
+#define DSI_OPTIM_NORM_BF16(L, WAY, TARGET, SUMS)                                                                      \
+    TARGET static size_t dsi_optim_norm_bf16_##L##_##WAY(const dsi_optim_feed *f, size_t n, SUMS *sums) {              \
         dsi_optim_odd_even_##L a;                                                                                      \
         size_t i = 0;                                                                                                  \
         memset(&a, 0, sizeof a);                                                                                       \
-        for (; n - i >= 16; i += 16) dsi_optim_##L##_odd_even(&a, f, i);                                               \
+        for (; n - i >= 16; i += 16) DSI_OPTIM_FETCH_##WAY(*f, i), dsi_optim_##L##_odd_even(&a, f, i);                 \
         dsi_optim_##L##_together(&a, sums);                                                                            \
         return i;                                                                                                      \
     }                                                                                                                  \
-    TARGET static void dsi_optim_norm_bf16_two_##L(const dsi_optim_feed *f, size_t apart, SUMS *one, SUMS *two) {      \
+    TARGET static void dsi_optim_norm_bf16_two_##L##_##WAY(const dsi_optim_feed *f, size_t apart, SUMS *one,           \
+                                                           SUMS *two) {                                                \
         dsi_optim_odd_even_##L a, b;                                                                                   \
         memset(&a, 0, sizeof a), memset(&b, 0, sizeof b);                                                              \
         for (size_t i = 0; i < DS_GRAIN; i += 16)                                                                      \
-            dsi_optim_##L##_odd_even(&a, f, i), dsi_optim_##L##_odd_even(&b, f, i + apart);                            \
+            DSI_OPTIM_FETCH_##WAY(*f, i), dsi_optim_##L##_odd_even(&a, f, i), DSI_OPTIM_FETCH_##WAY(*f, i + apart),    \
+                dsi_optim_##L##_odd_even(&b, f, i + apart);                                                            \
         dsi_optim_##L##_together(&a, one), dsi_optim_##L##_together(&b, two);                                          \
     }
-#define DSI_OPTIM_NORM_TWO(L)                                                                                          \
+#define DSI_OPTIM_NORM_TWO(L, WAY)                                                                                     \
     for (size_t i = 0; i < DS_GRAIN; i += 16) {                                                                        \
-        DSI_OPTIM_NORM_##L(i, one) DSI_OPTIM_NORM_##L(i + apart, two)                                                  \
+        DSI_OPTIM_NORM_##L(WAY, i, one) DSI_OPTIM_NORM_##L(WAY, i + apart, two)                                        \
     }
-#define DSI_OPTIM_NORM(L, TARGET, SUMS)                                                                                \
-    TARGET static double dsi_optim_norm_##L(const dsi_optim_feed *feed, size_t n) {                                    \
+#define DSI_OPTIM_NORM(L, WAY, TARGET, SUMS)                                                                           \
+    TARGET static double dsi_optim_norm_##L##_##WAY(const dsi_optim_feed *feed, size_t n) {                            \
         dsi_optim_feed f = *feed;                                                                                      \
         SUMS sums[4] = {{0}, {0}, {0}, {0}};                                                                           \
         double lane[16];                                                                                               \
         size_t i = 0;                                                                                                  \
         if (f.grad_dtype == DS_F32) {                                                                                  \
             for (f.grad_dtype = DS_F32; n - i >= 16; i += 16) {                                                        \
-                DSI_OPTIM_NORM_##L(i, sums)                                                                            \
+                DSI_OPTIM_NORM_##L(WAY, i, sums)                                                                       \
             }                                                                                                          \
         } else if (f.grad_dtype == DS_F16) {                                                                           \
             for (f.grad_dtype = DS_F16; n - i >= 16; i += 16) {                                                        \
-                DSI_OPTIM_NORM_##L(i, sums)                                                                            \
+                DSI_OPTIM_NORM_##L(WAY, i, sums)                                                                       \
             }                                                                                                          \
         } else                                                                                                         \
-            i = dsi_optim_norm_bf16_##L(&f, n, sums);                                                                  \
+            i = dsi_optim_norm_bf16_##L##_##WAY(&f, n, sums);                                                          \
         if (i == n) return dsi_optim_##L##_fold(sums);                                                                 \
         dsi_optim_##L##_lanes(lane, sums);                                                                             \
         dsi_optim_norm_from(lane, feed, i, n);                                                                         \
         return dsi_optim_fold(lane);                                                                                   \
     }                                                                                                                  \
-    TARGET static void dsi_optim_norm_two_##L(const dsi_optim_feed *feed, size_t apart, double norms[2]) {             \
+    TARGET static void dsi_optim_norm_two_##L##_##WAY(const dsi_optim_feed *feed, size_t apart, double norms[2]) {     \
         dsi_optim_feed f = *feed;                                                                                      \
         SUMS one[4] = {{0}, {0}, {0}, {0}}, two[4] = {{0}, {0}, {0}, {0}};                                             \
         if (f.grad_dtype == DS_F32) {                                                                                  \
             f.grad_dtype = DS_F32;                                                                                     \
-            DSI_OPTIM_NORM_TWO(L)                                                                                      \
+            DSI_OPTIM_NORM_TWO(L, WAY)                                                                                 \
         } else if (f.grad_dtype == DS_F16) {                                                                           \
             f.grad_dtype = DS_F16;                                                                                     \
-            DSI_OPTIM_NORM_TWO(L)                                                                                      \
+            DSI_OPTIM_NORM_TWO(L, WAY)                                                                                 \
         } else                                                                                                         \
-            dsi_optim_norm_bf16_two_##L(&f, apart, one, two);                                                          \
+            dsi_optim_norm_bf16_two_##L##_##WAY(&f, apart, one, two);                                                  \
         norms[0] = dsi_optim_##L##_fold(one), norms[1] = dsi_optim_##L##_fold(two);                                    \
     }
 
@@ -1526,7 +1534,6 @@ DSI_OPTIM_AVX2 static inline void dsi_optim_x8_odd_even(dsi_optim_odd_even_x8 *a
     const __m256i pairs = _mm256_loadu_si256((const __m256i *)(const void *)((const uint16_t *)f->grad + i));
     const __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
     const __m256 odd = _mm256_castsi256_ps(_mm256_and_si256(pairs, upper));
-    dsi_optim_x8_ahead_of(*f, i);
     dsi_optim_x8_square(a->even, a->even + 1, _mm256_mul_ps(even, factor));
     dsi_optim_x8_square(a->odd, a->odd + 1, _mm256_mul_ps(odd, factor));
 }
@@ -1635,14 +1642,19 @@ DSI_OPTIM_AVX512 static inline void dsi_optim_x16_together(const dsi_optim_odd_e
 }
 DSI_OPTIM_TILE(x8, DSI_OPTIM_AVX2)
 DSI_OPTIM_TILE(x16, DSI_OPTIM_AVX512)
-DSI_OPTIM_MEASURE(x8, DSI_OPTIM_AVX2, __m256d)
-DSI_OPTIM_NORM_BF16(x8, DSI_OPTIM_AVX2, __m256d)
-DSI_OPTIM_NORM(x8, DSI_OPTIM_AVX2, __m256d)
-DSI_OPTIM_LEVEL(x8, DSI_OPTIM_AVX2, DS_OPTIM_LEVEL_AVX2, 16)
-DSI_OPTIM_MEASURE(x16, DSI_OPTIM_AVX512, __m512d)
-DSI_OPTIM_NORM_BF16(x16, DSI_OPTIM_AVX512, __m512d)
-DSI_OPTIM_NORM(x16, DSI_OPTIM_AVX512, __m512d)
-DSI_OPTIM_LEVEL(x16, DSI_OPTIM_AVX512, DS_OPTIM_LEVEL_AVX512, 32)
+DSI_OPTIM_COMMON(x8, DSI_OPTIM_AVX2)
+DSI_OPTIM_MEASURE(x8, ahead, DSI_OPTIM_AVX2, __m256d)
+DSI_OPTIM_NORM_BF16(x8, ahead, DSI_OPTIM_AVX2, __m256d)
+DSI_OPTIM_NORM(x8, ahead, DSI_OPTIM_AVX2, __m256d)
+DSI_OPTIM_LEVEL(x8, ahead, DSI_OPTIM_AVX2, DS_OPTIM_LEVEL_AVX2, 16)
+DSI_OPTIM_COMMON(x16, DSI_OPTIM_AVX512)
+#define DSI_OPTIM_X16(WAY)                                                                                             \
+    DSI_OPTIM_MEASURE(x16, WAY, DSI_OPTIM_AVX512, __m512d)                                                             \
+    DSI_OPTIM_NORM_BF16(x16, WAY, DSI_OPTIM_AVX512, __m512d)                                                           \
+    DSI_OPTIM_NORM(x16, WAY, DSI_OPTIM_AVX512, __m512d)                                                                \
+    DSI_OPTIM_LEVEL(x16, WAY, DSI_OPTIM_AVX512, DS_OPTIM_LEVEL_AVX512, 32)
+DSI_OPTIM_X16(plain)
+DSI_OPTIM_X16(ahead)
 #if !defined(__clang__)
 #pragma GCC diagnostic pop
 #endif
@@ -1653,11 +1665,12 @@ static const dsi_optim_simd *dsi_optim_kernels_of(ds_optim_level level) {
     const bool best = level == DS_OPTIM_LEVEL_BEST;
 #if DSI_OPTIM_X86
     __builtin_cpu_init();
-    if ((best || level == DS_OPTIM_LEVEL_AVX512) && __builtin_cpu_supports("avx512f")) return &dsi_optim_x16;
+    if ((best || level == DS_OPTIM_LEVEL_AVX512) && __builtin_cpu_supports("avx512f"))
+        return __builtin_cpu_is("intel") ? &dsi_optim_x16_ahead : &dsi_optim_x16_plain;
     if ((best || level == DS_OPTIM_LEVEL_AVX2) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        return &dsi_optim_x8;
+        return &dsi_optim_x8_ahead;
 #endif
-    return best || level == DS_OPTIM_LEVEL_SCALAR ? &dsi_optim_x1 : NULL;
+    return best || level == DS_OPTIM_LEVEL_SCALAR ? &dsi_optim_x1_plain : NULL;
 }
 
 // >>norms and casts
@@ -4036,15 +4049,19 @@ DS_API int64_t ds_optim_schedule_count(const ds_optim *o) {
 #undef DSI_OPTIM_TRUST
 #endif
 #undef DSI_OPTIM_EACH
+#undef DSI_OPTIM_FETCH_ahead
+#undef DSI_OPTIM_FETCH_plain
 #undef DSI_OPTIM_LEVEL
+#undef DSI_OPTIM_COMMON
+#undef DSI_OPTIM_PULL_ahead
+#undef DSI_OPTIM_PULL_plain
 #undef DSI_OPTIM_TABLE
 #undef DSI_OPTIM_TILE
 #undef DSI_OPTIM_UPDATE
 #undef DSI_OPTIM_WIDTH
+#undef DSI_OPTIM_X16
 #undef DSI_OPTIM_X86
 #undef dsi_optim_x1_add
-#undef dsi_optim_x1_pull
-#undef dsi_optim_x1_ahead_of
 #undef dsi_optim_x1_div
 #undef dsi_optim_x1_fma
 #undef dsi_optim_x1_load
@@ -4055,8 +4072,6 @@ DS_API int64_t ds_optim_schedule_count(const ds_optim *o) {
 #undef dsi_optim_x1_store
 #undef dsi_optim_x1_t
 #undef dsi_optim_x16_add
-#undef dsi_optim_x16_pull
-#undef dsi_optim_x16_ahead_of
 #undef dsi_optim_x16_div
 #undef dsi_optim_x16_fma
 #undef dsi_optim_x16_load
@@ -4067,8 +4082,6 @@ DS_API int64_t ds_optim_schedule_count(const ds_optim *o) {
 #undef dsi_optim_x16_store
 #undef dsi_optim_x16_t
 #undef dsi_optim_x8_add
-#undef dsi_optim_x8_pull
-#undef dsi_optim_x8_ahead_of
 #undef dsi_optim_x8_div
 #undef dsi_optim_x8_fma
 #undef dsi_optim_x8_load
