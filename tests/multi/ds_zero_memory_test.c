@@ -192,6 +192,7 @@ typedef struct drawn {
     char config[2048];
     ds_zero_param params[MOST];
     size_t n, largest_fetch, window; /* elements that the calls hold at once */
+    size_t left_out;                 /* 1 + the parameter that gets no gradient; 0: none */
     int world, stage, accumulation, calls[2][MOST_CALLS], n_calls[2];
     bool any_order, lends;
 } drawn;
@@ -380,7 +381,7 @@ static ds_status train_drawn(ds_zero *z, const drawn *t) {
                 if (t->params[i].contributions == 2 && !t->params[i].frozen) s = give(z, t, i);
             for (size_t i = t->n; i-- > 0 && !s;) {
                 s = ds_zero_fetch(z, i, NULL);
-                if (!s && !t->params[i].frozen) s = give(z, t, i);
+                if (!s && !t->params[i].frozen && i + 1 != t->left_out) s = give(z, t, i);
                 if (!s) s = ds_zero_release(z, i);
             }
             if (!s) s = ds_zero_end(z);
@@ -507,6 +508,32 @@ static void in_the_way(void) {
     }
 }
 
+/* Gradients come from the last parameter to the first, and c's does not: b's and a's, of a page each, wait. */
+static void behind_a_hole(void) {
+    static const char names[4][2] = {"a", "b", "c", "d"};
+    static const size_t pages[4] = {1, 1, 1, 64};
+    static drawn t;
+    TEST(what waits behind a gradient that does not come takes its own size) {
+        memset(&t, 0, sizeof t);
+        snprintf(t.config, sizeof t.config,
+                 "{\"train_micro_batch_size_per_gpu\": 1, \"optimizer\": {\"type\": \"AdamW\"}, \"zero_optimization\": "
+                 "{\"stage\": 2, \"reduce_bucket_size\": 1024}}");
+        for (t.n = 0; t.n < 4; t.n++) {
+            t.params[t.n].name = names[t.n];
+            t.params[t.n].dims = 2;
+            t.params[t.n].shape[0] = pages[t.n];
+            t.params[t.n].shape[1] = 1024;
+        }
+        t.world = t.accumulation = 1;
+        t.left_out = 3;
+        run_drawn(&t);
+        CHECK_STR(drawn_ranks[0].message, "");
+        CHECK_EQ(drawn_ranks[0].memory.live + drawn_ranks[0].memory.mismatches, 0);
+        CHECK_EQ(drawn_ranks[0].stats.peak.bytes[DS_ZERO_BUCKETS][0],
+                 drawn_ranks[0].plan.bytes[DS_ZERO_BUCKETS][0] + 2 * 4096);
+    }
+}
+
 /* Ranks that own little or nothing call what the others call: one parameter or three of a grain each, on four ranks. */
 static void nothing_owned(void) {
     static const char names[3][2] = {"a", "b", "c"};
@@ -612,6 +639,7 @@ int main(int argc, char **argv) {
         }
     munmap(seen, WORLD * sizeof *seen);
     in_the_way();
+    behind_a_hole();
     nothing_owned();
     plans();
     return test_end();
