@@ -18,7 +18,7 @@ if [ -z "${NVCC:-}" ]; then
 fi
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-kernels() { MAKEFLAGS='' make -s B="$scratch" NVCC="$NVCC" "$@"; }
+kernels() { MAKEFLAGS='' make -s config=release B="$scratch" NVCC="$NVCC" "$@"; }
 command=$(kernels -n "$scratch/ds_kernels.o")
 known=$("$NVCC" --list-gpu-code 2>/dev/null)
 for arch in 75 80 90 100; do
