@@ -472,6 +472,13 @@ static bool to_the_byte(const drawn *t) {
     return right;
 }
 
+static void add(drawn *t, const char *name, size_t rows, size_t cols) {
+    ds_zero_param *p = &t->params[t->n++];
+    p->name = name;
+    p->dims = 2;
+    p->shape[0] = rows, p->shape[1] = cols;
+}
+
 /* Three small parameters, of which the trace has the first two ahead of the third; that is then held beside a large and a
    middle one, for which the window has just room. */
 static void in_the_way(void) {
@@ -484,12 +491,7 @@ static void in_the_way(void) {
         snprintf(t.config, sizeof t.config,
                  "{\"train_micro_batch_size_per_gpu\": 1, \"optimizer\": {\"type\": \"AdamW\"}, \"zero_optimization\": "
                  "{\"stage\": 3, \"stage3_max_live_parameters\": 4096, \"stage3_param_persistence_threshold\": 0}}");
-        for (t.n = 0; t.n < 5; t.n++) {
-            t.params[t.n].name = names[t.n];
-            t.params[t.n].dims = 2;
-            t.params[t.n].shape[0] = pages[t.n];
-            t.params[t.n].shape[1] = 1024;
-        }
+        for (size_t i = 0; i < 5; i++) add(&t, names[i], pages[i], 1024);
         t.world = t.accumulation = 1;
         for (int kind = 0; kind < 2; kind++) {
             memcpy(t.calls[kind], calls, sizeof calls);
@@ -518,12 +520,7 @@ static void behind_a_hole(void) {
         snprintf(t.config, sizeof t.config,
                  "{\"train_micro_batch_size_per_gpu\": 1, \"optimizer\": {\"type\": \"AdamW\"}, \"zero_optimization\": "
                  "{\"stage\": 2, \"reduce_bucket_size\": 1024}}");
-        for (t.n = 0; t.n < 4; t.n++) {
-            t.params[t.n].name = names[t.n];
-            t.params[t.n].dims = 2;
-            t.params[t.n].shape[0] = pages[t.n];
-            t.params[t.n].shape[1] = 1024;
-        }
+        for (size_t i = 0; i < 4; i++) add(&t, names[i], pages[i], 1024);
         t.world = t.accumulation = 1;
         t.left_out = 3;
         run_drawn(&t);
@@ -560,12 +557,7 @@ static void nothing_owned(void) {
                          "{\"type\": \"AdamW\"}, %s\"stage\": 3, \"sub_group_size\": 1024, "
                          "\"stage3_max_reuse_distance\": 0, \"stage3_param_persistence_threshold\": 0}}",
                          zeros[k]);
-                for (t.n = 0; t.n < n; t.n++) {
-                    t.params[t.n].name = names[t.n];
-                    t.params[t.n].dims = 2;
-                    t.params[t.n].shape[0] = numel[t.n];
-                    t.params[t.n].shape[1] = 1;
-                }
+                for (size_t i = 0; i < n; i++) add(&t, names[i], numel[i], 1);
                 for (int kind = 0; kind < 2; kind++) {
                     memcpy(t.calls[kind], calls[n > 1], sizeof calls[0]);
                     t.n_calls[kind] = n > 1 ? 8 : 4;
