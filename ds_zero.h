@@ -5160,32 +5160,76 @@ static ds_status dsi_zero_initialise(ds_zero *z, const ds_zero_param *from, dsi_
     return status;
 }
 
-/* Ranks that registered different parameters would hang or train nonsense: compare a hash of what they gave. */
-static ds_status dsi_zero_same_everywhere(ds_zero *z, ds_error *error) {
+/* Ranks that registered different parameters, or that differ in what decides the calls that they make of each other, would
+   hang or train nonsense. */
+static ds_status dsi_zero_same_everywhere(ds_zero *z, const ds_zero_desc *d, ds_error *error) {
+    const ds_config *c = d->config;
+    const struct {
+        const char *key;
+        double value;
+    } settings[] = {
+        {"zero_optimization.stage", (double)z->stage},
+        {"gradient_accumulation_steps", (double)z->accumulation},
+        {"train_batch_size", (double)z->samples_per_step},
+        {"gradient_clipping", z->clipping},
+        {"gradient_predivide_factor (with prescale_gradients)", z->before_reduce},
+        {"fp16.enabled", (double)z->fp16},
+        {"communication_data_type", (double)z->wire},
+        {"data_types.grad_accum_dtype", (double)z->acc_dtype},
+        {"ds.reduce_at_boundary", (double)z->boundary},
+        {"ds.world_invariant", (double)z->invariant},
+        {"ds.native_reduce", (double)z->native},
+        {"zero_optimization.overlap_comm", (double)z->overlap},
+        {"zero_optimization.reduce_bucket_size", (double)z->reduce_bucket},
+        {"zero_optimization.reduce_scatter", (double)!z->reduce_whole},
+        {"zero_optimization.contiguous_gradients", (double)z->contiguous},
+        {"zero_optimization.round_robin_gradients", (double)z->round_robin},
+        {"zero_optimization.grad_hooks", (double)z->hooks},
+        {"zero_optimization.ignore_unused_parameters", (double)z->ignore_unused},
+        {"zero_optimization.allgather_bucket_size", (double)z->gather_bucket},
+        {"zero_optimization.allgather_partitions", (double)!z->gather_by_broadcast},
+        {"zero_optimization.sub_group_size", (double)z->sub_group},
+        {"zero_optimization.stage3_prefetch_bucket_size", (double)z->prefetch},
+        {"zero_optimization.stage3_max_live_parameters", (double)z->max_live},
+        {"zero_optimization.stage3_max_reuse_distance", (double)z->max_reuse},
+        {"zero_optimization.stage3_param_persistence_threshold", (double)z->persistence},
+        {"zero_optimization.zero_hpz_partition_size", (double)c->zero_optimization.zero_hpz_partition_size},
+        {"zero_optimization.zero_quantized_weights", (double)z->quantize_weights},
+        {"zero_optimization.zero_quantized_gradients", (double)z->quantize_gradients},
+        {"zero_optimization.offload_optimizer.device", (double)z->state_tier},
+        {"zero_optimization.offload_optimizer.pipeline_write", (double)z->pipeline_write},
+        {"zero_optimization.offload_param.device", (double)z->param_tier},
+        {"ds_zero_desc.largest_fetch", (double)d->largest_fetch},
+    };
+    enum { N = sizeof settings / sizeof settings[0] };
+    double most[2 * N]; /* of the values, and of what they are below zero */
     uint64_t hash = 14695981039346656037u, all[2];
-    size_t words = 0;
+    for (size_t i = 0; i < N; i++) {
+        most[i] = settings[i].value;
+        most[N + i] = -settings[i].value;
+    }
+    if (ds_comm_all_reduce(z->comm, most, most, 2 * N, DS_F64, DS_COMM_MAX))
+        return dsi_fail(error, ds_comm_error(z->comm)->status, "%.500s", ds_comm_error(z->comm)->message);
+    for (size_t i = 0; i < N; i++)
+        if (most[i] + most[N + i] != 0.0)
+            return dsi_fail(error, DS_ERR_INPUT, "rank %d: %s: %.17g here, and from %.17g to %.17g on the ranks",
+                            z->rank, settings[i].key, settings[i].value, -most[N + i], most[i]);
+    for (const char *s = ds_optim_type_name(z->optim); *s; s++) hash = (hash ^ (unsigned char)*s) * 1099511628211u;
     for (size_t i = 0; i < z->n_params; i++) {
         const dsi_zero_param *p = &z->params[i];
-        size_t facts[6];
-        facts[0] = p->numel;
-        facts[1] = (size_t)p->dtype;
-        facts[2] = p->tensor;
-        facts[3] = (size_t)p->contributions;
-        facts[4] = p->group;
-        facts[5] = (size_t)p->dims;
+        const size_t facts[] = {p->numel, (size_t)p->dtype, p->tensor, (size_t)p->contributions,
+                                p->group, (size_t)p->dims};
         for (const char *s = p->name; *s; s++) hash = (hash ^ (unsigned char)*s) * 1099511628211u;
-        for (words = 0; words < 6; words++) hash = (hash ^ facts[words]) * 1099511628211u;
+        for (size_t k = 0; k < sizeof facts / sizeof facts[0]; k++) hash = (hash ^ facts[k]) * 1099511628211u;
     }
-    hash = (hash ^ (uint64_t)z->stage ^ z->reduce_bucket) * 1099511628211u;
-    hash >>= 1; /* DS_I64 sums and comparisons stay positive */
     all[0] = hash;
-    all[1] = UINT64_MAX - hash;
+    all[1] = ~hash;
     if (ds_comm_all_reduce(z->comm, all, all, 2, DS_U64, DS_COMM_MAX))
         return dsi_fail(error, ds_comm_error(z->comm)->status, "%.500s", ds_comm_error(z->comm)->message);
-    if (all[0] != hash || UINT64_MAX - all[1] != hash)
+    if (all[0] != hash || all[1] != ~hash)
         return dsi_fail(error, DS_ERR_INPUT,
-                        "rank %d: the ranks registered different parameters or settings (%zu parameters here)", z->rank,
-                        z->n_params);
+                        "rank %d: the ranks registered different parameters or optimizers (%zu parameters and %s here)",
+                        z->rank, z->n_params, ds_optim_type_name(z->optim));
     return DS_OK;
 }
 
@@ -5234,7 +5278,7 @@ static ds_status dsi_zero_build(ds_zero *z, const ds_zero_desc *d, ds_error *err
     ds_status status;
     size_t at = 0;
     if (d->comm && ds_comm_split(d->comm, 0, 0, &z->comm, error)) return error->status;
-    if (z->comm && (status = dsi_zero_same_everywhere(z, error))) return status;
+    if (z->comm && (status = dsi_zero_same_everywhere(z, d, error))) return status;
     for (size_t i = 0; i < z->n_params && z->world > 1 && !z->votes; i++)
         if (!z->params[i].whole && ds_comm_split(z->comm, 0, 0, &z->votes, error)) return error->status;
     if (dsi_zero_nodes(z)) {

@@ -242,7 +242,7 @@ static void *run_rank(void *arg) {
     ds_zero *z = NULL;
     memset(&d, 0, sizeof d);
     describe(params, slots);
-    if (a->leaves_after < 0 && a->rank == 1) params[1].shape[0]++; /* another model */
+    if (a->leaves_after == -1 && a->rank == 1) params[1].shape[0]++; /* another model */
     d.config = c;
     d.comm = a->comm;
     d.params = params;
@@ -263,10 +263,13 @@ static void ranks(void) {
     static const char *const zeros[] = {"\"stage\": 0", "\"stage\": 1", "\"stage\": 2, \"overlap_comm\": true",
                                         "\"stage\": 3, \"stage3_param_persistence_threshold\": 0"};
     for (int stage = 0; stage < 4; stage++)
-        for (int leaves = -1; leaves < 3; leaves++) {
-            char name[64];
+        for (int leaves = -2; leaves < 3; leaves++) {
+            char name[64], other[128];
             snprintf(name, sizeof name, "stage %d: rank 1 %s %d", stage,
-                     leaves < 0 ? "has another model" : "leaves after step", leaves);
+                     leaves == -2   ? "has another setting"
+                     : leaves == -1 ? "has another model"
+                                    : "leaves after step",
+                     leaves);
             TEST_NAMED(name) {
                 ds_comm *comms[2] = {NULL, NULL};
                 ds_comm_desc d;
@@ -278,7 +281,8 @@ static void ranks(void) {
                 CHECK(ds_comm_threads_create(&d, 2, comms, NULL) == DS_OK);
                 for (int r = 0; r < 2; r++) {
                     of[r].comm = comms[r];
-                    of[r].zero = zeros[stage];
+                    snprintf(other, sizeof other, "%s, \"stage3_prefetch_bucket_size\": 7", zeros[stage]);
+                    of[r].zero = leaves == -2 && r == 1 ? other : zeros[stage];
                     of[r].rank = r;
                     of[r].leaves_after = leaves;
                     pthread_create(&threads[r], NULL, run_rank, &of[r]);
@@ -286,7 +290,10 @@ static void ranks(void) {
                 for (int r = 0; r < 2; r++) pthread_join(threads[r], NULL);
                 if (leaves < 0) {
                     CHECK(of[0].status == DS_ERR_INPUT && of[1].status == DS_ERR_INPUT);
-                    CHECK_HAS(of[0].error.message, "registered different parameters");
+                    CHECK_HAS(of[0].error.message,
+                              leaves == -1 ? "registered different parameters"
+                                           : "rank 0: zero_optimization.stage3_prefetch_bucket_size: 50000000 here, "
+                                             "and from 7 to 50000000 on the ranks");
                 } else {
                     CHECK(of[1].status == DS_OK);
                     CHECK(of[0].status == DS_ERR_PEER);
