@@ -870,10 +870,11 @@ typedef struct dsi_zero_param {
     /* gradient of this micro-batch */
     size_t bucket, piece; /* piece: first of (parts) entries in z->piece_offset */
     int given;
-    char *stash; /* a gradient that came before its bucket was open, in the wire type */
-    char *own;   /* memory for that, kept where no buffer was free */
-    char *lent;  /* memory that the model writes a gradient to, in the parameter's type */
-    void *ready; /* on a GPU: an event, of the copy of the own part to its place */
+    size_t after; /* stage 3: fetches before its last gradient */
+    char *stash;  /* a gradient that came before its bucket was open, in the wire type */
+    char *own;    /* memory for that, kept where no buffer was free */
+    char *lent;   /* memory that the model writes a gradient to, in the parameter's type */
+    void *ready;  /* on a GPU: an event, of the copy of the own part to its place */
 } dsi_zero_param;
 
 typedef struct dsi_zero_bucket {
@@ -881,8 +882,9 @@ typedef struct dsi_zero_bucket {
     size_t elements;
     size_t stride;  /* quantized gradients: elements of each rank's part; else 0 */
     size_t missing; /* parameters whose gradient is not complete */
-    size_t due;     /* stage 3: fetches before it was complete on rank 0 */
-    size_t offset;  /* stages 0 and 1: where it stands in the gradient memory, in elements */
+    size_t after;   /* stage 3: fetches before the last gradient of it, */
+    size_t due; /* and before its reduction is put to the vote: as many as it took in the pass before, at first none */
+    size_t offset; /* stages 0 and 1: where it stands in the gradient memory, in elements */
     ds_comm_handle handle;
 } dsi_zero_bucket;
 
@@ -1032,7 +1034,7 @@ struct ds_zero {
     dsi_zero_bucket *buckets;
     size_t n_buckets, opened, launched, finished; /* buckets of this micro-batch in their order */
     size_t vote_from;                             /* no vote on the next bucket before so many fetches */
-    uint64_t *arrival; /* (n_train): parameters as their gradients completed, and fetches before that */
+    uint32_t *arrival;                            /* (n_train): parameters as their gradients completed */
     size_t n_arrived;
     bool trained, reordered; /* a training pass has ended; the buckets have its order */
     char **pool;             /* (2 n_train): stashes not in use */
@@ -2406,6 +2408,7 @@ static ds_status dsi_zero_open_buckets(ds_zero *z, size_t wanted) {
             z->finished++;
         }
         bucket->missing = bucket->count;
+        bucket->after = 0;
         z->opened++;
         for (size_t j = 0; j < bucket->count; j++) {
             dsi_zero_param *p = &z->params[z->bucket_order[bucket->first + j]];
@@ -2432,28 +2435,32 @@ static void dsi_zero_fill_missing(ds_zero *z, dsi_zero_bucket *bucket) {
 
 /* At stage 3 reductions and gathers are one sequence of calls, and what a rank has of the gradients must not change it. So
    ranks vote before each reduction, on a communicator beside that sequence, which is as far on all of them: when they come
-   to the next fetch or to the end, after as many fetches as rank 0 had made when it had the bucket in the first pass; or
-   before that, when a gradient needs the bucket's memory. One that has the bucket says yes. One yes is enough, and the
+   to the next fetch or to the end, after as many fetches as the bucket took in the pass before; or before that, when a
+   gradient needs the bucket's memory. One that has the bucket says yes, and for how many fetches. One yes is enough, and the
    others give zeros for what they lack; where all say no the question is put again at the fetch after this one. */
-static ds_status dsi_zero_vote(ds_zero *z, bool mine, bool *launch) {
-    const uint8_t vote = mine;
+static ds_status dsi_zero_vote(ds_zero *z, dsi_zero_bucket *bucket, bool *launch) {
+    const size_t since = z->position - bucket->after;
+    const uint8_t vote = bucket->missing ? 0 : (uint8_t)(UINT8_MAX - (since < UINT8_MAX ? since : UINT8_MAX - 1));
     uint8_t most = 0;
     if (ds_comm_all_reduce(z->votes, &vote, &most, 1, DS_U8, z->ignore_unused ? DS_COMM_MAX : DS_COMM_MIN))
         return dsi_zero_failed_on(z, z->votes, "vote on the next reduction of gradients", NULL);
     *launch = most != 0;
-    if (!*launch) z->vote_from = z->position + 1;
+    if (*launch)
+        bucket->due = z->position - (size_t)(UINT8_MAX - most);
+    else
+        z->vote_from = z->position + 1;
     return DS_OK;
 }
 
 typedef enum dsi_zero_moment { DSI_ZERO_GIVEN, DSI_ZERO_PRESSED, DSI_ZERO_FETCH, DSI_ZERO_END } dsi_zero_moment;
 
 /* Whether the next bucket's turn has come. */
-static ds_status dsi_zero_launches(ds_zero *z, const dsi_zero_bucket *bucket, dsi_zero_moment moment, bool *launch) {
+static ds_status dsi_zero_launches(ds_zero *z, dsi_zero_bucket *bucket, dsi_zero_moment moment, bool *launch) {
     bool ready = bucket->missing == 0, agreed = false;
     bool votes = z->votes && z->position >= bucket->due && z->position >= z->vote_from;
     ds_status status = DS_OK;
     if (votes && (moment >= DSI_ZERO_FETCH || (ready && moment == DSI_ZERO_PRESSED)))
-        status = dsi_zero_vote(z, ready, &agreed);
+        status = dsi_zero_vote(z, bucket, &agreed);
     *launch = moment == DSI_ZERO_END || agreed || (ready && z->hooks && !z->votes);
     return status;
 }
@@ -2478,7 +2485,10 @@ static ds_status dsi_zero_launch_buckets(ds_zero *z, dsi_zero_moment moment) {
 }
 
 static void dsi_zero_complete(ds_zero *z, dsi_zero_param *p) {
-    if (p->given == p->contributions) z->buckets[p->bucket].missing--;
+    dsi_zero_bucket *bucket = &z->buckets[p->bucket];
+    if (p->given != p->contributions) return;
+    bucket->missing--;
+    if (p->after > bucket->after) bucket->after = p->after;
 }
 
 /* Takes one contribution: into the bucket if that is open, else into a stash of the same type and rounding. */
@@ -2497,8 +2507,9 @@ static ds_status dsi_zero_contribute(ds_zero *z, dsi_zero_param *p, const char *
         dsi_zero_copy_in(z, p->stash, gradient, dtype, p->numel, p->given > 0);
     }
     p->given++;
+    p->after = z->position;
     if (p->given == p->contributions && !z->reordered && z->micro == 0)
-        z->arrival[z->n_arrived++] = (uint64_t)z->position << 32 | (uint64_t)(p - z->params);
+        z->arrival[z->n_arrived++] = (uint32_t)(p - z->params);
     if (p->bucket < z->opened) dsi_zero_complete(z, p);
     return dsi_zero_launch_buckets(z, DSI_ZERO_GIVEN);
 }
@@ -2522,22 +2533,22 @@ static ds_status dsi_zero_param_of(ds_zero *z, size_t index, const char *doing, 
     return DS_OK;
 }
 
+static void dsi_zero_adopt_order(ds_zero *z) {
+    z->reordered = true;
+    for (size_t i = 0; i < z->n_train; i++) z->bucket_order[i] = z->arrival[i];
+    dsi_zero_layout_buckets(z);
+}
+
 /* Buckets in the order in which rank 0 saw gradients complete, so that they launch while the backward goes on. */
 static ds_status dsi_zero_reorder(ds_zero *z) {
-    z->reordered = true;
     for (size_t i = 0; i < z->n_train && z->n_arrived < z->n_train; i++) { /* what gave no gradient comes last */
         bool there = false;
-        for (size_t j = 0; j < z->n_arrived && !there; j++) there = (uint32_t)z->arrival[j] == z->bucket_order[i];
-        if (!there) z->arrival[z->n_arrived++] = (uint64_t)UINT32_MAX << 32 | z->bucket_order[i];
+        for (size_t j = 0; j < z->n_arrived && !there; j++) there = z->arrival[j] == z->bucket_order[i];
+        if (!there) z->arrival[z->n_arrived++] = (uint32_t)z->bucket_order[i];
     }
-    if (z->world > 1 && ds_comm_broadcast(z->comm, z->arrival, z->n_train, DS_U64, 0))
+    if (z->world > 1 && ds_comm_broadcast(z->comm, z->arrival, z->n_train, DS_U32, 0))
         return dsi_zero_comm_failed(z, "agreement on the gradients' order", NULL);
-    for (size_t i = 0; i < z->n_train; i++) z->bucket_order[i] = (uint32_t)z->arrival[i];
-    dsi_zero_layout_buckets(z);
-    for (size_t b = 0; b < z->n_buckets; b++) {
-        dsi_zero_bucket *bucket = &z->buckets[b];
-        bucket->due = (size_t)(z->arrival[bucket->first + bucket->count - 1] >> 32);
-    }
+    dsi_zero_adopt_order(z);
     return DS_OK;
 }
 
@@ -4369,7 +4380,7 @@ static ds_status dsi_zero_make_tables(ds_zero *z, ds_error *error) {
     z->bucket_order = (size_t *)dsi_zero_table(z, z->n_train, sizeof(size_t));
     z->piece_offset = (size_t *)dsi_zero_table(z, dsi_mul(z->n_train, z->parts), sizeof(size_t));
     z->buckets = (dsi_zero_bucket *)dsi_zero_table(z, z->n_train, sizeof *z->buckets);
-    z->arrival = (uint64_t *)dsi_zero_table(z, z->n_train, sizeof *z->arrival);
+    z->arrival = (uint32_t *)dsi_zero_table(z, z->n_train, sizeof *z->arrival);
     z->blocks = (uint32_t *)dsi_zero_table(z, z->n_params, sizeof *z->blocks);
     z->pool = (char **)dsi_zero_table(z, 2 * z->n_train + z->n_stashes, sizeof *z->pool);
     if (z->n_train &&

@@ -278,6 +278,36 @@ static void unused(void) {
         }
 }
 
+/* In the first two passes gradients come after all fetches, in the others one after each. */
+static void sooner(player *p, ds_zero *z) {
+    static float gradient[NUMEL];
+    for (int pass = 0; pass < 4; pass++) {
+        uint64_t before = calls_of(z, DS_COMM_REDUCE_SCATTER);
+        MUST(ds_zero_begin(z, DS_ZERO_TRAIN));
+        for (int k = 0; k < N; k++) {
+            MUST(ds_zero_fetch(z, (size_t)(N - 1 - k), NULL));
+            p->calls[k] = calls_of(z, DS_COMM_REDUCE_SCATTER) - before;
+            if (pass > 1) MUST(ds_zero_grad(z, (size_t)(N - 1 - k), gradient, NULL));
+            MUST(ds_zero_release(z, (size_t)(N - 1 - k)));
+        }
+        for (int i = N - 1; i >= 0 && pass < 2; i--) MUST(ds_zero_grad(z, (size_t)i, gradient, NULL));
+        MUST(ds_zero_end(z));
+        p->calls[N] = calls_of(z, DS_COMM_REDUCE_SCATTER) - before;
+        MUST(ds_zero_step(z, NULL));
+    }
+}
+
+static void relearned(void) {
+    TEST(stage 3 : a reduction comes as soon as its gradients do and not when they did before) {
+        scene s;
+        static player p[WORLD];
+        memset(&s, 0, sizeof s);
+        s.zero = STAGE3 "\"stage3_prefetch_bucket_size\": 0";
+        on_ranks(&s, p, sooner);
+        for (int k = 0; k <= N; k++) CHECK_EQ(p[0].calls[k], k);
+    }
+}
+
 static void fetches(void) {
     static const struct {
         const char *name, *zero;
@@ -319,5 +349,6 @@ int main(int argc, char **argv) {
     reductions();
     fetches();
     unused();
+    relearned();
     return test_end();
 }
