@@ -70,8 +70,8 @@ CONCEPTS
     ZeRO++ (arXiv:2306.10209). zero_quantized_weights: stage 3 gathers parameters as bytes with a scale for 256 of them, and
     the model computes with these. zero_hpz_partition_size P: P ranks in a row are a node, which keeps a copy of what it
     gathered, 1/P on each rank, and gathers from that until the next update. zero_quantized_gradients: gradients are
-    reduced in four bits, inside the node, then across; stages 2 and 3. Quantized results are repeatable, but depend on
-    buckets and ranks, and after a load the first pass has the order of registration again.
+    reduced in four bits, inside the node, then across; stages 2 and 3. Quantized results are repeatable, also
+    over a save and a load, but depend on buckets and ranks.
     Traces. The order of fetches is recorded per kind of pass; at stage 3 what comes next is fetched ahead within
     stage3_prefetch_bucket_size. Another order than last time is no error: it loses the prefetch until the next pass.
     A gradient that does not come counts as zero, on whichever ranks (an expert that a rank's batch did not use).
@@ -1431,6 +1431,15 @@ static void dsi_zero_layout_buckets(ds_zero *z) {
         total += b->elements;
         z->n_buckets++;
     }
+}
+
+/* Until a training pass tells another: that of registration reversed. */
+static void dsi_zero_first_order(ds_zero *z) {
+    z->trained = z->reordered = false;
+    z->n_arrived = 0;
+    for (size_t i = 0, n = z->n_train; i < z->n_params; i++)
+        if (z->params[i].tensor != DSI_ZERO_NONE) z->bucket_order[--n] = i;
+    dsi_zero_layout_buckets(z);
 }
 
 // >>tiers: where arrays live, and their swapping
@@ -3545,10 +3554,10 @@ static const struct {
 #define DSI_ZERO_COUNTERS 3 /* of them; the others go with a loss scale */
 
 static ds_status dsi_zero_save_values(ds_zero *z, ds_checkpoint_writer *w, const void *client, size_t client_bytes) {
-    size_t bytes = ds_optim_save_bytes(z->optim);
-    void *saved = dsi_alloc(&z->allocator, bytes);
+    size_t bytes = ds_optim_save_bytes(z->optim), order_bytes = 4 * z->n_train, all = bytes + order_bytes;
+    unsigned char *saved = (unsigned char *)dsi_alloc(&z->allocator, all), *order = saved + bytes;
     ds_status status = DS_OK;
-    if (!saved) return dsi_zero_fail(z, DS_ERR_MEMORY, "save: no memory for %zu bytes of the optimizer's own", bytes);
+    if (!saved) return dsi_zero_fail(z, DS_ERR_MEMORY, "save: no memory for %zu bytes of the optimizer's own", all);
     ds_optim_save(z->optim, saved);
     for (size_t i = 0; i < (z->fp16 ? DSI_ZERO_SAVED : DSI_ZERO_COUNTERS) && !status; i++) {
         int64_t value;
@@ -3562,9 +3571,14 @@ static ds_status dsi_zero_save_values(ds_zero *z, ds_checkpoint_writer *w, const
     if (!status) status = ds_checkpoint_set_integer(w, "optimizer.step", ds_optim_step_count(z->optim));
     if (!status) status = ds_checkpoint_set_integer(w, "optimizer.schedule", ds_optim_schedule_count(z->optim));
     if (!status) status = ds_checkpoint_set_number(w, "optimizer.lr", ds_optim_lr(z->optim, 0)); /* for other tools */
+    if (!status && z->reordered) {
+        for (size_t i = 0; i < z->n_train; i++)
+            for (size_t k = 0; k < 4; k++) order[4 * i + k] = (unsigned char)(z->bucket_order[i] >> 8 * k);
+        status = ds_checkpoint_set_bytes(w, "engine.order", order, order_bytes);
+    }
     if (!status) status = ds_checkpoint_set_bytes(w, "optimizer.state", saved, bytes);
     if (!status) status = ds_checkpoint_set_bytes(w, "client", client, client_bytes);
-    dsi_release(&z->allocator, saved, bytes);
+    dsi_release(&z->allocator, saved, all);
     if (status) return dsi_zero_fail(z, status, "%s", ds_checkpoint_writer_error(w)->message);
     return DS_OK;
 }
@@ -3635,6 +3649,7 @@ DS_API ds_status ds_zero_save(ds_zero *z, const char *folder, const char *tag, c
     n_sources = z->n_params * (2 + DS_OPTIM_MAX_STATES) + dsi_zero_errors(z);
     snprintf(made, sizeof made, "global_step%lld", (long long)z->step);
     if ((status = ds_zero_save_finish(z)) || (status = dsi_zero_settle(z))) return status;
+    if (z->trained && !z->reordered && (status = dsi_zero_reorder(z))) return status;
     d = dsi_zero_checkpoint_desc(z, folder);
     if ((status = dsi_zero_local_rank(z, &d.local_rank))) return status;
     status = ds_checkpoint_begin(&d, tag ? tag : made, &w, &error);
@@ -3803,6 +3818,24 @@ static ds_status dsi_zero_load_optimizer(ds_zero *z, ds_checkpoint *c, dsi_zero_
 }
 
 /* Counters that are there, and the loss scaler's state where both the checkpoint and this engine have a scale. */
+/* The order of buckets with which the run went on that saved this; what has none, or one of other parameters, learns it from
+   its next pass. Only sums of quantized gradients depend on it. */
+static void dsi_zero_load_order(ds_zero *z, const ds_checkpoint *c) {
+    const void *bytes = NULL;
+    const unsigned char *in;
+    size_t count = 0;
+    dsi_zero_first_order(z);
+    if (ds_checkpoint_get_bytes(c, "engine.order", &bytes, &count) || count != 4 * z->n_train) return;
+    in = (const unsigned char *)bytes;
+    for (size_t i = 0; i < z->n_params; i++) z->params[i].given = 0;
+    for (size_t i = 0; i < z->n_train; i++, in += 4) {
+        uint32_t index = (uint32_t)in[0] | (uint32_t)in[1] << 8 | (uint32_t)in[2] << 16 | (uint32_t)in[3] << 24;
+        if (index >= z->n_params || z->params[index].tensor == DSI_ZERO_NONE || z->params[index].given++) return;
+        z->arrival[i] = index;
+    }
+    dsi_zero_adopt_order(z);
+}
+
 static void dsi_zero_load_values(ds_zero *z, const ds_checkpoint *c, dsi_zero_brings brings) {
     double scale;
     bool scaled = z->fp16 && ds_checkpoint_get_number(c, "loss_scaler.scale", &scale) == DS_OK;
@@ -3813,6 +3846,7 @@ static void dsi_zero_load_values(ds_zero *z, const ds_checkpoint *c, dsi_zero_br
             memcpy((char *)z + dsi_zero_saved[i].offset, &value, sizeof value);
     }
     if (scaled) z->scaler.scale = scale;
+    if (brings == DSI_ZERO_BRINGS_ALL) dsi_zero_load_order(z, c);
 }
 
 /* The caller's own bytes; a failure changes nothing. */
@@ -4392,9 +4426,7 @@ static ds_status dsi_zero_make_tables(ds_zero *z, ds_error *error) {
         if (!z->traces[k].fetched) return dsi_zero_no_memory(z, error, "the engine's tables");
     }
     dsi_zero_layout_shard(z);
-    for (size_t i = 0, n = z->n_train; i < z->n_params; i++)
-        if (z->params[i].tensor != DSI_ZERO_NONE) z->bucket_order[--n] = i;
-    dsi_zero_layout_buckets(z);
+    dsi_zero_first_order(z);
     z->bucket_capacity = z->train_elements < z->reduce_bucket ? z->train_elements : z->reduce_bucket;
     if (z->bucket_capacity < z->largest) z->bucket_capacity = z->largest;
     if (z->quantize_gradients && z->parts > 1) { /* the longest part, times ranks: each tensor may add a grain to it */

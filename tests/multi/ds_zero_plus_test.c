@@ -149,6 +149,34 @@ static void quantized_gradients(void) {
     }
 }
 
+/* Gradients come in an order that is not the first pass's, and what stands in a bucket together shares scales. */
+static void resumed(void) {
+    for (int stage = 2; stage < 4; stage++)
+        for (int accumulation = 1; accumulation < 3; accumulation++) {
+            char name[96], folder[] = "/tmp/ds_zero_XXXXXX", command[64];
+            snprintf(name, sizeof name, "zero_quantized_gradients: a resumed run has the bits, stage %d, %d", stage,
+                     accumulation);
+            TEST_NAMED(name) {
+                setting s = setting_of(3, stage, accumulation, 3, "fp32");
+                CHECK(mkdtemp(folder) != NULL);
+                s.zero = WHOLE ", \"zero_quantized_gradients\": true, \"reduce_bucket_size\": 4000";
+                s.shuffled = 1;
+                ran(&s, plain);
+                s.steps = 1;
+                s.save = folder;
+                ran(&s, out);
+                s.load = folder;
+                s.save = NULL;
+                s.first = 1;
+                s.steps = 2;
+                ran(&s, out);
+                for (int r = 0; r < 3; r++) CHECK(same(&out[r], &plain[r]));
+                snprintf(command, sizeof command, "rm -r %s", folder);
+                CHECK(system(command) == 0);
+            }
+        }
+}
+
 /* What the keys leave alone: one rank sends nothing, tables of rows have sums of their own, frozen parameters are gathered
    but not reduced. */
 static void apart(void) {
@@ -257,6 +285,7 @@ int main(int argc, char **argv) {
     secondary("bf16");
     quantized_weights();
     quantized_gradients();
+    resumed();
     apart();
     refusals();
     return test_end();
