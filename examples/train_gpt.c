@@ -86,13 +86,20 @@ static int exit_code(ds_status status) {
     return DS_IS_ENVIRONMENT(status) ? EXIT_ENVIRONMENT : EXIT_INPUT;
 }
 
+/* A signal finds no engine any more that it could tell. */
+static void destroy_engine(void) {
+    signal(SIGINT, SIG_IGN);
+    signal(SIGTERM, SIG_IGN);
+    ds_zero_destroy(t.zero);
+}
+
 /* Says why on the rank that knows, tells the others, and ends. */
 static void fail(int code, const char *message) {
     bool news = !t.comm || !ds_comm_error(t.comm)->status || ds_comm_error(t.comm)->status != DS_ERR_PEER;
     if (isatty(2)) fprintf(stderr, "\n");
     if (t.rank == 0 || news) fprintf(stderr, "train_gpt: rank %d: %s\n", t.rank, message);
     if (t.comm) ds_comm_abort(t.comm, message);
-    ds_zero_destroy(t.zero); /* so that swap files and shared memory are gone before the exit status is seen */
+    destroy_engine(); /* so that swap files and shared memory are gone before the exit status is seen */
     ds_comm_destroy(t.comm);
     _exit(code);
 }
@@ -1089,7 +1096,7 @@ int main(int argc, char **argv) {
         fprintf(stderr, "stopped by a signal after step %lld%s%s\n", (long long)ds_zero_steps(t.zero),
                 t.o.save ? "; saved in " : "; nothing saved (no --save)", t.o.save ? t.o.save : "");
     ds_monitor_destroy(t.monitor);
-    ds_zero_destroy(t.zero);
+    destroy_engine();
     ds_comm_destroy(t.comm);
     ds_config_free(t.config);
     gpt_destroy(&t.model);
