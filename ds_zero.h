@@ -4340,51 +4340,29 @@ static bool dsi_zero_nodes(const ds_zero *z) {
     return z->near_parts > 1 && z->near_parts < (size_t)z->world;
 }
 
-/* Who has which part. A tensor that the optimizer takes as a whole goes to the rank with the fewest elements so far, or to
-   the next rank in turn. [cfg: zero_optimization.round_robin_gradients] */
-static ds_status dsi_zero_share(ds_zero *z, ds_error *error) {
-    size_t turn = 0, dealt = 0, *load = (size_t *)dsi_zero_table(z, z->parts, sizeof *load);
-    if (!load) return dsi_zero_no_memory(z, error, "the table of parts");
-    if (dsi_zero_nodes(z) && z->n_params) {
-        z->near_counts = (size_t *)dsi_zero_table(z, dsi_mul(z->n_params, z->near_parts), sizeof(size_t));
-        if (!z->near_counts) {
-            dsi_zero_untable(z, load, z->parts, sizeof *load);
-            return dsi_zero_no_memory(z, error, "the table of parts");
-        }
-    }
+/* A tensor that the optimizer takes as a whole goes to the rank with the fewest elements so far, or to the next rank in
+   turn. [cfg: zero_optimization.round_robin_gradients] */
+static ds_status dsi_zero_deal(const ds_zero *z, dsi_zero_param *p, size_t *load, size_t *dealt, ds_error *error) {
+    if (z->quantize_weights || z->quantize_gradients)
+        return dsi_fail(error, DS_ERR_UNSUPPORTED,
+                        "zero_optimization.%s: parts must be of like length, and %s takes '%s' whole",
+                        z->quantize_weights ? "zero_quantized_weights" : "zero_quantized_gradients",
+                        ds_optim_type_name(z->optim), p->name);
+    p->owner = z->round_robin ? (*dealt)++ % z->parts : 0;
+    for (size_t r = 1; r < z->parts && !z->round_robin; r++)
+        if (load[r] < load[p->owner]) p->owner = r;
+    load[p->owner] += p->numel;
+    return DS_OK;
+}
+
+/* What this rank keeps of its node's copy of each parameter that is gathered. */
+static ds_status dsi_zero_share_near(ds_zero *z, ds_error *error) {
+    if (!dsi_zero_nodes(z) || !z->n_params) return DS_OK;
+    z->near_counts = (size_t *)dsi_zero_table(z, dsi_mul(z->n_params, z->near_parts), sizeof(size_t));
+    if (!z->near_counts) return dsi_zero_no_memory(z, error, "the table of parts");
     for (size_t i = 0; i < z->n_params; i++) {
         dsi_zero_param *p = &z->params[i];
-        ds_optim_work work = p->tensor == DSI_ZERO_NONE ? DS_OPTIM_BY_GRAIN : ds_optim_tensor_work(z->optim, p->tensor);
-        p->uncut = work == DS_OPTIM_WHOLE || work == DS_OPTIM_WHOLE_BY_NORM;
-        z->by_norm |= work == DS_OPTIM_BY_NORM || work == DS_OPTIM_WHOLE_BY_NORM;
-        p->owner = DSI_ZERO_NONE;
-        if (p->uncut && z->parts > 1 && (z->quantize_weights || z->quantize_gradients)) {
-            dsi_zero_untable(z, load, z->parts, sizeof *load);
-            return dsi_fail(error, DS_ERR_UNSUPPORTED,
-                            "zero_optimization.%s: parts must be of like length, and %s takes '%s' whole",
-                            z->quantize_weights ? "zero_quantized_weights" : "zero_quantized_gradients",
-                            ds_optim_type_name(z->optim), p->name);
-        }
-        if (p->uncut && z->parts > 1) {
-            p->owner = z->round_robin ? dealt++ % z->parts : 0;
-            for (size_t r = 1; r < z->parts && !z->round_robin; r++)
-                if (load[r] < load[p->owner]) p->owner = r;
-            load[p->owner] += p->numel;
-        }
-        p->turn = turn;
-        if (p->owner == DSI_ZERO_NONE) turn = (turn + p->grains) % z->parts;
-        p->counts = z->part_counts + i * z->parts;
-        for (size_t r = 0; r < z->parts; r++) {
-            size_t begin;
-            dsi_zero_part(z, p, r, &begin, &p->counts[r]);
-            if (r == z->part) p->own_begin = begin, p->own_count = p->counts[r];
-        }
-        p->norm_at = z->own_grains;
-        if (p->tensor != DSI_ZERO_NONE) z->own_grains += dsi_zero_grains(p->own_count);
         if (p->whole) continue;
-        for (size_t r = 0; r < z->parts; r++)
-            if (z->quantize_weights && p->counts[r] > z->quantized_values) z->quantized_values = p->counts[r];
-        if (!z->near_counts) continue;
         p->near_counts = z->near_counts + i * z->near_parts;
         p->near_begin = dsi_zero_even_cut(p, z->near_parts, (size_t)z->rank % z->near_parts);
         p->near = z->near_bytes;
@@ -4392,11 +4370,38 @@ static ds_status dsi_zero_share(ds_zero *z, ds_error *error) {
             p->near_counts[r] = dsi_zero_even_cut(p, z->near_parts, r + 1) - dsi_zero_even_cut(p, z->near_parts, r);
         z->near_bytes += dsi_round_up(dsi_zero_near_count(z, p) * p->bytes_each, DSI_ZERO_ALIGN);
     }
-    if (z->round_robin && !dealt)
+    return DS_OK;
+}
+
+/* Who has which part. */
+static ds_status dsi_zero_share(ds_zero *z, ds_error *error) {
+    size_t turn = 0, dealt = 0, *load = (size_t *)dsi_zero_table(z, z->parts, sizeof *load);
+    ds_status status = load ? DS_OK : dsi_zero_no_memory(z, error, "the table of parts");
+    for (size_t i = 0; i < z->n_params && !status; i++) {
+        dsi_zero_param *p = &z->params[i];
+        ds_optim_work work = p->tensor == DSI_ZERO_NONE ? DS_OPTIM_BY_GRAIN : ds_optim_tensor_work(z->optim, p->tensor);
+        p->uncut = work == DS_OPTIM_WHOLE || work == DS_OPTIM_WHOLE_BY_NORM;
+        z->by_norm |= work == DS_OPTIM_BY_NORM || work == DS_OPTIM_WHOLE_BY_NORM;
+        p->owner = DSI_ZERO_NONE;
+        if (p->uncut && z->parts > 1) status = dsi_zero_deal(z, p, load, &dealt, error);
+        p->turn = turn;
+        if (p->owner == DSI_ZERO_NONE) turn = (turn + p->grains) % z->parts;
+        p->counts = z->part_counts + i * z->parts;
+        for (size_t r = 0; r < z->parts; r++) {
+            size_t begin;
+            dsi_zero_part(z, p, r, &begin, &p->counts[r]);
+            if (r == z->part) p->own_begin = begin, p->own_count = p->counts[r];
+            if (!p->whole && z->quantize_weights && p->counts[r] > z->quantized_values)
+                z->quantized_values = p->counts[r];
+        }
+        p->norm_at = z->own_grains;
+        if (p->tensor != DSI_ZERO_NONE) z->own_grains += dsi_zero_grains(p->own_count);
+    }
+    dsi_zero_untable(z, load, z->parts, sizeof *load);
+    if (!status && z->round_robin && !dealt)
         dsi_log(&z->logger, "ds_zero", DS_LOG_INFO, 14,
                 "zero_optimization.round_robin_gradients: each rank copies a like share of each tensor in any case");
-    dsi_zero_untable(z, load, z->parts, sizeof *load);
-    return DS_OK;
+    return status ? status : dsi_zero_share_near(z, error);
 }
 
 /* What stages hold, by side: bit 0 parameters of the other side, bit 1 gradients. */
