@@ -1018,6 +1018,7 @@ struct ds_zero {
     size_t ahead;                   /* sub-groups whose arrays are read before the step, each into its own set */
     size_t since;                   /* transfers since one of a set was started */
     size_t updated;                 /* tensors of z->order that have the last step's values */
+    size_t told;                    /* those that all ranks know to have them; a rank may be further */
     size_t next_sub, next_place;    /* the sub-group to update next, and the first tensor in it */
     size_t in_step;                 /* tensors of z->order that a step itself updates */
     int64_t probe;
@@ -1334,7 +1335,7 @@ static void dsi_zero_layout_shard(ds_zero *z) {
     }
     z->shard_total = at;
     z->home_bytes = home;
-    z->updated = n;
+    z->updated = z->told = n;
 }
 
 /* Where in shard space offloading begins: states of the elements before it stay on the device. Not inside of a tensor that
@@ -1866,10 +1867,7 @@ static ds_status dsi_zero_gather_start(ds_zero *z, dsi_zero_param *p) {
 }
 
 static ds_status dsi_zero_catch_up(ds_zero *z, size_t count);
-
-static bool dsi_zero_is_new(const ds_zero *z, const dsi_zero_param *p) {
-    return p->tensor == DSI_ZERO_NONE || p->place < z->updated;
-}
+static ds_status dsi_zero_all_catch_up(ds_zero *z, size_t count);
 
 /* Brings what the trace says comes next: gathers within the prefetch window, reads from disk within twice that. How far
    depends on counts alone, so that all ranks start the same gathers in the same order. While an update is left over, that
@@ -1879,8 +1877,8 @@ static ds_status dsi_zero_prefetch(ds_zero *z) {
     bool disk = z->param_tier == DS_ZERO_DISK; /* z->home is NULL also on a rank that owns nothing */
     size_t window = 0, limit = disk ? 2 * z->prefetch : z->prefetch;
     if (!z->following || !z->prefetch) return DS_OK;
-    if (z->updated < z->n_train && z->position < t->count && (z->parts > 1 || disk)) {
-        ds_status status = dsi_zero_catch_up(z, z->params[t->fetched[z->position]].place + 1);
+    if (z->told < z->n_train && z->position < t->count && (z->parts > 1 || disk)) {
+        ds_status status = dsi_zero_all_catch_up(z, z->params[t->fetched[z->position]].place + 1);
         if (status) return status;
     }
     z->sweep++;
@@ -1889,7 +1887,7 @@ static ds_status dsi_zero_prefetch(ds_zero *z) {
         ds_status status = DS_OK;
         if (p->fetches || p->sweep == z->sweep) continue;
         p->sweep = z->sweep; /* counts once */
-        if (window + p->numel > limit || !dsi_zero_is_new(z, p)) break;
+        if (window + p->numel > limit || (p->tensor != DSI_ZERO_NONE && p->place >= z->told)) break;
         if (p->where == DSI_ZERO_ABSENT) {
             if (dsi_add(z->live_elements, p->numel) > z->max_live) break;
             if (!dsi_zero_arena_take(z, p, dsi_zero_arena_floor(z), z->arena_bytes)) break;
@@ -2482,10 +2480,8 @@ static ds_status dsi_zero_launch_buckets(ds_zero *z, dsi_zero_moment moment) {
         bool launch;
         ds_status status = dsi_zero_launches(z, bucket, moment, &launch);
         if (status || !launch) return status;
-        if (bucket->missing) {
-            if ((status = dsi_zero_catch_up(z, z->n_train))) return status;
-            dsi_zero_fill_missing(z, bucket);
-        }
+        if ((status = dsi_zero_all_catch_up(z, z->n_train))) return status;
+        if (bucket->missing) dsi_zero_fill_missing(z, bucket);
         status = dsi_zero_bucket_launch(z, z->launched++);
         if (!status) status = dsi_zero_open_buckets(z, 0);
         if (status) return status;
@@ -2600,7 +2596,7 @@ DS_API ds_status ds_zero_fetch(ds_zero *z, size_t index, void *stream) {
     }
     if (z->votes && z->pass == DS_ZERO_TRAIN && (status = dsi_zero_launch_buckets(z, DSI_ZERO_FETCH))) return status;
     if ((status = dsi_zero_trace_add(z, index))) return status;
-    if (!dsi_zero_is_new(z, p) && (status = dsi_zero_catch_up(z, p->place + 1))) return status;
+    if (p->tensor != DSI_ZERO_NONE && (status = dsi_zero_all_catch_up(z, p->place + 1))) return status;
     z->fetches++;
     if (p->fetches == 0 && p->where != DSI_ZERO_LIVE) {
         z->fetches_waited++;
@@ -2647,7 +2643,7 @@ static ds_status dsi_zero_end_gradients(ds_zero *z) {
                                  "zero_optimization.ignore_unused_parameters is false",
                                  p->name, p->given, p->contributions);
     }
-    if ((status = dsi_zero_catch_up(z, z->n_train))) return status;
+    if ((status = dsi_zero_all_catch_up(z, z->n_train))) return status;
     if ((status = dsi_zero_launch_buckets(z, DSI_ZERO_END))) return status;
     while (z->finished < z->n_buckets) {
         if ((status = dsi_zero_bucket_finish(z, z->finished))) return status;
@@ -3042,7 +3038,7 @@ static ds_status dsi_zero_sub_read(ds_zero *z, size_t g, size_t ahead) {
 static ds_status dsi_zero_update_begin(ds_zero *z) {
     size_t ahead = z->ahead, first = z->pipeline_read ? z->n_sets : z->n_sets > 0;
     ds_status status = DS_OK;
-    z->ahead = z->updated = z->next_sub = z->next_place = 0;
+    z->ahead = z->updated = z->told = z->next_sub = z->next_place = 0;
     for (size_t g = 0; g < first && !status; g++) status = dsi_zero_sub_read(z, g, ahead);
     return status;
 }
@@ -3082,8 +3078,7 @@ static ds_status dsi_zero_update_to(ds_zero *z, size_t count) {
 
 /* Where the disk holds the states and pipeline_write allows it, a step ends before its update does: a tensor is updated when
    it is first fetched, so that the disk reads and writes while the next pass computes. What is left is done before the
-   first gradient of a pass, and before anything else looks at values or states. All ranks say the same `count`, which
-   decides what they gather. Tensors that every rank has whole come first in z->order: the step does and gathers those. */
+   first gradient of a pass, and before anything else looks at values or states. Tensors that every rank has whole come first in z->order: the step does and gathers those. */
 static ds_status dsi_zero_catch_up(ds_zero *z, size_t count) {
     ds_status status;
     if (count <= z->updated) return DS_OK;
@@ -3092,9 +3087,15 @@ static ds_status dsi_zero_catch_up(ds_zero *z, size_t count) {
     return dsi_zero_ended(z, status);
 }
 
+/* The same in a call that all ranks make alike, so that they start the same gathers: a gradient is one rank's own. */
+static ds_status dsi_zero_all_catch_up(ds_zero *z, size_t count) {
+    if (count > z->told) z->told = count;
+    return dsi_zero_catch_up(z, count);
+}
+
 /* The last step is done, and all sub-groups are on disk. */
 static ds_status dsi_zero_settle(ds_zero *z) {
-    ds_status status = dsi_zero_catch_up(z, z->n_train);
+    ds_status status = dsi_zero_all_catch_up(z, z->n_train);
     return status ? status : dsi_zero_sets_wait(z);
 }
 
@@ -3265,7 +3266,9 @@ static ds_status dsi_zero_apply(ds_zero *z, double norm, double inverse) {
         ds_optim_cancel(z->optim);
         return status;
     }
-    if ((status = dsi_zero_update_to(z, z->in_step)) || (status = dsi_zero_gather_updated(z))) return status;
+    if ((status = dsi_zero_update_to(z, z->in_step))) return status;
+    z->told = z->in_step;
+    if ((status = dsi_zero_gather_updated(z))) return status;
     dsi_zero_follow(z, z->stream, z->fetching);
     dsi_zero_forget_near(z);
     ds_optim_schedule_step(z->optim);
