@@ -2464,7 +2464,8 @@ typedef enum dsi_zero_moment { DSI_ZERO_GIVEN, DSI_ZERO_PRESSED, DSI_ZERO_FETCH,
 /* Whether the next bucket's turn has come. */
 static ds_status dsi_zero_launches(ds_zero *z, dsi_zero_bucket *bucket, dsi_zero_moment moment, bool *launch) {
     bool ready = bucket->missing == 0, agreed = false;
-    bool votes = z->votes && z->position >= bucket->due && z->position >= z->vote_from;
+    bool due = z->position >= bucket->due && z->position >= z->vote_from;
+    bool votes = z->votes && (due || moment == DSI_ZERO_END);
     ds_status status = DS_OK;
     if (votes && (moment >= DSI_ZERO_FETCH || (ready && moment == DSI_ZERO_PRESSED)))
         status = dsi_zero_vote(z, bucket, &agreed);
