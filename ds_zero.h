@@ -811,10 +811,11 @@ DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers
 
 // >>structs
 
-#define DSI_ZERO_ALIGN  4096       /* of every tensor memory: a page, and one block of O_DIRECT */
-#define DSI_ZERO_HUGE   (2u << 20) /* of memory that large pages are asked for */
-#define DSI_ZERO_CHUNK  65536      /* elements that pass through the scratch buffer at a time */
-#define DSI_ZERO_STAGE  (1u << 22) /* most elements of a sub-group that passes between a GPU and the host */
+#define DSI_ZERO_HASH   14695981039346656037u /* FNV-1a begins with it */
+#define DSI_ZERO_ALIGN  4096                  /* of every tensor memory: a page, and one block of O_DIRECT */
+#define DSI_ZERO_HUGE   (2u << 20)            /* of memory that large pages are asked for */
+#define DSI_ZERO_CHUNK  65536                 /* elements that pass through the scratch buffer at a time */
+#define DSI_ZERO_STAGE  (1u << 22)            /* most elements of a sub-group that passes between a GPU and the host */
 #define DSI_ZERO_DIRECT 65536 /* a tensor of so many elements is gathered in place, smaller ones are packed together */
 #define DSI_ZERO_APART  256   /* transfers after which those of the sets are waited for; a store tells 1,024 apart */
 #define DSI_ZERO_NONE   SIZE_MAX
@@ -3542,6 +3543,22 @@ static ds_status dsi_zero_save_tensors(ds_zero *z, ds_checkpoint_writer *w, dsi_
     return dsi_zero_save_apart(z, w, sources);
 }
 
+static uint64_t dsi_zero_hash(uint64_t hash, const void *bytes, size_t count) { /* FNV-1a */
+    for (size_t i = 0; i < count; i++) hash = (hash ^ ((const unsigned char *)bytes)[i]) * 1099511628211u;
+    return hash;
+}
+
+/* Of the parameters' names in their order, and which of them train. */
+static uint64_t dsi_zero_names(const ds_zero *z) {
+    uint64_t hash = DSI_ZERO_HASH;
+    for (size_t i = 0; i < z->n_params; i++) {
+        const unsigned char end = z->params[i].tensor == DSI_ZERO_NONE;
+        hash = dsi_zero_hash(hash, z->params[i].name, strlen(z->params[i].name));
+        hash = dsi_zero_hash(hash, &end, 1);
+    }
+    return hash;
+}
+
 static const struct {
     const char *key;
     size_t offset;
@@ -3558,7 +3575,7 @@ static const struct {
 #define DSI_ZERO_COUNTERS 3 /* of them; the others go with a loss scale */
 
 static ds_status dsi_zero_save_values(ds_zero *z, ds_checkpoint_writer *w, const void *client, size_t client_bytes) {
-    size_t bytes = ds_optim_save_bytes(z->optim), order_bytes = 4 * z->n_train, all = bytes + order_bytes;
+    size_t bytes = ds_optim_save_bytes(z->optim), order_bytes = 8 + 4 * z->n_train, all = bytes + order_bytes;
     unsigned char *saved = (unsigned char *)dsi_alloc(&z->allocator, all), *order = saved + bytes;
     ds_status status = DS_OK;
     if (!saved) return dsi_zero_fail(z, DS_ERR_MEMORY, "save: no memory for %zu bytes of the optimizer's own", all);
@@ -3576,8 +3593,10 @@ static ds_status dsi_zero_save_values(ds_zero *z, ds_checkpoint_writer *w, const
     if (!status) status = ds_checkpoint_set_integer(w, "optimizer.schedule", ds_optim_schedule_count(z->optim));
     if (!status) status = ds_checkpoint_set_number(w, "optimizer.lr", ds_optim_lr(z->optim, 0)); /* for other tools */
     if (!status && z->reordered) {
+        const uint64_t names = dsi_zero_names(z);
+        for (size_t k = 0; k < 8; k++) order[k] = (unsigned char)(names >> 8 * k);
         for (size_t i = 0; i < z->n_train; i++)
-            for (size_t k = 0; k < 4; k++) order[4 * i + k] = (unsigned char)(z->bucket_order[i] >> 8 * k);
+            for (size_t k = 0; k < 4; k++) order[8 + 4 * i + k] = (unsigned char)(z->bucket_order[i] >> 8 * k);
         status = ds_checkpoint_set_bytes(w, "engine.order", order, order_bytes);
     }
     if (!status) status = ds_checkpoint_set_bytes(w, "optimizer.state", saved, bytes);
@@ -3821,25 +3840,29 @@ static ds_status dsi_zero_load_optimizer(ds_zero *z, ds_checkpoint *c, dsi_zero_
     return DS_OK;
 }
 
-/* Counters that are there, and the loss scaler's state where both the checkpoint and this engine have a scale. */
 /* The order of buckets with which the run went on that saved this; what has none, or one of other parameters, learns it from
    its next pass. Only sums of quantized gradients depend on it. */
 static void dsi_zero_load_order(ds_zero *z, const ds_checkpoint *c) {
     const void *bytes = NULL;
     const unsigned char *in;
     size_t count = 0;
+    uint64_t names = 0;
     dsi_zero_first_order(z);
-    if (ds_checkpoint_get_bytes(c, "engine.order", &bytes, &count) || count != 4 * z->n_train) return;
+    if (ds_checkpoint_get_bytes(c, "engine.order", &bytes, &count) || count != 8 + 4 * z->n_train) return;
     in = (const unsigned char *)bytes;
+    for (size_t k = 0; k < 8; k++) names |= (uint64_t)in[k] << 8 * k;
+    if (names != dsi_zero_names(z)) return;
     for (size_t i = 0; i < z->n_params; i++) z->params[i].given = 0;
-    for (size_t i = 0; i < z->n_train; i++, in += 4) {
-        uint32_t index = (uint32_t)in[0] | (uint32_t)in[1] << 8 | (uint32_t)in[2] << 16 | (uint32_t)in[3] << 24;
+    for (size_t i = 0; i < z->n_train; i++) {
+        uint32_t index = 0;
+        for (size_t k = 0; k < 4; k++) index |= (uint32_t)in[8 + 4 * i + k] << 8 * k;
         if (index >= z->n_params || z->params[index].tensor == DSI_ZERO_NONE || z->params[index].given++) return;
         z->arrival[i] = index;
     }
     dsi_zero_adopt_order(z);
 }
 
+/* Counters that are there, and the loss scaler's state where both the checkpoint and this engine have a scale. */
 static void dsi_zero_load_values(ds_zero *z, const ds_checkpoint *c, dsi_zero_brings brings) {
     double scale;
     bool scaled = z->fp16 && ds_checkpoint_get_number(c, "loss_scaler.scale", &scale) == DS_OK;
@@ -5866,6 +5889,7 @@ DS_API ds_status ds_wire_monitor(const ds_config *c, ds_monitor_desc *d, ds_erro
     return DS_OK;
 }
 
+#undef DSI_ZERO_HASH
 #undef DSI_ZERO_ALIGN
 #undef DSI_ZERO_HUGE
 #undef DSI_ZERO_APART

@@ -15,7 +15,11 @@ typedef struct scene {
     int returned[WORLD]; /* gradients that each rank's call has come back from */
     int limit[WORLD];    /* gradients that each rank may give */
     ds_comm_kind kind;
-    bool during; /* a reduction is expected while gradients still come */
+    bool during;   /* a reduction is expected while gradients still come */
+    bool shorter;  /* the first two passes fetch everything twice */
+    size_t bucket; /* elements; 0: those of one parameter */
+    bool reversed; /* parameters are registered in the other order */
+    const char *load, *save;
 } scene;
 
 struct player {
@@ -55,10 +59,10 @@ static ds_zero *engine(const scene *s, ds_comm *comm, void **slots, ds_config **
     snprintf(text, sizeof text,
              "{\"train_micro_batch_size_per_gpu\": 1, \"optimizer\": {\"type\": \"AdamW\"}, \"zero_optimization\": "
              "{%s, \"reduce_bucket_size\": %d}}",
-             s->zero, NUMEL);
+             s->zero, s->bucket ? (int)s->bucket : NUMEL);
     if (ds_config_parse(text, strlen(text), &o, config, e)) return NULL;
     for (int i = 0; i < N; i++) {
-        params[i].name = names[i];
+        params[i].name = names[s->reversed ? N - 1 - i : i];
         params[i].dims = 1;
         params[i].shape[0] = NUMEL;
         params[i].slot = &slots[i];
@@ -278,19 +282,25 @@ static void unused(void) {
         }
 }
 
-/* In the first two passes gradients come after all fetches, in the others one after each. */
+/* In the first two passes gradients come after all fetches, or everything is fetched twice; in the others a gradient comes
+   after each fetch. */
 static void sooner(player *p, ds_zero *z) {
     static float gradient[NUMEL];
     for (int pass = 0; pass < 4; pass++) {
         uint64_t before = calls_of(z, DS_COMM_REDUCE_SCATTER);
+        const bool late = pass < 2 && !p->s->shorter;
         MUST(ds_zero_begin(z, DS_ZERO_TRAIN));
+        for (size_t i = 0; i < N && pass < 2 && !late; i++) {
+            MUST(ds_zero_fetch(z, i, NULL));
+            MUST(ds_zero_release(z, i));
+        }
         for (int k = 0; k < N; k++) {
             MUST(ds_zero_fetch(z, (size_t)(N - 1 - k), NULL));
             p->calls[k] = calls_of(z, DS_COMM_REDUCE_SCATTER) - before;
-            if (pass > 1) MUST(ds_zero_grad(z, (size_t)(N - 1 - k), gradient, NULL));
+            if (!late) MUST(ds_zero_grad(z, (size_t)(N - 1 - k), gradient, NULL));
             MUST(ds_zero_release(z, (size_t)(N - 1 - k)));
         }
-        for (int i = N - 1; i >= 0 && pass < 2; i--) MUST(ds_zero_grad(z, (size_t)i, gradient, NULL));
+        for (int i = N - 1; i >= 0 && late; i--) MUST(ds_zero_grad(z, (size_t)i, gradient, NULL));
         MUST(ds_zero_end(z));
         p->calls[N] = calls_of(z, DS_COMM_REDUCE_SCATTER) - before;
         MUST(ds_zero_step(z, NULL));
@@ -298,13 +308,96 @@ static void sooner(player *p, ds_zero *z) {
 }
 
 static void relearned(void) {
-    TEST(stage 3 : a reduction comes as soon as its gradients do and not when they did before) {
-        scene s;
+    for (int shorter = 0; shorter < 2; shorter++)
+        TEST_NAMED(shorter
+                       ? "stage 3: a reduction comes as soon as its gradients do, after passes that were longer"
+                       : "stage 3: a reduction comes as soon as its gradients do, after passes where they came late") {
+            scene s;
+            static player p[WORLD];
+            memset(&s, 0, sizeof s);
+            s.zero = STAGE3 "\"stage3_prefetch_bucket_size\": 0";
+            s.shorter = shorter;
+            on_ranks(&s, p, sooner);
+            for (int k = 0; k <= N; k++) CHECK_EQ(p[0].calls[k], k);
+        }
+}
+
+/* Rank 1 leaves out the gradient of "a", which comes before the other parameters are fetched. */
+static void first_left_out(player *p, ds_zero *z) {
+    float gradient[NUMEL];
+    for (int k = 0; k < NUMEL; k++) gradient[k] = (float)((k + p->rank * 13) % 17 - 8);
+    for (int step = 0; step < 4; step++) {
+        MUST(ds_zero_begin(z, DS_ZERO_TRAIN));
+        for (size_t i = 0; i < N; i++) {
+            MUST(ds_zero_fetch(z, i, NULL));
+            if (p->rank == 0 || i > 0) MUST(ds_zero_grad(z, i, gradient, NULL));
+            MUST(ds_zero_release(z, i));
+        }
+        MUST(ds_zero_end(z));
+        MUST(ds_zero_step(z, NULL));
+    }
+    for (size_t i = 0; i < N; i++) MUST(ds_zero_read(z, i, -1, 0, NUMEL, p->values[i]));
+}
+
+/* Gradients come from "d" to "a", each after its fetch. */
+static void by_name(player *p, ds_zero *z) {
+    static float gradient[NUMEL];
+    if (p->s->load) MUST(ds_zero_load(z, p->s->load, NULL, NULL, NULL));
+    for (int pass = 0; pass < 3; pass++) {
+        uint64_t before = calls_of(z, DS_COMM_REDUCE_SCATTER);
+        MUST(ds_zero_begin(z, DS_ZERO_TRAIN));
+        for (int k = 0; k < N; k++) {
+            size_t i = (size_t)(p->s->reversed ? k : N - 1 - k);
+            MUST(ds_zero_fetch(z, i, NULL));
+            p->calls[k] = calls_of(z, DS_COMM_REDUCE_SCATTER) - before;
+            MUST(ds_zero_grad(z, i, gradient, NULL));
+            MUST(ds_zero_release(z, i));
+        }
+        MUST(ds_zero_end(z));
+        MUST(ds_zero_step(z, NULL));
+    }
+    if (p->s->save) MUST(ds_zero_save(z, p->s->save, NULL, NULL, 0));
+}
+
+static void loaded(void) {
+    TEST(a checkpoint of parameters that were registered in another order does not tell the order of reductions) {
         static player p[WORLD];
+        char folder[] = "/tmp/ds_zero_XXXXXX", command[64];
+        scene s;
         memset(&s, 0, sizeof s);
         s.zero = STAGE3 "\"stage3_prefetch_bucket_size\": 0";
-        on_ranks(&s, p, sooner);
-        for (int k = 0; k <= N; k++) CHECK_EQ(p[0].calls[k], k);
+        CHECK(mkdtemp(folder) != NULL);
+        s.save = folder;
+        on_ranks(&s, p, by_name);
+        s.save = NULL;
+        s.load = folder;
+        s.reversed = true;
+        on_ranks(&s, p, by_name);
+        for (int k = 0; k < N; k++) CHECK_EQ(p[0].calls[k], k);
+        snprintf(command, sizeof command, "rm -r %s", folder);
+        CHECK(system(command) == 0);
+    }
+}
+
+static void left_over(void) {
+    TEST(pipeline_write : a rank that gives no gradient prefetches what the others do) {
+        static player plain[WORLD], p[WORLD];
+        char zero[400], folder[] = "/tmp/ds_zero_XXXXXX";
+        scene s;
+        memset(&s, 0, sizeof s);
+        s.zero = "\"stage\": 0";
+        on_ranks(&s, plain, first_left_out);
+        CHECK(mkdtemp(folder) != NULL);
+        snprintf(zero, sizeof zero,
+                 "\"stage\": 3, \"stage3_param_persistence_threshold\": 0, \"sub_group_size\": 1024, "
+                 "\"offload_optimizer\": {\"device\": \"nvme\", \"nvme_path\": \"%s\", \"pipeline_read\": true, "
+                 "\"pipeline_write\": true}",
+                 folder);
+        s.zero = zero;
+        s.bucket = 2 * NUMEL;
+        on_ranks(&s, p, first_left_out);
+        for (int r = 0; r < WORLD; r++) CHECK(memcmp(p[r].values, plain[0].values, sizeof p[r].values) == 0);
+        CHECK(rmdir(folder) == 0);
     }
 }
 
@@ -350,5 +443,7 @@ int main(int argc, char **argv) {
     fetches();
     unused();
     relearned();
+    left_over();
+    loaded();
     return test_end();
 }
