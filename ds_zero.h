@@ -3936,7 +3936,10 @@ DS_API ds_status ds_zero_load(ds_zero *z, const char *folder, const char *tag, c
     if ((status = dsi_zero_agree(z, status, "load"))) {
         ds_error failed = z->error;
         bool said = strncmp(failed.message, "load: ", 6) == 0;
-        return dsi_zero_die(z, status, "load", failed.message + (said ? 6 : 0));
+        if (z->dead) return status;
+        dsi_zero_fail(z, status, "load: %s; the engine cannot go on", failed.message + (said ? 6 : 0));
+        z->dead = true; /* on all ranks, which have agreed on it: none needs to be told */
+        return status;
     }
     if ((status = dsi_zero_ended(z, dsi_zero_gather_updated(z)))) return status;
     dsi_zero_follow(z, z->stream, z->fetching);
