@@ -5238,77 +5238,119 @@ static ds_status dsi_zero_initialise(ds_zero *z, const ds_zero_param *from, dsi_
     return status;
 }
 
-/* Ranks that registered different parameters, or that differ in what decides the calls that they make of each other, would
-   hang or train nonsense. */
-static ds_status dsi_zero_same_everywhere(ds_zero *z, const ds_zero_desc *d, ds_error *error) {
-    const ds_config *c = d->config;
-    const struct {
-        const char *key;
-        double value;
-    } settings[] = {
-        {"zero_optimization.stage", (double)z->stage},
-        {"gradient_accumulation_steps", (double)z->accumulation},
-        {"train_batch_size", (double)z->samples_per_step},
-        {"gradient_clipping", z->clipping},
-        {"gradient_predivide_factor (with prescale_gradients)", z->before_reduce},
-        {"fp16.enabled", (double)z->fp16},
-        {"communication_data_type", (double)z->wire},
-        {"data_types.grad_accum_dtype", (double)z->acc_dtype},
-        {"ds.reduce_at_boundary", (double)z->boundary},
-        {"ds.world_invariant", (double)z->invariant},
-        {"ds.native_reduce", (double)z->native},
-        {"zero_optimization.overlap_comm", (double)z->overlap},
-        {"zero_optimization.reduce_bucket_size", (double)z->reduce_bucket},
-        {"zero_optimization.reduce_scatter", (double)!z->reduce_whole},
-        {"zero_optimization.contiguous_gradients", (double)z->contiguous},
-        {"zero_optimization.round_robin_gradients", (double)z->round_robin},
-        {"zero_optimization.grad_hooks", (double)z->hooks},
-        {"zero_optimization.ignore_unused_parameters", (double)z->ignore_unused},
-        {"zero_optimization.allgather_bucket_size", (double)z->gather_bucket},
-        {"zero_optimization.allgather_partitions", (double)!z->gather_by_broadcast},
-        {"zero_optimization.sub_group_size", (double)z->sub_group},
-        {"zero_optimization.stage3_prefetch_bucket_size", (double)z->prefetch},
-        {"zero_optimization.stage3_max_live_parameters", (double)z->max_live},
-        {"zero_optimization.stage3_max_reuse_distance", (double)z->max_reuse},
-        {"zero_optimization.stage3_param_persistence_threshold", (double)z->persistence},
-        {"zero_optimization.zero_hpz_partition_size", (double)c->zero_optimization.zero_hpz_partition_size},
-        {"zero_optimization.zero_quantized_weights", (double)z->quantize_weights},
-        {"zero_optimization.zero_quantized_gradients", (double)z->quantize_gradients},
-        {"zero_optimization.offload_optimizer.device", (double)z->state_tier},
-        {"zero_optimization.offload_optimizer.pipeline_write", (double)z->pipeline_write},
-        {"zero_optimization.offload_param.device", (double)z->param_tier},
-        {"ds_zero_desc.largest_fetch", (double)d->largest_fetch},
-    };
-    enum { N = sizeof settings / sizeof settings[0] };
-    double most[2 * N]; /* of the values, and of what they are below zero */
-    uint64_t hash = 14695981039346656037u, all[2];
-    for (size_t i = 0; i < N; i++) {
-        most[i] = settings[i].value;
-        most[N + i] = -settings[i].value;
-    }
-    if (ds_comm_all_reduce(z->comm, most, most, 2 * N, DS_F64, DS_COMM_MAX))
+/* The first of n words that is not the same on all ranks, or n. There is room for 2 n. */
+static ds_status dsi_zero_compare(ds_zero *z, uint64_t *words, size_t n, size_t *differs, ds_error *error) {
+    for (size_t i = 0; i < n; i++) words[n + i] = ~words[i];
+    if (ds_comm_all_reduce(z->comm, words, words, 2 * n, DS_U64, DS_COMM_MAX))
         return dsi_fail(error, ds_comm_error(z->comm)->status, "%.500s", ds_comm_error(z->comm)->message);
-    for (size_t i = 0; i < N; i++)
-        if (most[i] + most[N + i] != 0.0)
-            return dsi_fail(error, DS_ERR_INPUT, "rank %d: %s: %.17g here, and from %.17g to %.17g on the ranks",
-                            z->rank, settings[i].key, settings[i].value, -most[N + i], most[i]);
-    for (const char *s = ds_optim_type_name(z->optim); *s; s++) hash = (hash ^ (unsigned char)*s) * 1099511628211u;
+    for (*differs = 0; *differs < n && words[*differs] == ~words[n + *differs];) ++*differs;
+    return DS_OK;
+}
+
+/* Keys that decide which calls the ranks make of each other or what comes out, so that they are alike on all ranks; beginnings
+   of paths. What concerns one rank's own disk and memory is its own. */
+static const char *const dsi_zero_alike[] = {
+    "train_batch_size",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "prescale_gradients",
+    "gradient_predivide_factor",
+    "sparse_gradients",
+    "bf16.",
+    "fp16.",
+    "communication_data_type",
+    "fp32_allreduce",
+    "data_types.",
+    "optimizer.",
+    "scheduler.",
+    "zero_optimization.",
+    "checkpoint.use_node_local_storage",
+    "comms_logger.enabled",
+    "ds.reduce_at_boundary",
+    "ds.world_invariant",
+    "ds.native_reduce",
+};
+static const char *const dsi_zero_own_keys[] = {
+    "nvme_path",     "pin_memory", "buffer_count", "buffer_size",        "max_in_cpu",
+    "pipeline_read", "fast_init",  "ratio",        "elastic_checkpoint", "load_from_fp32_weights"};
+
+enum { DSI_ZERO_CELLS = 64 };
+typedef struct dsi_zero_digest {        /* keys lie in cells by their paths' hash, and within a cell in cells again */
+    uint64_t words[2 * DSI_ZERO_CELLS]; /* of each cell's keys and values, at a level */
+    size_t level, cell[2];              /* the cell that is looked into at the levels before this one */
+    char path[160], value[160];         /* at level 2: the first key there */
+} dsi_zero_digest;
+static void dsi_zero_digest_row(void *ctx, const ds_config_row *row) {
+    dsi_zero_digest *d = (dsi_zero_digest *)ctx;
+    const char *last = strrchr(row->path, '.');
+    bool alike = false;
+    uint64_t hash;
+    size_t cell[2];
+    for (size_t i = 0; i < sizeof dsi_zero_alike / sizeof dsi_zero_alike[0]; i++)
+        alike |= strncmp(row->path, dsi_zero_alike[i], strlen(dsi_zero_alike[i])) == 0;
+    for (size_t i = 0; i < sizeof dsi_zero_own_keys / sizeof dsi_zero_own_keys[0] && last; i++)
+        if (strcmp(last + 1, dsi_zero_own_keys[i]) == 0) return;
+    if (!alike) return;
+    hash = dsi_zero_hash(DSI_ZERO_HASH, row->path, strlen(row->path));
+    cell[0] = (size_t)(hash % DSI_ZERO_CELLS);
+    cell[1] = (size_t)(hash / DSI_ZERO_CELLS % DSI_ZERO_CELLS);
+    hash = dsi_zero_hash(hash, row->value, strlen(row->value));
+    for (size_t k = 0; k < d->level; k++)
+        if (cell[k] != d->cell[k]) return;
+    if (d->level < 2) {
+        uint64_t *word = &d->words[cell[d->level]];
+        *word = dsi_zero_hash(*word, &hash, sizeof hash);
+    } else if (!d->path[0]) {
+        snprintf(d->path, sizeof d->path, "%s", row->path);
+        snprintf(d->value, sizeof d->value, "%s", row->value);
+    }
+}
+
+/* Ranks that registered different parameters, or that differ in a setting that must be alike, would hang or train nonsense.
+   Cells of keys are compared, then the cells in the first that differs, so that a rank can name the key. */
+static ds_status dsi_zero_same_everywhere(ds_zero *z, const ds_zero_desc *d, ds_error *error) {
+    uint64_t hash[2] = {DSI_ZERO_HASH, 0};
+    const size_t others[] = {d->largest_fetch, dsi_zero_models(z), d->n_groups, d->schedule != NULL};
+    const char *type = ds_optim_type_name(z->optim);
+    dsi_zero_digest digest;
+    ds_status status = DS_OK;
+    size_t differs;
+    memset(&digest, 0, sizeof digest);
+    for (; digest.level < 3; digest.level++) {
+        memset(digest.words, 0, sizeof digest.words);
+        if (ds_config_explain(d->config, dsi_zero_digest_row, &digest))
+            return dsi_zero_no_memory(z, error, "a value of the configuration");
+        if (digest.level == 2) break;
+        if ((status = dsi_zero_compare(z, digest.words, DSI_ZERO_CELLS, &differs, error))) return status;
+        if (digest.level == 0 && differs == DSI_ZERO_CELLS) break;
+        digest.cell[digest.level] = differs;
+    }
+    if (digest.path[0])
+        return dsi_fail(error, DS_ERR_INPUT, "rank %d: %s is %s here, and something else on another rank", z->rank,
+                        digest.path, digest.value);
+    if (digest.level)
+        return dsi_fail(error, DS_ERR_INPUT, "rank %d: a key that another rank's configuration has is not in this one",
+                        z->rank);
+    hash[0] = dsi_zero_hash(hash[0], others, sizeof others);
+    hash[0] = dsi_zero_hash(hash[0], type, strlen(type));
+    for (size_t i = 0; i < d->n_groups && d->groups; i++) {
+        hash[0] = dsi_zero_hash(hash[0], &d->groups[i].lr, sizeof d->groups[i].lr);
+        hash[0] = dsi_zero_hash(hash[0], &d->groups[i].weight_decay, sizeof d->groups[i].weight_decay);
+    }
     for (size_t i = 0; i < z->n_params; i++) {
         const dsi_zero_param *p = &z->params[i];
-        const size_t facts[] = {p->numel, (size_t)p->dtype, p->tensor, (size_t)p->contributions,
-                                p->group, (size_t)p->dims};
-        for (const char *s = p->name; *s; s++) hash = (hash ^ (unsigned char)*s) * 1099511628211u;
-        for (size_t k = 0; k < sizeof facts / sizeof facts[0]; k++) hash = (hash ^ facts[k]) * 1099511628211u;
+        const size_t facts[] = {p->numel, (size_t)p->dtype, p->tensor,     (size_t)p->contributions, p->group,
+                                p->whole, p->sparse,        p->replicated, (size_t)p->dims};
+        hash[0] = dsi_zero_hash(hash[0], p->name, strlen(p->name));
+        hash[0] = dsi_zero_hash(hash[0], facts, sizeof facts);
+        hash[0] = dsi_zero_hash(hash[0], p->shape, (size_t)p->dims * sizeof p->shape[0]);
     }
-    all[0] = hash;
-    all[1] = ~hash;
-    if (ds_comm_all_reduce(z->comm, all, all, 2, DS_U64, DS_COMM_MAX))
-        return dsi_fail(error, ds_comm_error(z->comm)->status, "%.500s", ds_comm_error(z->comm)->message);
-    if (all[0] != hash || all[1] != ~hash)
-        return dsi_fail(error, DS_ERR_INPUT,
-                        "rank %d: the ranks registered different parameters or optimizers (%zu parameters and %s here)",
-                        z->rank, z->n_params, ds_optim_type_name(z->optim));
-    return DS_OK;
+    if ((status = dsi_zero_compare(z, hash, 1, &differs, error)) || differs == 1) return status;
+    return dsi_fail(
+        error, DS_ERR_INPUT,
+        "rank %d: the ranks registered different parameters, groups, optimizers or descriptors (%zu parameters "
+        "in %zu groups and %s here)",
+        z->rank, z->n_params, d->n_groups ? d->n_groups : 1, type);
 }
 
 /* Before any rank waits for the others inside an engine's own communicator: whether all came this far. */

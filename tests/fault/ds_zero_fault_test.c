@@ -263,10 +263,11 @@ static void ranks(void) {
     static const char *const zeros[] = {"\"stage\": 0", "\"stage\": 1", "\"stage\": 2, \"overlap_comm\": true",
                                         "\"stage\": 3, \"stage3_param_persistence_threshold\": 0"};
     for (int stage = 0; stage < 4; stage++)
-        for (int leaves = -2; leaves < 3; leaves++) {
+        for (int leaves = -3; leaves < 3; leaves++) {
             char name[64], other[128];
             snprintf(name, sizeof name, "stage %d: rank 1 %s %d", stage,
-                     leaves == -2   ? "has another setting"
+                     leaves == -3   ? "has another key of its own"
+                     : leaves == -2 ? "has another setting"
                      : leaves == -1 ? "has another model"
                                     : "leaves after step",
                      leaves);
@@ -281,19 +282,22 @@ static void ranks(void) {
                 CHECK(ds_comm_threads_create(&d, 2, comms, NULL) == DS_OK);
                 for (int r = 0; r < 2; r++) {
                     of[r].comm = comms[r];
-                    snprintf(other, sizeof other, "%s, \"stage3_prefetch_bucket_size\": 7", zeros[stage]);
-                    of[r].zero = leaves == -2 && r == 1 ? other : zeros[stage];
+                    snprintf(other, sizeof other, "%s, %s", zeros[stage],
+                             leaves == -2 ? "\"stage3_prefetch_bucket_size\": 7" : "\"elastic_checkpoint\": false");
+                    of[r].zero = leaves < -1 && r == 1 ? other : zeros[stage];
                     of[r].rank = r;
                     of[r].leaves_after = leaves;
                     pthread_create(&threads[r], NULL, run_rank, &of[r]);
                 }
                 for (int r = 0; r < 2; r++) pthread_join(threads[r], NULL);
-                if (leaves < 0) {
+                if (leaves == -3)
+                    CHECK(of[0].status == DS_OK && of[1].status == DS_OK);
+                else if (leaves < 0) {
                     CHECK(of[0].status == DS_ERR_INPUT && of[1].status == DS_ERR_INPUT);
                     CHECK_HAS(of[0].error.message,
                               leaves == -1 ? "registered different parameters"
-                                           : "rank 0: zero_optimization.stage3_prefetch_bucket_size: 50000000 here, "
-                                             "and from 7 to 50000000 on the ranks");
+                                           : "rank 0: zero_optimization.stage3_prefetch_bucket_size is 50000000 here, "
+                                             "and something else on another rank");
                 } else {
                     CHECK(of[1].status == DS_OK);
                     CHECK(of[0].status == DS_ERR_PEER);
