@@ -66,7 +66,9 @@ CONCEPTS
     bits with each other. ds.world_invariant keeps all sums in one fp32 tree over (micro-batch, rank), so that world sizes
     that are powers of two come out the same too, given the same samples: leaf micro * world + rank of a step's batch.
     ds.native_reduce leaves the sums to MPI or NCCL, in their order: less to do, and none of these promises.
-    The gradient is divided once, inside the optimizer's update, by accumulation * world * the scale of the loss.
+    The gradient is divided once, inside the optimizer's update, by accumulation * world * the scale of the loss; in fp16, whose
+    sums would overflow, by accumulation in the factor of the loss and by world before it is sent, as DeepSpeed does at
+    stages 1 to 3 (not with ds.world_invariant, which keeps bits).
     ZeRO++ (arXiv:2306.10209). zero_quantized_weights: stage 3 gathers parameters as bytes with a scale for 256 of them, and
     the model computes with these. zero_hpz_partition_size P: P ranks in a row are a node, which keeps a copy of what it
     gathered, 1/P on each rank, and gathers from that until the next update. zero_quantized_gradients: gradients are
@@ -153,8 +155,10 @@ CONFIG KEYS
     ds_zero_claims() lists every key that this header and what it wires act on. Where the documents and DeepSpeed differ,
     ds_config.h says what stands. Beside those: gradients are divided by the scale that multiplied the loss (DeepSpeed
     divides by the new one on the step where the scale grows); there is no optimizer step at construction (DeepSpeed's
-    16-bit stage 0 makes one on zero gradients); fp32 at stage 0 checks for overflow as the other stages do; with Muon the
-    norm is the gradients' (DeepSpeed's under ZeRO is that of the orthogonalised update).
+    16-bit stage 0 makes one on zero gradients), and that stage has hysteresis and an end at the smallest scale, and divides
+    before it sums, as the others; fp32 and bf16 at stage 0 check for overflow as the other stages do; norms beyond fp32's
+    range are right, and clip (DeepSpeed's become infinite, or zero); with Muon the norm is the gradients' (DeepSpeed's
+    under ZeRO is that of the orthogonalised update).
 */
 #if defined(DS_IMPLEMENTATION) && !defined(DS_ZERO_IMPLEMENTATION)
 #define DS_ZERO_IMPLEMENTATION
@@ -503,7 +507,8 @@ DS_API ds_status ds_zero_end(ds_zero *zero);
 DS_API ds_status ds_zero_fetch(ds_zero *zero, size_t index, void *stream);
 DS_API ds_status ds_zero_release(ds_zero *zero, size_t index);
 
-/* Multiply the loss by this before the backward pass: 1 but for fp16. [cfg: fp16.loss_scale] */
+/* Multiply the loss by this before the backward pass: 1 but for fp16, where it is the loss scale over
+   gradient_accumulation_steps (with ds.world_invariant the loss scale). [cfg: fp16.loss_scale] */
 DS_API double ds_zero_loss_scale(const ds_zero *zero);
 
 /* Gives one contribution to the gradient of `index`: (numel) elements of the parameter's dtype, of the micro-batch's mean
@@ -2745,7 +2750,8 @@ DS_API ds_status ds_zero_grad_ready(ds_zero *z, size_t index, void *stream) {
 }
 
 DS_API double ds_zero_loss_scale(const ds_zero *z) {
-    return z ? z->scaler.scale : 1.0;
+    if (!z) return 1.0;
+    return z->fp16 && !z->invariant ? z->scaler.scale / z->accumulation : z->scaler.scale;
 }
 
 DS_API ds_status ds_zero_loss(ds_zero *z, double loss) {
@@ -3297,7 +3303,7 @@ DS_API ds_status ds_zero_step(ds_zero *z, ds_zero_report *report) {
                              z->accumulation);
     dsi_zero_follow(z, z->caller, z->stream); /* the model may still read what is updated */
     if ((status = dsi_zero_ended(z, dsi_zero_norm(z, &total, &loss)))) return status;
-    inverse = 1.0 / (z->scaler.scale * z->accumulation * (z->local ? 1 : z->world) * z->before_reduce);
+    inverse = 1.0 / (ds_zero_loss_scale(z) * z->accumulation * (z->local ? 1 : z->world) * z->before_reduce);
     r.lr = ds_optim_lr(z->optim, 0);
     r.momentum = strcmp(ds_optim_type_name(z->optim), "SGD") == 0 ? ds_optim_group_params(z->optim, 0)->momentum
                                                                   : ds_optim_group_params(z->optim, 0)->beta1;
@@ -4109,6 +4115,7 @@ static ds_status dsi_zero_configure(ds_zero *z, const ds_config *c, ds_error *er
     z->sub_group = c->zero_optimization.sub_group_size;
     z->gather_on_save = c->zero_optimization.stage3_gather_16bit_weights_on_model_save;
     z->before_reduce = 1.0;
+    if (z->fp16 && !c->ds.world_invariant) z->before_reduce = 1.0 / z->world;
     if (c->prescale_gradients) z->before_reduce = 1.0 / c->gradient_predivide_factor;
     z->wire = z->model_dtype;
     if (c->fp32_allreduce) z->wire = DS_F32;

@@ -373,7 +373,7 @@ static inline void reference(const setting *s, outcome *out) {
     ds_optim_desc d;
     ds_optim *o = NULL;
     float *sums[N_PARAMS], *v[N_PARAMS], *one = (float *)malloc(9000 * 4), *grads[MAX_WORLD];
-    double scale = dtype == DS_F16 ? 16.0 : 1.0;
+    double scale = dtype == DS_F16 ? 16.0 / s->accumulation : 1.0, before = dtype == DS_F16 ? 1.0 / s->world : 1.0;
     memset(out, 0, sizeof *out);
     memset(&d, 0, sizeof d);
     memset(tensors, 0, sizeof tensors);
@@ -396,7 +396,7 @@ static inline void reference(const setting *s, outcome *out) {
     d.tensor_count = N_PARAMS;
     CHECK(ds_optim_create(&d, &o, NULL) == DS_OK);
     for (int step = 0; step < s->steps; step++) {
-        double total = 0.0, inverse = 1.0 / (scale * s->accumulation * s->world);
+        double total = 0.0, inverse = 1.0 / (scale * s->accumulation * s->world * before);
         for (int micro = 0; micro < s->accumulation; micro++)
             for (size_t i = 0; i < N_PARAMS; i++) {
                 const void *inputs[MAX_WORLD];
@@ -405,11 +405,12 @@ static inline void reference(const setting *s, outcome *out) {
                     for (size_t e = 0; e < numel(i); e++)
                         grads[r][e] = given(s, i, e, r, micro, step, i == 2 && s->tied);
                     rounded(grads[r], dtype, numel(i)); /* as the model gives it */
+                    for (size_t e = 0; e < numel(i); e++) grads[r][e] *= (float)before;
                     rounded(grads[r], wire, numel(i));
                     if (i != 2 || !s->tied) continue;
                     for (size_t e = 0; e < numel(i); e++) one[e] = given(s, i, e, r, micro, step, 0);
                     rounded(one, dtype, numel(i));
-                    for (size_t e = 0; e < numel(i); e++) grads[r][e] += one[e];
+                    for (size_t e = 0; e < numel(i); e++) grads[r][e] += one[e] * (float)before;
                     rounded(grads[r], wire, numel(i));
                 }
                 ds_comm_tree_sum_f32(one, inputs, s->world, DS_F32, numel(i));
