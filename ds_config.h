@@ -3583,8 +3583,6 @@ static void dsi_config_optimizer(dsi_config_parser *p) {
     if (kind) {
         c->optimizer.type = kind->lower ? kind->name : c->optimizer.type;
         dsi_config_params(p, kind, false);
-        if (!strcmp(kind->name, "lion") && !dsi_config_given(p, "optimizer.params.betas"))
-            c->optimizer.params.betas[1] = 0.99;
         if (!strcmp(kind->name, "adagrad")) {
             if (!own_lr) c->optimizer.params.lr = 0.01;
             if (!dsi_config_given(p, "optimizer.params.eps")) c->optimizer.params.eps = 1e-10;

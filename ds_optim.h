@@ -2656,7 +2656,7 @@ static const dsi_optim_entry dsi_optim_entries[] = {
     {{"Adagrad",     DS_OPTIM_BY_GRAIN,      1, {"exp_avg_sq", NULL, NULL},                        NULL,                   NULL, NULL, NULL, false}, 0, DS_OPTIM_RULE_ADAGRAD, NULL, NULL},
     {{"Lion",        DS_OPTIM_BY_GRAIN,      1, {"exp_avg", NULL, NULL},                           NULL,                   NULL, NULL, NULL, false}, DSI_OPTIM_BETAS, DS_OPTIM_RULE_LION, NULL, NULL},
     {{"Lamb",        DS_OPTIM_BY_NORM,       2, {"exp_avg", "exp_avg_sq", NULL},                   dsi_optim_measure_lamb, NULL, NULL, NULL, false}, DSI_OPTIM_BETAS, DS_OPTIM_RULE_LAMB_UPDATE, dsi_optim_fed_lamb, NULL},
-    {{"Muon",        DS_OPTIM_WHOLE,         1, {"momentum_buffer", NULL, NULL},                   NULL,                   NULL, NULL, NULL, false}, DSI_OPTIM_MATRIX | DSI_OPTIM_BETAS, -1, NULL, dsi_optim_whole_muon},
+    {{"Muon",        DS_OPTIM_WHOLE,         1, {"momentum_buffer", NULL, NULL},                   NULL,                   NULL, NULL, NULL, false}, DSI_OPTIM_MATRIX, -1, NULL, dsi_optim_whole_muon},
     {{"OneBitAdam",  DS_OPTIM_WHOLE,         2, {"exp_avg", "exp_avg_sq", NULL},                   NULL,                   NULL, NULL, NULL, false}, DSI_OPTIM_ONE_BIT | DSI_OPTIM_BETAS, DS_OPTIM_RULE_ONE_BIT_WARM, dsi_optim_fed_one_bit_adam, dsi_optim_whole_one_bit_adam},
     {{"ZeroOneAdam", DS_OPTIM_WHOLE,         3, {"exp_avg", "exp_avg_sq", "momentum_accumulator"}, NULL,                   NULL, NULL, NULL, false}, DSI_OPTIM_ONE_BIT | DSI_OPTIM_LOCAL_STEPS | DSI_OPTIM_BETAS, DS_OPTIM_RULE_ONE_BIT_WARM, dsi_optim_fed_one_bit_adam, dsi_optim_whole_zero_one},
     {{"OneBitLamb",  DS_OPTIM_WHOLE_BY_NORM, 3, {"exp_avg", "exp_avg_sq", "exp_avg_sq_fresh"},     dsi_optim_measure_lamb, NULL, NULL, NULL, false}, DSI_OPTIM_ONE_BIT | DSI_OPTIM_BETAS, DS_OPTIM_RULE_LAMB_UPDATE, dsi_optim_fed_one_bit_lamb, dsi_optim_whole_one_bit_lamb},
@@ -2677,7 +2677,6 @@ DS_API ds_status ds_optim_params_default(const char *type, ds_optim_params *out)
     *out = base;
     if (!entry) return DS_ERR_INPUT;
     if (dsi_optim_same(type, "Adagrad")) out->lr = 1e-2, out->eps = 1e-10;
-    if (dsi_optim_same(type, "Lion")) out->lr = 1e-4, out->beta2 = 0.99;
     if (entry->facts & DSI_OPTIM_MATRIX)
         out->lr = 0.02, out->momentum = 0.95, out->nesterov = true, out->beta2 = 0.95, out->eps = 1e-10;
     return DS_OK;
@@ -2689,7 +2688,8 @@ static bool dsi_optim_range(double x, double low, double high) {
 }
 // Parameters must make sense; beta may be above 1 only where a schedule puts it. Of a user's table nothing is known but
 // that it has a rate.
-static ds_status dsi_optim_check_params(const ds_optim_params *p, bool users, size_t group, ds_error *error) {
+static ds_status dsi_optim_check_params(const ds_optim_params *p, const dsi_optim_entry *entry, size_t group,
+                                        ds_error *error) {
     // the last number before 1 in the type that beta is used in
     const double below_one = p->torch_adam ? 1 - DBL_EPSILON / 2 : 0.99999994;
     const char *bad = NULL;
@@ -2709,10 +2709,16 @@ static ds_status dsi_optim_check_params(const ds_optim_params *p, bool users, si
         {"adam_lr", p->adam_lr, -DBL_MAX, DBL_MAX},
     };
     // clang-format on
-    for (size_t i = 0; i < (users ? 1 : sizeof rows / sizeof *rows) && !bad; i++)
+    for (size_t i = 0; i < (entry ? sizeof rows / sizeof *rows : 1) && !bad; i++)
         if (!dsi_optim_range(rows[i].value, rows[i].low, rows[i].high)) bad = rows[i].name, value = rows[i].value;
-    if (!bad) return DS_OK;
-    return dsi_fail(error, DS_ERR_ARGUMENT, "ds_optim: group %zu: %s is %g, out of its range", group, bad, value);
+    if (bad)
+        return dsi_fail(error, DS_ERR_ARGUMENT, "ds_optim: group %zu: %s is %g, out of its range", group, bad, value);
+    if (!entry || entry->rule != DS_OPTIM_RULE_SGD || !p->nesterov || (p->momentum > 0 && p->dampening == 0))
+        return DS_OK;
+    return dsi_fail(error, DS_ERR_ARGUMENT,
+                    "ds_optim: group %zu: nesterov with momentum %g and dampening %g; it needs one above "
+                    "0 and the other 0",
+                    group, p->momentum, p->dampening);
 }
 
 // As many names as fit, and how many more there are.
@@ -2929,7 +2935,7 @@ DS_API ds_status ds_optim_create_(const ds_optim_desc *desc, ds_optim **out, ds_
     if (!table && !entry) return dsi_optim_unknown(desc, error);
     if (table && (status = dsi_optim_check_table(table, error)) != DS_OK) return status;
     for (size_t g = 0; g < desc->group_count; g++)
-        if ((status = dsi_optim_check_params(&desc->groups[g], table != NULL, g, error)) != DS_OK) return status;
+        if ((status = dsi_optim_check_params(&desc->groups[g], entry, g, error)) != DS_OK) return status;
     if ((status = dsi_optim_check_kernels(desc, entry, error)) != DS_OK) return status;
     if (!dsi_optim_kernels_of(desc->level))
         return dsi_fail(error, DS_ERR_UNSUPPORTED, "ds_optim: this machine lacks the SIMD level that is forced (%d)",
@@ -3054,7 +3060,7 @@ DS_API ds_status ds_optim_set_group_params(ds_optim *o, size_t group, const ds_o
     if (group >= o->desc.group_count || o->open)
         return dsi_fail(&o->error, DS_ERR_ARGUMENT, "ds_optim_set_group_params: group %zu of %zu, or a step is open",
                         group, o->desc.group_count);
-    if ((status = dsi_optim_check_params(params, !o->entry, group, &o->error)) != DS_OK) return status;
+    if ((status = dsi_optim_check_params(params, o->entry, group, &o->error)) != DS_OK) return status;
     if (o->entry && o->entry->rule == DS_OPTIM_RULE_SGD && (params->momentum == 0) != (o->groups[group].momentum == 0))
         return dsi_fail(&o->error, DS_ERR_STATE,
                         "ds_optim_set_group_params: momentum decides whether SGD has a state, "

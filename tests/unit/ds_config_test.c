@@ -2060,7 +2060,7 @@ static void format_into(char *out, size_t room, const char *format, ...) {
 static void test_kinds(void) {
     TEST(defaults_of_each_optimizer) {
         ds_config *c = parse("{\"train_batch_size\": 1, \"optimizer\": {\"type\": \"Lion\"}}");
-        if (CHECK(c != NULL)) CHECK(c->optimizer.params.betas[1] == 0.99 && c->optimizer.params.betas[0] == 0.9);
+        if (CHECK(c != NULL)) CHECK(c->optimizer.params.betas[1] == 0.999 && c->optimizer.params.betas[0] == 0.9);
         ds_config_free(c);
         c = parse("{\"train_batch_size\": 1, \"optimizer\": {\"type\": \"ADAGRAD\"}}");
         if (CHECK(c != NULL)) CHECK(c->optimizer.params.lr == 0.01 && c->optimizer.params.eps == 1e-10);

@@ -1163,7 +1163,7 @@ static void object(void) {
             }
             CHECK(ds_optim_lr(o, 0) == ds_schedule_lr(&s, 3, 0.5) && ds_optim_schedule_count(o) == 3);
             CHECK((ds_optim_group_params(o, 0)->beta2 == 0.99) ==
-                  (strcmp(every_type[t], "SGD") && strcmp(every_type[t], "Adagrad")));
+                  (strcmp(every_type[t], "SGD") && strcmp(every_type[t], "Adagrad") && strcmp(every_type[t], "Muon")));
             CHECK(ds_optim_save_bytes(o) <= sizeof saved);
             ds_optim_save(o, saved);
             CHECK(ds_optim_load(again, saved, ds_optim_save_bytes(o)) == DS_OK);
@@ -2630,6 +2630,19 @@ static void rest(void) {
         CHECK(m.weights[0][0] < 0 && m.weights[0][0] > -1);
         p.beta2 = 1;
         CHECK(ds_optim_set_group_params(o, 0, &p) == DS_ERR_ARGUMENT);
+        ds_optim_destroy(o);
+    }
+    TEST(nesterov_needs_momentum_and_no_dampening) { /* as torch.optim.SGD */
+        static model m;
+        ds_optim_params p;
+        ds_optim *o = NULL;
+        if (!CHECK(one_tensor(&m, "SGD", &p, &o))) break;
+        p.nesterov = true;
+        for (int k = 0; k < 3; k++) {
+            p.momentum = k == 2 ? 0.9 : 0, p.dampening = k ? 0.5 : 0;
+            CHECK(ds_optim_set_group_params(o, 0, &p) == DS_ERR_ARGUMENT);
+            CHECK_HAS(ds_optim_error(o)->message, "group 0: nesterov with momentum");
+        }
         ds_optim_destroy(o);
     }
     TEST(schedules_of_numbers_that_are_none) {
