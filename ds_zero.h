@@ -486,8 +486,8 @@ DS_API ds_status ds_zero_plan(const ds_zero_desc *desc, int rank, int world, ds_
 DS_API ds_status ds_zero_create_(const ds_zero_desc *desc, size_t desc_bytes, int version, ds_zero **out,
                                  ds_error *error);
 /* Makes an engine; collective over desc->comm. On failure *out is NULL and nothing is held.
-   Errors: DS_ERR_ARGUMENT (descriptor), DS_ERR_INPUT (configuration, ranks that registered different parameters),
-   DS_ERR_MEMORY, and those of disk and communication. */
+   Errors: DS_ERR_ARGUMENT (descriptor), DS_ERR_INPUT (configuration, ranks that registered different parameters or have
+   different values of a key that they must have alike), DS_ERR_MEMORY, and those of disk and communication. */
 static inline ds_status ds_zero_create(const ds_zero_desc *desc, ds_zero **out, ds_error *error) {
     return ds_zero_create_(desc, sizeof *desc, DS_ZERO_VERSION, out, error);
 }
