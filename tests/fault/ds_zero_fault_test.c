@@ -264,7 +264,7 @@ static void ranks(void) {
                                         "\"stage\": 3, \"stage3_param_persistence_threshold\": 0"};
     for (int stage = 0; stage < 4; stage++)
         for (int leaves = -3; leaves < 3; leaves++) {
-            char name[64], other[128];
+            char name[80], other[128];
             snprintf(name, sizeof name, "stage %d: rank 1 %s %d", stage,
                      leaves == -3   ? "has another key of its own"
                      : leaves == -2 ? "has another setting"
