@@ -3554,6 +3554,15 @@ static uint64_t dsi_zero_hash(uint64_t hash, const void *bytes, size_t count) { 
     return hash;
 }
 
+/* The first of n words that is not the same on all ranks, or n. There is room for 2 n. */
+static ds_status dsi_zero_compare(ds_zero *z, uint64_t *words, size_t n, size_t *differs, ds_error *error) {
+    for (size_t i = 0; i < n; i++) words[n + i] = ~words[i];
+    if (ds_comm_all_reduce(z->comm, words, words, 2 * n, DS_U64, DS_COMM_MAX))
+        return dsi_fail(error, ds_comm_error(z->comm)->status, "%.500s", ds_comm_error(z->comm)->message);
+    for (*differs = 0; *differs < n && words[*differs] == ~words[n + *differs];) ++*differs;
+    return DS_OK;
+}
+
 /* Of the parameters' names in their order, and which of them train. */
 static uint64_t dsi_zero_names(const ds_zero *z) {
     uint64_t hash = DSI_ZERO_HASH;
@@ -3897,6 +3906,23 @@ static ds_status dsi_zero_load_client(ds_zero *z, ds_checkpoint *c) {
     return DS_OK;
 }
 
+/* Each rank has found the latest complete tag by itself: a file system may show them different ones. */
+static ds_status dsi_zero_load_same(ds_zero *z, const ds_checkpoint *c) {
+    const char *tag = ds_checkpoint_tag(c);
+    int64_t at[2] = {0, 0};
+    uint64_t hash[2];
+    size_t differs;
+    if (z->world == 1) return DS_OK;
+    (void)ds_checkpoint_get_integer(c, "engine.step", &at[0]);
+    (void)ds_checkpoint_get_integer(c, "engine.samples", &at[1]);
+    hash[0] = dsi_zero_hash(dsi_zero_hash(DSI_ZERO_HASH, tag, strlen(tag)), at, sizeof at);
+    if (dsi_zero_compare(z, hash, 1, &differs, NULL)) return dsi_zero_comm_failed(z, "load", NULL);
+    if (differs == 1) return DS_OK;
+    return dsi_zero_fail(z, DS_ERR_INPUT,
+                         "load: rank %d opened '%.300s' (step %lld), and another rank another checkpoint", z->rank, tag,
+                         (long long)at[0]);
+}
+
 DS_API ds_status ds_zero_load(ds_zero *z, const char *folder, const char *tag, const void **client,
                               size_t *client_bytes) {
     ds_status status = dsi_zero_alive(z);
@@ -3919,7 +3945,11 @@ DS_API ds_status ds_zero_load(ds_zero *z, const char *folder, const char *tag, c
         brings = dsi_zero_load_brings(c);
         status = dsi_zero_load_check(z, c, brings);
     }
-    if (!status) status = dsi_zero_load_client(z, c);
+    if ((status = dsi_zero_agree(z, status, "load")) || (status = dsi_zero_load_same(z, c))) {
+        ds_checkpoint_close(c);
+        return status;
+    }
+    status = dsi_zero_load_client(z, c);
     if (!status) status = dsi_zero_load_optimizer(z, c, brings);
     if ((status = dsi_zero_agree(z, status, "load"))) {
         ds_checkpoint_close(c);
@@ -5243,15 +5273,6 @@ static ds_status dsi_zero_initialise(ds_zero *z, const ds_zero_param *from, dsi_
         at += n;
     }
     return status;
-}
-
-/* The first of n words that is not the same on all ranks, or n. There is room for 2 n. */
-static ds_status dsi_zero_compare(ds_zero *z, uint64_t *words, size_t n, size_t *differs, ds_error *error) {
-    for (size_t i = 0; i < n; i++) words[n + i] = ~words[i];
-    if (ds_comm_all_reduce(z->comm, words, words, 2 * n, DS_U64, DS_COMM_MAX))
-        return dsi_fail(error, ds_comm_error(z->comm)->status, "%.500s", ds_comm_error(z->comm)->message);
-    for (*differs = 0; *differs < n && words[*differs] == ~words[n + *differs];) ++*differs;
-    return DS_OK;
 }
 
 /* Keys that decide which calls the ranks make of each other or what comes out, so that they are alike on all ranks; beginnings

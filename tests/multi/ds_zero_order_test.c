@@ -379,6 +379,45 @@ static void loaded(void) {
     }
 }
 
+/* Saves two tags and then wants another one than the other rank, as where a file system shows them different folders. */
+static void two_tags(player *p, ds_zero *z) {
+    static const char *const tags[] = {"first", "second"};
+    static float gradient[NUMEL];
+    for (int k = 0; k < 2; k++) {
+        MUST(ds_zero_begin(z, DS_ZERO_TRAIN));
+        for (size_t i = 0; i < N; i++) {
+            MUST(ds_zero_fetch(z, i, NULL));
+            MUST(ds_zero_grad(z, i, gradient, NULL));
+            MUST(ds_zero_release(z, i));
+        }
+        MUST(ds_zero_end(z));
+        MUST(ds_zero_step(z, NULL));
+        MUST(ds_zero_save(z, p->s->save, tags[k], NULL, 0));
+    }
+    if (ds_zero_load(z, p->s->save, tags[p->rank], NULL, NULL) == DS_ERR_INPUT)
+        snprintf(p->refusal, sizeof p->refusal, "%s", ds_zero_error(z)->message);
+    CHECK_EQ(ds_zero_steps(z), 2);
+    MUST(ds_zero_load(z, p->s->save, tags[0], NULL, NULL));
+    CHECK_EQ(ds_zero_steps(z), 1);
+}
+
+static void tags(void) {
+    TEST(a load of two checkpoints at once is refused and changes nothing) {
+        static player p[WORLD];
+        char folder[] = "/tmp/ds_zero_XXXXXX", command[64];
+        scene s;
+        memset(&s, 0, sizeof s);
+        s.zero = STAGE3 "\"stage3_prefetch_bucket_size\": 0";
+        CHECK(mkdtemp(folder) != NULL);
+        s.save = folder;
+        on_ranks(&s, p, two_tags);
+        CHECK(strstr(p[0].refusal, "rank 0 opened 'first' (step 1), and another rank another checkpoint") != NULL);
+        CHECK(strstr(p[1].refusal, "rank 1 opened 'second' (step 2), and another rank another checkpoint") != NULL);
+        snprintf(command, sizeof command, "rm -r %s", folder);
+        CHECK(system(command) == 0);
+    }
+}
+
 static void left_over(void) {
     TEST(pipeline_write : a rank that gives no gradient prefetches what the others do) {
         static player plain[WORLD], p[WORLD];
@@ -445,5 +484,6 @@ int main(int argc, char **argv) {
     relearned();
     left_over();
     loaded();
+    tags();
     return test_end();
 }
