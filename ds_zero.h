@@ -341,7 +341,7 @@ typedef struct ds_zero ds_zero; /* an engine; opaque, never moves */
 #define DS_ZERO_MAX_DIMS 8
 
 /* One parameter. The struct and its strings are copied at create; `slot`, `data` (stages 0 to 2) and `init`'s context
-   must outlive the engine. All ranks give the same list but for slot, data, init and ctx. */
+   must outlive the engine. All ranks give the same list but for the pointers slot, data, init and ctx; data on all or none. */
 typedef struct ds_zero_param {
     const char *name;               /* unique, UTF-8; in messages and checkpoints */
     size_t shape[DS_ZERO_MAX_DIMS]; /* row-major; its product is the number of elements, 0 is allowed */
@@ -5294,41 +5294,48 @@ static const char *const dsi_zero_alike[] = {
     "zero_optimization.",
     "checkpoint.use_node_local_storage",
     "comms_logger.enabled",
+    "comms_logger.prof_",
     "ds.reduce_at_boundary",
     "ds.world_invariant",
     "ds.native_reduce",
 };
-static const char *const dsi_zero_own_keys[] = {
-    "nvme_path",     "pin_memory", "buffer_count", "buffer_size",        "max_in_cpu",
-    "pipeline_read", "fast_init",  "ratio",        "elastic_checkpoint", "load_from_fp32_weights"};
+static const char *const dsi_zero_own_keys[] = {"nvme_path",
+                                                "pin_memory",
+                                                "buffer_count",
+                                                "buffer_size",
+                                                "max_in_cpu",
+                                                "pipeline_read",
+                                                "fast_init",
+                                                "ratio",
+                                                "cpuadam_cores_perc",
+                                                "elastic_checkpoint",
+                                                "log_trace_cache_warnings"};
 
 enum { DSI_ZERO_CELLS = 64 };
-typedef struct dsi_zero_digest {        /* keys lie in cells by their paths' hash, and within a cell in cells again */
+typedef struct dsi_zero_digest { /* keys lie in cells by their paths' hash, and within a cell in cells again, thrice */
     uint64_t words[2 * DSI_ZERO_CELLS]; /* of each cell's keys and values, at a level */
-    size_t level, cell[2];              /* the cell that is looked into at the levels before this one */
-    char path[160], value[160];         /* at level 2: the first key there */
+    size_t level, cell[3];              /* the cell that is looked into at the levels before this one */
+    char path[160], value[160];         /* at level 3: the first key there */
 } dsi_zero_digest;
 static void dsi_zero_digest_row(void *ctx, const ds_config_row *row) {
     dsi_zero_digest *d = (dsi_zero_digest *)ctx;
     const char *last = strrchr(row->path, '.');
     bool alike = false;
     uint64_t hash;
-    size_t cell[2];
+    size_t cell[3];
     for (size_t i = 0; i < sizeof dsi_zero_alike / sizeof dsi_zero_alike[0]; i++)
         alike |= strncmp(row->path, dsi_zero_alike[i], strlen(dsi_zero_alike[i])) == 0;
     for (size_t i = 0; i < sizeof dsi_zero_own_keys / sizeof dsi_zero_own_keys[0] && last; i++)
         if (strcmp(last + 1, dsi_zero_own_keys[i]) == 0) return;
     if (!alike) return;
     hash = dsi_zero_hash(DSI_ZERO_HASH, row->path, strlen(row->path));
-    cell[0] = (size_t)(hash % DSI_ZERO_CELLS);
-    cell[1] = (size_t)(hash / DSI_ZERO_CELLS % DSI_ZERO_CELLS);
+    for (size_t k = 0; k < 3; k++) cell[k] = (size_t)(hash >> 16 * (k + 1) & (DSI_ZERO_CELLS - 1));
     hash = dsi_zero_hash(hash, row->value, strlen(row->value));
     for (size_t k = 0; k < d->level; k++)
         if (cell[k] != d->cell[k]) return;
-    if (d->level < 2) {
-        uint64_t *word = &d->words[cell[d->level]];
-        *word = dsi_zero_hash(*word, &hash, sizeof hash);
-    } else if (!d->path[0]) {
+    if (d->level < 3) /* in any order: keys that are passed on stand in that of the file */
+        d->words[cell[d->level]] += dsi_zero_hash(DSI_ZERO_HASH, &hash, sizeof hash);
+    else if (!d->path[0]) {
         snprintf(d->path, sizeof d->path, "%s", row->path);
         snprintf(d->value, sizeof d->value, "%s", row->value);
     }
@@ -5338,17 +5345,18 @@ static void dsi_zero_digest_row(void *ctx, const ds_config_row *row) {
    Cells of keys are compared, then the cells in the first that differs, so that a rank can name the key. */
 static ds_status dsi_zero_same_everywhere(ds_zero *z, const ds_zero_desc *d, ds_error *error) {
     uint64_t hash[2] = {DSI_ZERO_HASH, 0};
-    const size_t others[] = {d->largest_fetch, dsi_zero_models(z), d->n_groups, d->schedule != NULL};
+    const size_t n_groups = d->n_groups ? d->n_groups : 1;
+    const size_t others[] = {d->largest_fetch, dsi_zero_models(z), n_groups, d->schedule != NULL};
     const char *type = ds_optim_type_name(z->optim);
     dsi_zero_digest digest;
     ds_status status = DS_OK;
     size_t differs;
     memset(&digest, 0, sizeof digest);
-    for (; digest.level < 3; digest.level++) {
+    for (; digest.level < 4; digest.level++) {
         memset(digest.words, 0, sizeof digest.words);
         if (ds_config_explain(d->config, dsi_zero_digest_row, &digest))
             return dsi_zero_no_memory(z, error, "a value of the configuration");
-        if (digest.level == 2) break;
+        if (digest.level == 3) break;
         if ((status = dsi_zero_compare(z, digest.words, DSI_ZERO_CELLS, &differs, error))) return status;
         if (digest.level == 0 && differs == DSI_ZERO_CELLS) break;
         digest.cell[digest.level] = differs;
@@ -5361,14 +5369,24 @@ static ds_status dsi_zero_same_everywhere(ds_zero *z, const ds_zero_desc *d, ds_
                         z->rank);
     hash[0] = dsi_zero_hash(hash[0], others, sizeof others);
     hash[0] = dsi_zero_hash(hash[0], type, strlen(type));
-    for (size_t i = 0; i < d->n_groups && d->groups; i++) {
-        hash[0] = dsi_zero_hash(hash[0], &d->groups[i].lr, sizeof d->groups[i].lr);
-        hash[0] = dsi_zero_hash(hash[0], &d->groups[i].weight_decay, sizeof d->groups[i].weight_decay);
+    for (size_t i = 0; i < n_groups; i++) {
+        const ds_optim_params *p = ds_optim_group_params(z->optim, i);
+        const double rates[] = {p->lr + 0.0, p->weight_decay + 0.0}; /* no negative zero */
+        hash[0] = dsi_zero_hash(hash[0], rates, sizeof rates);
+    }
+    if (d->optimizer) {
+        const ds_optim_table *t = d->optimizer;
+        const size_t facts[] = {(size_t)t->work, t->state_count, t->compresses, t->measure != NULL,
+                                t->local_gradients != NULL};
+        hash[0] = dsi_zero_hash(hash[0], facts, sizeof facts);
+        for (size_t k = 0; k < t->state_count; k++)
+            hash[0] = dsi_zero_hash(hash[0], t->state_names[k], strlen(t->state_names[k]));
     }
     for (size_t i = 0; i < z->n_params; i++) {
         const dsi_zero_param *p = &z->params[i];
-        const size_t facts[] = {p->numel, (size_t)p->dtype, p->tensor,     (size_t)p->contributions, p->group,
-                                p->whole, p->sparse,        p->replicated, (size_t)p->dims};
+        const size_t facts[] = {
+            p->numel, (size_t)p->dtype, p->tensor,     (size_t)p->contributions, p->group,
+            p->whole, p->sparse,        p->replicated, (size_t)p->dims,          d->params[i].data != NULL};
         hash[0] = dsi_zero_hash(hash[0], p->name, strlen(p->name));
         hash[0] = dsi_zero_hash(hash[0], facts, sizeof facts);
         hash[0] = dsi_zero_hash(hash[0], p->shape, (size_t)p->dims * sizeof p->shape[0]);
@@ -5378,7 +5396,7 @@ static ds_status dsi_zero_same_everywhere(ds_zero *z, const ds_zero_desc *d, ds_
         error, DS_ERR_INPUT,
         "rank %d: the ranks registered different parameters, groups, optimizers or descriptors (%zu parameters "
         "in %zu groups and %s here)",
-        z->rank, z->n_params, d->n_groups ? d->n_groups : 1, type);
+        z->rank, z->n_params, n_groups, type);
 }
 
 /* Before any rank waits for the others inside an engine's own communicator: whether all came this far. */
