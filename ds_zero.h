@@ -5341,13 +5341,42 @@ static void dsi_zero_digest_row(void *ctx, const ds_config_row *row) {
     }
 }
 
+/* Of what the descriptor tells beside the configuration: parameters, groups' rates, an optimizer of the client's. */
+static uint64_t dsi_zero_registered(const ds_zero *z, const ds_zero_desc *d, size_t n_groups) {
+    const size_t others[] = {d->largest_fetch, dsi_zero_models(z), n_groups, d->schedule != NULL};
+    const char *type = ds_optim_type_name(z->optim);
+    uint64_t hash = dsi_zero_hash(DSI_ZERO_HASH, others, sizeof others);
+    hash = dsi_zero_hash(hash, type, strlen(type));
+    for (size_t i = 0; i < n_groups; i++) {
+        const ds_optim_params *p = ds_optim_group_params(z->optim, i);
+        const double rates[] = {p->lr + 0.0, p->weight_decay + 0.0}; /* no negative zero */
+        hash = dsi_zero_hash(hash, rates, sizeof rates);
+    }
+    if (d->optimizer) {
+        const ds_optim_table *t = d->optimizer;
+        const size_t facts[] = {(size_t)t->work, t->state_count, t->compresses, t->measure != NULL,
+                                t->local_gradients != NULL};
+        hash = dsi_zero_hash(hash, facts, sizeof facts);
+        for (size_t k = 0; k < t->state_count; k++)
+            hash = dsi_zero_hash(hash, t->state_names[k], strlen(t->state_names[k]));
+    }
+    for (size_t i = 0; i < z->n_params; i++) {
+        const dsi_zero_param *p = &z->params[i];
+        const size_t facts[] = {
+            p->numel, (size_t)p->dtype, p->tensor,     (size_t)p->contributions, p->group,
+            p->whole, p->sparse,        p->replicated, (size_t)p->dims,          d->params[i].data != NULL};
+        hash = dsi_zero_hash(hash, p->name, strlen(p->name));
+        hash = dsi_zero_hash(hash, facts, sizeof facts);
+        hash = dsi_zero_hash(hash, p->shape, (size_t)p->dims * sizeof p->shape[0]);
+    }
+    return hash;
+}
+
 /* Ranks that registered different parameters, or that differ in a setting that must be alike, would hang or train nonsense.
    Cells of keys are compared, then the cells in the first that differs, so that a rank can name the key. */
 static ds_status dsi_zero_same_everywhere(ds_zero *z, const ds_zero_desc *d, ds_error *error) {
-    uint64_t hash[2] = {DSI_ZERO_HASH, 0};
     const size_t n_groups = d->n_groups ? d->n_groups : 1;
-    const size_t others[] = {d->largest_fetch, dsi_zero_models(z), n_groups, d->schedule != NULL};
-    const char *type = ds_optim_type_name(z->optim);
+    uint64_t registered[2];
     dsi_zero_digest digest;
     ds_status status = DS_OK;
     size_t differs;
@@ -5367,36 +5396,13 @@ static ds_status dsi_zero_same_everywhere(ds_zero *z, const ds_zero_desc *d, ds_
     if (digest.level)
         return dsi_fail(error, DS_ERR_INPUT, "rank %d: a key that another rank's configuration has is not in this one",
                         z->rank);
-    hash[0] = dsi_zero_hash(hash[0], others, sizeof others);
-    hash[0] = dsi_zero_hash(hash[0], type, strlen(type));
-    for (size_t i = 0; i < n_groups; i++) {
-        const ds_optim_params *p = ds_optim_group_params(z->optim, i);
-        const double rates[] = {p->lr + 0.0, p->weight_decay + 0.0}; /* no negative zero */
-        hash[0] = dsi_zero_hash(hash[0], rates, sizeof rates);
-    }
-    if (d->optimizer) {
-        const ds_optim_table *t = d->optimizer;
-        const size_t facts[] = {(size_t)t->work, t->state_count, t->compresses, t->measure != NULL,
-                                t->local_gradients != NULL};
-        hash[0] = dsi_zero_hash(hash[0], facts, sizeof facts);
-        for (size_t k = 0; k < t->state_count; k++)
-            hash[0] = dsi_zero_hash(hash[0], t->state_names[k], strlen(t->state_names[k]));
-    }
-    for (size_t i = 0; i < z->n_params; i++) {
-        const dsi_zero_param *p = &z->params[i];
-        const size_t facts[] = {
-            p->numel, (size_t)p->dtype, p->tensor,     (size_t)p->contributions, p->group,
-            p->whole, p->sparse,        p->replicated, (size_t)p->dims,          d->params[i].data != NULL};
-        hash[0] = dsi_zero_hash(hash[0], p->name, strlen(p->name));
-        hash[0] = dsi_zero_hash(hash[0], facts, sizeof facts);
-        hash[0] = dsi_zero_hash(hash[0], p->shape, (size_t)p->dims * sizeof p->shape[0]);
-    }
-    if ((status = dsi_zero_compare(z, hash, 1, &differs, error)) || differs == 1) return status;
+    registered[0] = dsi_zero_registered(z, d, n_groups);
+    if ((status = dsi_zero_compare(z, registered, 1, &differs, error)) || differs == 1) return status;
     return dsi_fail(
         error, DS_ERR_INPUT,
         "rank %d: the ranks registered different parameters, groups, optimizers or descriptors (%zu parameters "
         "in %zu groups and %s here)",
-        z->rank, z->n_params, n_groups, type);
+        z->rank, z->n_params, n_groups, ds_optim_type_name(z->optim));
 }
 
 /* Before any rank waits for the others inside an engine's own communicator: whether all came this far. */
