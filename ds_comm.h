@@ -315,7 +315,8 @@ typedef struct ds_comm ds_comm;
    in order; those of different channels must not meet. Past `deadline` (ds_clock time, INT64_MAX never) it returns
    DS_ERR_TIMEOUT with `done` set on the parts that did finish; other failures likewise with a text. It is never called
    by two threads at once for one communicator; with `concurrent` false, never from another thread than the caller's
-   (ds_comm_start then runs the call at once). */
+   (ds_comm_start then runs the call at once). A rank that stops tells the others by a message of another size than they
+   may expect: one that is not receive_bytes long is a failure, and so must keep its bounds. */
 typedef struct ds_comm_part {
     int peer;
     const void *send;
