@@ -275,7 +275,7 @@ typedef struct ds_optim_params {
     bool adam_w_mode;            /* Adam, Muon's Adam: decoupled decay; false: L2 */
     bool torch_adam;             /* betas in double, as PyTorch; false: in fp32, as DeepSpeed (0.999 is 0.99900001) */
     bool bias_correction;        /* Adam, Lamb */
-    bool nesterov;               /* SGD, Muon */
+    bool nesterov;               /* SGD, with momentum and without dampening; Muon */
     bool eps_inside_sqrt;        /* Lamb */
     double momentum, dampening;  /* SGD; momentum also Muon */
     double max_coeff, min_coeff; /* Lamb, OneBitLamb: range of the trust ratio */

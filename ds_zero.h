@@ -66,14 +66,14 @@ CONCEPTS
     bits with each other. ds.world_invariant keeps all sums in one fp32 tree over (micro-batch, rank), so that world sizes
     that are powers of two come out the same too, given the same samples: leaf micro * world + rank of a step's batch.
     ds.native_reduce leaves the sums to MPI or NCCL, in their order: less to do, and none of these promises.
-    The gradient is divided once, inside the optimizer's update, by accumulation * world * the scale of the loss; in fp16, whose
-    sums would overflow, by accumulation in the factor of the loss and by world before it is sent, as DeepSpeed does at
-    stages 1 to 3 (not with ds.world_invariant, which keeps bits).
+    The gradient is divided once, inside the optimizer's update, by accumulation * world * the scale of the loss; in fp16,
+    whose sums would overflow, by accumulation in the factor of the loss and by world before it is sent, as DeepSpeed does
+    at stages 1 to 3 (not with ds.world_invariant, which keeps bits).
     ZeRO++ (arXiv:2306.10209). zero_quantized_weights: stage 3 gathers parameters as bytes with a scale for 256 of them, and
     the model computes with these. zero_hpz_partition_size P: P ranks in a row are a node, which keeps a copy of what it
     gathered, 1/P on each rank, and gathers from that until the next update. zero_quantized_gradients: gradients are
-    reduced in four bits, inside the node, then across; stages 2 and 3. Quantized results are repeatable, also
-    over a save and a load, but depend on buckets and ranks.
+    reduced in four bits, inside the node, then across; stages 2 and 3. Quantized results are repeatable, also over
+    a save and a load, but depend on buckets and ranks.
     Traces. The order of fetches is recorded per kind of pass; at stage 3 what comes next is fetched ahead within
     stage3_prefetch_bucket_size. Another order than last time is no error: it loses the prefetch until the next pass.
     A gradient that does not come counts as zero, on whichever ranks (an expert that a rank's batch did not use).
@@ -341,7 +341,8 @@ typedef struct ds_zero ds_zero; /* an engine; opaque, never moves */
 #define DS_ZERO_MAX_DIMS 8
 
 /* One parameter. The struct and its strings are copied at create; `slot`, `data` (stages 0 to 2) and `init`'s context
-   must outlive the engine. All ranks give the same list but for the pointers slot, data, init and ctx; data on all or none. */
+   must outlive the engine. All ranks give the same list but for the pointers slot, data, init and ctx; a parameter has data
+   on all of them or on none. */
 typedef struct ds_zero_param {
     const char *name;               /* unique, UTF-8; in messages and checkpoints */
     size_t shape[DS_ZERO_MAX_DIMS]; /* row-major; its product is the number of elements, 0 is allowed */
@@ -3086,7 +3087,8 @@ static ds_status dsi_zero_update_to(ds_zero *z, size_t count) {
 
 /* Where the disk holds the states and pipeline_write allows it, a step ends before its update does: a tensor is updated when
    it is first fetched, so that the disk reads and writes while the next pass computes. What is left is done before the
-   first gradient of a pass, and before anything else looks at values or states. Tensors that every rank has whole come first in z->order: the step does and gathers those. */
+   first gradient of a pass, and before anything else looks at values or states. Tensors that every rank has whole come first
+   in z->order: the step does and gathers those. */
 static ds_status dsi_zero_catch_up(ds_zero *z, size_t count) {
     ds_status status;
     if (count <= z->updated) return DS_OK;
@@ -5345,7 +5347,7 @@ static void dsi_zero_digest_row(void *ctx, const ds_config_row *row) {
 static uint64_t dsi_zero_registered(const ds_zero *z, const ds_zero_desc *d, size_t n_groups) {
     const size_t others[] = {d->largest_fetch, dsi_zero_models(z), n_groups, d->schedule != NULL};
     const char *type = ds_optim_type_name(z->optim);
-    uint64_t hash = dsi_zero_hash(DSI_ZERO_HASH, others, sizeof others);
+    uint64_t hash = dsi_zero_hash(dsi_zero_names(z), others, sizeof others);
     hash = dsi_zero_hash(hash, type, strlen(type));
     for (size_t i = 0; i < n_groups; i++) {
         const ds_optim_params *p = ds_optim_group_params(z->optim, i);
@@ -5365,7 +5367,6 @@ static uint64_t dsi_zero_registered(const ds_zero *z, const ds_zero_desc *d, siz
         const size_t facts[] = {
             p->numel, (size_t)p->dtype, p->tensor,     (size_t)p->contributions, p->group,
             p->whole, p->sparse,        p->replicated, (size_t)p->dims,          d->params[i].data != NULL};
-        hash = dsi_zero_hash(hash, p->name, strlen(p->name));
         hash = dsi_zero_hash(hash, facts, sizeof facts);
         hash = dsi_zero_hash(hash, p->shape, (size_t)p->dims * sizeof p->shape[0]);
     }
