@@ -322,23 +322,6 @@ static void relearned(void) {
         }
 }
 
-/* Rank 1 leaves out the gradient of "a", which comes before the other parameters are fetched. */
-static void first_left_out(player *p, ds_zero *z) {
-    float gradient[NUMEL];
-    for (int k = 0; k < NUMEL; k++) gradient[k] = (float)((k + p->rank * 13) % 17 - 8);
-    for (int step = 0; step < 4; step++) {
-        MUST(ds_zero_begin(z, DS_ZERO_TRAIN));
-        for (size_t i = 0; i < N; i++) {
-            MUST(ds_zero_fetch(z, i, NULL));
-            if (p->rank == 0 || i > 0) MUST(ds_zero_grad(z, i, gradient, NULL));
-            MUST(ds_zero_release(z, i));
-        }
-        MUST(ds_zero_end(z));
-        MUST(ds_zero_step(z, NULL));
-    }
-    for (size_t i = 0; i < N; i++) MUST(ds_zero_read(z, i, -1, 0, NUMEL, p->values[i]));
-}
-
 /* Gradients come from "d" to "a", each after its fetch. */
 static void by_name(player *p, ds_zero *z) {
     static float gradient[NUMEL];
@@ -359,23 +342,32 @@ static void by_name(player *p, ds_zero *z) {
     if (p->s->save) MUST(ds_zero_save(z, p->s->save, NULL, NULL, 0));
 }
 
+/* A scene at stage 3 that saves to a folder of its own, and its end. */
+static void open_scene(scene *s, char *folder) {
+    memset(s, 0, sizeof *s);
+    s->zero = STAGE3 "\"stage3_prefetch_bucket_size\": 0";
+    CHECK(mkdtemp(folder) != NULL);
+    s->save = folder;
+}
+static void close_scene(const char *folder) {
+    char command[64];
+    snprintf(command, sizeof command, "rm -r %s", folder);
+    CHECK(system(command) == 0);
+}
+
 static void loaded(void) {
     TEST(a checkpoint of parameters that were registered in another order does not tell the order of reductions) {
         static player p[WORLD];
-        char folder[] = "/tmp/ds_zero_XXXXXX", command[64];
+        char folder[] = "/tmp/ds_zero_XXXXXX";
         scene s;
-        memset(&s, 0, sizeof s);
-        s.zero = STAGE3 "\"stage3_prefetch_bucket_size\": 0";
-        CHECK(mkdtemp(folder) != NULL);
-        s.save = folder;
+        open_scene(&s, folder);
         on_ranks(&s, p, by_name);
         s.save = NULL;
         s.load = folder;
         s.reversed = true;
         on_ranks(&s, p, by_name);
         for (int k = 0; k < N; k++) CHECK_EQ(p[0].calls[k], k);
-        snprintf(command, sizeof command, "rm -r %s", folder);
-        CHECK(system(command) == 0);
+        close_scene(folder);
     }
 }
 
@@ -404,18 +396,31 @@ static void two_tags(player *p, ds_zero *z) {
 static void tags(void) {
     TEST(a load of two checkpoints at once is refused and changes nothing) {
         static player p[WORLD];
-        char folder[] = "/tmp/ds_zero_XXXXXX", command[64];
+        char folder[] = "/tmp/ds_zero_XXXXXX";
         scene s;
-        memset(&s, 0, sizeof s);
-        s.zero = STAGE3 "\"stage3_prefetch_bucket_size\": 0";
-        CHECK(mkdtemp(folder) != NULL);
-        s.save = folder;
+        open_scene(&s, folder);
         on_ranks(&s, p, two_tags);
         CHECK(strstr(p[0].refusal, "rank 0 opened 'first' (step 1), and another rank another checkpoint") != NULL);
         CHECK(strstr(p[1].refusal, "rank 1 opened 'second' (step 2), and another rank another checkpoint") != NULL);
-        snprintf(command, sizeof command, "rm -r %s", folder);
-        CHECK(system(command) == 0);
+        close_scene(folder);
     }
+}
+
+/* Rank 1 leaves out the gradient of "a", which comes before the other parameters are fetched. */
+static void first_left_out(player *p, ds_zero *z) {
+    float gradient[NUMEL];
+    for (int k = 0; k < NUMEL; k++) gradient[k] = (float)((k + p->rank * 13) % 17 - 8);
+    for (int step = 0; step < 4; step++) {
+        MUST(ds_zero_begin(z, DS_ZERO_TRAIN));
+        for (size_t i = 0; i < N; i++) {
+            MUST(ds_zero_fetch(z, i, NULL));
+            if (p->rank == 0 || i > 0) MUST(ds_zero_grad(z, i, gradient, NULL));
+            MUST(ds_zero_release(z, i));
+        }
+        MUST(ds_zero_end(z));
+        MUST(ds_zero_step(z, NULL));
+    }
+    for (size_t i = 0; i < N; i++) MUST(ds_zero_read(z, i, -1, 0, NUMEL, p->values[i]));
 }
 
 static void left_over(void) {
