@@ -1269,8 +1269,12 @@ static void dsi_optim_measure_x1_plain(const ds_optim_constants *k, const dsi_op
 #define DSI_OPTIM_PULL_plain(L, from) dsi_optim_##L##_load(from)
 #define DSI_OPTIM_PULL_ahead(L, from)                                                                                  \
     (__builtin_prefetch((const void *)((uintptr_t)(from) + DS_GRAIN * sizeof(float)), 1), dsi_optim_##L##_load(from))
-#define DSI_OPTIM_WIDTH(L) (sizeof(dsi_optim_##L##_t) / sizeof(float))
-#define DSI_OPTIM_EACH(L)  for (; n - i >= DSI_OPTIM_WIDTH(L); i += DSI_OPTIM_WIDTH(L))
+// GCC trusts code of one file to cope with upper halves in use, in which all that is not of vectors waits on Intel.
+#define DSI_OPTIM_LEAVE_x1()  ((void)0)
+#define DSI_OPTIM_LEAVE_x8()  _mm256_zeroupper()
+#define DSI_OPTIM_LEAVE_x16() _mm256_zeroupper()
+#define DSI_OPTIM_WIDTH(L)    (sizeof(dsi_optim_##L##_t) / sizeof(float))
+#define DSI_OPTIM_EACH(L)     for (; n - i >= DSI_OPTIM_WIDTH(L); i += DSI_OPTIM_WIDTH(L))
 // One rule: loads, formula, stores. ONE and TWO say which states it has: 1, 0, or (SGD) `one`, which may be NULL.
 #define DSI_OPTIM_UPDATE(L, WAY, TARGET, name, CONSTANTS, constants, ONE, TWO, FORMULA)                                \
     TARGET static void dsi_optim_##name##_##L##_##WAY(const ds_optim_constants *k, const dsi_optim_feed *feed,         \
@@ -1291,7 +1295,8 @@ static void dsi_optim_measure_x1_plain(const ds_optim_constants *k, const dsi_op
         }                                                                                                              \
         const dsi_optim_feed rest = dsi_optim_feed_at(&f, i);                                                          \
         if (i < n)                                                                                                     \
-            dsi_optim_##name##_x1_plain(k, &rest, weights + i, ONE ? one + i : NULL, TWO ? two + i : NULL, n - i);     \
+            DSI_OPTIM_LEAVE_##L(),                                                                                     \
+                dsi_optim_##name##_x1_plain(k, &rest, weights + i, ONE ? one + i : NULL, TWO ? two + i : NULL, n - i); \
     }
 // what is the same either way
 #define DSI_OPTIM_COMMON(L, TARGET)                                                                                    \
@@ -1301,25 +1306,26 @@ static void dsi_optim_measure_x1_plain(const ds_optim_constants *k, const dsi_op
         dsi_optim_##L##_store(                                                                                         \
             y + i, dsi_optim_##L##_fma(dsi_optim_##L##_load(x + i), dsi_optim_##L##_set(a),                            \
                                        dsi_optim_##L##_mul(dsi_optim_##L##_load(y + i), dsi_optim_##L##_set(b))));     \
-        if (i < n) dsi_optim_mix_x1(y + i, x + i, a, b, n - i);                                                        \
+        if (i < n) DSI_OPTIM_LEAVE_##L(), dsi_optim_mix_x1(y + i, x + i, a, b, n - i);                                 \
     }                                                                                                                  \
     TARGET static void dsi_optim_add_##L(float *y, const float *x, size_t n) {                                         \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L)                                                                                              \
         dsi_optim_##L##_store(y + i, dsi_optim_##L##_add(dsi_optim_##L##_load(y + i), dsi_optim_##L##_load(x + i)));   \
-        if (i < n) dsi_optim_add_x1(y + i, x + i, n - i);                                                              \
+        if (i < n) DSI_OPTIM_LEAVE_##L(), dsi_optim_add_x1(y + i, x + i, n - i);                                       \
     }                                                                                                                  \
     TARGET static void dsi_optim_widen_##L(float *to, const void *from, ds_dtype dtype, float factor, size_t n) {      \
         const dsi_optim_feed f = {from, dtype, DS_F32, factor, false, NULL};                                           \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) dsi_optim_##L##_store(to + i, dsi_optim_##L##_grad(&f, i));                                  \
-        if (i < n) dsi_optim_widen_x1(to + i, dsi_optim_feed_at(&f, i).grad, dtype, factor, n - i);                    \
+        if (i < n)                                                                                                     \
+            DSI_OPTIM_LEAVE_##L(), dsi_optim_widen_x1(to + i, dsi_optim_feed_at(&f, i).grad, dtype, factor, n - i);    \
     }                                                                                                                  \
     TARGET static void dsi_optim_narrow_##L(void *to, ds_dtype dtype, const float *from, size_t n) {                   \
         const dsi_optim_feed f = {NULL, DS_F32, dtype, 1.0f, false, to};                                               \
         size_t i = 0;                                                                                                  \
         DSI_OPTIM_EACH(L) dsi_optim_##L##_give(&f, i, dsi_optim_##L##_load(from + i));                                 \
-        if (i < n) dsi_optim_narrow_x1(dsi_optim_feed_at(&f, i).out, dtype, from + i, n - i);                          \
+        if (i < n) DSI_OPTIM_LEAVE_##L(), dsi_optim_narrow_x1(dsi_optim_feed_at(&f, i).out, dtype, from + i, n - i);   \
     }
 #define DSI_OPTIM_LEVEL(L, WAY, TARGET, LEVEL, TILE)                                                                   \
     DSI_OPTIM_UPDATE(L, WAY, TARGET, adam, ds_optim_adam, k->adam, 1, 1, DSI_OPTIM_ADAM(L, g, p, m, v))                \
@@ -1341,7 +1347,8 @@ static void dsi_optim_measure_x1_plain(const ds_optim_constants *k, const dsi_op
             dsi_optim_##L##_give(&f, i, p);                                                                            \
         }                                                                                                              \
         const dsi_optim_feed rest = dsi_optim_feed_at(&f, i);                                                          \
-        if (i < n) dsi_optim_lamb_x1_plain(k, &rest, weights + i, moment + i, variance + i, a, n - i);                 \
+        if (i < n)                                                                                                     \
+            DSI_OPTIM_LEAVE_##L(), dsi_optim_lamb_x1_plain(k, &rest, weights + i, moment + i, variance + i, a, n - i); \
     }                                                                                                                  \
     TARGET static void dsi_optim_moments_##L##_##WAY(const ds_optim_constants *k, const float *grad, float *moment,    \
                                                      float *variance, size_t n) {                                      \
@@ -1354,7 +1361,7 @@ static void dsi_optim_measure_x1_plain(const ds_optim_constants *k, const dsi_op
             dsi_optim_##L##_store(moment + i, m);                                                                      \
             dsi_optim_##L##_store(variance + i, v);                                                                    \
         }                                                                                                              \
-        if (i < n) dsi_optim_moments_x1_plain(k, grad + i, moment + i, variance + i, n - i);                           \
+        if (i < n) DSI_OPTIM_LEAVE_##L(), dsi_optim_moments_x1_plain(k, grad + i, moment + i, variance + i, n - i);    \
     }                                                                                                                  \
     TARGET static void dsi_optim_trust_##L##_##WAY(const ds_optim_constants *k, float *update, const float *weights,   \
                                                    const float *moment, const float *variance, size_t n) {             \
@@ -1366,7 +1373,9 @@ static void dsi_optim_measure_x1_plain(const ds_optim_constants *k, const dsi_op
             DSI_OPTIM_TRUST(L, u, p, m, v)                                                                             \
             dsi_optim_##L##_store(update + i, u);                                                                      \
         }                                                                                                              \
-        if (i < n) dsi_optim_trust_x1_plain(k, update + i, weights + i, moment + i, variance + i, n - i);              \
+        if (i < n)                                                                                                     \
+            DSI_OPTIM_LEAVE_##L(),                                                                                     \
+                dsi_optim_trust_x1_plain(k, update + i, weights + i, moment + i, variance + i, n - i);                 \
     }                                                                                                                  \
     static dsi_optim_update *const dsi_optim_updates_##L##_##WAY[] = {                                                 \
         dsi_optim_adam_##L##_##WAY, dsi_optim_sgd_##L##_##WAY, dsi_optim_adagrad_##L##_##WAY,                          \
@@ -1461,6 +1470,7 @@ DSI_OPTIM_LEVEL(x1, plain, , DS_OPTIM_LEVEL_SCALAR, 8)
             i = dsi_optim_norm_bf16_##L##_##WAY(&f, n, sums);                                                          \
         if (i == n) return dsi_optim_##L##_fold(sums);                                                                 \
         dsi_optim_##L##_lanes(lane, sums);                                                                             \
+        DSI_OPTIM_LEAVE_##L();                                                                                         \
         dsi_optim_norm_from(lane, feed, i, n);                                                                         \
         return dsi_optim_fold(lane);                                                                                   \
     }                                                                                                                  \
@@ -4056,6 +4066,9 @@ DS_API int64_t ds_optim_schedule_count(const ds_optim *o) {
 #endif
 #undef DSI_OPTIM_EACH
 #undef DSI_OPTIM_FETCH_ahead
+#undef DSI_OPTIM_LEAVE_x1
+#undef DSI_OPTIM_LEAVE_x8
+#undef DSI_OPTIM_LEAVE_x16
 #undef DSI_OPTIM_FETCH_plain
 #undef DSI_OPTIM_LEVEL
 #undef DSI_OPTIM_COMMON

@@ -1473,12 +1473,14 @@ DSI_SPARSE_AVX2 static __m128i dsi_sparse_bf16_x8(__m256 x) {
     const __m256i r = _mm256_blendv_epi8(rounded, _mm256_or_si256(high, _mm256_set1_epi32(0x40)), nan);
     return _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
 }
+// GCC trusts code of one file to cope with upper halves in use, in which scalar code waits on Intel: _mm256_zeroupper.
 DSI_SPARSE_AVX2 static void dsi_sparse_widen_x8(float *to, const void *from, ds_dtype dtype, float factor, size_t n) {
     const uint16_t *half = (const uint16_t *)from;
     const __m256 f = _mm256_set1_ps(factor);
     size_t i = 0;
     if (dtype == DS_F32) {
         for (; n - i >= 8; i += 8) _mm256_storeu_ps(to + i, _mm256_mul_ps(_mm256_loadu_ps((const float *)from + i), f));
+        _mm256_zeroupper();
         dsi_sparse_widen_x1(to + i, (const float *)from + i, dtype, factor, n - i);
         return;
     }
@@ -1488,6 +1490,7 @@ DSI_SPARSE_AVX2 static void dsi_sparse_widen_x8(float *to, const void *from, ds_
             dtype == DS_F16 ? _mm256_cvtph_ps(h) : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
         _mm256_storeu_ps(to + i, _mm256_mul_ps(x, f));
     }
+    _mm256_zeroupper();
     dsi_sparse_widen_x1(to + i, half + i, dtype, factor, n - i);
 }
 DSI_SPARSE_AVX2 static void dsi_sparse_narrow_x8(void *to, ds_dtype dtype, const float *from, float factor, size_t n) {
@@ -1496,6 +1499,7 @@ DSI_SPARSE_AVX2 static void dsi_sparse_narrow_x8(void *to, ds_dtype dtype, const
     size_t i = 0;
     if (dtype == DS_F32) {
         for (; n - i >= 8; i += 8) _mm256_storeu_ps((float *)to + i, _mm256_mul_ps(_mm256_loadu_ps(from + i), f));
+        _mm256_zeroupper();
         dsi_sparse_narrow_x1((float *)to + i, dtype, from + i, factor, n - i);
         return;
     }
@@ -1504,6 +1508,7 @@ DSI_SPARSE_AVX2 static void dsi_sparse_narrow_x8(void *to, ds_dtype dtype, const
         _mm_storeu_si128((__m128i *)(void *)(half + i),
                          dtype == DS_F16 ? _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT) : dsi_sparse_bf16_x8(x));
     }
+    _mm256_zeroupper();
     dsi_sparse_narrow_x1(half + i, dtype, from + i, factor, n - i);
 }
 // 8 x 8 at a time: halves of two rows four apart meet in a vector, pairs and then fours of lanes change places.

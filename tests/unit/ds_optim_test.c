@@ -4,6 +4,7 @@
 #include "ds_config.h"
 #include "ds_optim.h"
 #include "tests/test.h"
+#include <cpuid.h>
 #include <xmmintrin.h>
 
 /* ---- golden files ---- */
@@ -664,6 +665,19 @@ static uint64_t run_bits(const char *type, int set, size_t count, size_t cut, ds
     return h;
 }
 
+/* Whether the upper halves of vectors are in use, which makes scalar code of Intel's wait; false also where the processor does
+   not tell, and after code that was not optimised. */
+static bool upper_halves(void) {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+#ifdef __OPTIMIZE__
+    if (__get_cpuid_count(13, 1, &a, &b, &c, &d) && (a & 4)) {
+        __asm__ volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(1));
+        return a & 0x44;
+    }
+#endif
+    return false;
+}
+
 static void one_result(void) {
     static const size_t sizes[] = {0, 1, 7, 8, 15, 16, 17, 31, 33, 1023, 1024, 1025, BIG};
     static const ds_dtype dtypes[] = {DS_F32, DS_BF16, DS_F16};
@@ -683,6 +697,21 @@ static void one_result(void) {
                 }
             }
         }
+    TEST(vectors_leave_their_upper_halves_clean) {
+        static float x[3000];
+        double norms[3];
+        CHECK(!upper_halves());
+        for (size_t n = 1; n < 3000; n += n < 40 ? 1 : 491)
+            for (int d = 0; d < 3; d++) {
+                ds_optim_norm_grains(x, dtypes[d], n, 1.0f, norms);
+                if (!CHECK(!upper_halves())) printf("  the norm of %zu elements of type %d\n", n, (int)dtypes[d]);
+                CHECK(ds_optim_accumulate(x, DS_F32, x, dtypes[d], n) == DS_OK && !upper_halves());
+                for (int t = 0; t < TYPES && n <= 1000; t++) {
+                    (void)run_bits(every_type[t], DS_OPTIM_LEVEL_BEST, n, 0, dtypes[d], 0);
+                    if (!CHECK(!upper_halves())) printf("  %s of %zu elements\n", every_type[t], n);
+                }
+            }
+    }
     for (int t = 0; t < TYPES; t++) {
         char name[64];
         snprintf(name, sizeof name, "bits_cutting_%s", every_type[t]);
