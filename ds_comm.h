@@ -2842,12 +2842,19 @@ static ds_status dsi_comm_queue_make(ds_comm *c) {
     }
     return DS_OK;
 }
-/* Waits until `count` started calls are complete. */
+/* Waits until `count` started calls are complete. Where all processors are busy, who is woken takes the processor of the thread
+   that woke it, and keeps it for its turn: with more to do that thread goes first, or the peers would wait for a turn, too. */
 static void dsi_comm_queue_wait(dsi_comm_queue *q, uint64_t count) {
+    bool slept = false, more;
     pthread_mutex_lock(&q->lock);
     if (count > q->submitted) count = q->submitted;
-    while (q->completed < count) pthread_cond_wait(&q->changed, &q->lock);
+    while (q->completed < count) {
+        pthread_cond_wait(&q->changed, &q->lock);
+        slept = true;
+    }
+    more = q->completed < q->submitted;
     pthread_mutex_unlock(&q->lock);
+    if (slept && more) sched_yield();
 }
 static void dsi_comm_queue_end(ds_comm *c) {
     dsi_comm_queue *q = c->queue;
