@@ -3,6 +3,7 @@
 #define DS_IMPLEMENTATION
 #include "ds_zero.h"
 #include "../test.h"
+#include "../post.h"
 #include <limits.h>
 
 enum { N = 3, NUMEL = 5000 };
@@ -489,91 +490,6 @@ static void retries(void) {
 /*---- a story of everything that an engine does, on ranks whose cable is cut, or whose disk fails, at its n-th use: some n,
   all with DS_TEST_KILLS -----------------------------------------------------------------------------------------*/
 
-typedef struct letter {
-    struct letter *next;
-    size_t bytes;
-    unsigned channel;
-    int from, to;
-    char data[];
-} letter;
-
-typedef struct post {
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
-    letter *first, *last;
-    bool cut;
-} post;
-
-typedef struct mailman {
-    post *office;
-    int rank;
-    long at, seen;
-} mailman;
-
-static void drop(post *o, int from, int to, unsigned channel, const void *data, size_t bytes) {
-    letter *l = (letter *)calloc(1, sizeof *l + bytes);
-    l->bytes = bytes;
-    l->channel = channel;
-    l->from = from;
-    l->to = to;
-    if (bytes) memcpy(l->data, data, bytes);
-    if (o->last)
-        o->last->next = l;
-    else
-        o->first = l;
-    o->last = l;
-    pthread_cond_broadcast(&o->changed);
-}
-
-/* The first letter from there to here on this channel, taken out; NULL when there is none. */
-static letter *pick(post *o, int from, int to, unsigned channel) {
-    letter *before = NULL;
-    for (letter *l = o->first; l; before = l, l = l->next) {
-        if (l->from != from || l->to != to || l->channel != channel) continue;
-        if (before)
-            before->next = l->next;
-        else
-            o->first = l->next;
-        if (o->last == l) o->last = before;
-        return l;
-    }
-    return NULL;
-}
-
-static ds_status exchange(void *ctx, unsigned channel, ds_comm_part *parts, int n, int64_t deadline, ds_error *error) {
-    mailman *m = (mailman *)ctx;
-    post *o = m->office;
-    ds_status status = DS_OK;
-    pthread_mutex_lock(&o->lock);
-    if (++m->seen == m->at) {
-        o->cut = true;
-        pthread_cond_broadcast(&o->changed);
-    }
-    if (o->cut) { /* what was sent before is still on its way */
-        pthread_mutex_unlock(&o->lock);
-        return dsi_fail(error, DS_ERR_IO, "the cable was cut");
-    }
-    for (int i = 0; i < n; i++)
-        if (parts[i].send_bytes) drop(o, m->rank, parts[i].peer, channel, parts[i].send, parts[i].send_bytes);
-    for (int i = 0; i < n && !status; i++) {
-        letter *l = NULL;
-        while (!status && parts[i].receive_bytes && !(l = pick(o, parts[i].peer, m->rank, channel))) {
-            struct timespec until;
-            if (o->cut) status = dsi_fail(error, DS_ERR_IO, "the cable was cut");
-            if (!status && dsi_now(NULL) > deadline) status = dsi_fail(error, DS_ERR_TIMEOUT, "no letter came");
-            clock_gettime(CLOCK_REALTIME, &until);
-            until.tv_nsec += 20000000;
-            if (until.tv_nsec >= 1000000000) until.tv_nsec -= 1000000000, until.tv_sec++;
-            if (!status) pthread_cond_timedwait(&o->changed, &o->lock, &until);
-        }
-        if (l && parts[i].receive_bytes >= l->bytes) memcpy(parts[i].receive, l->data, l->bytes);
-        free(l);
-        parts[i].done = !status;
-    }
-    pthread_mutex_unlock(&o->lock);
-    return status;
-}
-
 typedef struct plot { /* what a story is about */
     const char *name, *zero, *more;
     int world;
@@ -719,21 +635,18 @@ static void *run_story(void *arg) {
     uint16_t halves[2100];
     ds_zero_param params[S_N];
     ds_config *c = story_config(a->t);
-    ds_comm_transport transport;
+    ds_comm_transport transport = post_transport(&a->man);
     ds_comm_desc cd;
     ds_zero_desc d;
     ds_comm *comm = NULL;
     ds_zero *z = NULL;
-    memset(&transport, 0, sizeof transport);
     memset(&cd, 0, sizeof cd);
     memset(&d, 0, sizeof d);
     describe_story(params, slots, a->t);
     for (size_t i = 0; i < 2100; i++) frozen[i] = a->man.rank ? 3.0f : 7.0f;
     for (size_t i = 0; i < 2100; i++) halves[i] = dsi_bf16_of_f32(frozen[i]);
     params[S_FROZEN].data = a->t->half ? (void *)halves : frozen; /* rank 0's are everyone's */
-    transport.name = "letters";
-    transport.ctx = &a->man;
-    transport.exchange = exchange;
+    transport.concurrent = strstr(a->t->more, "gather_in_background") != NULL;
     cd.backend = "user";
     cd.world = a->t->world;
     cd.rank = a->man.rank;
@@ -781,10 +694,7 @@ static void *run_story(void *arg) {
     ds_comm_destroy(comm);
     ds_config_free(c);
     if (a->memory.live || a->memory.mismatches) a->agreed = false;
-    pthread_mutex_lock(&a->man.office->lock);
-    a->man.office->cut |= a->status != DS_OK; /* who gave up is gone */
-    pthread_cond_broadcast(&a->man.office->changed);
-    pthread_mutex_unlock(&a->man.office->lock);
+    if (a->status) post_cut(a->man.office); /* who gave up is gone */
     return NULL;
 }
 
@@ -792,10 +702,8 @@ static void tell_story(const plot *t, blow b, story_rank *r) {
     char folder[] = "/tmp/ds_zero_XXXXXX", command[64];
     post office;
     pthread_t threads[4];
-    memset(&office, 0, sizeof office);
     memset(r, 0, 4 * sizeof *r);
-    pthread_mutex_init(&office.lock, NULL);
-    pthread_cond_init(&office.changed, NULL);
+    post_open(&office);
     CHECK(mkdtemp(folder) != NULL);
     for (int k = 0; k < t->world; k++) {
         r[k].man.office = &office;
@@ -817,9 +725,7 @@ static void tell_story(const plot *t, blow b, story_rank *r) {
             run_story(&r[k]);
     }
     for (int k = 0; k < t->world && t->world > 1; k++) pthread_join(threads[k], NULL);
-    for (letter *l = office.first, *next; l; l = next) next = l->next, free(l);
-    pthread_mutex_destroy(&office.lock);
-    pthread_cond_destroy(&office.changed);
+    post_close(&office);
     snprintf(command, sizeof command, "rm -r %s", folder);
     CHECK(system(command) == 0);
 }
