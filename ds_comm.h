@@ -493,7 +493,7 @@ DS_API ds_status ds_comm_send(ds_comm *comm, const void *data, size_t count, ds_
 DS_API ds_status ds_comm_receive(ds_comm *comm, void *data, size_t count, ds_dtype dtype, int from);
 
 /* Begins a call and returns. Its buffers and count arrays must stay until ds_comm_wait has returned for this handle or
-   a later one; calls complete in order. Blocks while 64 are waiting. Where the backend cannot work in the background
+   a later one; calls complete in order. Blocks while 1,024 are waiting. Where the backend cannot work in the background
    (self; nccl; MPI without MPI_THREAD_MULTIPLE; a transport not `concurrent`) it does the call at once. */
 typedef uint64_t ds_comm_handle;
 DS_API ds_status ds_comm_start(ds_comm *comm, const ds_comm_call *call, ds_comm_handle *handle);
@@ -1017,7 +1017,7 @@ DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers
 #define DSI_COMM_BLOCK 256 /* elements summed at a time, so that partial sums stay in the first cache */
 #define DSI_COMM_LEVELS 32 /* depth of the tree over up to 2^31 ranks, with one spare */
 #define DSI_COMM_SMALL 512 /* bytes that travel inside the announcement of a call */
-#define DSI_COMM_QUEUE 64  /* started calls that may wait */
+#define DSI_COMM_QUEUE 1024 /* started calls that may wait */
 #define DSI_COMM_LARGE ((size_t)8 << 20) /* bytes of a buffer that passes the caches by */
 #define DSI_COMM_LINE 64   /* cache line */
 #define DSI_COMM_PAGE 4096 /* alignment of everything that is mapped */

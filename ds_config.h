@@ -870,6 +870,7 @@ OPEN(, ds, "") \
 KEY(BOOL, ds., reduce_at_boundary, "false", "", "", "ds", "stages 0 and 1 reduce once per optimizer step instead of each micro-batch") \
 KEY(BOOL, ds., native_reduce, "false", "", "", "ds", "reductions of MPI or NCCL, outside the promise of one result") \
 KEY(BOOL, ds., world_invariant, "false", "", "", "ds", "the same bits at each world size that is a power of two") \
+KEY(BOOL, ds., gather_in_background, "false", "", "", "ds", "updated parameters travel while the next pass computes; each is read between fetch and release alone") \
 KEY(BOOL, ds., save_in_background, "false", "", "", "ds", "a thread writes the checkpoint while training goes on") \
 KEY(SIZE, ds., keep_last, "0", "0..1000000", "", "ds", "complete checkpoints that a save leaves; 0: all") \
 CLOSE(, ds)

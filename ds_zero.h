@@ -74,6 +74,10 @@ CONCEPTS
     gathered, 1/P on each rank, and gathers from that until the next update. zero_quantized_gradients: gradients are
     reduced in four bits, inside the node, then across; stages 2 and 3. Quantized results are repeatable, also over
     a save and a load, but depend on buckets and ranks.
+    Gathers. At stages 1 and 2 a step returns when all ranks have the new parameters. ds.gather_in_background lets it return
+    before: parameters from 4,096 elements up to allgather_bucket_size travel while the next pass computes, in the order of
+    registration, which had better be that of the forward pass, and a fetch waits for its own alone. A slot then shows the
+    new values between fetch and release only, as at stage 3.
     Traces. The order of fetches is recorded per kind of pass; at stage 3 what comes next is fetched ahead within
     stage3_prefetch_bucket_size. Another order than last time is no error: it loses the prefetch until the next pass.
     A gradient that does not come counts as zero, on whichever ranks (an expert that a rank's batch did not use).
@@ -443,7 +447,7 @@ typedef struct ds_zero_stats {
     size_t buckets;                 /* reductions per micro-batch */
     size_t allocations;             /* calls of the allocator since create began */
     ds_offload_stats swap;          /* zero without an nvme device */
-    ds_comm_stats comm;
+    ds_comm_stats comm;             /* of calls that are over */
     ds_comm_stats node,
         across; /* beside it, with zero_hpz_partition_size: between ranks of a node, and of like place */
 } ds_zero_stats;
@@ -504,7 +508,8 @@ DS_API ds_status ds_zero_begin(ds_zero *zero, ds_zero_pass pass);
 DS_API ds_status ds_zero_end(ds_zero *zero);
 
 /* Makes parameter `index` whole and sets its slot; returns when it may be read on `stream`. Fetches count: each needs one
-   release. At stage 3 collective, so every rank fetches in the same order; at stages 0 to 2 it only counts. */
+   release. At stage 3 collective, so every rank fetches in the same order; at stages 0 to 2 it only counts, and with
+   ds.gather_in_background waits for what the last step sent of this parameter. [cfg: ds.gather_in_background] */
 DS_API ds_status ds_zero_fetch(ds_zero *zero, size_t index, void *stream);
 DS_API ds_status ds_zero_release(ds_zero *zero, size_t index);
 
@@ -823,6 +828,7 @@ DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers
 #define DSI_ZERO_CHUNK  65536                 /* elements that pass through the scratch buffer at a time */
 #define DSI_ZERO_STAGE  (1u << 22)            /* most elements of a sub-group that passes between a GPU and the host */
 #define DSI_ZERO_DIRECT 65536 /* a tensor of so many elements is gathered in place, smaller ones are packed together */
+#define DSI_ZERO_LATER  4096  /* and of so many in the background, where the time of a call does not show */
 #define DSI_ZERO_APART  256   /* transfers after which those of the sets are waited for; a store tells 1,024 apart */
 #define DSI_ZERO_NONE   SIZE_MAX
 #define DSI_ZERO_GROUP  256                       /* values that share one scale in quantized messages */
@@ -861,6 +867,7 @@ typedef struct dsi_zero_param {
     bool external;  /* in the model's own memory */
     bool sparse;    /* reduced by rows, in a bucket of its own */
     char *full;     /* the whole tensor, or NULL */
+    ds_comm_handle gather;
     /* stage 3 */
     dsi_zero_where where;
     int fetches;
@@ -871,9 +878,8 @@ typedef struct dsi_zero_param {
     size_t *near_counts;     /* (near_parts): elements of each rank of the node */
     bool near_valid;         /* since the last update */
     bool from_near;          /* the gather under way */
-    ds_comm_handle gather;
-    size_t reads;   /* buffers of the pool with a piece of it */
-    size_t *counts; /* (parts): elements of each rank's part */
+    size_t reads;            /* buffers of the pool with a piece of it */
+    size_t *counts;          /* (parts): elements of each rank's part */
     /* gradient of this micro-batch */
     size_t bucket, piece; /* piece: first of (parts) entries in z->piece_offset */
     int given;
@@ -976,6 +982,7 @@ struct ds_zero {
     size_t reduce_bucket, gather_bucket, prefetch, max_live, max_reuse, persistence, sub_group;
     bool boundary, invariant; /* ds.reduce_at_boundary, ds.world_invariant */
     bool native;              /* ds.native_reduce */
+    bool gathers_later;       /* ds.gather_in_background */
     bool shares;              /* what ranks send and receive lies in memory that they share */
     size_t near_parts;        /* ranks of a node that share a copy of the parameters; 1: none is kept */
     bool quantize_weights, quantize_gradients;
@@ -1764,6 +1771,21 @@ static ds_status dsi_zero_gather_wait(ds_zero *z, dsi_zero_param *p) {
         p->near_valid = true;
     }
     return dsi_zero_ended(z, DS_OK);
+}
+
+/* ds.gather_in_background: a whole parameter has all that the last step sent. What nobody fetched is there by the next step's
+   norm, which comes behind it. */
+static ds_status dsi_zero_arrived(ds_zero *z, dsi_zero_param *p) {
+    ds_comm_handle gather = p->gather;
+    p->gather = 0;
+    return gather && ds_comm_wait(z->comm, gather) ? dsi_zero_comm_failed(z, "gather of updated parameters", p->name)
+                                                   : DS_OK;
+}
+static ds_status dsi_zero_all_arrived(ds_zero *z) {
+    ds_status status = DS_OK;
+    for (size_t i = 0; i < z->n_params && !status; i++)
+        if (z->params[i].whole) status = dsi_zero_arrived(z, &z->params[i]);
+    return status;
 }
 
 /* Drops all that nobody holds, also what is still on its way. */
@@ -2598,6 +2620,7 @@ DS_API ds_status ds_zero_fetch(ds_zero *z, size_t index, void *stream) {
     if (status) return status;
     z->caller = stream;
     if (p->whole) {
+        if ((status = dsi_zero_arrived(z, p))) return status;
         dsi_zero_follow(z, z->stream, stream);
         p->fetches++;
         return dsi_zero_ended(z, DS_OK);
@@ -3106,31 +3129,36 @@ static ds_status dsi_zero_all_catch_up(ds_zero *z, size_t count) {
 /* The last step is done, and all sub-groups are on disk. */
 static ds_status dsi_zero_settle(ds_zero *z) {
     ds_status status = dsi_zero_all_catch_up(z, z->n_train);
+    if (!status) status = dsi_zero_all_arrived(z);
     return status ? status : dsi_zero_sets_wait(z);
 }
 
-/* One all-gather, or with allgather_partitions false a broadcast from each rank. [cfg: ...allgather_partitions] */
-static ds_status dsi_zero_gather_all(ds_zero *z, char *memory, const size_t *counts, ds_dtype dtype) {
+/* One all-gather, or with allgather_partitions false a broadcast from each rank; where `later` is given it is started, and
+   *later is what to wait for. [cfg: ...allgather_partitions] */
+static ds_status dsi_zero_gather_all(ds_zero *z, char *memory, const size_t *counts, ds_dtype dtype,
+                                     ds_comm_handle *later) {
     size_t each = DS_DTYPE_SIZE(dtype), at = 0, own = 0;
     ds_comm_call call;
     memset(&call, 0, sizeof call);
     call.dtype = dtype;
     call.on_device = z->gpu;
-    call.stream = z->stream;
+    call.stream = later ? z->fetching : z->stream;
     for (int r = 0; r < z->rank; r++) own += counts[r];
     if (!z->gather_by_broadcast) {
         call.kind = DS_COMM_ALL_GATHER;
         call.in = memory + own * each;
         call.out = memory;
         call.counts = counts;
-        return ds_comm_run(z->comm, &call) ? dsi_zero_comm_failed(z, "gather of updated parameters", NULL) : DS_OK;
+        return (later ? ds_comm_start(z->comm, &call, later) : ds_comm_run(z->comm, &call))
+                   ? dsi_zero_comm_failed(z, "gather of updated parameters", NULL)
+                   : DS_OK;
     }
     call.kind = DS_COMM_BROADCAST;
     for (int r = 0; r < z->world; r++) {
         call.in = call.out = memory + at * each;
         call.count = counts[r];
         call.root = r;
-        if (counts[r] && ds_comm_run(z->comm, &call))
+        if (counts[r] && (later ? ds_comm_start(z->comm, &call, later) : ds_comm_run(z->comm, &call)))
             return dsi_zero_comm_failed(z, "broadcast of updated parameters", NULL);
         at += counts[r];
     }
@@ -3149,8 +3177,12 @@ static size_t dsi_zero_pack_count(const dsi_zero_param *p, size_t r, const dsi_z
     return left < pack->limit ? left : pack->limit;
 }
 
+static bool dsi_zero_small(const ds_zero *z, const dsi_zero_param *p) {
+    return p->numel < (z->gathers_later ? DSI_ZERO_LATER : DSI_ZERO_DIRECT);
+}
+
 static bool dsi_zero_packed(const ds_zero *z, const dsi_zero_param *p, ds_dtype dtype) {
-    return p->whole && p->tensor != DSI_ZERO_NONE && p->dtype == dtype && p->numel < DSI_ZERO_DIRECT &&
+    return p->whole && p->tensor != DSI_ZERO_NONE && p->dtype == dtype && dsi_zero_small(z, p) &&
            p->numel <= z->gather_bucket;
 }
 
@@ -3169,7 +3201,7 @@ static ds_status dsi_zero_gather_pack(ds_zero *z, const dsi_zero_pack *pack, ds_
             z->counts[r] += n;
         }
     }
-    if (dsi_zero_gather_all(z, z->gather_pack, z->counts, dtype)) return z->error.status;
+    if (dsi_zero_gather_all(z, z->gather_pack, z->counts, dtype, NULL)) return z->error.status;
     at = 0;
     for (size_t r = 0; r < z->parts; r++)
         for (size_t i = pack->first; i <= pack->last; i++) {
@@ -3184,9 +3216,9 @@ static ds_status dsi_zero_gather_pack(ds_zero *z, const dsi_zero_pack *pack, ds_
     return DS_OK;
 }
 
-/* After an update each rank has its own parts of whole parameters; all get all. Tensors of at least DSI_ZERO_DIRECT elements
-   are gathered in place, smaller ones packed together, and no call moves more than allgather_bucket_size elements.
-   [cfg: zero_optimization.allgather_bucket_size] */
+/* After an update each rank has its own parts of whole parameters; all get all. Small tensors are packed together, then the
+   others gathered in place, and no call moves more than allgather_bucket_size elements.
+   [cfg: zero_optimization.allgather_bucket_size, ds.gather_in_background] */
 static ds_status dsi_zero_gather_updated(ds_zero *z) {
     ds_dtype types[2] = {DS_F32, DS_F32};
     ds_status status = DS_OK;
@@ -3211,10 +3243,10 @@ static ds_status dsi_zero_gather_updated(ds_zero *z) {
         if (elements && !status) status = dsi_zero_gather_pack(z, &pack, types[t], true);
     }
     for (size_t i = 0; i < z->n_params && !status; i++) {
-        const dsi_zero_param *p = &z->params[i];
+        dsi_zero_param *p = &z->params[i];
         if (!p->whole || p->tensor == DSI_ZERO_NONE || dsi_zero_packed(z, p, p->dtype)) continue;
         if (p->numel <= z->gather_bucket)
-            status = dsi_zero_gather_all(z, p->full, p->counts, p->dtype);
+            status = dsi_zero_gather_all(z, p->full, p->counts, p->dtype, z->gathers_later ? &p->gather : NULL);
         else {
             dsi_zero_pack pack;
             size_t step = z->gather_pack_elements / z->parts, longest = 0;
@@ -3278,8 +3310,8 @@ static ds_status dsi_zero_apply(ds_zero *z, double norm, double inverse) {
     }
     if ((status = dsi_zero_update_to(z, z->in_step))) return status;
     z->told = z->in_step;
-    if ((status = dsi_zero_gather_updated(z))) return status;
     dsi_zero_follow(z, z->stream, z->fetching);
+    if ((status = dsi_zero_gather_updated(z))) return status;
     dsi_zero_forget_near(z);
     ds_optim_schedule_step(z->optim);
     return DS_OK;
@@ -3979,8 +4011,8 @@ DS_API ds_status ds_zero_load(ds_zero *z, const char *folder, const char *tag, c
         z->dead = true; /* on all ranks, which have agreed on it: none needs to be told */
         return status;
     }
-    if ((status = dsi_zero_ended(z, dsi_zero_gather_updated(z)))) return status;
     dsi_zero_follow(z, z->stream, z->fetching);
+    if ((status = dsi_zero_ended(z, dsi_zero_gather_updated(z))) || (status = dsi_zero_all_arrived(z))) return status;
     for (size_t i = 0; i < z->n_params; i++) z->params[i].near_valid = false;
     if (client) *client = z->client;
     if (client_bytes) *client_bytes = z->client_bytes;
@@ -4156,6 +4188,7 @@ static ds_status dsi_zero_configure(ds_zero *z, const ds_config *c, ds_error *er
     if (c->data_types.grad_accum_dtype) z->acc_dtype = dsi_zero_dtype(c->data_types.grad_accum_dtype);
     z->boundary = c->ds.reduce_at_boundary;
     z->native = c->ds.native_reduce;
+    z->gathers_later = c->ds.gather_in_background;
     z->invariant = c->ds.world_invariant;
     z->levels = 1;
     if (z->invariant) {
@@ -4877,7 +4910,7 @@ static ds_status dsi_zero_memory(ds_zero *z, const ds_zero_desc *d, bool take, d
         if (p->whole && !p->external) z->resident_bytes += dsi_zero_room(p);
         if (p->whole && p->tensor != DSI_ZERO_NONE && p->numel > z->gather_bucket)
             big = z->gather_bucket;
-        else if (p->whole && p->tensor != DSI_ZERO_NONE && p->numel < DSI_ZERO_DIRECT)
+        else if (p->whole && p->tensor != DSI_ZERO_NONE && dsi_zero_small(z, p))
             small += p->numel;
     }
     z->gather_pack_elements = small < z->gather_bucket ? small : z->gather_bucket;
@@ -5706,6 +5739,7 @@ static const char *const dsi_zero_claimed[] = {
     "ds.reduce_at_boundary",
     "ds.native_reduce",
     "ds.world_invariant",
+    "ds.gather_in_background",
     "ds.save_in_background",
     "ds.keep_last",
     "optimizer.type",
@@ -5994,6 +6028,7 @@ DS_API ds_status ds_wire_monitor(const ds_config *c, ds_monitor_desc *d, ds_erro
 #undef DSI_ZERO_CHUNK
 #undef DSI_ZERO_STAGE
 #undef DSI_ZERO_DIRECT
+#undef DSI_ZERO_LATER
 #undef DSI_ZERO_NONE
 #undef DSI_ZERO_GROUP
 #undef DSI_ZERO_HOME

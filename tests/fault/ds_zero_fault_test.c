@@ -743,6 +743,7 @@ static const plot plots[] = {
     {"stage 1, packed", "\"stage\": 1, \"allgather_bucket_size\": 3000, \"reduce_bucket_size\": 3000", "", 2, true},
     {"stage 2, broadcasts",
      "\"stage\": 2, \"allgather_partitions\": false, \"reduce_bucket_size\": 1, \"overlap_comm\": true", "", 2, false},
+    {"stage 2, gathers in the background", "\"stage\": 2", "\"ds\": {\"gather_in_background\": true},", 2, true},
     {"stage 2, quantized", "\"stage\": 2, \"zero_quantized_gradients\": true",
      "\"ds\": {\"save_in_background\": true, \"keep_last\": 1},", 2, true},
     {"stage 2, LAMB", "\"stage\": 2",

@@ -736,6 +736,9 @@ int main(int argc, char **argv) {
             {0, 1, "fp32", "", ", \"data_types\": {\"grad_accum_dtype\": \"bf16\"}"},
             {1, 1, "bf16", ", \"overlap_comm\": true", ", \"communication_data_type\": \"fp32\""},
             {2, 1, "bf16", ", \"overlap_comm\": true", ", \"communication_data_type\": \"fp32\""},
+            {1, 2, "bf16", ", \"overlap_comm\": true", ", \"ds\": {\"gather_in_background\": true}"},
+            {2, 1, "fp32", ", \"offload_optimizer\": {\"device\": \"cpu\"}",
+             ", \"ds\": {\"gather_in_background\": true}"},
         };
         for (size_t k = 0; k < sizeof keys / sizeof keys[0]; k++) {
             setting s =
