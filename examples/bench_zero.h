@@ -15,6 +15,7 @@ typedef struct zb_case {
     int world;
     ds_comm_transport *transports; /* (world); NULL: shared memory between processes */
     bool alone;                    /* computes only */
+    const char *ds;                /* the ds section; NULL: empty */
 } zb_case;
 
 /* Multiplications that no compiler leaves out and no other thread can do: a unit takes about a microsecond. */
@@ -63,8 +64,9 @@ static double zb_train(const zb_case *c, int rank, ds_comm *comm, zb_moved *move
     o.world_size = (size_t)c->world;
     snprintf(
         text, sizeof text,
-        "{\"train_micro_batch_size_per_gpu\": 1, \"optimizer\": {\"type\": \"AdamW\"}, \"zero_optimization\": {%s}}",
-        c->zero);
+        "{\"train_micro_batch_size_per_gpu\": 1, \"optimizer\": {\"type\": \"AdamW\"}, \"zero_optimization\": {%s}, "
+        "\"ds\": {%s}}",
+        c->zero, c->ds ? c->ds : "");
     for (size_t i = 0; i < c->layers; i++) {
         snprintf(names[i], sizeof names[i], "layer%zu", i);
         params[i].name = names[i];
@@ -161,10 +163,10 @@ static double zb_compute_alone(const zb_case *c) {
 
 typedef struct zb_letter {
     struct zb_letter *next;
-    size_t bytes;
+    const void *data; /* stays where it is until the receiver has copied it, as a network card would */
     unsigned channel;
     int to;
-    char *data;
+    bool taken;
 } zb_letter;
 typedef struct zb_link {
     pthread_mutex_t lock;
@@ -178,15 +180,19 @@ typedef struct zb_end {
     double free_at; /* when the wire to here has carried all so far */
 } zb_end;
 
-static void zb_send(zb_link *l, int to, unsigned channel, const void *data, size_t bytes) {
-    zb_letter *letter = (zb_letter *)calloc(1, sizeof *letter), **at = &l->first;
-    letter->data = (char *)malloc(bytes);
-    letter->bytes = bytes;
-    letter->channel = channel;
-    letter->to = to;
-    memcpy(letter->data, data, bytes);
-    while (*at) at = &(*at)->next;
-    *at = letter;
+static void zb_receive(zb_link *l, int to, unsigned channel, void *data, size_t bytes) {
+    zb_letter **at = &l->first, *letter;
+    while (*at == NULL || (*at)->to != to || (*at)->channel != channel)
+        if (*at)
+            at = &(*at)->next;
+        else {
+            pthread_cond_wait(&l->changed, &l->lock);
+            at = &l->first;
+        }
+    letter = *at;
+    *at = letter->next;
+    memcpy(data, letter->data, bytes);
+    letter->taken = true;
     pthread_cond_broadcast(&l->changed);
 }
 
@@ -194,30 +200,31 @@ static ds_status zb_exchange(void *ctx, unsigned channel, ds_comm_part *parts, i
                              ds_error *error) {
     zb_end *e = (zb_end *)ctx;
     zb_link *l = e->link;
+    zb_letter sent[2], **last = &l->first; /* two ranks: one peer, or none */
     size_t bytes = 0;
     (void)deadline, (void)error;
     pthread_mutex_lock(&l->lock);
-    for (int i = 0; i < n; i++)
-        if (parts[i].send_bytes) zb_send(l, parts[i].peer, channel, parts[i].send, parts[i].send_bytes);
+    while (*last) last = &(*last)->next;
     for (int i = 0; i < n; i++) {
-        zb_letter **at = &l->first, *letter;
-        if (!parts[i].receive_bytes) continue;
-        while (*at == NULL || (*at)->to != e->rank || (*at)->channel != channel)
-            if (*at)
-                at = &(*at)->next;
-            else {
-                pthread_cond_wait(&l->changed, &l->lock);
-                at = &l->first;
-            }
-        letter = *at;
-        *at = letter->next;
-        memcpy(parts[i].receive, letter->data, letter->bytes);
-        bytes += letter->bytes;
-        free(letter->data);
-        free(letter);
+        sent[i].taken = parts[i].send_bytes == 0;
+        if (sent[i].taken) continue;
+        sent[i].next = NULL;
+        sent[i].data = parts[i].send;
+        sent[i].channel = channel;
+        sent[i].to = parts[i].peer;
+        *last = &sent[i];
+        last = &sent[i].next;
+    }
+    pthread_cond_broadcast(&l->changed);
+    for (int i = 0; i < n; i++) {
+        if (parts[i].receive_bytes) zb_receive(l, e->rank, channel, parts[i].receive, parts[i].receive_bytes);
+        bytes += parts[i].receive_bytes;
+    }
+    for (int i = 0; i < n; i++) {
+        while (!sent[i].taken) pthread_cond_wait(&l->changed, &l->lock);
+        parts[i].done = true;
     }
     pthread_mutex_unlock(&l->lock);
-    for (int i = 0; i < n; i++) parts[i].done = true;
     if (e->free_at < seconds()) e->free_at = seconds();
     e->free_at += (double)bytes / l->rate;
     while (seconds() < e->free_at) {
@@ -290,7 +297,7 @@ static void zb_row(zb_print *p, const char *key, const char *what, double took, 
 static void zb_overhead(zb_print *p) {
     for (int stage = 0; stage < 4; stage++) {
         char zero[96], key[32], what[96];
-        zb_case c = {zero, 1, 0, 60, 1, NULL, false};
+        zb_case c = {zero, 1, 0, 60, 1, NULL, false, NULL};
         snprintf(zero, sizeof zero, "\"stage\": %d, \"stage3_param_persistence_threshold\": 0", stage);
         snprintf(key, sizeof key, "overhead_stage%d", stage);
         snprintf(what, sizeof what, "stage %d: the engine's own time with 60 tensors, of 5 ms", stage);
@@ -298,31 +305,58 @@ static void zb_overhead(zb_print *p) {
     }
 }
 
+/* One that failed stays: it is negative. */
+static void zb_least(double *best, double took) {
+    if (took < *best) *best = took;
+}
+
+/* A stage with a reduction for each layer and, at stage 3, gathers two ahead. */
+static void zb_stage(char *zero, size_t room, int stage, size_t numel) {
+    snprintf(zero, room,
+             "\"stage\": %d, \"overlap_comm\": true, \"stage3_param_persistence_threshold\": 0, "
+             "\"reduce_bucket_size\": %zu, \"stage3_prefetch_bucket_size\": %zu, \"stage3_max_reuse_distance\": 0",
+             stage, numel, 2 * numel);
+}
+
+/* The best of three turns each, so that what else the machine does meets all alike. */
 static void zb_overlap(zb_print *p, size_t numel, size_t work) {
     for (int stage = 1; stage < 4; stage++) {
         char zero[192], key[32], what[96];
-        zb_case c = {zero, numel, 0, ZB_LAYERS, 2, NULL, false};
-        double compute, communication, both, rate;
-        snprintf(zero, sizeof zero,
-                 "\"stage\": %d, \"overlap_comm\": true, \"stage3_param_persistence_threshold\": 0, "
-                 "\"reduce_bucket_size\": %zu, \"stage3_prefetch_bucket_size\": %zu, \"stage3_max_reuse_distance\": 0",
-                 stage, numel, 2 * numel);
-        communication = zb_run(&c);
-        c.work = work;
-        compute = zb_compute_alone(&c);
-        both = zb_run(&c);
+        zb_case c = {zero, numel, 0, ZB_LAYERS, 2, NULL, false, NULL};
+        double best[3] = {1e9, 1e9, 1e9}; /* communication, computation, both */
+        zb_stage(zero, sizeof zero, stage, numel);
+        for (int turn = 0; turn < 3; turn++) {
+            c.work = 0;
+            zb_least(&best[0], zb_run(&c));
+            c.work = work;
+            zb_least(&best[1], zb_compute_alone(&c));
+            zb_least(&best[2], zb_run(&c));
+        }
         snprintf(key, sizeof key, "shared_memory_stage%d", stage);
         snprintf(what, sizeof what, "stage %d, 2 ranks, shared memory: step of compute + the rest", stage);
-        zb_row(p, key, what, both, compute + communication, 1.05);
-        if (stage < 3) continue; /* below, parameters are gathered after the update, where nothing is left to compute */
-        rate = (double)(ZB_LAYERS * numel * sizeof(float)) * 0.75 / compute; /* takes as long as compute */
-        c.work = 0;
-        communication = zb_run_linked(&c, rate);
-        c.work = work;
-        both = zb_run_linked(&c, rate);
+        zb_row(p, key, what, best[2], best[0] + best[1], 1.05);
+    }
+}
+
+/* A link on which a step's bytes take twice as long as its computation; at stage 0, where nothing travels during the
+   forward pass, eight times. */
+static void zb_slow_link(zb_print *p, size_t numel, size_t work) {
+    for (int stage = 0; stage < 4; stage++) {
+        char zero[192], key[32], what[96];
+        zb_case c = {zero, numel, work, ZB_LAYERS, 2, NULL, false, "\"gather_in_background\": true"};
+        double compute = 1e9, best[2] = {1e9, 1e9}, rate, bytes = (double)(ZB_LAYERS * numel * sizeof(float));
+        zb_stage(zero, sizeof zero, stage, numel);
+        for (int turn = 0; turn < 3; turn++) zb_least(&compute, zb_compute_alone(&c));
+        rate = (stage == 3 ? 1.5 : 1.0) * bytes / ((stage ? 2.0 : 8.0) * compute);
+        for (int turn = 0; turn < 2; turn++) {
+            c.work = 0;
+            zb_least(&best[0], zb_run_linked(&c, rate));
+            c.work = work;
+            zb_least(&best[1], zb_run_linked(&c, rate));
+        }
         snprintf(key, sizeof key, "slow_link_stage%d", stage);
         snprintf(what, sizeof what, "stage %d, 2 ranks, a slow link: step of the longer of both", stage);
-        zb_row(p, key, what, both, compute > communication ? compute : communication, 1.10);
+        zb_row(p, key, what, best[1], compute > best[0] ? compute : best[0], 1.10);
     }
 }
 
@@ -370,7 +404,8 @@ static double zb_disk_alone(const char *folder, const zb_moved *step) {
 
 static void zb_offload(zb_print *p, const char *folder, size_t numel, size_t work) {
     char zero[512];
-    zb_case c = {"\"stage\": 3, \"stage3_param_persistence_threshold\": 0", numel, work, ZB_LAYERS, 1, NULL, false};
+    zb_case c = {
+        "\"stage\": 3, \"stage3_param_persistence_threshold\": 0", numel, work, ZB_LAYERS, 1, NULL, false, NULL};
     double plain, compute, update, cpu, nvme, disk;
     zb_moved moved = {0, 0};
     plain = zb_run(&c);
@@ -464,6 +499,7 @@ static int bench_zero(arguments *a) {
         return usage(a, "--folder or --elements is wrong", NULL);
     zb_overhead(&p);
     zb_overlap(&p, numel, work);
+    zb_slow_link(&p, numel, work);
     zb_offload(&p, folder, numel, work);
     zb_gpts(&p, folder);
     if (p.json && p.count) printf("}\n");
