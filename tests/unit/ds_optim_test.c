@@ -666,10 +666,10 @@ static uint64_t run_bits(const char *type, int set, size_t count, size_t cut, ds
 }
 
 /* Whether the upper halves of vectors are in use, which makes scalar code of Intel's wait; false also where the processor does
-   not tell, and after code that was not optimised. */
+   not tell, and in a build that leaves them so itself: not optimised, or with calls of a sanitizer in vector code. */
 static bool upper_halves(void) {
+#if defined(__OPTIMIZE__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
     unsigned a = 0, b = 0, c = 0, d = 0;
-#ifdef __OPTIMIZE__
     if (__get_cpuid_count(13, 1, &a, &b, &c, &d) && (a & 4)) {
         __asm__ volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(1));
         return a & 0x44;
