@@ -74,10 +74,12 @@ CONCEPTS
     gathered, 1/P on each rank, and gathers from that until the next update. zero_quantized_gradients: gradients are
     reduced in four bits, inside the node, then across; stages 2 and 3. Quantized results are repeatable, also over
     a save and a load, but depend on buckets and ranks.
-    Gathers. At stages 1 and 2 a step returns when all ranks have the new parameters. ds.gather_in_background lets it return
-    before: parameters from 4,096 elements up to allgather_bucket_size travel while the next pass computes, in the order of
-    registration, which had better be that of the forward pass, and a fetch waits for its own alone. A slot then shows the
-    new values between fetch and release only, as at stage 3.
+    Gathers. At stages 1 and 2 (and of what stays whole at stage 3) a step returns when all ranks have the new parameters.
+    ds.gather_in_background lets it return before: parameters from 4,096 elements up to allgather_bucket_size travel while the
+    next pass computes, in the order of registration, which had better be that of the forward pass. A fetch waits for its own
+    and those before it. The model must then fetch all that it reads, as at stage 3: slot and data show the new values between
+    fetch and release only. A gather that fails is an error of the call that waits for it, the next step at the latest, and
+    nobody's at destroy: read, save or load before. Where ds_comm_start does the call at once (NCCL) the key hides nothing.
     Traces. The order of fetches is recorded per kind of pass; at stage 3 what comes next is fetched ahead within
     stage3_prefetch_bucket_size. Another order than last time is no error: it loses the prefetch until the next pass.
     A gradient that does not come counts as zero, on whichever ranks (an expert that a rank's batch did not use).
@@ -443,7 +445,7 @@ typedef struct ds_zero_report {
 typedef struct ds_zero_stats {
     ds_zero_bytes now, peak;
     size_t gathered_elements_peak;  /* stage 3: elements of whole parameters held at once */
-    size_t fetches, fetches_waited; /* fetches that found their parameter absent or still on its way */
+    size_t fetches, fetches_waited; /* stage 3: those that found their parameter absent or still on its way */
     size_t buckets;                 /* reductions per micro-batch */
     size_t allocations;             /* calls of the allocator since create began */
     ds_offload_stats swap;          /* zero without an nvme device */
@@ -496,7 +498,8 @@ DS_API ds_status ds_zero_create_(const ds_zero_desc *desc, size_t desc_bytes, in
 static inline ds_status ds_zero_create(const ds_zero_desc *desc, ds_zero **out, ds_error *error) {
     return ds_zero_create_(desc, sizeof *desc, DS_ZERO_VERSION, out, error);
 }
-/* Not collective. NULL is allowed. Parameters in the engine's memory are gone, those in the model's own stay. */
+/* Not collective, but waits for what is under way. NULL is allowed. Parameters in the engine's memory are gone, those in the
+   model's own stay. */
 DS_API void ds_zero_destroy(ds_zero *zero);
 /* The last failure of this engine; valid until the next call. */
 DS_API const ds_error *ds_zero_error(const ds_zero *zero);
@@ -509,7 +512,8 @@ DS_API ds_status ds_zero_end(ds_zero *zero);
 
 /* Makes parameter `index` whole and sets its slot; returns when it may be read on `stream`. Fetches count: each needs one
    release. At stage 3 collective, so every rank fetches in the same order; at stages 0 to 2 it only counts, and with
-   ds.gather_in_background waits for what the last step sent of this parameter. [cfg: ds.gather_in_background] */
+   ds.gather_in_background waits for what the last step sent of this parameter, as it does of one that stays whole at stage
+   3. [cfg: ds.gather_in_background] */
 DS_API ds_status ds_zero_fetch(ds_zero *zero, size_t index, void *stream);
 DS_API ds_status ds_zero_release(ds_zero *zero, size_t index);
 
@@ -5333,6 +5337,7 @@ static const char *const dsi_zero_alike[] = {
     "ds.reduce_at_boundary",
     "ds.world_invariant",
     "ds.native_reduce",
+    "ds.gather_in_background",
 };
 static const char *const dsi_zero_own_keys[] = {"nvme_path",
                                                 "pin_memory",

@@ -10,8 +10,8 @@ static const size_t sizes[N] = {8192, 100, 12288, 4096, MOST}; /* the second is 
 static const char *const names[N] = {"first", "small", "second", "third", "wide"};
 
 typedef struct scene {
-    const char *zero, *ds;
-    const char *precision; /* a section, or "" */
+    const char *zero, *ds, *other; /* other: rank 1's own ds; NULL: the same */
+    const char *precision;         /* a section, or "" */
     int world;
     bool still;     /* rank 0 holds the second's letters in the second step, and gives them out later */
     bool unfetched; /* some passes leave parameters out */
@@ -119,7 +119,7 @@ static void *on_rank(void *arg) {
     snprintf(text, sizeof text,
              "{\"train_micro_batch_size_per_gpu\": 1, \"optimizer\": {\"type\": \"AdamW\"}, %s \"ds\": {%s}, "
              "\"zero_optimization\": {%s}}",
-             p->s->precision, p->s->ds, p->s->zero);
+             p->s->precision, p->s->other && p->man.rank == 1 ? p->s->other : p->s->ds, p->s->zero);
     c.backend = "user";
     c.world = p->s->world;
     c.rank = p->man.rank;
@@ -167,7 +167,7 @@ static void on_ranks(scene *s, player *p) {
     }
     for (int r = 0; r < s->world; r++) pthread_join(threads[r], NULL);
     for (int r = 0; r < s->world; r++)
-        if (!CHECK(p[r].message[0] == 0)) printf("  rank %d: %s\n", r, p[r].message);
+        if (!CHECK(s->other ? p[r].message[0] != 0 : p[r].message[0] == 0)) printf("  rank %d: %s\n", r, p[r].message);
     post_close(&s->office);
     pthread_mutex_destroy(&s->lock);
     pthread_cond_destroy(&s->changed);
@@ -237,8 +237,24 @@ static void same(void) {
     }
 }
 
+static void unlike(void) {
+    TEST(ranks that have another value of the key each are told at create) {
+        scene s;
+        memset(&s, 0, sizeof s);
+        s.world = 2;
+        s.zero = stages[0];
+        s.precision = "";
+        s.ds = KEY;
+        s.other = "";
+        on_ranks(&s, later);
+        CHECK_HAS(later[0].message, "rank 0: ds.gather_in_background is true here");
+        CHECK_HAS(later[1].message, "rank 1: ds.gather_in_background is false here");
+    }
+}
+
 int main(int argc, char **argv) {
     test_begin(argc, argv);
+    unlike();
     held();
     same();
     return test_end();
