@@ -305,19 +305,6 @@ static void zb_overhead(zb_print *p) {
     }
 }
 
-/* One that failed stays: it is negative. */
-static void zb_least(double *best, double took) {
-    if (took < *best) *best = took;
-}
-
-/* A stage with a reduction for each layer and, at stage 3, gathers two ahead. */
-static void zb_stage(char *zero, size_t room, int stage, size_t numel) {
-    snprintf(zero, room,
-             "\"stage\": %d, \"overlap_comm\": true, \"stage3_param_persistence_threshold\": 0, "
-             "\"reduce_bucket_size\": %zu, \"stage3_prefetch_bucket_size\": %zu, \"stage3_max_reuse_distance\": 0",
-             stage, numel, 2 * numel);
-}
-
 /* What is put beside each other is measured in turns, since clocks go up and down; the turn of the median ratio is shown. */
 enum { ZB_TURNS = 5 };
 typedef struct zb_turn {
@@ -335,30 +322,43 @@ static void zb_turns_row(zb_print *p, const char *key, const char *what, zb_turn
     qsort(turns, ZB_TURNS, sizeof *turns, zb_turn_order);
     zb_row(p, key, what, good ? shown->took : -1.0, shown->against, goal);
 }
-/* One measured after the other; negative when one failed. */
+/* Of two that were measured; negative when one failed. */
 static double zb_sum(double a, double b) {
     return a > 0 && b > 0 ? a + b : -1.0;
 }
+static double zb_longer(double a, double b) {
+    return a > 0 && b > 0 ? (a > b ? a : b) : -1.0;
+}
+/* A step beside its computation and its rest, each alone, one after the other. */
+static void zb_sum_row(zb_print *p, const char *key, const char *what, const zb_case *model) {
+    zb_case c = *model;
+    zb_turn turns[ZB_TURNS];
+    for (int turn = 0; turn < ZB_TURNS; turn++) {
+        c.work = 0;
+        turns[turn].against = zb_run(&c);
+        c.work = model->work;
+        turns[turn].against = zb_sum(turns[turn].against, zb_compute_alone(&c));
+        turns[turn].took = zb_run(&c);
+    }
+    zb_turns_row(p, key, what, turns, 1.05);
+}
 
-/* Tensors are four times as large as elsewhere: calls right after each other find a smaller one in the last-level cache, where
-   calls with a computation between them do not if others use that cache too, and communication alone would look shorter than
-   it is in a step. */
+/* A stage with a reduction for each layer and, at stage 3, gathers two ahead. */
+static void zb_stage(char *zero, size_t room, int stage, size_t numel) {
+    snprintf(zero, room,
+             "\"stage\": %d, \"overlap_comm\": true, \"stage3_param_persistence_threshold\": 0, "
+             "\"reduce_bucket_size\": %zu, \"stage3_prefetch_bucket_size\": %zu, \"stage3_max_reuse_distance\": 0",
+             stage, numel, 2 * numel);
+}
+
 static void zb_overlap(zb_print *p, size_t numel, size_t work) {
     for (int stage = 1; stage < 4; stage++) {
         char zero[192], key[32], what[96];
-        zb_case c = {zero, numel, 0, ZB_LAYERS, 2, NULL, false, NULL};
-        zb_turn turns[ZB_TURNS];
+        zb_case c = {zero, numel, work, ZB_LAYERS, 2, NULL, false, NULL};
         zb_stage(zero, sizeof zero, stage, numel);
-        for (int turn = 0; turn < ZB_TURNS; turn++) {
-            c.work = 0;
-            turns[turn].against = zb_run(&c);
-            c.work = work;
-            turns[turn].against = zb_sum(turns[turn].against, zb_compute_alone(&c));
-            turns[turn].took = zb_run(&c);
-        }
         snprintf(key, sizeof key, "shared_memory_stage%d", stage);
         snprintf(what, sizeof what, "stage %d, 2 ranks, shared memory: step of compute + the rest", stage);
-        zb_turns_row(p, key, what, turns, 1.05);
+        zb_sum_row(p, key, what, &c);
     }
 }
 
@@ -368,19 +368,21 @@ static void zb_slow_link(zb_print *p, size_t numel, size_t work) {
     for (int stage = 0; stage < 4; stage++) {
         char zero[192], key[32], what[96];
         zb_case c = {zero, numel, work, ZB_LAYERS, 2, NULL, false, "\"gather_in_background\": true"};
-        double compute = 1e9, best[2] = {1e9, 1e9}, rate, bytes = (double)(ZB_LAYERS * numel * sizeof(float));
+        const double bytes = (stage == 3 ? 1.5 : 1.0) * (double)(ZB_LAYERS * numel * sizeof(float));
+        zb_turn turns[ZB_TURNS];
         zb_stage(zero, sizeof zero, stage, numel);
-        for (int turn = 0; turn < 3; turn++) zb_least(&compute, zb_compute_alone(&c));
-        rate = (stage == 3 ? 1.5 : 1.0) * bytes / ((stage ? 2.0 : 8.0) * compute);
-        for (int turn = 0; turn < 2; turn++) {
+        for (int turn = 0; turn < ZB_TURNS; turn++) {
+            const double compute = zb_compute_alone(&c), rate = bytes / ((stage ? 2.0 : 8.0) * compute);
+            double link;
             c.work = 0;
-            zb_least(&best[0], zb_run_linked(&c, rate));
+            link = zb_run_linked(&c, rate);
             c.work = work;
-            zb_least(&best[1], zb_run_linked(&c, rate));
+            turns[turn].took = zb_run_linked(&c, rate);
+            turns[turn].against = zb_longer(compute, link);
         }
         snprintf(key, sizeof key, "slow_link_stage%d", stage);
         snprintf(what, sizeof what, "stage %d, 2 ranks, a slow link: step of the longer of both", stage);
-        zb_row(p, key, what, best[1], compute > best[0] ? compute : best[0], 1.10);
+        zb_turns_row(p, key, what, turns, 1.10);
     }
 }
 
@@ -426,21 +428,24 @@ static double zb_disk_alone(const char *folder, const zb_moved *step) {
     return good ? best : -1.0;
 }
 
-static void zb_offload(zb_print *p, const char *folder, size_t numel, size_t work) {
+static void zb_offload_cpu(zb_print *p, size_t numel, size_t work) {
+    const zb_case c = {"\"stage\": 3, \"stage3_param_persistence_threshold\": 0, \"offload_optimizer\": "
+                       "{\"device\": \"cpu\"}, \"offload_param\": {\"device\": \"cpu\"}",
+                       numel,
+                       work,
+                       ZB_LAYERS,
+                       1,
+                       NULL,
+                       false,
+                       NULL};
+    zb_sum_row(p, "offload_cpu", "offload to cpu: step of compute + update", &c);
+}
+
+static void zb_offload_nvme(zb_print *p, const char *folder, size_t numel, size_t work) {
     static const char *const plain = "\"stage\": 3, \"stage3_param_persistence_threshold\": 0";
-    static const char *const cpu = "\"stage\": 3, \"stage3_param_persistence_threshold\": 0, \"offload_optimizer\": "
-                                   "{\"device\": \"cpu\"}, \"offload_param\": {\"device\": \"cpu\"}";
     char nvme[512];
-    zb_case c = {cpu, numel, 0, ZB_LAYERS, 1, NULL, false, NULL};
+    zb_case c = {plain, numel, work, ZB_LAYERS, 1, NULL, false, NULL};
     zb_turn turns[ZB_TURNS];
-    for (int turn = 0; turn < ZB_TURNS; turn++) {
-        c.work = 0;
-        turns[turn].against = zb_run(&c);
-        c.work = work;
-        turns[turn].against = zb_sum(turns[turn].against, zb_compute_alone(&c));
-        turns[turn].took = zb_run(&c);
-    }
-    zb_turns_row(p, "offload_cpu", "offload to cpu: step of compute + update", turns, 1.05);
     snprintf(nvme, sizeof nvme,
              "\"stage\": 3, \"stage3_param_persistence_threshold\": 0, \"sub_group_size\": %zu, \"offload_optimizer\": "
              "{\"device\": \"nvme\", \"nvme_path\": \"%.200s\", \"pipeline_read\": true, \"pipeline_write\": true}",
@@ -454,7 +459,7 @@ static void zb_offload(zb_print *p, const char *folder, size_t numel, size_t wor
         c.zero = nvme;
         turns[turn].took = zb_train(&c, 0, NULL, &moved);
         disk = turns[turn].took > 0 ? zb_disk_alone(folder, &moved) : -1.0;
-        turns[turn].against = rest < 0 || disk < 0 ? -1.0 : disk > rest ? disk : rest;
+        turns[turn].against = zb_longer(rest, disk);
     }
     zb_turns_row(p, "offload_nvme", "states on NVMe: step of the longer of disk and the rest", turns, 1.10);
 }
@@ -529,9 +534,13 @@ static int bench_zero(arguments *a) {
     if (!folder || !number(size, &numel) || numel < 1024 || numel > 1u << 30)
         return usage(a, "--folder or --elements is wrong", NULL);
     zb_overhead(&p);
+    /* Tensors four times as large where the parts' times are added: calls right after each other find a smaller one in the
+       last-level cache, where calls with a computation between them do not if others use that cache too, and what is not
+       computation would look shorter alone than it is in a step. */
     zb_overlap(&p, 4 * numel, 4 * work);
     zb_slow_link(&p, numel, work);
-    zb_offload(&p, folder, numel, work);
+    zb_offload_cpu(&p, 4 * numel, 4 * work);
+    zb_offload_nvme(&p, folder, numel, work);
     zb_gpts(&p, folder);
     if (p.json && p.count) printf("}\n");
     return p.failed ? ENVIRONMENT : finish(FINE);

@@ -1217,7 +1217,7 @@ static const struct command {
      "Times collectives between N processes over shared memory beside their reading and writing of memory.\n"
      "       ds bench zero [--folder DIR] [--elements N] [--json]\n"
      "Times steps of the engine beside computation, communication and disk alone; N elements in each of 8 layers,\n"
-     "four times as many over shared memory, where a cache would else stand in for memory.\n"
+     "four times as many over shared memory and offloaded to cpu, where a cache would else stand in for memory.\n"
      "       ds bench aio [--folder DIR] [--mib N] [--block-size BYTES] [--queue-depth N] [--threads T] "
      "[--single-submit]\n"
      "                    [--no-overlap] [--small-pages] [--rounds R] [--fio PATH] [--json]\n"
