@@ -2435,11 +2435,11 @@ static ds_status dsi_zero_bucket_launch(ds_zero *z, size_t b) {
 
 static void dsi_zero_complete(ds_zero *z, dsi_zero_param *p);
 
-/* Opens buckets: all that need not wait, the next one when none is open, and those up to `wanted`. A bucket takes the slot of
-   the one n_slots before it, which must have been launched and is waited for here: not before it must be, or nothing would
-   overlap. Gradients that came too early move in from their stash. */
+/* Opens buckets: all that need not wait, and those up to `wanted`. A bucket takes the slot of the one n_slots before it, which
+   must have been launched and is waited for here: not before it must be, or nothing would overlap. Gradients that came too
+   early move in from their stash. */
 static ds_status dsi_zero_open_buckets(ds_zero *z, size_t wanted) {
-    while (z->opened < z->n_buckets && (z->opened < z->n_slots || z->opened == z->launched || z->opened <= wanted)) {
+    while (z->opened < z->n_buckets && (z->opened < z->n_slots || z->opened <= wanted)) {
         dsi_zero_bucket *bucket = &z->buckets[z->opened];
         if (z->opened >= z->n_slots) {
             ds_status status;
@@ -2506,21 +2506,23 @@ static ds_status dsi_zero_launches(ds_zero *z, dsi_zero_bucket *bucket, dsi_zero
     return status;
 }
 
-/* Launches buckets in order: the next one when it is complete, at the end all; opening one may complete it from stashes. At
-   stage 1 without grad_hooks reductions wait for the end of the micro-batch. [cfg: zero_optimization.grad_hooks] */
+/* Launches buckets in order: the next one when it is complete, at the end all; opening one may complete it from stashes. The
+   next one is opened by its first gradient, so that the model computes until then; where ranks vote on it, at once. At stage 1
+   without grad_hooks reductions wait for the end of the micro-batch. [cfg: zero_optimization.grad_hooks] */
 static ds_status dsi_zero_launch_buckets(ds_zero *z, dsi_zero_moment moment) {
-    while (z->launched < z->opened) {
+    const bool opens = z->votes || moment == DSI_ZERO_END;
+    ds_status status = opens ? dsi_zero_open_buckets(z, z->launched) : DS_OK;
+    while (!status && z->launched < z->opened) {
         dsi_zero_bucket *bucket = &z->buckets[z->launched];
         bool launch;
-        ds_status status = dsi_zero_launches(z, bucket, moment, &launch);
+        status = dsi_zero_launches(z, bucket, moment, &launch);
         if (status || !launch) return status;
         if ((status = dsi_zero_all_catch_up(z, z->n_train))) return status;
         if (bucket->missing) dsi_zero_fill_missing(z, bucket);
         status = dsi_zero_bucket_launch(z, z->launched++);
-        if (!status) status = dsi_zero_open_buckets(z, 0);
-        if (status) return status;
+        if (!status && opens) status = dsi_zero_open_buckets(z, z->launched);
     }
-    return DS_OK;
+    return status;
 }
 
 static void dsi_zero_complete(ds_zero *z, dsi_zero_param *p) {
