@@ -187,6 +187,34 @@ static void reductions(void) {
         }
 }
 
+/* Rank 1 gives nothing until rank 0 came back with two gradients, whose reductions cannot end before. */
+static void ahead(player *p, ds_zero *z) {
+    static float gradient[NUMEL];
+    uint64_t before = calls_of(z, DS_COMM_REDUCE_SCATTER);
+    MUST(ds_zero_begin(z, DS_ZERO_TRAIN));
+    if (p->rank) wait_for(p->s, 1, 2);
+    for (int k = 0; k < N; k++) {
+        MUST(ds_zero_grad(z, (size_t)(N - 1 - k), gradient, NULL));
+        if (p->rank || k != 1) continue;
+        p->calls[1] = calls_of(z, DS_COMM_REDUCE_SCATTER) - before;
+        tell(p->s, 0, 2, 2);
+    }
+    MUST(ds_zero_end(z));
+    p->calls[N] = calls_of(z, DS_COMM_REDUCE_SCATTER) - before;
+    MUST(ds_zero_step(z, NULL));
+}
+static void two_at_once(void) {
+    TEST(stage 2 : a gradient does not wait for the reduction of the one before) {
+        scene s;
+        player p[WORLD];
+        memset(&s, 0, sizeof s);
+        s.zero = "\"stage\": 2, \"overlap_comm\": true";
+        on_ranks(&s, p, ahead);
+        CHECK_EQ(p[0].calls[1], 0);
+        CHECK_EQ(p[0].calls[N], N);
+    }
+}
+
 /* Gathers that were started by each fetch of the second pass, which has a trace to follow. */
 static void fetch(player *p, ds_zero *z) {
     static float gradient[NUMEL];
@@ -484,6 +512,7 @@ static void fetches(void) {
 int main(int argc, char **argv) {
     test_begin(argc, argv);
     reductions();
+    two_at_once();
     fetches();
     unused();
     relearned();
