@@ -493,8 +493,9 @@ DS_API ds_status ds_comm_send(ds_comm *comm, const void *data, size_t count, ds_
 DS_API ds_status ds_comm_receive(ds_comm *comm, void *data, size_t count, ds_dtype dtype, int from);
 
 /* Begins a call and returns. Its buffers and count arrays must stay until ds_comm_wait has returned for this handle or
-   a later one; calls complete in order. Blocks while 1,024 are waiting; the first takes 90 KB for these and a thread. Where the backend cannot work in the background
-   (self; nccl; MPI without MPI_THREAD_MULTIPLE; a transport not `concurrent`) it does the call at once. */
+   a later one; calls complete in order. Blocks while 1,024 are waiting; the first takes 90 KB for these and a thread. Where
+   the backend cannot work in the background (self; nccl; MPI without MPI_THREAD_MULTIPLE; a transport not `concurrent`) it
+   does the call at once. */
 typedef uint64_t ds_comm_handle;
 DS_API ds_status ds_comm_start(ds_comm *comm, const ds_comm_call *call, ds_comm_handle *handle);
 DS_API ds_status ds_comm_wait(ds_comm *comm, ds_comm_handle handle); /* UINT64_MAX: for all that were started */
