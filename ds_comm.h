@@ -2901,6 +2901,7 @@ DS_API ds_status ds_comm_start(ds_comm *comm, const ds_comm_call *call, ds_comm_
     *handle = ++q->submitted;
     pthread_cond_broadcast(&q->changed);
     pthread_mutex_unlock(&q->lock);
+    sched_yield(); /* the call's first message leaves before the caller computes on, also where all processors are busy */
     return DS_OK;
 }
 DS_API ds_status ds_comm_wait(ds_comm *comm, ds_comm_handle handle) {
