@@ -2435,12 +2435,19 @@ static ds_status dsi_zero_bucket_launch(ds_zero *z, size_t b) {
 
 static void dsi_zero_complete(ds_zero *z, dsi_zero_param *p);
 
-/* Opens buckets: all that need not wait, and those up to `wanted`. A bucket takes the slot of the one n_slots before it, which
-   must have been launched and is waited for here: not before it must be, or nothing would overlap. Gradients that came too
-   early move in from their stash. */
+static bool dsi_zero_bucket_stashed(const ds_zero *z, const dsi_zero_bucket *bucket) {
+    for (size_t j = 0; j < bucket->count; j++)
+        if (z->params[z->bucket_order[bucket->first + j]].stash) return true;
+    return false;
+}
+
+/* Opens buckets: all that need not wait, those up to `wanted`, and those with a gradient that came too early, which moves in from
+   its stash: left there, the gradients behind it would be stashed, too. A bucket takes the slot of the one n_slots before it,
+   which must have been launched and is waited for here: not before it must be, or nothing would overlap. */
 static ds_status dsi_zero_open_buckets(ds_zero *z, size_t wanted) {
-    while (z->opened < z->n_buckets && (z->opened < z->n_slots || z->opened <= wanted)) {
+    while (z->opened < z->n_buckets) {
         dsi_zero_bucket *bucket = &z->buckets[z->opened];
+        if (z->opened >= z->n_slots && z->opened > wanted && !dsi_zero_bucket_stashed(z, bucket)) return DS_OK;
         if (z->opened >= z->n_slots) {
             ds_status status;
             if (z->opened - z->n_slots >= z->launched) return DS_OK;
@@ -2520,7 +2527,7 @@ static ds_status dsi_zero_launch_buckets(ds_zero *z, dsi_zero_moment moment) {
         if ((status = dsi_zero_all_catch_up(z, z->n_train))) return status;
         if (bucket->missing) dsi_zero_fill_missing(z, bucket);
         status = dsi_zero_bucket_launch(z, z->launched++);
-        if (!status && opens) status = dsi_zero_open_buckets(z, z->launched);
+        if (!status) status = dsi_zero_open_buckets(z, opens ? z->launched : 0);
     }
     return status;
 }

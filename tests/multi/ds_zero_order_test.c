@@ -27,6 +27,7 @@ struct player {
     ds_comm *comm;
     int rank;
     uint64_t calls[N + 1], fetch_calls[2 * N]; /* reductions (gathers) made by then, once they stood still */
+    size_t bytes[3]; /* of buckets */
     ds_zero_stats stats;
     float values[N][NUMEL];
     char message[600], refusal[600];
@@ -212,6 +213,36 @@ static void two_at_once(void) {
         on_ranks(&s, p, ahead);
         CHECK_EQ(p[0].calls[1], 0);
         CHECK_EQ(p[0].calls[N], N);
+    }
+}
+
+/* Gradients in order, then twice with the first two the other way round; p->bytes is the most that the buckets held until each pass's end. */
+static void swapped(player *p, ds_zero *z) {
+    static float gradient[NUMEL];
+    for (int pass = 0; pass < 3; pass++) {
+        uint64_t before = calls_of(z, DS_COMM_REDUCE_SCATTER);
+        MUST(ds_zero_begin(z, DS_ZERO_TRAIN));
+        for (int k = 0; k < N; k++) {
+            MUST(ds_zero_grad(z, (size_t)(N - 1 - (pass && k < 2 ? 1 - k : k)), gradient, NULL));
+            p->calls[k] = calls_of(z, DS_COMM_REDUCE_SCATTER) - before;
+        }
+        MUST(ds_zero_end(z));
+        MUST(ds_zero_step(z, NULL));
+        ds_zero_get_stats(z, &p->stats);
+        p->bytes[pass] = p->stats.peak.bytes[DS_ZERO_BUCKETS][DS_ZERO_DEVICE];
+    }
+}
+static void one_too_early(void) {
+    TEST(stage 2 : behind a gradient that came too early no other waits) {
+        scene s;
+        player p[WORLD];
+        memset(&s, 0, sizeof s);
+        s.zero = "\"stage\": 2, \"overlap_comm\": false";
+        on_ranks(&s, p, swapped);
+        CHECK_EQ(p[0].calls[0], 0);
+        for (int k = 1; k < N; k++) CHECK_EQ(p[0].calls[k], k + 1);
+        CHECK_EQ(p[0].bytes[1], p[0].bytes[0] + NUMEL * sizeof(float));
+        CHECK_EQ(p[0].bytes[2], p[0].bytes[1]);
     }
 }
 
@@ -513,6 +544,7 @@ int main(int argc, char **argv) {
     test_begin(argc, argv);
     reductions();
     two_at_once();
+    one_too_early();
     fetches();
     unused();
     relearned();
