@@ -27,7 +27,7 @@ struct player {
     ds_comm *comm;
     int rank;
     uint64_t calls[N + 1], fetch_calls[2 * N]; /* reductions (gathers) made by then, once they stood still */
-    size_t bytes[3]; /* of buckets */
+    size_t bytes[3];                           /* of buckets */
     ds_zero_stats stats;
     float values[N][NUMEL];
     char message[600], refusal[600];
