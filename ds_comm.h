@@ -28,13 +28,13 @@ OPTIONS (macros of the implementing file)
 
 WHAT IT DOES NOT DO. It starts no processes (ds run, mpirun, srun, torchrun do). It does not encrypt or authenticate:
 "shm" refuses other users, a network is as safe as its MPI. It never retries a failed communicator: training restarts
-from a checkpoint. send and receive have no tags and no wildcard. The compressed calls and the one for tables with few
+from a checkpoint. send and receive match in order, without wildcards. The compressed calls and the one for tables with few
 filled rows take host memory only. It reads no hostfile: mpirun and srun start ranks on several machines.
 
 CONCEPTS
 
 A communicator is an ordered set of ranks 0..world-1. Every rank makes the same collective calls in the same order with
-the same count, type, operation and root. Counts are elements. A process may have any number of communicators;
+the same count, type, operation, root and ds_comm_tag. Counts are elements. A process may have any number of communicators;
 `ds_comm_split` makes one from another. Names of backends:
 
     self      one rank; every call is a copy
@@ -493,7 +493,7 @@ DS_API ds_status ds_comm_send(ds_comm *comm, const void *data, size_t count, ds_
 DS_API ds_status ds_comm_receive(ds_comm *comm, void *data, size_t count, ds_dtype dtype, int from);
 
 /* Begins a call and returns. Its buffers and count arrays must stay until ds_comm_wait has returned for this handle or
-   a later one; calls complete in order. Blocks while 1,024 are waiting; the first takes 90 KB for these and a thread. Where
+   a later one; calls complete in order. Blocks while 1,024 are waiting; the first takes 94 KB for these and a thread. Where
    the backend cannot work in the background (self; nccl; MPI without MPI_THREAD_MULTIPLE; a transport not `concurrent`) it
    does the call at once. */
 typedef uint64_t ds_comm_handle;
@@ -503,6 +503,9 @@ DS_API ds_status ds_comm_wait(ds_comm *comm, ds_comm_handle handle); /* UINT64_M
 DS_API ds_status ds_comm_test(ds_comm *comm, ds_comm_handle handle, bool *done);
 /* A call as ds_comm_start takes it, blocking. */
 DS_API ds_status ds_comm_run(ds_comm *comm, const ds_comm_call *call);
+/* What this rank's next calls are about, say the number of a tensor, until the next ds_comm_tag; at first 0. It is compared
+   as counts and types are: calls of one shape in another order are DS_ERR_PEER, not another tensor's bytes. */
+DS_API void ds_comm_tag(ds_comm *comm, uint32_t tag);
 
 /* A sum for ds_comm_transport.sum. Counts are elements; in may be out (reduce_scatter: the own part of in). */
 typedef struct ds_comm_sum {
@@ -1442,6 +1445,7 @@ typedef struct dsi_comm_sign {
     uint32_t kind, dtype, out_dtype, op;
     int32_t root;
     uint32_t native; /* 0 no, 1 in host memory, 2 in device memory */
+    uint32_t tag, reserved;
 } dsi_comm_sign;
 
 /* A seat's announcement of a call. There are two, used in turn: a rank announces call n + 2 after everyone announced
@@ -1514,6 +1518,7 @@ typedef struct dsi_comm_queue {
     pthread_cond_t changed;
     pthread_t thread;
     ds_comm_call calls[DSI_COMM_QUEUE];
+    uint32_t tags[DSI_COMM_QUEUE];
     uint64_t submitted, completed;
     bool stop;
 } dsi_comm_queue;
@@ -1528,6 +1533,7 @@ struct ds_comm {
     int *family_rank;        /* of each rank: its number in the first communicator */
     uint64_t number, rounds; /* collectives announced, staged rounds so far */
     uint64_t handles;
+    uint32_t tag; /* of the caller's next calls */
     int spins,
         pauses; /* most looks at a counter before a sleep, 0 where ranks share cores; and those of the next wait */
     int64_t timeout;
@@ -1625,13 +1631,14 @@ static void dsi_comm_describe(const dsi_comm_sign *s, char *out, size_t room) {
         if (s->out_dtype != s->dtype) at = dsi_comm_put(out, room, at, " to %s", dsi_comm_dtype_name(s->out_dtype));
         if (reduces) at = dsi_comm_put(out, room, at, ", %s%s", s->native ? "native " : "", dsi_comm_op_name(s->op));
         if (rooted) at = dsi_comm_put(out, room, at, s->kind >= DS_COMM_SEND ? ", peer %d" : ", root %d", s->root);
+        if (s->tag) at = dsi_comm_put(out, room, at, ", tag %u", (unsigned)s->tag);
     }
     dsi_comm_put(out, room, at, ")");
 }
 static bool dsi_comm_same(const dsi_comm_sign *a, const dsi_comm_sign *b) {
     return a->number == b->number && a->kind == b->kind && a->count == b->count && a->counts_hash == b->counts_hash &&
-           a->dtype == b->dtype && a->out_dtype == b->out_dtype && a->op == b->op && a->root == b->root &&
-           a->native == b->native;
+           a->tag == b->tag && a->dtype == b->dtype && a->out_dtype == b->out_dtype && a->op == b->op &&
+           a->root == b->root && a->native == b->native;
 }
 
 // >>plan: what a call means, in messages
@@ -1789,7 +1796,8 @@ static ds_status dsi_comm_plan_parts(ds_comm *c, dsi_comm_plan *plan) {
 }
 
 /* Checks a call and derives its plan; nothing is sent. */
-static ds_status dsi_comm_plan_make(ds_comm *c, const ds_comm_call *call, size_t *tables, dsi_comm_plan *plan) {
+static ds_status dsi_comm_plan_make(ds_comm *c, const ds_comm_call *call, uint32_t tag, size_t *tables,
+                                    dsi_comm_plan *plan) {
     size_t in_place;
     ds_status status;
     memset(plan, 0, sizeof *plan);
@@ -1827,6 +1835,7 @@ static ds_status dsi_comm_plan_make(ds_comm *c, const ds_comm_call *call, size_t
     plan->sign.out_dtype = (uint32_t)plan->call.out_dtype;
     plan->sign.op = (uint32_t)plan->call.op;
     plan->sign.root = plan->call.root;
+    plan->sign.tag = tag;
     plan->sign.count = plan->uneven || call->counts ? 0 : call->count;
     plan->sign.counts_hash = call->counts && !plan->uneven ? dsi_comm_hash(call->counts, c->world) : 0;
     return DS_OK;
@@ -2741,7 +2750,7 @@ static ds_status dsi_comm_native_run(ds_comm *c, dsi_comm_plan *plan, const ds_c
     return DS_OK;
 }
 
-static ds_status dsi_comm_execute(ds_comm *c, const ds_comm_call *call);
+static ds_status dsi_comm_execute(ds_comm *c, const ds_comm_call *call, uint32_t tag);
 static ds_status dsi_comm_through_host(ds_comm *c, const ds_comm_call *call, const dsi_comm_plan *plan) {
     size_t in_bytes = plan->in_bytes, out_bytes = plan->out_bytes, at = dsi_round_up(in_bytes, DSI_COMM_LINE);
     ds_comm_call host = *call;
@@ -2750,12 +2759,12 @@ static ds_status dsi_comm_through_host(ds_comm *c, const ds_comm_call *call, con
     host.in = c->pinned;
     host.out = c->pinned + at;
     host.on_device = false;
-    if (!status) status = dsi_comm_execute(c, &host);
+    if (!status) status = dsi_comm_execute(c, &host, plan->sign.tag);
     __atomic_fetch_add(&c->stats.staged_bytes, in_bytes + out_bytes, __ATOMIC_RELAXED);
     return status ? status : dsi_comm_device_copy(c, call->out, c->pinned + at, out_bytes, call->stream);
 }
 
-static ds_status dsi_comm_execute(ds_comm *c, const ds_comm_call *call) {
+static ds_status dsi_comm_execute(ds_comm *c, const ds_comm_call *call, uint32_t tag) {
     int64_t begin = dsi_now(&c->clock), waited = c->stats.wait_ns, spent;
     dsi_comm_plan plan;
     ds_comm_sum sum;
@@ -2763,7 +2772,7 @@ static ds_status dsi_comm_execute(ds_comm *c, const ds_comm_call *call) {
     ds_status status = dsi_comm_check(c);
     if (status && !c->room) dsi_comm_message_shout(c);
     if (status) return status;
-    if ((status = dsi_comm_plan_make(c, call, c->tables, &plan)) != DS_OK) return status;
+    if ((status = dsi_comm_plan_make(c, call, tag, c->tables, &plan)) != DS_OK) return status;
     native = dsi_comm_native_plan(c, &plan, &sum);
     if (call->on_device && !native && !dsi_comm_device_direct(c, &plan)) return dsi_comm_through_host(c, call, &plan);
     if (call->on_device && (status = dsi_comm_device_wait(c, call->stream)) != DS_OK) return status;
@@ -2819,8 +2828,9 @@ static void *dsi_comm_queue_main(void *arg) {
         if (q->submitted == q->completed) break;
         {
             ds_comm_call call = q->calls[q->completed % DSI_COMM_QUEUE];
+            uint32_t tag = q->tags[q->completed % DSI_COMM_QUEUE];
             pthread_mutex_unlock(&q->lock);
-            dsi_comm_execute(c, &call); /* a failure ends the communicator; wait returns it */
+            dsi_comm_execute(c, &call, tag); /* a failure ends the communicator; wait returns it */
             pthread_mutex_lock(&q->lock);
         }
         q->completed++;
@@ -2879,10 +2889,13 @@ static ds_status dsi_comm_state(ds_comm *c) {
     return c->error.status;
 }
 
+DS_API void ds_comm_tag(ds_comm *comm, uint32_t tag) {
+    comm->tag = tag;
+}
 DS_API ds_status ds_comm_run(ds_comm *comm, const ds_comm_call *call) {
     ds_status status;
     if (comm->queue) dsi_comm_queue_wait(comm->queue, comm->queue->submitted);
-    status = dsi_comm_execute(comm, call);
+    status = dsi_comm_execute(comm, call, comm->tag);
     return status && DSI_COMM_LOAD(&comm->dead) ? dsi_comm_state(comm) : status;
 }
 DS_API ds_status ds_comm_start(ds_comm *comm, const ds_comm_call *call, ds_comm_handle *handle) {
@@ -2892,12 +2905,13 @@ DS_API ds_status ds_comm_start(ds_comm *comm, const ds_comm_call *call, ds_comm_
     *handle = 0;
     if (comm->world == 1 || (!comm->room && !comm->family->transport.concurrent)) return ds_comm_run(comm, call);
     if ((status = dsi_comm_state(comm)) != DS_OK) return status;
-    status = dsi_comm_plan_make(comm, call, comm->tables + 3 * (comm->world + 1), &plan);
+    status = dsi_comm_plan_make(comm, call, comm->tag, comm->tables + 3 * (comm->world + 1), &plan);
     if (status || (!comm->queue && (status = dsi_comm_queue_make(comm)) != DS_OK)) return status;
     q = comm->queue;
     pthread_mutex_lock(&q->lock);
     while (q->submitted - q->completed == DSI_COMM_QUEUE) pthread_cond_wait(&q->changed, &q->lock);
     q->calls[q->submitted % DSI_COMM_QUEUE] = *call;
+    q->tags[q->submitted % DSI_COMM_QUEUE] = comm->tag;
     *handle = ++q->submitted;
     pthread_cond_broadcast(&q->changed);
     pthread_mutex_unlock(&q->lock);

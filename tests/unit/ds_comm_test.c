@@ -811,6 +811,35 @@ static int mismatch_body(ds_comm *comm, void *arg) {
     return bad;
 }
 
+/* Calls of one shape, rank 1's about another tensor; what was started before has the tag that it was started with. */
+static int tag_body(ds_comm *comm, void *arg) {
+    const bool background = *(const bool *)arg;
+    float x[8] = {0}, y[64] = {0}, z[8] = {0};
+    int bad = 0;
+    ds_comm_call call;
+    ds_comm_handle handle;
+    memset(&call, 0, sizeof call);
+    call.kind = DS_COMM_ALL_GATHER;
+    call.in = x;
+    call.out = y;
+    call.count = 8;
+    for (uint32_t tag = 1; tag < 3; tag++) {
+        ds_comm_tag(comm, tag);
+        EXPECT(ds_comm_start(comm, &call, &handle) == DS_OK);
+    }
+    ds_comm_tag(comm, 0);
+    EXPECT(ds_comm_wait(comm, handle) == DS_OK && ds_comm_all_reduce(comm, x, z, 8, DS_F32, DS_COMM_SUM) == DS_OK);
+    ds_comm_tag(comm, ds_comm_rank(comm) == 1 ? 7 : 6);
+    if (background)
+        EXPECT(ds_comm_start(comm, &call, &handle) == DS_OK && ds_comm_wait(comm, handle) == DS_ERR_PEER);
+    else
+        EXPECT(ds_comm_run(comm, &call) == DS_ERR_PEER);
+    EXPECT(strstr(ds_comm_error(comm)->message, "all_gather(count 8, f32, tag 6)") != NULL);
+    EXPECT(strstr(ds_comm_error(comm)->message, "all_gather(count 8, f32, tag 7)") != NULL);
+    if (bad) printf("  text: %s\n", ds_comm_error(comm)->message);
+    return bad;
+}
+
 typedef struct late_case {
     int missing;
     ds_status mine;      /* of the rank that waits */
@@ -1789,6 +1818,14 @@ static void test_trouble(void) {
             CHECK(team_threads(3, mismatch_body, &t) == 0);
             CHECK(team_messages(3, mismatch_body, &t) == 0);
             if (i < 2) CHECK(team_processes(3, mismatch_body, &t) == 0);
+        }
+    }
+    TEST(tags_tell_calls_of_one_shape_apart) {
+        for (int i = 0; i < 2; i++) {
+            bool background = i == 1;
+            CHECK(team_threads(3, tag_body, &background) == 0);
+            CHECK(team_messages(3, tag_body, &background) == 0);
+            CHECK(team_processes(3, tag_body, &background) == 0);
         }
     }
     TEST(uneven_mismatch) {
