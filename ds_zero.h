@@ -1833,6 +1833,11 @@ static ds_status dsi_zero_place(ds_zero *z, dsi_zero_param *p) {
     return DS_OK;
 }
 
+/* What a gather is about: ranks that fetch in another order are told, where shapes alone would not tell. */
+static uint32_t dsi_zero_tag(const ds_zero *z, const dsi_zero_param *p) {
+    return (uint32_t)(p - z->params) + 1;
+}
+
 /* All parts as signed bytes with a scale for each group: parts of one length, with zeros behind the shorter ones.
    [cfg: zero_optimization.zero_quantized_weights] */
 static ds_status dsi_zero_gather_quantized(ds_zero *z, dsi_zero_param *p) {
@@ -1846,11 +1851,13 @@ static ds_status dsi_zero_gather_quantized(ds_zero *z, dsi_zero_param *p) {
     dsi_zero_copy(z, mine, p->full + p->own_begin * p->bytes_each, own, z->fetching);
     dsi_zero_clear(z, mine + own, n * p->bytes_each - own, z->fetching);
     scratch = mine + n * p->bytes_each;
+    ds_comm_tag(z->comm, dsi_zero_tag(z, p));
     if (z->gpu)
         status =
             ds_comm_quantized_all_gather_on(z->comm, mine, all, n, p->dtype, n / DSI_ZERO_GROUP, scratch, z->fetching);
     else
         status = ds_comm_quantized_all_gather(z->comm, mine, all, n, p->dtype, n / DSI_ZERO_GROUP, scratch);
+    ds_comm_tag(z->comm, 0);
     if (status) return dsi_zero_comm_failed(z, "gather", p->name);
     for (size_t r = 0; r < z->parts; r++)
         dsi_zero_copy(z, p->full + dsi_zero_cut(p, z->parts, r) * p->bytes_each, all + r * n * p->bytes_each,
@@ -1894,9 +1901,10 @@ static ds_status dsi_zero_gather_start(ds_zero *z, dsi_zero_param *p) {
     call.dtype = p->dtype;
     call.on_device = z->gpu;
     call.stream = z->fetching;
-    if (z->overlap ? ds_comm_start(comm, &call, &p->gather) : ds_comm_run(comm, &call))
-        return dsi_zero_failed_on(z, comm, "gather", p->name);
-    return DS_OK;
+    ds_comm_tag(comm, dsi_zero_tag(z, p));
+    status = z->overlap ? ds_comm_start(comm, &call, &p->gather) : ds_comm_run(comm, &call);
+    ds_comm_tag(comm, 0);
+    return status ? dsi_zero_failed_on(z, comm, "gather", p->name) : DS_OK;
 }
 
 static ds_status dsi_zero_catch_up(ds_zero *z, size_t count);
@@ -3421,8 +3429,11 @@ DS_API ds_status ds_zero_read(ds_zero *z, size_t index, int state, size_t begin,
         if (from >= to) continue;
         if (r == z->part && (status = dsi_zero_own_value(z, p, state, from, to - from, out + (from - begin))))
             return status;
-        if (z->parts > 1 && ds_comm_broadcast(z->comm, out + (from - begin), to - from, DS_F32, (int)r))
-            return dsi_zero_comm_failed(z, "read", p->name);
+        if (z->parts == 1) continue;
+        ds_comm_tag(z->comm, dsi_zero_tag(z, p) + (uint32_t)(state + 1) * 0x9E3779B1u + (uint32_t)from * 0x85EBCA6Bu);
+        status = ds_comm_broadcast(z->comm, out + (from - begin), to - from, DS_F32, (int)r);
+        ds_comm_tag(z->comm, 0);
+        if (status) return dsi_zero_comm_failed(z, "read", p->name);
     }
     return DS_OK;
 }
