@@ -481,7 +481,7 @@ DS_API ds_status ds_wire_monitor(const ds_config *config, ds_monitor_desc *desc,
 /* Bytes by class and tier that an engine of this descriptor will hold on this rank, before anything is allocated. `rank`
    and `world` need no communicator; desc->comm is not used. What the allocator then gives for training is this to the
    byte, while gradients come in the order of the pass before: one that comes before its bucket is open waits in a buffer of
-   its own, which desc->gradient_buffers can count in; at stage 3, while a pass has no more than four fetches for each
+   its own until the pass ends, or in one that desc->gradient_buffers counts in; at stage 3, while a pass has no more than four fetches for each
    parameter, holds no more at once than stage3_max_live_parameters + desc->largest_fetch elements, and, where that is not
    the whole model, releases first what it fetched last (of those with no fetch between their releases any): else gaps may be
    too short between what is held, which cannot move, and a parameter gets memory of its own (log id 3); a larger
@@ -887,11 +887,12 @@ typedef struct dsi_zero_param {
     /* gradient of this micro-batch */
     size_t bucket, piece; /* piece: first of (parts) entries in z->piece_offset */
     int given;
-    size_t after; /* stage 3: fetches before its last gradient */
-    char *stash;  /* a gradient that came before its bucket was open, in the wire type */
-    char *own;    /* memory for that, kept where no buffer was free */
-    char *lent;   /* memory that the model writes a gradient to, in the parameter's type */
-    void *ready;  /* on a GPU: an event, of the copy of the own part to its place */
+    size_t after;                /* stage 3: fetches before its last gradient */
+    char *stash;                 /* a gradient that came before its bucket was open, in the wire type */
+    char *own;                   /* memory for that until the pass ends, where no buffer was free */
+    struct dsi_zero_param *idle; /* the next one whose `own` is not in use */
+    char *lent;                  /* memory that the model writes a gradient to, in the parameter's type */
+    void *ready;                 /* on a GPU: an event, of the copy of the own part to its place */
 } dsi_zero_param;
 
 typedef struct dsi_zero_bucket {
@@ -1058,7 +1059,8 @@ struct ds_zero {
     bool trained, reordered; /* a training pass has ended; the buckets have its order */
     char **pool;             /* (2 n_train): stashes not in use */
     size_t n_pooled;
-    size_t n_stashes; /* made at create */
+    dsi_zero_param *idle; /* the first one whose `own` is not in use */
+    size_t n_stashes;     /* made at create */
 
     /* stage 3 */
     char *near, *quantized;                               /* the node's copy; buffers of quantized messages */
@@ -2066,21 +2068,43 @@ static size_t dsi_zero_own_bytes(const ds_zero *z, const dsi_zero_param *p) {
     return dsi_round_up(p->numel ? p->numel * DS_DTYPE_SIZE(z->wire) : 1, DSI_ZERO_ALIGN);
 }
 
-/* What waits for its bucket waits in a buffer that is free, else in one of its own size: where many wait, because one before
-   them does not come, that is no more than the whole gradient. */
+/* What waits for its bucket waits in a buffer that is free, else in one of its own size, which serves all of that size: where
+   many wait, because one before them does not come, that is no more than the whole gradient. */
 static ds_status dsi_zero_wait_take(ds_zero *z, dsi_zero_param *p) {
+    dsi_zero_param **link = &z->idle;
     if (p->stash) return DS_OK;
-    if (!p->own && z->n_pooled) return dsi_zero_stash_take(z, p, &p->stash);
-    if (!p->own) p->own = (char *)dsi_zero_get(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, dsi_zero_own_bytes(z, p));
-    p->stash = p->own;
+    while (*link && dsi_zero_own_bytes(z, *link) != dsi_zero_own_bytes(z, p)) link = &(*link)->idle;
+    if (*link) {
+        dsi_zero_param *from = *link;
+        *link = from->idle;
+        p->stash = from->own;
+        from->own = NULL;
+        p->own = p->stash;
+        return DS_OK;
+    }
+    if (z->n_pooled) return dsi_zero_stash_take(z, p, &p->stash);
+    p->stash = p->own = (char *)dsi_zero_get(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, dsi_zero_own_bytes(z, p));
     return p->own ? DS_OK
                   : dsi_zero_fail(z, DS_ERR_MEMORY, "parameter '%s': no memory for its gradient, %zu bytes", p->name,
                                   dsi_zero_own_bytes(z, p));
 }
 
 static void dsi_zero_wait_give(ds_zero *z, dsi_zero_param *p) {
-    if (p->stash == p->own) p->stash = NULL;
-    dsi_zero_stash_give(z, &p->stash);
+    if (!p->own || p->stash != p->own) {
+        dsi_zero_stash_give(z, &p->stash);
+        return;
+    }
+    p->stash = NULL;
+    p->idle = z->idle;
+    z->idle = p;
+}
+
+/* Such memory is beyond the plan, and the next pass has its buckets in this one's order. */
+static void dsi_zero_wait_end(ds_zero *z) {
+    for (; z->idle; z->idle = z->idle->idle) {
+        dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->idle->own, dsi_zero_own_bytes(z, z->idle));
+        z->idle->own = NULL;
+    }
 }
 
 /* With reduce_at_boundary whole gradients, in the buckets' layout; else the own parts, in shard space. */
@@ -2715,6 +2739,8 @@ DS_API ds_status ds_zero_end(ds_zero *z) {
     if (z->pass == DS_ZERO_TRAIN) {
         int64_t now;
         if ((status = dsi_zero_end_gradients(z))) return status;
+        if (z->idle) dsi_zero_sync(z, z->stream);
+        dsi_zero_wait_end(z);
         now = dsi_now(&z->clock);
         if (!z->t_gradient) z->t_gradient = now;
         z->ns_forward += z->t_gradient - z->t_begin;
@@ -5615,8 +5641,8 @@ DS_API void ds_zero_destroy(ds_zero *z) {
         if (p->slot && !p->external) *p->slot = NULL;
         dsi_zero_wait_give(z, p);
         dsi_zero_stash_give(z, &p->lent);
-        if (p->own) dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, p->own, dsi_zero_own_bytes(z, p));
     }
+    dsi_zero_wait_end(z);
     while (z->n_pooled)
         dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->pool[--z->n_pooled], dsi_zero_stash_bytes(z));
     dsi_zero_untable(z, z->pool, 2 * z->n_train + z->n_stashes, sizeof *z->pool);
