@@ -296,6 +296,8 @@ typedef struct ds_checkpoint_tensor {
 /* Declares this rank's part of a tensor; names are unique per rank, and over all ranks the parts of a tensor must cover
    it once. Name and shape are copied; the data must stay until commit returns. A failed add makes commit fail. */
 DS_API ds_status ds_checkpoint_add(ds_checkpoint_writer *writer, const ds_checkpoint_tensor *tensor);
+/* Whether a tensor may be called this: UTF-8, not empty, not __metadata__. Pure. */
+DS_API bool ds_checkpoint_good_name(const char *name);
 /* A named value in the manifest; rank 0's count (with node_local each node's local rank 0's). Keys are unique. Text is
    UTF-8, bytes are anything (kilobytes: they are kept as text; what is larger is better a tensor of DS_U8). */
 DS_API ds_status ds_checkpoint_set_text(ds_checkpoint_writer *writer, const char *key, const char *value);
@@ -2156,6 +2158,9 @@ static bool dsi_checkpoint_utf8(const char *text) {
     }
     return true;
 }
+DS_API bool ds_checkpoint_good_name(const char *name) {
+    return name && name[0] && dsi_checkpoint_utf8(name) && strcmp(name, "__metadata__") != 0;
+}
 static bool dsi_checkpoint_ends(const char *text, const char *end) {
     const size_t length = strlen(text), n = strlen(end);
     return length >= n && !strcmp(text + length - n, end);
@@ -2262,10 +2267,9 @@ static ds_status dsi_checkpoint_declare(const ds_allocator *a, dsi_checkpoint_li
                                         const ds_checkpoint_tensor *t, ds_error *error) {
     dsi_checkpoint_item *item;
     size_t numel = 0;
-    if (!t || !t->name || !t->name[0] || !dsi_checkpoint_utf8(t->name))
-        return dsi_fail(error, DS_ERR_ARGUMENT, "a tensor needs a name in UTF-8");
-    if (!strcmp(t->name, "__metadata__"))
-        return dsi_fail(error, DS_ERR_ARGUMENT, "a tensor cannot be called __metadata__");
+    if (!t || !ds_checkpoint_good_name(t->name))
+        return dsi_fail(error, DS_ERR_ARGUMENT, "a tensor cannot be called '%.200s'; expected a name in UTF-8",
+                        t && t->name ? t->name : "");
     if ((int)t->dtype < 0 || (int)t->dtype >= DS_DTYPE_COUNT || t->dims < 0 || t->dims > 8 || (t->dims && !t->shape))
         return dsi_fail(error, DS_ERR_ARGUMENT, "tensor '%.200s': dtype %d, %d dimensions", t->name, (int)t->dtype,
                         t->dims);

@@ -4306,12 +4306,24 @@ static ds_status dsi_zero_no_memory(ds_zero *z, ds_error *error, const char *wha
     return dsi_fail(error, DS_ERR_MEMORY, "rank %d: no memory for %s", z->rank, what);
 }
 
+/* A checkpoint has the states as optimizer.<state>.<name>, and an error is one line. */
+static bool dsi_zero_good_name(const char *name) {
+    if (!ds_checkpoint_good_name(name) || strncmp(name, "optimizer.", 10) == 0) return false;
+    while (*name && (unsigned char)*name >= 0x20 && *name != 0x7F) name++;
+    return !*name;
+}
+
 /* Copies and checks the parameters. */
 static ds_status dsi_zero_register(ds_zero *z, const ds_zero_desc *d, ds_error *error) {
     char *names;
     for (size_t i = 0; i < d->n_params; i++) {
         if (!d->params[i].name || !d->params[i].name[0])
             return dsi_fail(error, DS_ERR_ARGUMENT, "parameter %zu has no name", i);
+        if (!dsi_zero_good_name(d->params[i].name))
+            return dsi_fail(error, DS_ERR_ARGUMENT,
+                            "parameter %zu: its name is none for a checkpoint; expected UTF-8 without control "
+                            "characters, not __metadata__, not optimizer.*",
+                            i);
         z->names_bytes += strlen(d->params[i].name) + 1;
     }
     z->params = (dsi_zero_param *)dsi_zero_table(z, z->n_params, sizeof *z->params);
