@@ -580,7 +580,7 @@ typedef struct ds_optim_options {
 typedef struct ds_optim_report {
     ds_optim_skip skipped;
     size_t overflow_tensor;  /* first tensor whose gradient was not finite; SIZE_MAX: none */
-    double grad_norm;        /* unscaled, before clipping; 0 when unchecked */
+    double grad_norm;        /* unscaled, before clipping; infinity when skipped, 0 when unchecked */
     double clip_coefficient; /* 1: not clipped */
     double loss_scale;       /* that multiplied this step's loss */
 } ds_optim_report;
@@ -3653,7 +3653,8 @@ DS_API ds_status ds_optim_step(ds_optim *o, const ds_optim_io *io, const ds_opti
         r->grad_norm = dsi_optim_global_norm(o, io, (float)(1 / r->loss_scale), &r->overflow_tensor);
         if ((status = dsi_optim_agree(o, &r->grad_norm, &r->overflow_tensor)) != DS_OK) return status;
         r->clip_coefficient = ds_optim_clip_coefficient(r->grad_norm, p->max_norm);
-        if (!(r->grad_norm <= DBL_MAX)) r->skipped = DS_OPTIM_OVERFLOW, r->clip_coefficient = 1;
+        if (!(r->grad_norm <= DBL_MAX))
+            r->skipped = DS_OPTIM_OVERFLOW, r->clip_coefficient = 1, r->grad_norm = (double)INFINITY;
     }
     if (r->skipped) {
         const char *name = o->items[r->overflow_tensor].tensor.name;

@@ -432,7 +432,7 @@ typedef struct ds_zero_report {
     double loss;           /* mean of ds_zero_loss over micro-batches and ranks; NaN when none was given */
     double lr;             /* group 0, as used by this step */
     double momentum;       /* beta1 or momentum of group 0 */
-    double grad_norm;      /* before clipping, unscaled */
+    double grad_norm;      /* before clipping, unscaled; infinity when a gradient is not finite */
     double loss_scale;     /* that multiplied this step's losses */
     double next_loss_scale;
     bool skipped;          /* for overflow: parameters and states are as before */
@@ -3391,7 +3391,7 @@ DS_API ds_status ds_zero_step(ds_zero *z, ds_zero_report *report) {
     r.loss = total.loss_count ? loss / (double)total.loss_count : (double)NAN;
     r.stop = total.stop != 0;
     r.loss_scale = z->scaler.scale;
-    r.grad_norm = sqrt(total.squares) * inverse;
+    r.grad_norm = isfinite(total.squares) ? sqrt(total.squares) * inverse : (double)INFINITY;
     r.skipped = total.bad != INT64_MAX;
     bad = total.bad < (int64_t)z->n_params ? (size_t)total.bad : SIZE_MAX;
     culprit = bad == SIZE_MAX ? "(in another part of the model)" : z->params[bad].name;
