@@ -103,7 +103,7 @@ CONCEPTS
     of this. ratio: states of this part of the elements are offloaded, those of the others stay. fast_init: initial values
     go to disk through these buffers, many at once.
     Parameters on nvme are read through offload_param's buffer_count buffers of buffer_size elements, none larger or more
-    than needed; max_in_cpu elements of them stay in memory, and 1e9 is the default: give 0 to have all on disk.
+    than needed; max_in_cpu elements of them stay in memory (in whole aio.block_size), and 1e9 is the default: 0 has all on disk.
     What the files themselves take (bounce buffers, tables) is in the plan's host bytes.
 
 ON A GPU
@@ -531,7 +531,8 @@ DS_API ds_status ds_zero_grad(ds_zero *zero, size_t index, const void *gradient,
 DS_API ds_status ds_zero_grad_buffer(ds_zero *zero, size_t index, void **buffer);
 DS_API ds_status ds_zero_grad_ready(ds_zero *zero, size_t index, void *stream);
 
-/* The micro-batch's loss on this rank, not scaled; for the report and the monitor only. */
+/* The micro-batch's loss on this rank, not scaled; for the report and the monitor only. In its pass, or after the last one
+   and before the step; DS_ERR_STATE in a pass that does not train. */
 DS_API ds_status ds_zero_loss(ds_zero *zero, double loss);
 /* Asks all ranks to stop: the flag travels with the next step's overflow flag, so that every rank sees report.stop at
    the same step. May be called from a signal handler. */
@@ -2828,6 +2829,7 @@ DS_API double ds_zero_loss_scale(const ds_zero *z) {
 DS_API ds_status ds_zero_loss(ds_zero *z, double loss) {
     ds_status status = dsi_zero_alive(z);
     if (status) return status;
+    if (z->pass > DS_ZERO_TRAIN) return dsi_zero_fail(z, DS_ERR_STATE, "ds_zero_loss in a pass that does not train");
     z->losses[z->micro < z->accumulation ? z->micro : z->accumulation - 1] += loss;
     z->loss_count++;
     return DS_OK;
@@ -5918,8 +5920,11 @@ DS_API ds_status ds_zero_unclaimed(const ds_config *config, const char *const *e
                     "the configuration gives keys that nothing in this program acts on: %s; take them out", text);
 }
 
+static ds_status dsi_zero_wire_null(const char *name, const ds_config *c, ds_error *error) {
+    return dsi_fail(error, DS_ERR_ARGUMENT, "ds_wire_%s: %s is NULL", name, c ? "the descriptor" : "config");
+}
 DS_API ds_status ds_wire_comm(const ds_config *c, ds_comm_desc *desc, ds_error *error) {
-    (void)error;
+    if (!c || !desc) return dsi_zero_wire_null("comm", c, error);
     if (dsi_zero_given(c, "optimizer.params.comm_backend_name")) desc->backend = c->optimizer.params.comm_backend_name;
     desc->cuda_aware = c->optimizer.params.cuda_aware;
     desc->log.enabled = c->comms_logger.enabled;
@@ -5933,7 +5938,9 @@ DS_API ds_status ds_wire_comm(const ds_config *c, ds_comm_desc *desc, ds_error *
 
 DS_API ds_status ds_wire_optim(const ds_config *c, const ds_optim_table *client, ds_optim_desc *desc,
                                ds_optim_params *p, ds_error *error) {
-    const char *type = c->optimizer.type;
+    const char *type;
+    if (!c || !desc || !p) return dsi_zero_wire_null("optim", c, error);
+    type = c->optimizer.type;
     if (client) {
         desc->tables = client;
         desc->table_count = 1;
@@ -5998,6 +6005,7 @@ DS_API ds_status ds_wire_optim(const ds_config *c, const ds_optim_table *client,
 
 DS_API ds_status ds_wire_schedule(const ds_config *c, ds_schedule *s, ds_error *error) {
     ds_status status;
+    if (!c || !s) return dsi_zero_wire_null("schedule", c, error);
     memset(s, 0, sizeof *s);
     if (!c->scheduler.type) return DS_OK;
     if ((status = ds_schedule_default(c->scheduler.type, s, error))) return status;
@@ -6033,7 +6041,7 @@ DS_API ds_status ds_wire_schedule(const ds_config *c, ds_schedule *s, ds_error *
 }
 
 DS_API ds_status ds_wire_loss_scaler(const ds_config *c, ds_loss_scaler_params *p, ds_error *error) {
-    (void)error;
+    if (!c || !p) return dsi_zero_wire_null("loss_scaler", c, error);
     ds_loss_scaler_params_default(p);
     p->dynamic = c->fp16.loss_scale == 0.0;
     p->initial = p->dynamic ? ldexp(1.0, (int)c->fp16.initial_scale_power) : c->fp16.loss_scale;
@@ -6045,8 +6053,9 @@ DS_API ds_status ds_wire_loss_scaler(const ds_config *c, ds_loss_scaler_params *
 }
 
 DS_API ds_status ds_wire_offload(const ds_config *c, bool parameters, ds_offload_desc *d, ds_error *error) {
-    ds_config_device device =
-        parameters ? c->zero_optimization.offload_param.device : c->zero_optimization.offload_optimizer.device;
+    ds_config_device device;
+    if (!c || !d) return dsi_zero_wire_null("offload", c, error);
+    device = parameters ? c->zero_optimization.offload_param.device : c->zero_optimization.offload_optimizer.device;
     d->folder =
         parameters ? c->zero_optimization.offload_param.nvme_path : c->zero_optimization.offload_optimizer.nvme_path;
     d->pin_memory =
@@ -6063,8 +6072,9 @@ DS_API ds_status ds_wire_offload(const ds_config *c, bool parameters, ds_offload
 }
 
 DS_API ds_status ds_wire_checkpoint(const ds_config *c, ds_checkpoint_desc *d, ds_error *error) {
-    const char *tag = c->checkpoint.tag_validation;
-    (void)error;
+    const char *tag;
+    if (!c || !d) return dsi_zero_wire_null("checkpoint", c, error);
+    tag = c->checkpoint.tag_validation;
     d->tag_validation = !tag ? 0 : (tag[0] | 32) == 'i' ? 1 : (tag[0] | 32) == 'f' ? 2 : 0;
     d->node_local = c->checkpoint.use_node_local_storage;
     d->load_universal = c->checkpoint.load_universal;
@@ -6074,7 +6084,7 @@ DS_API ds_status ds_wire_checkpoint(const ds_config *c, ds_checkpoint_desc *d, d
 }
 
 DS_API ds_status ds_wire_monitor(const ds_config *c, ds_monitor_desc *d, ds_error *error) {
-    (void)error;
+    if (!c || !d) return dsi_zero_wire_null("monitor", c, error);
     d->tensorboard.enabled = c->tensorboard.enabled;
     d->tensorboard.output_path = c->tensorboard.output_path;
     d->tensorboard.job_name = c->tensorboard.job_name;
