@@ -1118,6 +1118,13 @@ struct ds_zero {
 
 // >>memory
 
+/* A failure names its rank first: this one, or the one that it names already. */
+static void dsi_zero_sign(ds_error *error, int rank) {
+    const ds_error said = *error;
+    if (strncmp(said.message, "rank ", 5) != 0)
+        snprintf(error->message, sizeof error->message, "rank %d: %.480s", rank, said.message);
+}
+
 static ds_status dsi_zero_fail(ds_zero *z, ds_status status, const char *format, ...) DSI_PRINTF(3, 4);
 static ds_status dsi_zero_fail(ds_zero *z, ds_status status, const char *format, ...) {
     va_list args;
@@ -1126,6 +1133,7 @@ static ds_status dsi_zero_fail(ds_zero *z, ds_status status, const char *format,
     z->error.status = status;
     dsi_vformat(z->error.message, sizeof z->error.message, format, args);
     va_end(args);
+    dsi_zero_sign(&z->error, z->rank);
     return status;
 }
 
@@ -1141,7 +1149,7 @@ static ds_status dsi_zero_die(ds_zero *z, ds_status status, const char *what, co
 
 static ds_status dsi_zero_failed_on(ds_zero *z, ds_comm *comm, const char *doing, const char *name) {
     char what[480];
-    snprintf(what, sizeof what, "rank %d: %s%s%.160s", z->rank, doing, name ? " of " : "", name ? name : "");
+    snprintf(what, sizeof what, "%s%s%.160s", doing, name ? " of " : "", name ? name : "");
     return dsi_zero_die(z, ds_comm_error(comm)->status, what, ds_comm_error(comm)->message);
 }
 
@@ -1468,7 +1476,7 @@ static void dsi_zero_first_order(ds_zero *z) {
 
 static ds_status dsi_zero_disk_failed(ds_zero *z, int store, ds_status status, const char *doing, const char *name) {
     char what[256];
-    snprintf(what, sizeof what, "rank %d: %s of '%.160s'", z->rank, doing, name);
+    snprintf(what, sizeof what, "%s of '%.160s'", doing, name);
     return dsi_zero_die(z, status, what, ds_offload_error(z->store[store])->message);
 }
 
@@ -2912,7 +2920,11 @@ static ds_status dsi_zero_span(ds_zero *z, dsi_zero_ballot *total) {
     ds_status status;
     if (z->model.size < 2) return DS_OK;
     status = z->model.exchange(z->model.ctx, total, z->spanned, sizeof *total);
-    if (status) return dsi_zero_die(z, status, "norm over the model's parts", "model_group.exchange failed");
+    if (status) {
+        char why[64];
+        snprintf(why, sizeof why, "model_group.exchange returned %d", (int)status);
+        return dsi_zero_die(z, status, "norm over the model's parts", why);
+    }
     total->squares = 0.0;
     for (int r = 0; r < z->model.size; r++) {
         total->squares += z->spanned[r].squares;
@@ -3475,7 +3487,7 @@ static ds_status dsi_zero_agree(ds_zero *z, ds_status status, const char *doing)
     if (ds_comm_all_gather(z->comm, &mine, all, sizeof mine, NULL, DS_U8)) return dsi_zero_comm_failed(z, doing, NULL);
     for (int r = 0; r < z->world; r++)
         if (all[r].status) {
-            if (r != z->rank) dsi_zero_fail(z, all[r].status, "rank %d: %.440s", r, all[r].message);
+            if (r != z->rank) dsi_zero_fail(z, all[r].status, "%s", all[r].message);
             return all[r].status;
         }
     return DS_OK;
@@ -4057,9 +4069,8 @@ DS_API ds_status ds_zero_load(ds_zero *z, const char *folder, const char *tag, c
     ds_checkpoint_close(c);
     if ((status = dsi_zero_agree(z, status, "load"))) {
         ds_error failed = z->error;
-        bool said = strncmp(failed.message, "load: ", 6) == 0;
         if (z->dead) return status;
-        dsi_zero_fail(z, status, "load: %s; the engine cannot go on", failed.message + (said ? 6 : 0));
+        dsi_zero_fail(z, status, "%s; the engine cannot go on", failed.message);
         z->dead = true; /* on all ranks, which have agreed on it: none needs to be told */
         return status;
     }
@@ -5565,7 +5576,7 @@ static ds_status dsi_zero_build(ds_zero *z, const ds_zero_desc *d, ds_error *err
     if (!status) status = dsi_zero_memory(z, d, true, error);
     if (!status && z->dead) status = dsi_fail(error, z->error.status, "%s", z->error.message);
     if (!status) status = dsi_zero_open_stores(z, d->config, error);
-    if (status) z->error = *error;
+    if (status) dsi_zero_fail(z, status, "%s", error->message);
     if (z->comm && (status = dsi_zero_agree(z, status, "create")))
         return dsi_fail(error, status, "%s", z->error.message);
     if (status) return status;
@@ -5631,6 +5642,7 @@ DS_API ds_status ds_zero_create_(const ds_zero_desc *desc, size_t desc_bytes, in
     if (!status && desc->config->dump_state && z->rank == 0 && z->logger.log)
         status = dsi_zero_dump(z, desc->config, error);
     if (status) {
+        if (DS_IS_ENVIRONMENT(status)) dsi_zero_sign(error, rank);
         ds_zero_destroy(z);
         return status;
     }

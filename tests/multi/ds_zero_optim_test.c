@@ -648,12 +648,14 @@ static void own_fails(void) {
                 for (int r = 0; r < world; r++) pthread_join(threads[r], NULL);
                 for (int r = 0; r < world; r++) {
                     int first = rows[k].at - 1 + (r == bad ? 0 : rows[k].finds);
+                    char begin[64];
                     for (int i = 0; i < 6; i++) /* the first error stays */
                         CHECK_EQ(a[r].status[i], i < first ? DS_OK : r == bad ? DS_ERR_NUMERIC : DS_ERR_PEER);
                     CHECK_HAS(a[r].message, "ds_optim_apply: table \"Own\" failed on ");
                     CHECK_HAS(a[r].message, rows[k].tensor);
                     CHECK_HAS(a[r].message, "the engine cannot go on");
-                    CHECK((strncmp(a[r].message, "optimizer step: ", 16) == 0) == (r == bad));
+                    snprintf(begin, sizeof begin, "rank %d: optimizer step: ", r);
+                    CHECK((strncmp(a[r].message, begin, strlen(begin)) == 0) == (r == bad));
                     CHECK(!a[r].leaked);
                 }
             }

@@ -222,6 +222,7 @@ static void misuse(int stage) {
         OK(ds_zero_begin(z, DS_ZERO_EVALUATE)); /* between micro-batches and the step */
         OK(ds_zero_fetch(z, 2, NULL));
         BAD(ds_zero_grad(z, 2, gradient, NULL), DS_ERR_STATE, "'gamma' in a pass that does not train");
+        BAD(ds_zero_loss(z, 100.0), DS_ERR_STATE, "ds_zero_loss in a pass that does not train");
         OK(ds_zero_release(z, 2));
         OK(ds_zero_end(z));
         OK(ds_zero_step(z, &report));
@@ -1070,6 +1071,10 @@ static void refusals(void) {
         d.n_params = N;
         WRONG(params[1].name = NULL, 0, 1, "parameter 1 has no name");
         WRONG(params[2].name = "", 0, 1, "parameter 2 has no name");
+        WRONG(params[2].name = "\xff", 0, 1, "parameter 2: its name is none for a checkpoint");
+        WRONG(params[2].name = "a\nb", 0, 1, "parameter 2: its name");
+        WRONG(params[2].name = "__metadata__", 0, 1, "parameter 2: its name");
+        WRONG(params[2].name = "optimizer.exp_avg.alpha", 0, 1, "parameter 2: its name");
         WRONG(params[1].dims = -1, 0, 1, "'beta': -1 dimensions");
         WRONG(params[1].dims = DS_ZERO_MAX_DIMS + 1, 0, 1, "'beta': 9 dimensions, at most 8");
         d.model_group.size = 2;
@@ -1348,8 +1353,8 @@ static void corners(void) {
                 snprintf(file, sizeof file, "%s/all.safetensors", folder);
                 snprintf(zero, sizeof zero,
                          "\"stage\": %d, \"stage3_param_persistence_threshold\": 0, "
-                         "\"stage3_gather_16bit_weights_on_model_save\": true",
-                         stage);
+                         "\"stage3_gather_%s_weights_on_model_save\": true",
+                         stage, stage == 3 ? "fp16" : "16bit");
                 c = config_with(zero, "\"bf16\": {\"enabled\": true},");
                 memset(&d, 0, sizeof d);
                 describe(params, DS_BF16);
@@ -1437,7 +1442,8 @@ static void corners(void) {
             micro_batch(z, gradient);
             micro_batch(z, gradient);
             if (kind == 0) {
-                BAD(ds_zero_step(z, &r), DS_ERR_PEER, "norm over the model's parts: model_group.exchange failed");
+                BAD(ds_zero_step(z, &r), DS_ERR_PEER,
+                    "rank 0: norm over the model's parts: model_group.exchange returned -25");
                 CHECK(ds_zero_begin(z, DS_ZERO_TRAIN) == DS_ERR_PEER); /* dead */
             } else {
                 OK(ds_zero_step(z, &r));
@@ -2045,9 +2051,19 @@ static void wiring(void) {
         ds_loss_scaler_params scale;
         ds_offload_desc offload;
         ds_schedule schedule;
+        ds_error error;
         memset(&comm, 0, sizeof comm);
         memset(&checkpoint, 0, sizeof checkpoint);
         memset(&offload, 0, sizeof offload);
+        CHECK(ds_wire_comm(c, NULL, &error) == DS_ERR_ARGUMENT);
+        CHECK_STR(error.message, "ds_wire_comm: the descriptor is NULL");
+        CHECK(ds_wire_optim(NULL, NULL, NULL, NULL, &error) == DS_ERR_ARGUMENT);
+        CHECK_STR(error.message, "ds_wire_optim: config is NULL");
+        CHECK(ds_wire_schedule(NULL, &schedule, NULL) == DS_ERR_ARGUMENT);
+        CHECK(ds_wire_loss_scaler(NULL, &scale, NULL) == DS_ERR_ARGUMENT);
+        CHECK(ds_wire_offload(NULL, true, &offload, NULL) == DS_ERR_ARGUMENT);
+        CHECK(ds_wire_checkpoint(NULL, &checkpoint, NULL) == DS_ERR_ARGUMENT);
+        CHECK(ds_wire_monitor(NULL, NULL, NULL) == DS_ERR_ARGUMENT);
         OK(ds_wire_comm(c, &comm, NULL));
         CHECK(comm.backend && strcmp(comm.backend, "mpi") == 0 && comm.cuda_aware);
         OK(ds_wire_checkpoint(c, &checkpoint, NULL));
