@@ -7,7 +7,7 @@
    The first part is the trainer, with the hooks that such programs have: before and after a layer runs, when a gradient is
    whole, when an optimizer step is due. The second part is all that ds needs: a list of the trainer's tensors and six
    functions on those hooks. At stages 0 to 2 the weights stay in the trainer's own memory and are updated in place. At
-   stage 3 the trainer's `values` pointers are the slots: they are set before a layer runs and cleared after it. */
+   stage 3 the trainer's `values` pointers are set before a layer runs and cleared after it. */
 #define DS_IMPLEMENTATION /* or in a file of its own */
 #include "ds_zero.h"
 #include <math.h>
@@ -29,8 +29,8 @@ enum { LAYERS = 4, WIDTH = 32, POINTS = 16 };
 typedef struct trainer trainer;
 struct trainer {
     matrix layer[LAYERS];
-    double learning_rate, loss;
-    int worker; /* which part of the data this process draws */
+    double learning_rate, loss, loss_scale; /* the backward pass is that of the loss times the scale */
+    int worker;                             /* which part of the data this process draws */
     int steps, micro_batches;
     /* hooks; each may be NULL, and false stops the training */
     void *hook_ctx;
@@ -51,7 +51,7 @@ static void trainer_init(trainer *t) {
     static const char *const names[LAYERS] = {"layer0", "layer1", "layer2", "layer3"};
     unsigned seed = 7;
     memset(t, 0, sizeof *t);
-    t->steps = 200, t->micro_batches = 1, t->learning_rate = 0.05;
+    t->steps = 200, t->micro_batches = 1, t->learning_rate = 0.05, t->loss_scale = 1;
     for (int l = 0; l < LAYERS; l++) {
         matrix *w = &t->layer[l];
         w->name = names[l], w->rows = w->cols = WIDTH;
@@ -87,7 +87,7 @@ static bool micro_batch(trainer *t, unsigned *seed) {
         for (int i = 0; i < WIDTH; i++) {
             float off = a[LAYERS][b][i] - a[0][b][WIDTH - 1 - i];
             t->loss += off * off / (POINTS * WIDTH);
-            d[b][i] = 2 * off / (POINTS * WIDTH);
+            d[b][i] = 2 * off / (POINTS * WIDTH) * (float)t->loss_scale;
         }
     for (int l = LAYERS - 1; l >= 0; l--) {
         matrix *w = &t->layer[l];
@@ -133,16 +133,25 @@ typedef struct engine {
     ds_comm *comm;
     ds_zero *zero;
     ds_zero_report report;
+    void *weights[LAYERS]; /* the slots */
 } engine;
 
 static bool on_begin(trainer *t) {
-    return !ds_zero_begin(((engine *)t->hook_ctx)->zero, DS_ZERO_TRAIN);
+    engine *e = (engine *)t->hook_ctx;
+    t->loss_scale = ds_zero_loss_scale(e->zero); /* 1 but for fp16 */
+    return !ds_zero_begin(e->zero, DS_ZERO_TRAIN);
 }
 static bool on_before_layer(trainer *t, int layer) {
-    return !ds_zero_fetch(((engine *)t->hook_ctx)->zero, (size_t)layer, NULL);
+    engine *e = (engine *)t->hook_ctx;
+    ds_status status = ds_zero_fetch(e->zero, (size_t)layer, NULL);
+    t->layer[layer].values = (float *)e->weights[layer];
+    return !status;
 }
 static bool on_after_layer(trainer *t, int layer) {
-    return !ds_zero_release(((engine *)t->hook_ctx)->zero, (size_t)layer);
+    engine *e = (engine *)t->hook_ctx;
+    ds_status status = ds_zero_release(e->zero, (size_t)layer);
+    t->layer[layer].values = (float *)e->weights[layer];
+    return !status;
 }
 static bool on_gradient(trainer *t, int layer) {
     return !ds_zero_grad(((engine *)t->hook_ctx)->zero, (size_t)layer, t->layer[layer].gradient, NULL);
@@ -179,7 +188,7 @@ static ds_status attach(engine *e, trainer *t, const char *path, ds_error *error
         params[l].shape[0] = t->layer[l].rows;
         params[l].shape[1] = t->layer[l].cols;
         params[l].data = t->layer[l].values;
-        params[l].slot = (void **)&t->layer[l].values;
+        params[l].slot = &e->weights[l];
     }
     desc.config = e->config;
     desc.comm = e->comm;

@@ -13,6 +13,11 @@ for program in train_spirals wrap_trainer; do
         check $? "$program at stage $stage prints what it prints at stage 0" "$program.$stage"
     done
 done
+sed 's/^{/{ "fp16": { "enabled": true },/' configs/wrap_trainer.json >fp16.json
+timeout 120 "$B/ds" run -n 2 -- "$B/wrap_trainer" fp16.json >fp16 2>err </dev/null
+awk 'NR == FNR {loss[$2] = $4; next} {bad += ($4 - loss[$2]) ^ 2 > 1e-8; n++} END {exit !(n == 4 && !bad)}' \
+    wrap_trainer.3 fp16
+check $? 'wrap_trainer multiplies its loss by the scale of fp16' fp16 err
 right=$(awk '$1 == "right" {print $2}' train_spirals.3)
 [[ ${right:-0} -ge 1000 ]]
 check $? "three spirals: ${right:-0} right of 1024"
