@@ -15,7 +15,10 @@ static const char *const settings[] = {
     "\"stage\": 1",
     "\"stage\": 2, \"overlap_comm\": true, \"reduce_bucket_size\": 6000",
     "\"stage\": 3, \"stage3_param_persistence_threshold\": 0",
+    "\"stage\": 1, \"offload_optimizer\": {\"device\": \"cpu\"}",
     "\"stage\": 2, \"offload_optimizer\": {\"device\": \"cpu\"}",
+    "\"stage\": 3, \"stage3_param_persistence_threshold\": 0, \"offload_optimizer\": {\"device\": \"cpu\"}, "
+    "\"offload_param\": {\"device\": \"cpu\"}",
     "\"stage\": 3, \"stage3_param_persistence_threshold\": 0, \"sub_group_size\": 2048, \"offload_optimizer\": "
     "{\"device\": \"nvme\", \"nvme_path\": \"%s\", \"pipeline_read\": true, \"pipeline_write\": true}, "
     "\"offload_param\": {\"device\": \"nvme\", \"nvme_path\": \"%s\"}",

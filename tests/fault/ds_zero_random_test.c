@@ -53,6 +53,7 @@ static const char *const zeros[] = {
     "\"stage\": 0",
     "\"stage\": 1, \"reduce_bucket_size\": 2000",
     "\"stage\": 2, \"overlap_comm\": true, \"reduce_bucket_size\": 3000",
+    "\"stage\": 2, \"overlap_comm\": false, \"reduce_bucket_size\": 1",
     "\"stage\": 3, \"stage3_param_persistence_threshold\": 0, \"stage3_max_live_parameters\": 4000, "
     "\"stage3_prefetch_bucket_size\": 3500",
     "\"stage\": 3, \"stage3_param_persistence_threshold\": 100, \"stage3_max_live_parameters\": 0, "
@@ -142,6 +143,7 @@ static void *walk(void *arg) {
     ds_zero *z = engine(w, zero, w->comm, slots, &config, &error);
     ds_zero *plain = z ? engine(w, zeros[0], w->plain_comm, plain_slots, &plain_config, &error) : NULL;
     bool partial = strstr(zero, "\"stage\": 3") != NULL;
+    bool own_order = !partial && test_random(&random) % 2; /* of the gradients, on each rank */
     state m;
     int op = -1;
     size_t i = 0;
@@ -157,6 +159,7 @@ static void *walk(void *arg) {
         op = (int)(test_random(&random) % 12);
         i = test_random(&random) % N;
         if (turn >= 400 || (turn & 16 && test_random(&random) % 4)) op = tidy(&m, &i);
+        if (own_order && op >= 7 && op <= 10) op = 8, i = (i + (size_t)w->rank) % N;
         train = m.pass == DS_ZERO_TRAIN;
         whole = !partial || sizes[i] == 0 || (strstr(zero, "threshold\": 100") && sizes[i] <= 100);
         if (op == 0) {
