@@ -515,6 +515,8 @@ DS_API ds_status ds_zero_end(ds_zero *zero);
    ds.gather_in_background waits for what the last step sent of this parameter, as it does of one that stays whole at stage
    3. [cfg: ds.gather_in_background] */
 DS_API ds_status ds_zero_fetch(ds_zero *zero, size_t index, void *stream);
+/* The last release of a parameter that is not kept whole sets its slot to NULL. A copy of that pointer may not be used any
+   more, which a build with AddressSanitizer reports. DS_ERR_STATE when it is not fetched. */
 DS_API ds_status ds_zero_release(ds_zero *zero, size_t index);
 
 /* Multiply the loss by this before the backward pass: 1 but for fp16, where it is the loss scale over
@@ -824,6 +826,19 @@ DSI_FN dsi_pool *dsi_pool_create(const ds_allocator *allocator, unsigned workers
 #endif
 /*== end of ds block: threads ==*/
 #include <math.h>
+#if defined(__SANITIZE_ADDRESS__)
+#define DSI_ZERO_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define DSI_ZERO_ASAN 1
+#endif
+#endif
+#ifndef DSI_ZERO_ASAN
+#define DSI_ZERO_ASAN 0
+#endif
+#if DSI_ZERO_ASAN
+#include <sanitizer/asan_interface.h>
+#endif
 
 // >>structs
 
@@ -1705,6 +1720,19 @@ static size_t dsi_zero_room(const dsi_zero_param *p) {
     return dsi_round_up(p->numel * p->bytes_each, DSI_ZERO_ALIGN);
 }
 
+/* Whether the model may touch memory; where it may not, AddressSanitizer reports it. */
+static void dsi_zero_guard(const ds_zero *z, const void *memory, size_t bytes, bool allowed) {
+#if DSI_ZERO_ASAN
+    if (z->gpu || !memory) return;
+    if (allowed)
+        __asan_unpoison_memory_region(memory, bytes);
+    else
+        __asan_poison_memory_region(memory, bytes);
+#else
+    (void)z, (void)memory, (void)bytes, (void)allowed;
+#endif
+}
+
 /* A place in the arena: a parameter's own, or the first gap in [begin, end) between those that stand there, which are kept in
    order of address. */
 static bool dsi_zero_arena_take(ds_zero *z, dsi_zero_param *p, size_t begin, size_t end) {
@@ -1721,6 +1749,7 @@ static bool dsi_zero_arena_take(ds_zero *z, dsi_zero_param *p, size_t begin, siz
     z->blocks[i] = (uint32_t)(p - z->params);
     z->n_blocks++;
     p->full = z->arena + at;
+    dsi_zero_guard(z, p->full, need, true);
     return true;
 }
 
@@ -1743,9 +1772,10 @@ static void dsi_zero_arena_note(ds_zero *z, const dsi_zero_param *p) {
 
 static void dsi_zero_arena_drop(ds_zero *z, dsi_zero_param *p) {
     dsi_zero_follow(z, z->caller, z->fetching); /* what the model has ordered may still read it */
-    if (p->loose)
+    if (p->loose) {
+        dsi_zero_guard(z, p->full, dsi_zero_room(p), true);
         dsi_zero_put(z, DS_ZERO_GATHERED, DS_ZERO_DEVICE, p->full, dsi_zero_room(p));
-    else {
+    } else {
         size_t i = 0;
         while (&z->params[z->blocks[i]] != p) i++;
         z->n_blocks--;
@@ -2694,6 +2724,7 @@ DS_API ds_status ds_zero_fetch(ds_zero *z, size_t index, void *stream) {
         if (status) return status;
     }
     p->fetches++;
+    dsi_zero_guard(z, p->full, dsi_zero_room(p), true);
     if (p->slot) *p->slot = p->full;
     if (z->gpu) dsi_zero_said(z, z->device.event_wait(z->device.ctx, p->ready, stream), "order");
     return dsi_zero_ended(z, dsi_zero_prefetch(z));
@@ -2706,6 +2737,7 @@ DS_API ds_status ds_zero_release(ds_zero *z, size_t index) {
     if (p->fetches == 0) return dsi_zero_fail(z, DS_ERR_STATE, "release of '%s', which is not fetched", p->name);
     if (--p->fetches > 0 || p->whole) return DS_OK;
     if (p->slot) *p->slot = NULL;
+    dsi_zero_guard(z, p->full, dsi_zero_room(p), false);
     if (z->live_elements > z->max_live || dsi_zero_next_use(z, p) > z->max_reuse) dsi_zero_arena_drop(z, p);
     return dsi_zero_ended(z, DS_OK);
 }
@@ -5663,6 +5695,7 @@ DS_API void ds_zero_destroy(ds_zero *z) {
     ds_comm_destroy(z->node);
     for (size_t i = 0; i < z->n_params && z->params; i++) {
         dsi_zero_param *p = &z->params[i];
+        dsi_zero_guard(z, p->loose ? p->full : NULL, dsi_zero_room(p), true);
         if (p->loose) dsi_zero_put(z, DS_ZERO_GATHERED, DS_ZERO_DEVICE, p->full, dsi_zero_room(p));
         if (p->slot && !p->external) *p->slot = NULL;
         dsi_zero_wait_give(z, p);
@@ -5687,6 +5720,7 @@ DS_API void ds_zero_destroy(ds_zero *z) {
     dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->swap, z->swap_bytes);
     dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_HOST, z->pool_memory, z->n_pool * z->pool_bytes);
     dsi_zero_untable(z, z->pool_buffers, z->n_pool, sizeof *z->pool_buffers);
+    dsi_zero_guard(z, z->arena, z->arena_bytes, true);
     dsi_zero_put(z, DS_ZERO_GATHERED, DS_ZERO_DEVICE, z->arena, z->arena_bytes);
     dsi_zero_put(z, DS_ZERO_BUCKETS, DS_ZERO_DEVICE, z->gather_pack, z->gather_pack_elements * 4);
     dsi_zero_put(z, DS_ZERO_PARAMS, DS_ZERO_DEVICE, z->near, z->near_bytes);
@@ -6106,6 +6140,7 @@ DS_API ds_status ds_wire_monitor(const ds_config *c, ds_monitor_desc *d, ds_erro
     return DS_OK;
 }
 
+#undef DSI_ZERO_ASAN
 #undef DSI_ZERO_HASH
 #undef DSI_ZERO_ALIGN
 #undef DSI_ZERO_HUGE

@@ -2120,11 +2120,68 @@ static void wiring(void) {
     }
 }
 
+/* Whether another process that reads a byte there is stopped. */
+static bool stops(const void *at) {
+    int status = 0;
+    pid_t child;
+    fflush(stdout);
+    if ((child = fork()) == 0) {
+        volatile char byte;
+        if (!freopen("/dev/null", "w", stderr)) _exit(0);
+        byte = *(const volatile char *)at;
+        (void)byte;
+        _exit(0);
+    }
+    return waitpid(child, &status, 0) == child && status != 0;
+}
+
+/* With AddressSanitizer what was released is out of bounds: kept for the next fetch or not, in the arena or beside it. */
+static void after_release(void) {
+    static const char *const rows[] = {"", ", \"stage3_max_reuse_distance\": 0", ", \"stage3_max_live_parameters\": 0"};
+#ifdef __SANITIZE_ADDRESS__
+    const bool guarded = true;
+#else
+    const bool guarded = false;
+#endif
+    for (size_t k = 0; k < 3; k++) TEST(stage 3 : a pointer that was kept after its release) {
+            ds_zero_param params[N];
+            char zero[160];
+            ds_config *c;
+            ds_zero *z;
+            void *kept[N];
+            snprintf(zero, sizeof zero, "\"stage\": 3, \"stage3_param_persistence_threshold\": 0%s", rows[k]);
+            c = config_with(zero, "");
+            describe(params, DS_F32);
+            z = engine(c, params, NULL);
+            for (int pass = 0; pass < 2; pass++) {
+                OK(ds_zero_begin(z, DS_ZERO_EVALUATE));
+                for (size_t i = 0; i < N; i++) {
+                    OK(ds_zero_fetch(z, i, NULL));
+                    kept[i] = slots[i];
+                    CHECK(kept[i] && !stops(kept[i]));
+                }
+                for (size_t i = N; i-- > 0;) {
+                    OK(ds_zero_fetch(z, i, NULL));
+                    OK(ds_zero_release(z, i));
+                    CHECK(!stops(kept[i])); /* once more is it held */
+                    OK(ds_zero_release(z, i));
+                    CHECK(slots[i] == NULL);
+                    if (guarded || (kept[i] >= (void *)z->arena && kept[i] < (void *)(z->arena + z->arena_bytes)))
+                        CHECK(stops(kept[i]) == guarded);
+                }
+                OK(ds_zero_end(z));
+            }
+            ds_zero_destroy(z);
+            ds_config_free(c);
+        }
+}
+
 int main(int argc, char **argv) {
     test_begin(argc, argv);
     for (int i = 0; i < NUMEL; i++) gradient[i] = (float)(i % 13) * 0.01f - 0.05f;
     for (int stage = 0; stage < 4; stage++) misuse(stage);
     long_generation();
+    after_release();
     create_errors();
     numbers();
     telling();
