@@ -83,9 +83,11 @@ CONCEPTS
     Traces. The order of fetches is recorded per kind of pass; at stage 3 what comes next is fetched ahead within
     stage3_prefetch_bucket_size. Another order than last time is no error: it loses the prefetch until the next pass.
     A gradient that does not come counts as zero, on whichever ranks (an expert that a rank's batch did not use).
-    At stage 3 gathers and reductions are one sequence of calls, so all ranks fetch in one order, and give what they give of
-    a gradient between the same fetches: before a reduction they vote, and a rank that comes to the next fetch without a
-    gradient that others have is taken to leave it out. A vote is a byte of each rank, which the stats do not count.
+    At stage 3 gathers and reductions are one sequence of calls, so all ranks fetch in one order (DS_ERR_PEER names the
+    parameter where one does not), and give what they give of a gradient between the same fetches: before a reduction they
+    vote, and a rank that comes to the next fetch without a gradient that others have is taken to leave it out. They vote at
+    fetches: a backward pass without any hides less of its reductions. A vote is a byte of each rank, which the stats do
+    not count.
     What comes behind one that is left out on all ranks (before stage 3: on one) waits for the end of the micro-batch in
     memory beyond the plan, at most that of the whole gradient.
     Tiers. Without a GPU "device" is an account in host memory: offload_optimizer and offload_param move what they name
