@@ -35,6 +35,38 @@ static void one_result(const char *precision, const char *const *zeros, size_t n
             }
 }
 
+/* The same of every bucket size with every way to overlap, offload to host memory and number of threads. */
+static void crossed(const char *precision) {
+    static outcome out[MAX_WORLD], expected;
+    static const int buckets[] = {500000000, 4000, 1};
+    for (int world = 1; world <= 4; world++)
+        for (int accumulation = 1; accumulation <= 3; accumulation += 2) {
+            setting s = setting_of(world, 0, accumulation, 2, precision);
+            reference(&s, &expected);
+            for (s.stage = 0; s.stage < 4; s.stage++) {
+                char name[128];
+                snprintf(name, sizeof name, "crossed: %s world %d accumulation %d stage %d", precision, world,
+                         accumulation, s.stage);
+                TEST_NAMED(name) for (int k = 0; k < 3 * 8; k++) {
+                    char zero[400];
+                    const bool overlap = k & 1, offload = k & 2;
+                    if (offload && s.stage == 0) continue;
+                    s.workers = k & 4 ? 3 : 0;
+                    snprintf(zero, sizeof zero,
+                             ", \"overlap_comm\": %s, \"reduce_bucket_size\": %d, "
+                             "\"stage3_param_persistence_threshold\": 0%s",
+                             overlap ? "true" : "false", buckets[k / 8],
+                             offload ? ", \"offload_optimizer\": {\"device\": \"cpu\"}" : "");
+                    s.zero = zero;
+                    run(&s, out);
+                    for (int r = 0; r < world; r++)
+                        if (!CHECK(out[r].message[0] == 0 && same(&out[r], &expected) && as_planned(&out[r])))
+                            printf("  rank %d, workers %u%s: %s\n", r, s.workers, zero, out[r].message);
+                }
+            }
+        }
+}
+
 /* Gradients are rounded to the type they travel in and to the one they are summed in, at every stage, with one micro-batch
    as with several: the same bits whatever the two types are. */
 static void types(void) {
@@ -144,7 +176,7 @@ static void offload(const char *precision) {
         "\"build\", "
         "\"pipeline_write\": true}, \"sub_group_size\": 4096",
     };
-    for (int world = 1; world < 4; world++)
+    for (int world = 1; world <= 4; world++)
         for (int accumulation = 1; accumulation < 3; accumulation++) {
             setting s = setting_of(world, 3, accumulation, 3, precision);
             s.tied = accumulation == 2;
@@ -289,11 +321,15 @@ int main(int argc, char **argv) {
     test_begin(argc, argv);
     one_result("fp32", zeros, 4);
     one_result("bf16", zeros, 4);
-    one_result("fp16", zeros, 2);
+    one_result("fp16", zeros, 4);
+    crossed("fp32");
+    crossed("bf16");
+    crossed("fp16");
     types();
     keys();
     paper();
     offload("fp32");
     offload("bf16");
+    offload("fp16");
     return test_end();
 }
