@@ -2268,7 +2268,8 @@ static ds_status dsi_checkpoint_declare(const ds_allocator *a, dsi_checkpoint_li
     dsi_checkpoint_item *item;
     size_t numel = 0;
     if (!t || !ds_checkpoint_good_name(t->name))
-        return dsi_fail(error, DS_ERR_ARGUMENT, "a tensor cannot be called '%.200s'; expected a name in UTF-8",
+        return dsi_fail(error, DS_ERR_ARGUMENT,
+                        "a tensor cannot be called '%.200s'; expected a name in UTF-8, not __metadata__",
                         t && t->name ? t->name : "");
     if ((int)t->dtype < 0 || (int)t->dtype >= DS_DTYPE_COUNT || t->dims < 0 || t->dims > 8 || (t->dims && !t->shape))
         return dsi_fail(error, DS_ERR_ARGUMENT, "tensor '%.200s': dtype %d, %d dimensions", t->name, (int)t->dtype,

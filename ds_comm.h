@@ -504,7 +504,8 @@ DS_API ds_status ds_comm_test(ds_comm *comm, ds_comm_handle handle, bool *done);
 /* A call as ds_comm_start takes it, blocking. */
 DS_API ds_status ds_comm_run(ds_comm *comm, const ds_comm_call *call);
 /* What this rank's next calls are about, say the number of a tensor, until the next ds_comm_tag; at first 0. It is compared
-   as counts and types are: calls of one shape in another order are DS_ERR_PEER, not another tensor's bytes. */
+   as counts and types are: calls of one shape in another order are DS_ERR_PEER, not another tensor's bytes. Thread
+   safety: as the calls. */
 DS_API void ds_comm_tag(ds_comm *comm, uint32_t tag);
 
 /* A sum for ds_comm_transport.sum. Counts are elements; in may be out (reduce_scatter: the own part of in). */

@@ -352,7 +352,7 @@ typedef struct ds_zero ds_zero; /* an engine; opaque, never moves */
    must outlive the engine. All ranks give the same list but for the pointers slot, data, init and ctx; a parameter has data
    on all of them or on none. */
 typedef struct ds_zero_param {
-    const char *name;               /* unique, UTF-8; in messages and checkpoints */
+    const char *name; /* unique, UTF-8 without control characters, not __metadata__ or optimizer.*; as in checkpoints */
     size_t shape[DS_ZERO_MAX_DIMS]; /* row-major; its product is the number of elements, 0 is allowed */
     int dims;                       /* 0: a scalar */
     ds_dtype dtype;    /* what the model computes with: ds_zero_model_dtype(config), or DS_F32 to stay in fp32 */
@@ -483,8 +483,9 @@ DS_API ds_status ds_wire_monitor(const ds_config *config, ds_monitor_desc *desc,
 /* Bytes by class and tier that an engine of this descriptor will hold on this rank, before anything is allocated. `rank`
    and `world` need no communicator; desc->comm is not used. What the allocator then gives for training is this to the
    byte, while gradients come in the order of the pass before: one that comes before its bucket is open waits in a buffer of
-   its own until the pass ends, or in one that desc->gradient_buffers counts in; at stage 3, while a pass has no more than four fetches for each
-   parameter, holds no more at once than stage3_max_live_parameters + desc->largest_fetch elements, and, where that is not
+   its own until the pass ends, or in one that desc->gradient_buffers counts in; at stage 3, while a pass has no more than
+   four fetches for each parameter, holds no more at once than stage3_max_live_parameters + desc->largest_fetch elements,
+   and, where that is not
    the whole model, releases first what it fetched last (of those with no fetch between their releases any): else gaps may be
    too short between what is held, which cannot move, and a parameter gets memory of its own (log id 3); a larger
    largest_fetch prevents that. Saving and loading take more for their time. Errors: as
